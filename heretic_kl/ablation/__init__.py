@@ -1,0 +1,40 @@
+"""What an edit is: directions, weight kernel, operator, plan. Torch only.
+
+Dimensions: L layers, D residual width, F input width of a site, R rank.
+"""
+
+from heretic_kl.ablation.direction import (
+    Directions,
+    ResidualMean,
+    difference_of_means,
+    winsorize,
+)
+from heretic_kl.ablation.kernel import WeightKernel
+from heretic_kl.ablation.operator import NormMode, Operator, ablation_operator
+from heretic_kl.ablation.plan import (
+    Component,
+    EditParameters,
+    Plan,
+    SiteFacts,
+    SiteKey,
+    build_plan,
+    lowest_edited_layer,
+)
+
+__all__ = [
+    "Component",
+    "Directions",
+    "EditParameters",
+    "NormMode",
+    "Operator",
+    "Plan",
+    "ResidualMean",
+    "SiteFacts",
+    "SiteKey",
+    "WeightKernel",
+    "ablation_operator",
+    "build_plan",
+    "difference_of_means",
+    "lowest_edited_layer",
+    "winsorize",
+]

@@ -1,0 +1,101 @@
+"""From the numbers of a trial to an operator for every site. Knows nothing about modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from heretic_kl.ablation.direction import Directions
+from heretic_kl.ablation.kernel import WeightKernel
+from heretic_kl.ablation.operator import NormMode, Operator, ablation_operator
+
+Component = Literal["attention", "mlp"]
+
+
+class SiteKey(NamedTuple):
+    """Names a site: a module whose output is added to the residual stream."""
+
+    layer: int
+    component: Component
+    path: str
+    """Dotted path of the module inside the model."""
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """What building an operator needs to know of a site; read when asked for, not kept."""
+
+    weight: Callable[[], Tensor]
+    """() -> (D, F), rows write to the residual stream."""
+    bias: Callable[[], Tensor | None]
+    """() -> (D,) or None."""
+    gain: Tensor | None = None
+    """(D,) gain of a root-mean-square norm between the site and the stream; None: no norm."""
+
+
+@dataclass(frozen=True)
+class EditParameters:
+    """One edit, as numbers: everything a trial varies."""
+
+    direction_position: float | None
+    """One global direction at this fractional layer; None: each layer uses its own."""
+    kernels: Mapping[Component, WeightKernel]
+    """A component that is missing is not edited."""
+    norm: NormMode = "none"
+
+
+Plan = Mapping[SiteKey, Operator]
+"""The operators of one candidate; a site that is missing is left alone."""
+
+
+def build_plan(
+    parameters: EditParameters,
+    directions: Directions,
+    sites: Mapping[SiteKey, SiteFacts],
+) -> dict[SiteKey, Operator]:
+    """An operator for every site that the parameters reach.
+
+    Where a norm stands between the site and the residual stream, the direction is pulled back
+    through it: to remove `v` from `g * y / rms(y)`, remove `g * v` from `y`.
+
+    Raises:
+        ValueError: a norm-restoring mode meets a site behind a norm, where row norms of the
+            weight say nothing about what reaches the stream.
+    """
+    plan: dict[SiteKey, Operator] = {}
+    fixed = None
+    if parameters.direction_position is not None:
+        fixed = directions.at(parameters.direction_position)
+    for key, facts in sites.items():
+        kernel = parameters.kernels.get(key.component)
+        weight = 0.0 if kernel is None else kernel.weight_at(key.layer)
+        if weight == 0:
+            continue
+        direction = fixed if fixed is not None else directions.per_layer[key.layer]
+        plan[key] = _site_operator(direction, weight, facts, parameters.norm)
+    return plan
+
+
+def _site_operator(direction: Tensor, weight: float, facts: SiteFacts, norm: NormMode) -> Operator:
+    if norm == "none":
+        pulled = direction if facts.gain is None else direction * facts.gain.to(direction)
+        return ablation_operator(pulled, weight)
+    if facts.gain is not None:
+        raise ValueError(f"norm mode {norm!r} is not defined for sites behind a norm; use 'none'")
+    site_weight = facts.weight()
+    operator = ablation_operator(
+        direction.to(site_weight.device),
+        weight,
+        norm=norm,
+        site_weight=site_weight,
+        site_bias=facts.bias(),
+    )
+    return operator
+
+
+def lowest_edited_layer(plan: Iterable[SiteKey]) -> int | None:
+    """The first layer a plan touches; None for an empty plan."""
+    return min((key.layer for key in plan), default=None)

@@ -1,0 +1,81 @@
+"""What is found out about a model before the search, and kept. Mutates nothing, prints nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from heretic_kl.engine.engine import Engine
+from heretic_kl.engine.generation import greedy_answers
+from heretic_kl.engine.noise import NoiseFloor
+from heretic_kl.model import LanguageModel, close_thought
+from heretic_kl.prompts import Prompt
+
+PREFIX_TOKENS = 24
+"""Answer tokens generated to look for a common opening."""
+LARGEST_BATCH = 256
+WORTHWHILE_GAIN = 1.08
+"""A doubled batch must decode at least this much faster per answer to be kept."""
+DECODED_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Facts measured at the start of a run; every later step reads them, none changes them."""
+
+    dtype: str
+    """What the model computes in, for instance `float32`."""
+    device: str
+    threads: int
+    batch_size: int
+    response_prefix: str
+    """Text put at the start of every answer: a chain of thought closed at once, or nothing."""
+    noise_floor: NoiseFloor
+    site_residue: float
+    """Largest share of a direction that any layer still adds once all sites remove it."""
+
+
+def find_batch_size(
+    lm: LanguageModel, prompts: Sequence[Prompt], *, largest: int = LARGEST_BATCH
+) -> int:
+    """The batch size beyond which decoding gets no faster per answer, or memory runs out."""
+    encoded = sorted((lm.chat.encode(prompt) for prompt in prompts), key=len)
+    best, best_rate = 1, 0.0
+    size = 8
+    while size <= largest:
+        batch = [encoded[index * len(encoded) // size] for index in range(size)]
+        try:
+            rate = size / _decoding_seconds(lm, batch)
+        except torch.OutOfMemoryError:
+            break
+        if rate < best_rate * WORTHWHILE_GAIN:
+            break
+        best, best_rate = size, rate
+        if size >= len(encoded):
+            break
+        size *= 2
+    return best
+
+
+def find_response_prefix(engine: Engine, prompts: Sequence[Prompt]) -> str:
+    """The opening common to all answers, its chain of thought closed; "" where there is none.
+
+    A common opening says nothing about a prompt, and behind it first tokens carry no verdict.
+    """
+    encoded = [engine.lm.chat.encode(prompt) for prompt in prompts]
+    answers = greedy_answers(engine.lm, encoded, PREFIX_TOKENS)
+    texts = [engine.lm.chat.decode(answer.tokens, special=True) for answer in answers]
+    common = os.path.commonprefix(texts).rstrip(" ")
+    return close_thought(common)
+
+
+def _decoding_seconds(lm: LanguageModel, batch: Sequence[Sequence[int]]) -> float:
+    start = time.perf_counter()
+    greedy_answers(lm, batch, DECODED_TOKENS)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,68 @@
+"""Final hidden states at scored positions, teacher-forced. Knows nothing about divergences.
+
+Sequences are padded on the right and run without an attention mask: under causal attention a
+padded position cannot change one before it, and attention takes its fastest path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heretic_kl.engine.batching import length_buckets
+from heretic_kl.model import LanguageModel, right_padded
+
+
+@dataclass(frozen=True)
+class ForcedSequence:
+    """A prompt and the answer it is forced to have."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    """N tokens; each is predicted at a scored position, the last one is not fed."""
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """What goes into the model: everything but the last answer token."""
+        return self.prompt + self.answer[:-1]
+
+    @property
+    def scored(self) -> range:
+        """Positions whose logits predict the answer tokens."""
+        return range(len(self.prompt) - 1, len(self.prompt) - 1 + len(self.answer))
+
+
+@torch.inference_mode()
+def forced_hidden_states(
+    lm: LanguageModel,
+    sequences: Sequence[ForcedSequence],
+    max_rows: int,
+    *,
+    extra_padding: int = 0,
+) -> Tensor:
+    """Hidden states after the final norm at every scored position.
+
+    Args:
+        lm: the model, edited or not.
+        sequences: what to feed; a prompt of at least one token each.
+        max_rows: most sequences in a batch.
+        extra_padding: padding added to every batch, to measure what padding changes.
+
+    Returns:
+        (rows, D) in the model's dtype and on its head's device, sequence by sequence, position
+        by position.
+    """
+    parts: list[Tensor | None] = [None] * len(sequences)
+    for bucket in length_buckets([len(s.fed) for s in sequences], max_rows):
+        fed = [sequences[index].fed for index in bucket]
+        tokens, _last = right_padded(fed, lm.device)
+        if extra_padding:
+            tokens = torch.nn.functional.pad(tokens, (0, extra_padding))
+        hidden = lm.body(input_ids=tokens, use_cache=False).last_hidden_state
+        for row, index in enumerate(bucket):
+            scored = sequences[index].scored
+            parts[index] = hidden[row, scored.start : scored.stop].to(lm.head.weight.device)
+    return torch.cat([part for part in parts if part is not None])

@@ -1,0 +1,166 @@
+"""Greedy answers over a key-value cache; rows leave the batch when they are done.
+
+Knows nothing about refusals or plans: edits are in force around the call, rules are given.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heretic_kl.model import LanguageModel
+from heretic_kl.requests import StopRule
+
+COMPACT_SHARE = 0.125
+"""Rows leave the cache once this share of those still in it is done; copying it has a cost."""
+
+
+@dataclass
+class Answer:
+    """The tokens of one answer as it grows."""
+
+    tokens: list[int] = field(default_factory=list)
+    """The end token is not among them."""
+    end_token: int | None = None
+    """The stop token with which the model ended it; None: it did not."""
+    decided: bool = False
+    """All rules are decided; more tokens could not change a verdict."""
+
+    @property
+    def done(self) -> bool:
+        """Nothing is to be added."""
+        return self.decided or self.end_token is not None
+
+    def reference_tokens(self, count: int) -> list[int]:
+        """The first `count` tokens, the end token included: what teacher forcing feeds."""
+        tail = [] if self.end_token is None else [self.end_token]
+        return [*self.tokens, *tail][:count]
+
+
+@torch.inference_mode()
+def greedy_answers(
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    max_tokens: int,
+    rules: Sequence[StopRule] = (),
+) -> list[Answer]:
+    """Continue every sequence by its most likely tokens.
+
+    Args:
+        lm: the model, edited or not.
+        sequences: token ids of the prompts, one batch.
+        max_tokens: most tokens of an answer.
+        rules: an answer is left where it stands once all of them are decided; none: never.
+
+    Returns:
+        One answer a sequence, in order.
+    """
+    answers = [Answer() for _ in sequences]
+    if not sequences or max_tokens < 1:
+        return answers
+    state = _Decoding(lm, sequences)
+    for step in range(max_tokens):
+        chosen = state.logits().argmax(dim=-1).tolist()
+        for row, token in zip(state.rows, chosen, strict=True):
+            if not answers[row].done:
+                _append(lm, answers[row], token, rules)
+        if step + 1 == max_tokens:
+            break
+        done = [answers[row].done for row in state.rows]
+        if all(done):
+            break
+        if sum(done) >= max(1, COMPACT_SHARE * len(done)):
+            state.keep([index for index, is_done in enumerate(done) if not is_done])
+            chosen = [token for token, is_done in zip(chosen, done, strict=True) if not is_done]
+        state.advance(chosen)
+    return answers
+
+
+@torch.inference_mode()
+def stream_answer(lm: LanguageModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
+    """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
+    state = _Decoding(lm, [sequence])
+    tokens: list[int] = []
+    shown = ""
+    for _ in range(max_tokens):
+        token = int(state.logits().argmax(dim=-1))
+        if token in lm.stop_ids:
+            break
+        tokens.append(token)
+        text = lm.chat.decode(tokens)
+        # A replacement character at the end is the first part of a character yet to come.
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+        state.advance([token])
+
+
+def _append(lm: LanguageModel, answer: Answer, token: int, rules: Sequence[StopRule]) -> None:
+    if token in lm.stop_ids:
+        answer.end_token = token
+        return
+    answer.tokens.append(token)
+    if rules:
+        text = lm.chat.decode(answer.tokens)
+        answer.decided = all(rule.decided(text) for rule in rules)
+
+
+class _Decoding:
+    """One batch in the model's cache: which rows are in it and what comes next."""
+
+    def __init__(self, lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> None:
+        from transformers import DynamicCache
+
+        self.rows = list(range(len(sequences)))
+        self._lm = lm
+        # Without the config a cache has no sliding-window or linear-attention layers.
+        self._cache: Any = DynamicCache(config=lm.model.config)
+        self._known = frozenset(inspect.signature(lm.model.forward).parameters)
+        tokens, self._mask = left_padded(sequences, lm.device)
+        self._position = self._mask.sum(dim=1, keepdim=True)
+        positions = (self._mask.cumsum(dim=1) - 1).clamp_min(0)
+        self._output = self._forward(tokens, positions)
+
+    def logits(self) -> Tensor:
+        """(rows, V) of the next token."""
+        last: Tensor = self._output.logits[:, -1]
+        return last
+
+    def advance(self, chosen: Sequence[int]) -> None:
+        """Feed one token to every row."""
+        tokens = torch.tensor(chosen, device=self._mask.device)[:, None]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(chosen), 1)], dim=1)
+        self._output = self._forward(tokens, self._position)
+        self._position = self._position + 1
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Drop all other rows from the batch and its cache."""
+        index = torch.tensor(indices, device=self._mask.device)
+        self.rows = [self.rows[i] for i in indices]
+        self._mask = self._mask[index]
+        self._position = self._position[index]
+        self._cache.batch_select_indices(index)
+
+    def _forward(self, tokens: Tensor, positions: Tensor) -> Any:
+        optional = {"position_ids": positions, "logits_to_keep": 1}
+        return self._lm.model(
+            input_ids=tokens,
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            **{name: value for name, value in optional.items() if name in self._known},
+        )
+
+
+def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids (B, T) padded on the left with 0, and the attention mask (B, T) of 0 and 1."""
+    longest = max(len(sequence) for sequence in sequences)
+    gaps = [longest - len(sequence) for sequence in sequences]
+    tokens = [[0] * gap + list(sequence) for gap, sequence in zip(gaps, sequences, strict=True)]
+    mask = [[0] * gap + [1] * (longest - gap) for gap in gaps]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,55 @@
+"""The KL that an unchanged model shows when only the arithmetic changes. Knows no plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from heretic_kl.engine.engine import Engine, mean_kl
+from heretic_kl.engine.forcing import forced_hidden_states
+from heretic_kl.model import on_layer_outputs
+from heretic_kl.prompts import Prompt
+
+PERTURBATION = 2.0**-9
+"""Relative size of bfloat16's rounding error: half a unit in its eighth significant bit."""
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """Forward KL in nats of the model against itself, mean over positions, then prompts."""
+
+    batching: float
+    """Only batch size and padding differ. A KL below it is indistinguishable from none."""
+    rounding: float
+    """Each layer's output is perturbed by up to 2^-9 of itself, as rounding to bfloat16 does.
+    Storing a model in bfloat16 costs about this much."""
+
+    @property
+    def value(self) -> float:
+        """The floor below which a KL says nothing about the edit."""
+        return self.batching
+
+
+def measure_noise_floor(
+    engine: Engine, prompts: Sequence[Prompt], tokens: int, *, seed: int = 0
+) -> NoiseFloor:
+    """Measure both floors on these prompts, `tokens` positions each."""
+    reference = engine.reference(tuple(prompts), tokens)
+    rows = max(1, engine.batch_size // 2 - 1)
+    rebatched = forced_hidden_states(engine.lm, reference.sequences, rows, extra_padding=5)
+    generator = torch.Generator().manual_seed(seed)
+    with on_layer_outputs(engine.lm.architecture, partial(_perturb, generator)):
+        perturbed = forced_hidden_states(engine.lm, reference.sequences, engine.batch_size)
+    return NoiseFloor(
+        batching=mean_kl(reference, rebatched, engine.lm.head),
+        rounding=mean_kl(reference, perturbed, engine.lm.head),
+    )
+
+
+def _perturb(generator: torch.Generator, _layer: int, hidden: Tensor) -> Tensor:
+    noise = torch.rand(hidden.shape, generator=generator).to(hidden) * 2 - 1
+    return hidden * (1 + PERTURBATION * noise)

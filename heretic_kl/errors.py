@@ -1,0 +1,75 @@
+"""Everything a user can mend, as exceptions of one line each. Imports nothing of ours.
+
+A `HereticKLError` reaches the terminal as its message alone: no traceback, exit code 1
+(2 for `ConfigError`). Its message names what is wrong, the offending value and what to do.
+
+    HereticKLError
+    ├── ConfigError             a setting, a flag, an environment variable, a config file
+    ├── PromptError             a prompt source, its column, its split
+    ├── ModelError
+    │   ├── ModelNotFoundError  no such folder, file or hub id
+    │   └── UnsupportedModelError  a layout, a format or a chat template we cannot handle
+    ├── ScorerError             a plug-in that cannot be found, built or run
+    ├── MeasurementError        NaN logits, an empty mask, mismatched references
+    ├── StudyError              a storage that cannot be read or belongs to another study
+    ├── SelectionError          a pick rule that is unknown or that no trial meets
+    ├── ExportError             a model that could not be saved or did not verify
+    ├── CacheError              no writable cache folder
+    └── DemoModelError          the demo model could not be fetched or built
+"""
+
+
+class HereticKLError(Exception):
+    """Base of every error that a user can mend; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class ConfigError(HereticKLError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class PromptError(HereticKLError):
+    """A prompt source cannot be read, or holds no prompts."""
+
+
+class ModelError(HereticKLError):
+    """A model cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """The model's source does not exist or cannot be reached."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model loads, but its layout or tokenizer is one we cannot handle."""
+
+
+class ScorerError(HereticKLError):
+    """A scorer plug-in cannot be found, configured or run."""
+
+
+class MeasurementError(HereticKLError):
+    """A measurement has no meaning: NaN logits, nothing left to score, another reference."""
+
+
+class StudyError(HereticKLError):
+    """The study's storage cannot be opened, or holds a different study."""
+
+
+class SelectionError(HereticKLError):
+    """A pick rule is unknown, or no trial satisfies it."""
+
+
+class ExportError(HereticKLError):
+    """A model could not be saved, or the saved model does not reproduce the trial."""
+
+
+class CacheError(HereticKLError):
+    """No cache folder can be written."""
+
+
+class DemoModelError(HereticKLError):
+    """The demo model could not be fetched, checked or built."""

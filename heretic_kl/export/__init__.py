@@ -1,0 +1,44 @@
+"""A plan made permanent on disk: merged model, LoRA adapter, model card, reproduction file.
+
+Dimensions: D residual width, F input width of a site, r rank of an adapter.
+"""
+
+from heretic_kl.export.card import model_card
+from heretic_kl.export.facts import (
+    ExportFacts,
+    LoraFacts,
+    PromptFacts,
+    ScoreFacts,
+    installed_versions,
+    machine,
+    stated_license,
+)
+from heretic_kl.export.folder import check_target
+from heretic_kl.export.lora import LoraSaved, portable_base, save_lora
+from heretic_kl.export.merge import MergedSaved, save_merged
+from heretic_kl.export.portable import portable, portable_text
+from heretic_kl.export.reload import SavedForm, saved_model
+from heretic_kl.export.reproduce import write_card, write_reproduction
+
+__all__ = [
+    "ExportFacts",
+    "LoraFacts",
+    "LoraSaved",
+    "MergedSaved",
+    "PromptFacts",
+    "SavedForm",
+    "ScoreFacts",
+    "check_target",
+    "installed_versions",
+    "machine",
+    "model_card",
+    "portable",
+    "portable_base",
+    "portable_text",
+    "save_lora",
+    "save_merged",
+    "saved_model",
+    "stated_license",
+    "write_card",
+    "write_reproduction",
+]

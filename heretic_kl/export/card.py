@@ -1,0 +1,226 @@
+"""The model card of a saved model, from facts to Markdown. A pure function; reads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from heretic_kl.export.facts import ExportFacts, ScoreFacts
+from heretic_kl.export.portable import portable, portable_text
+from heretic_kl.scoring import Score
+
+NORM_MODES = {
+    "none": "The norms of the weights' rows change as the ablation makes them.",
+    "row": "After the ablation every row of a weight is scaled back to its original norm.",
+    "normalized_row": (
+        "The rows of a weight are normalized, ablated, normalized again and scaled to their "
+        "original norms."
+    ),
+}
+COMPONENTS = {"attention": "attention output projections", "mlp": "MLP output projections"}
+
+
+def model_card(facts: ExportFacts) -> str:
+    """The text of README.md: what was edited, how, at what measured cost, and its limits."""
+    sections = (
+        _front_matter(facts),
+        _introduction(facts),
+        _cost(facts),
+        _edit(facts),
+        _prompts(facts),
+        _reproduction(facts),
+        _limits(facts),
+    )
+    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+def _front_matter(facts: ExportFacts) -> Iterator[str]:
+    yield "---"
+    if facts.base_is_hub_id:
+        yield f"base_model: {_yaml(facts.base_name)}"
+        yield f"base_model_relation: {'adapter' if facts.form == 'lora' else 'finetune'}"
+    yield f"library_name: {'peft' if facts.form == 'lora' else 'transformers'}"
+    yield "pipeline_tag: text-generation"
+    for key, value in facts.license.items():
+        yield f"{key}: {_yaml(value)}"
+    yield "tags:"
+    tags = ["heretic-kl", "directional-ablation", *(["lora"] if facts.form == "lora" else [])]
+    yield from (f"- {tag}" for tag in tags)
+    yield "---"
+
+
+def _introduction(facts: ExportFacts) -> Iterator[str]:
+    base = _base(facts)
+    yield f"# {portable_text(facts.name)}"
+    yield ""
+    thing = "A LoRA adapter that edits" if facts.form == "lora" else "An edited version of"
+    yield (
+        f"{thing} {base}: a direction that goes with refusing was removed from what some of its "
+        "modules write to the residual stream, by the edit that a search with "
+        f"heretic-kl {facts.versions.get('heretic-kl', '')}".rstrip()
+        + " found to change everything else least."
+    )
+    if facts.lora is not None:
+        yield ""
+        yield _adapter_error(facts)
+
+
+def _adapter_error(facts: ExportFacts) -> str:
+    assert facts.lora is not None
+    if facts.lora.exact:
+        return f"The adapter (rank {facts.lora.rank}) expresses the edit exactly."
+    return (
+        f"The adapter (rank {facts.lora.rank}) approximates the edit: it misses "
+        f"{facts.lora.relative_error:.1%} of the change to the weights (Frobenius norm; at worst "
+        f"{facts.lora.worst_relative_error:.1%} of one module's). The scores below are its own."
+    )
+
+
+def _cost(facts: ExportFacts) -> Iterator[str]:
+    yield "## Measured cost"
+    yield ""
+    yield "On the report prompts, which neither gave the direction nor steered the search:"
+    yield ""
+    yield "| Score | Original | Trial | Saved model |"
+    yield "|---|---|---|---|"
+    for name, scores in facts.scores.items():
+        yield _score_row(name, scores)
+    yield ""
+    yield (
+        "*Trial* is the original with the edit applied to module outputs, *saved model* what is "
+        "in this folder, read back from disk. Ranges are 95% intervals; plus or minus is one "
+        "standard error unless stated otherwise."
+    )
+    yield ""
+    yield (
+        "KL divergence is teacher-forced: both models are fed the original's own greedy answer, "
+        f"and the next-token distributions of its first {facts.kl_tokens} "
+        f"position{'s' if facts.kl_tokens != 1 else ''} are compared, in nats, "
+        "KL(original || edited), averaged over positions, then over prompts (not summed)."
+    )
+    floors = (
+        ("batching and padding alone give", facts.noise_floor),
+        ("rounding every layer to bfloat16 gives", facts.rounding_floor),
+        ("the saved model differs from the trial by", facts.merge_kl),
+    )
+    stated = [f"{text} {value:.2g}" for text, value in floors if value is not None]
+    if stated:
+        yield ""
+        yield f"For comparison, in nats: {'; '.join(stated)}."
+
+
+def _edit(facts: ExportFacts) -> Iterator[str]:
+    edit = facts.edit
+    components = [COMPONENTS[name] for name in edit.kernels]
+    where = (
+        "each layer's own"
+        if edit.direction_position is None
+        else f"the one of layer {edit.direction_position:.2f} (of 0 to {facts.layers - 1})"
+    )
+    yield "## The edit"
+    yield ""
+    yield (
+        "The direction is the difference between mean residuals at the last prompt token of "
+        "prompts the original refuses and of harmless ones; "
+        f"used here: {where}. It is removed from {' and '.join(components) or 'nothing'}, with a "
+        f"weight that depends on the layer (1 removes it, less removes part). "
+        f"{NORM_MODES[edit.norm]}"
+    )
+    yield ""
+    yield "| Module | Peak weight | at layer | Floor weight | Reach in layers |"
+    yield "|---|---|---|---|---|"
+    for name, kernel in edit.kernels.items():
+        yield (
+            f"| {name} | {kernel.peak_weight:.4g} | {kernel.peak_position:.2f} "
+            f"| {kernel.floor_weight:.4g} | {kernel.reach:.2f} |"
+        )
+    picked = f"rule `{facts.pick_rule}`" if facts.pick_rule else "hand"
+    yield ""
+    yield (
+        f"Trial {facts.trial_number} of {facts.trials}, picked by {picked}; norm mode "
+        f"`{edit.norm}`; saved as {facts.saved_dtype}. Parameters as searched:"
+    )
+    yield ""
+    yield "| Parameter | Value |"
+    yield "|---|---|"
+    for parameter, value in portable(facts.parameters).items():
+        yield f"| `{parameter}` | {_cell(value)} |"
+
+
+def _prompts(facts: ExportFacts) -> Iterator[str]:
+    yield "## Prompts"
+    yield ""
+    yield "| Kind | Use | Source | Count | SHA-256 |"
+    yield "|---|---|---|---|---|"
+    for used in facts.prompts:
+        yield (
+            f"| {used.kind} | {used.split} | {_cell(portable_text(used.source))} "
+            f"| {used.count} | `{used.sha256[:16]}` |"
+        )
+
+
+def _reproduction(facts: ExportFacts) -> Iterator[str]:
+    yield "## Reproduction"
+    yield ""
+    yield "```"
+    yield portable_text(facts.command)
+    yield "```"
+    yield ""
+    versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
+    yield (
+        f"Seed {facts.seed}; {versions}; {facts.platform}. All settings, scores, full fingerprints "
+        "and the sha256 of every file are in `heretic-kl.json`. Other hardware and versions round "
+        "differently and can lead the search elsewhere; the trial's parameters fix the edit."
+    )
+
+
+def _limits(facts: ExportFacts) -> Iterator[str]:
+    report = {used.kind: used.count for used in facts.prompts if used.split == "report"}
+    counts = " and ".join(f"{count} {kind}" for kind, count in report.items())
+    yield "## Limits of the measurement"
+    yield ""
+    yield (
+        "- Refusals are recognized by a keyword rule on the answer's text: an answer that evades "
+        "without a known phrase counts as no refusal, one that quotes such a phrase counts as one."
+    )
+    yield f"- The report set is small ({counts or 'see above'} prompts); the intervals say how far."
+    yield (
+        f"- KL covers the first {facts.kl_tokens} answer positions of harmless prompts; "
+        "it says nothing about long answers, other languages or other tasks. Test yours."
+    )
+    yield ""
+    yield "## Responsible use"
+    yield ""
+    yield (
+        "This model declines less than the original and was not otherwise made safe: whoever "
+        "deploys it is responsible for what it answers, for safeguards of their own, and for the "
+        "original's licence and terms."
+    )
+
+
+def _base(facts: ExportFacts) -> str:
+    base = portable_text(facts.base_name)
+    if not facts.base_is_hub_id:
+        return f"`{base}`"
+    revision = f" (revision `{facts.base_revision}`)" if facts.base_revision else ""
+    return f"[{base}](https://huggingface.co/{base}){revision}"
+
+
+def _score_row(name: str, scores: ScoreFacts) -> str:
+    cells = (_score(scores.original), _score(scores.trial), _score(scores.saved))
+    return f"| {_cell(name)} | {' | '.join(cells)} |"
+
+
+def _score(score: Score | None) -> str:
+    return "–" if score is None else _cell(portable_text(score.text))
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _yaml(value: str | Sequence[str] | Mapping[str, Any]) -> str:
+    """JSON strings and lists are YAML too."""
+    return json.dumps(value if isinstance(value, str) else list(value), ensure_ascii=False)

@@ -1,0 +1,184 @@
+"""The files a model was loaded from: its shards, its other files. Edits and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from heretic_kl.errors import ExportError
+from heretic_kl.export.shards import Shard, open_shard
+from heretic_kl.model import LanguageModel
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+"""Formats that can run code when they are read: never copied."""
+OTHER_WEIGHTS = (".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".tflite", ".ot")
+"""Formats that hold the same weights again, unedited: not copied either."""
+RENAMED = {"README.md": "README.original", "heretic-kl.json": "heretic-kl.original"}
+"""Files of the original whose names ours take; they are kept under these stems."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with the safetensors files that `transformers` reads from it."""
+
+    folder: Path
+    shards: Mapping[str, Shard]
+    """By file name."""
+
+    def shard_of(self, tensor: str) -> Shard | None:
+        """The file that holds a tensor, or None."""
+        for shard in self.shards.values():
+            if tensor in shard.tensors:
+                return shard
+        return None
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(name for shard in self.shards.values() for name in shard.tensors)
+
+
+@dataclass(frozen=True)
+class OtherFiles:
+    """What goes along with the weights."""
+
+    copies: Mapping[str, Path]
+    """Path in the new folder -> file of the original."""
+    left_out: tuple[str, ...]
+    """Files that are not copied: pickles, and the unedited weights in further formats."""
+
+
+def find_checkpoint(lm: LanguageModel) -> Checkpoint | None:
+    """The original's files; None for a GGUF file and where they cannot be had.
+
+    Raises:
+        ExportError: a file that is there cannot be read.
+    """
+    if lm.source.gguf_file is not None:
+        return None
+    folder = lm.source.folder or _snapshot(lm)
+    if folder is None:
+        return None
+    try:
+        names = _weight_files(folder)
+        shards = {name: open_shard(folder / name) for name in names}
+    except OSError as error:
+        raise ExportError(
+            f"the original's weights cannot be read again: {error.strerror or error}"
+        ) from error
+    return Checkpoint(folder, shards) if shards else None
+
+
+def other_files(checkpoint: Checkpoint, edited: Collection[str], target: Path) -> OtherFiles:
+    """Everything of the original but its weights.
+
+    Args:
+        checkpoint: the original.
+        edited: names of the edited tensors; a further safetensors file that holds one of them
+            is an unedited copy of the weights and left out.
+        target: where the new folder will be; not read, should it lie inside the original.
+    """
+    copies: dict[str, Path] = {}
+    left_out: list[str] = []
+    excluded = target.resolve()
+    for path in _walk(checkpoint.folder, excluded):
+        name = path.relative_to(checkpoint.folder).as_posix()
+        if name in checkpoint.shards:
+            continue
+        suffix = path.suffix.lower()
+        if suffix in PICKLES + OTHER_WEIGHTS or _repeats_weights(path, edited):
+            left_out.append(name)
+        else:
+            copies[name] = path
+    for taken, stem in RENAMED.items():
+        if taken in copies:
+            copies[_free_name(stem, Path(taken).suffix, copies)] = copies.pop(taken)
+    return OtherFiles(copies, tuple(sorted(left_out)))
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The files `transformers` loads, in its order of preference."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = config.get("transformers_weights")
+    for name in (named, "model.safetensors", "model.safetensors.index.json"):
+        if not isinstance(name, str) or not (folder / name).is_file():
+            continue
+        if not name.endswith(".index.json"):
+            return [name]
+        index = json.loads((folder / name).read_text(encoding="utf-8"))
+        return sorted(set(index["weight_map"].values()))
+    return []
+
+
+def _snapshot(lm: LanguageModel) -> Path | None:
+    """The folder of a hub model, with the files that loading alone does not fetch."""
+    from huggingface_hub import snapshot_download
+
+    commit = getattr(getattr(lm.model, "config", None), "_commit_hash", None)
+    skipped = [f"*{suffix}" for suffix in PICKLES + OTHER_WEIGHTS] + ["*consolidated*"]
+    with _no_progress_bars():
+        for only_cached in (False, True):
+            try:
+                folder = snapshot_download(
+                    lm.source.name,
+                    revision=commit or lm.source.revision,
+                    ignore_patterns=skipped,
+                    local_files_only=only_cached,
+                )
+            except (OSError, ValueError):
+                continue
+            return Path(folder)
+    return None
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _walk(folder: Path, excluded: Path) -> Iterator[Path]:
+    """Files below a folder, hidden ones and the excluded folder apart."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and (Path(root) / name).resolve() != excluded
+        )
+        for name in sorted(files):
+            path = Path(root) / name
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _repeats_weights(path: Path, edited: Collection[str]) -> bool:
+    if path.suffix != ".safetensors":
+        return False
+    if path.name.startswith("consolidated"):
+        # Mistral's second copy, under tensor names of its own.
+        return True
+    return any(name in edited for name in open_shard(path).tensors)
+
+
+def _free_name(stem: str, suffix: str, taken: Collection[str]) -> str:
+    name, number = f"{stem}{suffix}", 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}{suffix}"
+    return name

@@ -1,0 +1,148 @@
+"""Everything a saved model's card and reproduction file state, as plain values. Renders nothing."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from heretic_kl._version import __version__
+from heretic_kl.ablation import EditParameters
+from heretic_kl.scoring import Score
+
+PACKAGES = ("torch", "transformers", "optuna", "safetensors", "datasets")
+CARD_NAMES = ("README.original.md", "README.md")
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """One set of prompts that was used."""
+
+    kind: str
+    """`harmful` or `harmless`."""
+    split: str
+    """`train`, `search` or `report`."""
+    source: str
+    """Where from, for people: `builtin, harmful train[:256]`."""
+    count: int
+    sha256: str
+    """Fingerprint of the prompts in order, hex."""
+
+
+@dataclass(frozen=True)
+class ScoreFacts:
+    """One score on the report prompts, three times measured."""
+
+    original: Score | None
+    trial: Score | None
+    """With the trial's operators in force."""
+    saved: Score | None
+    """Of the saved model, read back from disk."""
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """How near an adapter comes to the edit."""
+
+    rank: int
+    exact: bool
+    relative_error: float
+    worst_relative_error: float
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """What was edited, how, what it costs and how to do it again."""
+
+    name: str
+    """Of the saved model, for a title."""
+    form: Literal["merged", "lora"]
+    base_name: str
+    """Hub id, or the bare name of a folder or file; never a path."""
+    base_is_hub_id: bool
+    base_revision: str | None
+    """The commit, where it is known."""
+    saved_dtype: str
+    """`bfloat16`, or `as stored in the original`."""
+    trial_number: int
+    trials: int
+    """How many the study held when this one was picked."""
+    pick_rule: str | None
+    """None: picked by hand."""
+    parameters: Mapping[str, Any]
+    """The trial's, as the search space names them."""
+    edit: EditParameters
+    layers: int
+    scores: Mapping[str, ScoreFacts]
+    """On the report prompts, by scorer."""
+    search_scores: Mapping[str, Score]
+    """The trial's, on the search prompts."""
+    kl_tokens: int
+    noise_floor: float | None
+    """Nats, of batching alone."""
+    rounding_floor: float | None
+    """Nats, of rounding to bfloat16."""
+    merge_kl: float | None
+    """Nats, KL(operators || saved model)."""
+    prompts: tuple[PromptFacts, ...]
+    settings: Mapping[str, Any]
+    """All of them, JSON-ready."""
+    command: str
+    """What reproduces the run."""
+    seed: int
+    versions: Mapping[str, str]
+    platform: str
+    license: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """What the original's card states: `license`, `license_name`, `license_link`."""
+    lora: LoraFacts | None = None
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of everything a result depends on."""
+    found = {"heretic-kl": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """System and processor, for instance `Linux x86_64`; no name of the machine."""
+    return f"{platform.system()} {platform.machine()}"
+
+
+def stated_license(folder: Path) -> dict[str, str | tuple[str, ...]]:
+    """What the model card in a folder says of its licence in its front matter; {} if nothing.
+
+    In a folder that `save_merged` wrote, the card is the original's.
+    """
+    for name in CARD_NAMES:
+        path = folder / name
+        if path.is_file():
+            return _license_entries(path.read_text(encoding="utf-8", errors="replace"))
+    return {}
+
+
+def _license_entries(card: str) -> dict[str, str | tuple[str, ...]]:
+    front = re.match(r"\ufeff?---\s*\n(.*?)\n---", card, re.DOTALL)
+    if front is None:
+        return {}
+    entries: dict[str, str | tuple[str, ...]] = {}
+    pattern = re.compile(r"^(license(?:_name|_link)?):[ \t]*(.*)((?:\n[ \t]*-[ \t]+.+)*)", re.M)
+    for key, value, items in pattern.findall(front[1]):
+        listed = tuple(_plain(item) for item in re.findall(r"-[ \t]+(.+)", items))
+        if listed:
+            entries[key] = listed
+        elif _plain(value):
+            entries[key] = _plain(value)
+    return entries
+
+
+def _plain(value: str) -> str:
+    return re.sub(r"\s+#.*$", "", value).strip().strip("'\"")

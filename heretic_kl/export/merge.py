@@ -1,0 +1,306 @@
+"""A plan made permanent: operators baked into weights, written to disk. Searches nothing.
+
+The original's files are rewritten one by one and everything in them that is not edited is kept
+as it is. Where that cannot be done (a GGUF file, weights that `transformers` stores in another
+form than it holds) the model in memory is written out instead. Neither touches it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from heretic_kl.ablation import Operator, Plan
+from heretic_kl.errors import ExportError
+from heretic_kl.export.checkpoint import Checkpoint, OtherFiles, find_checkpoint, other_files
+from heretic_kl.export.folder import check_target, new_folder
+from heretic_kl.export.quiet import quiet_transformers
+from heretic_kl.export.shards import FLOAT_TYPES, TensorEdit, fitted, rewrite, rewritten_bytes
+from heretic_kl.model import LanguageModel, Site
+
+
+@dataclass(frozen=True)
+class MergedSaved:
+    """What `save_merged` wrote."""
+
+    folder: Path
+    route: Literal["streamed", "rewritten"]
+    """`streamed`: from the original's files; `rewritten`: from the model in memory."""
+    edited_tensors: tuple[str, ...]
+    """Names in the files."""
+    left_out_files: tuple[str, ...] = ()
+    """Files of the original that were not copied: pickles, the weights in further formats."""
+    dropped_tensors: tuple[str, ...] = ()
+    """Tensors of the original that the model does not load and a `rewritten` save lacks."""
+
+
+def save_merged(
+    lm: LanguageModel,
+    plan: Plan,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> MergedSaved:
+    """Write the edited model so that plain `transformers` loads it.
+
+    Args:
+        lm: the model; not changed by a bit.
+        plan: the edit; baked in float32, then rounded to the saved type.
+        folder: where to; there is no such folder until the model in it is complete.
+        dtype: the type of every saved weight; None: each keeps the type it is stored in.
+        overwrite: replace a saved model that stands there, once the new one is complete.
+
+    Raises:
+        ExportError: the target is taken, the disk is full, the model's weights cannot be baked.
+    """
+    check_target(folder, overwrite=overwrite, source=lm.source.folder)
+    edits = _parameter_edits(lm, plan)
+    checkpoint = find_checkpoint(lm)
+    names = None if checkpoint is None else _stored_names(lm, checkpoint, edits)
+    if checkpoint is None or names is None:
+        return _save_from_memory(lm, edits, folder, checkpoint, dtype, overwrite)
+    by_name = {names[parameter]: edit for parameter, edit in edits.items()}
+    return _save_streamed(by_name, folder, checkpoint, dtype, overwrite)
+
+
+def _parameter_edits(lm: LanguageModel, plan: Plan) -> dict[str, TensorEdit]:
+    """What to do with each parameter of the model, by its name in the model."""
+    if getattr(lm.model, "hf_quantizer", None) is not None:
+        raise ExportError(
+            "a quantized model cannot be saved merged: save a LoRA adapter, "
+            "or search on the unquantized original"
+        )
+    edits: dict[str, TensorEdit] = {}
+    for key, operator in plan.items():
+        site = lm.architecture.site(key)
+        placed = operator.to(torch.device("cpu"))
+        has_bias = site.bias() is not None
+        if operator.shift is not None and not has_bias:
+            raise ExportError(
+                f"{key.path} has no bias, which the norm mode of this edit needs: "
+                "use norm mode none"
+            )
+        edits[f"{key.path}.weight"] = partial(_bake_weight, placed, _is_transposed(site))
+        if has_bias:
+            edits[f"{key.path}.bias"] = partial(_bake_bias, placed)
+    return edits
+
+
+def _bake_weight(operator: Operator, transposed: bool, stored: Tensor) -> Tensor:
+    weight = stored.float()
+    baked, _ = operator.bake(weight.T if transposed else weight)
+    return baked.T if transposed else baked
+
+
+def _bake_bias(operator: Operator, stored: Tensor) -> Tensor:
+    return operator(stored.float())
+
+
+def _is_transposed(site: Site) -> bool:
+    """Whether the module stores (F, D), as Conv1D does."""
+    stored: Any = site.module.weight
+    return bool(site.weight().stride() != stored.stride())
+
+
+# --- from the original's files ---------------------------------------------------------------
+
+
+def _stored_names(
+    lm: LanguageModel, checkpoint: Checkpoint, edits: Mapping[str, TensorEdit]
+) -> dict[str, str] | None:
+    """Model parameter -> tensor in the files; None where one is not stored as it is held."""
+    names: dict[str, str] = {}
+    for parameter in edits:
+        held = lm.model.get_parameter(parameter)
+        candidates = _candidates(lm.model, parameter, held)
+        found = next((name for name in candidates if _same(checkpoint, name, held)), None)
+        if found is None:
+            return None
+        names[parameter] = found
+    return names
+
+
+def _candidates(model: Any, parameter: str, held: Tensor) -> list[str]:
+    """Names under which files may store a parameter, likeliest first."""
+    prefix = f"{model.base_model_prefix}."
+    found = [parameter]
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        found.extend(revert_weight_conversion(model, {parameter: held.detach()}))
+    except Exception:  # noqa: BLE001 (not a public function; without it, the plain names remain)
+        pass
+    for name in list(found):
+        # Checkpoints of a bare body carry no prefix, those of a whole model may.
+        found.append(name.removeprefix(prefix) if name.startswith(prefix) else prefix + name)
+    return list(dict.fromkeys(found))
+
+
+def _same(checkpoint: Checkpoint, name: str, held: Tensor) -> bool:
+    """Whether the files hold this very tensor under the name."""
+    shard = checkpoint.shard_of(name)
+    if shard is None:
+        return False
+    stored = shard.tensors[name]
+    if stored.type_name not in FLOAT_TYPES or stored.shape != tuple(held.shape):
+        return False
+    if held.device.type == "meta":  # offloaded: nothing in memory to compare with
+        return True
+    return torch.equal(shard.read(name).to(held.dtype), held.detach().cpu())
+
+
+def _save_streamed(
+    edits: Mapping[str, TensorEdit],
+    folder: Path,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    overwrite: bool,
+) -> MergedSaved:
+    others = other_files(checkpoint, edits.keys(), folder)
+    needed = sum(rewritten_bytes(shard, dtype) for shard in checkpoint.shards.values())
+    needed += sum(path.stat().st_size for path in others.copies.values())
+    with new_folder(folder, overwrite=overwrite, needed_bytes=needed) as partial_folder:
+        for name, shard in checkpoint.shards.items():
+            target = partial_folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            rewrite(shard, target, edits, dtype)
+        _copy_files(others, partial_folder)
+        if dtype is not None:
+            _declare_dtype(partial_folder / "config.json", dtype)
+            _correct_total_size(partial_folder, checkpoint, dtype)
+    return MergedSaved(folder, "streamed", tuple(sorted(edits)), others.left_out)
+
+
+def _copy_files(others: OtherFiles, folder: Path) -> None:
+    for name, path in others.copies.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _declare_dtype(config_file: Path, dtype: torch.dtype) -> None:
+    """Say in the config, and in the configs inside it, what the weights are stored in."""
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    name = str(dtype).removeprefix("torch.")
+
+    def declare(table: dict[str, Any]) -> bool:
+        said = False
+        for key, value in table.items():
+            if key in ("dtype", "torch_dtype"):
+                table[key] = name
+                said = True
+            elif isinstance(value, dict):
+                declare(value)
+        return said
+
+    if not declare(config):
+        config["dtype"] = name
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _correct_total_size(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    index_file = folder / "model.safetensors.index.json"
+    if not index_file.is_file():
+        return
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    if "total_size" in index.get("metadata", {}):
+        index["metadata"]["total_size"] = sum(
+            rewritten_bytes(shard, dtype) - shard.data_start for shard in checkpoint.shards.values()
+        )
+        index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+# --- from the model in memory ----------------------------------------------------------------
+
+
+def _save_from_memory(
+    lm: LanguageModel,
+    edits: Mapping[str, TensorEdit],
+    folder: Path,
+    checkpoint: Checkpoint | None,
+    dtype: torch.dtype | None,
+    overwrite: bool,
+) -> MergedSaved:
+    saved_dtype = dtype or lm.stored_dtype
+    if any(parameter.device.type == "meta" for parameter in lm.model.parameters()):
+        raise ExportError(
+            "parts of the model are offloaded and its files cannot be rewritten as they are: "
+            "load it without offloading to save it merged"
+        )
+    # Edited tensors have names of the model here; another copy of the weights has the files'.
+    held = checkpoint.tensors if checkpoint is not None else frozenset[str]()
+    others = None if checkpoint is None else other_files(checkpoint, held, folder)
+    needed = lm.parameter_count * saved_dtype.itemsize
+    with new_folder(folder, overwrite=overwrite, needed_bytes=needed) as partial_folder:
+        _save_pretrained(lm.model, _edited_state(lm.model, edits, saved_dtype), partial_folder)
+        _declare_dtype(partial_folder / "config.json", saved_dtype)
+        if others is None:
+            with quiet_transformers():
+                lm.chat.tokenizer.save_pretrained(partial_folder)
+        else:
+            ours = {"config.json", "model.safetensors.index.json"}
+            kept = {name: path for name, path in others.copies.items() if name not in ours}
+            _copy_files(OtherFiles(kept, others.left_out), partial_folder)
+        written = _tensor_names(partial_folder)
+    return MergedSaved(
+        folder,
+        "rewritten",
+        tuple(sorted(edits)),
+        () if others is None else others.left_out,
+        tuple(sorted(held - written)),
+    )
+
+
+def _edited_state(
+    model: nn.Module, edits: Mapping[str, TensorEdit], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The model's state, edited and cast; what shares memory goes on sharing it."""
+    state: dict[str, Tensor] = {}
+    cast: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        edit = edits.get(name)
+        if edit is not None:
+            baked = edit(tensor.detach().cpu())
+            state[name] = fitted(name, baked, dtype).contiguous()
+        elif tensor.is_floating_point():
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            if key not in cast:
+                cast[key] = fitted(name, tensor.detach().cpu(), dtype)
+            state[name] = cast[key]
+        else:
+            state[name] = tensor.detach().cpu()
+    missing = edits.keys() - state.keys()
+    if missing:
+        raise ExportError(f"the model's state holds no {', '.join(sorted(missing))}")
+    return state
+
+
+def _save_pretrained(model: Any, state: dict[str, Tensor], folder: Path) -> None:
+    """`save_pretrained`, which writes into the model's config as it goes, undone there."""
+    config = copy.deepcopy(model.config.__dict__)
+    try:
+        with quiet_transformers():
+            model.save_pretrained(folder, state_dict=state)
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"transformers cannot write this model: {first}") from error
+    finally:
+        model.config.__dict__.clear()
+        model.config.__dict__.update(config)
+
+
+def _tensor_names(folder: Path) -> frozenset[str]:
+    from heretic_kl.export.shards import open_shard
+
+    files = folder.glob("*.safetensors")
+    return frozenset(name for file in files for name in open_shard(file).tensors)

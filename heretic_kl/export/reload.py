@@ -1,0 +1,108 @@
+"""What was saved, read back from disk as a model to measure. Compares nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from heretic_kl.errors import ExportError, ModelError
+from heretic_kl.export.lora import LoraFactors, read_lora
+from heretic_kl.model import LanguageModel, ModelSource, load_model
+from heretic_kl.model.architecture import submodule
+from heretic_kl.model.loading import DtypeName
+
+SavedForm = Literal["merged", "lora"]
+
+
+@contextmanager
+def saved_model(folder: Path, form: SavedForm, like: LanguageModel) -> Iterator[LanguageModel]:
+    """The saved model until the block is left, prompted and computed as the model it came from.
+
+    A merged model is loaded beside the original, with the saved tokenizer. An adapter is applied
+    to the original in memory by hooks that compute what PEFT computes; while the block lasts
+    `like` is edited, and measuring it as the original is wrong.
+
+    Args:
+        folder: what `save_merged` or `save_lora` wrote.
+        form: which of them.
+        like: the original; gives dtype, device, chat template, response prefix.
+
+    Raises:
+        ExportError: what is on disk does not load or does not fit.
+    """
+    if form == "lora":
+        with _adapter_applied(like, read_lora(folder)):
+            yield like
+        return
+    yield load_merged(folder, like)
+
+
+def load_merged(folder: Path, like: LanguageModel) -> LanguageModel:
+    """A saved merged model in the dtype, on the device and with the prompting of another.
+
+    Raises:
+        ExportError: it does not load.
+    """
+    dtype = str(like.dtype).removeprefix("torch.")
+    spread = getattr(like.model, "hf_device_map", None) is not None
+    own_code = type(like.model).__module__.startswith("transformers_modules")
+    try:
+        loaded = load_model(
+            ModelSource(str(folder)),
+            dtype=cast(DtypeName, dtype),
+            device=str(like.device),
+            device_map="auto" if spread else None,
+            trust_remote_code=own_code,
+            template="none",
+        )
+    except ModelError as error:
+        raise ExportError(f"the saved model does not load again: {error}") from error
+    _check_same_shape(loaded, like)
+    return replace(loaded, chat=replace(like.chat, tokenizer=loaded.chat.tokenizer))
+
+
+def _check_same_shape(loaded: LanguageModel, like: LanguageModel) -> None:
+    if loaded.parameter_count != like.parameter_count or type(loaded.model) is not type(like.model):
+        raise ExportError(
+            f"the saved model is another one: {type(loaded.model).__name__} with "
+            f"{loaded.parameter_count} parameters instead of {type(like.model).__name__} with "
+            f"{like.parameter_count}"
+        )
+
+
+@contextmanager
+def _adapter_applied(lm: LanguageModel, adapter: dict[str, LoraFactors]) -> Iterator[None]:
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        for path, factors in adapter.items():
+            module = submodule(lm.model, path)
+            if module is None:
+                raise ExportError(f"the saved adapter addresses {path}, which the model lacks")
+            handles.append(module.register_forward_hook(_adapter_hook(module, factors)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adapter_hook(
+    module: nn.Module, factors: LoraFactors
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    device = next(module.parameters()).device
+    a, b = factors.a.float().to(device), factors.b.float().to(device)
+    bias = None if factors.bias is None else factors.bias.float().to(device)
+
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        added = (inputs[0].float() @ a.T) @ b.T
+        if bias is not None:
+            added = added + bias
+        edited: Tensor = (output.float() + added).to(output.dtype)
+        return edited
+
+    return hook

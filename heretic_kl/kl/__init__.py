@@ -1,0 +1,92 @@
+"""Divergences between an original and an edited model, with their errors. Torch only.
+
+Knows nothing about tokenizers, prompts' text, settings or how a model is run.
+
+    P  prompts
+    N  scored positions of the reference's answer (the last one predicts the end token)
+    V  vocabulary
+    D  width of the final hidden state
+    rows  scored positions of all prompts, flattened: at most P * N
+
+Units are nats. Unless a docstring says otherwise a divergence is forward,
+KL(reference || candidate), and a mean is over positions within the mask, then over prompts.
+
+    divergence.py   forward, reverse, Jensen-Shannon of two tensors
+    terms.py        their summands, non-negative by construction
+    rows.py         everything one position tells
+    head.py         hidden states to logits in chunks
+    table.py        prompts by positions
+    measurement.py  means with errors; two candidates compared in pairs
+    intervals.py    Wilson, bootstrap
+    reference.py    the original model's answers and states: given, loaded or computed
+    storage.py      safetensors, written whole or not at all
+    loss.py         the differentiable version
+    metric.py       version, directions, thresholds
+"""
+
+from heretic_kl.kl.divergence import (
+    Inputs,
+    Reduction,
+    forward_kl,
+    geometric_weights,
+    jensen_shannon,
+    reverse_kl,
+    uniform_weights,
+)
+from heretic_kl.kl.head import Head, chunked_row_statistics
+from heretic_kl.kl.intervals import Interval, bootstrap_interval, wilson_interval
+from heretic_kl.kl.loss import kl_divergence_loss
+from heretic_kl.kl.measurement import (
+    KLSummary,
+    PairedComparison,
+    PositionMean,
+    Quantile,
+    compare_paired,
+    summarize,
+)
+from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Direction
+from heretic_kl.kl.reference import (
+    Reference,
+    ReferenceIdentity,
+    ReferenceSource,
+    StoredLogits,
+    resolve_reference,
+    vocabulary_hash,
+)
+from heretic_kl.kl.rows import RowStatistics, concatenate_rows, row_statistics
+from heretic_kl.kl.table import KLTable
+
+__all__ = [
+    "METRIC_VERSION",
+    "NEAR_TIE_MARGIN",
+    "Direction",
+    "Head",
+    "Inputs",
+    "Interval",
+    "KLSummary",
+    "KLTable",
+    "PairedComparison",
+    "PositionMean",
+    "Quantile",
+    "Reduction",
+    "Reference",
+    "ReferenceIdentity",
+    "ReferenceSource",
+    "RowStatistics",
+    "StoredLogits",
+    "bootstrap_interval",
+    "chunked_row_statistics",
+    "compare_paired",
+    "concatenate_rows",
+    "forward_kl",
+    "geometric_weights",
+    "jensen_shannon",
+    "kl_divergence_loss",
+    "resolve_reference",
+    "reverse_kl",
+    "row_statistics",
+    "summarize",
+    "uniform_weights",
+    "vocabulary_hash",
+    "wilson_interval",
+]

@@ -1,0 +1,249 @@
+"""Divergences between two next-token distributions. Knows nothing about models or tokens.
+
+Everything is in nats and reads raw logits, not scores that a sampler has processed. For a
+differentiable loss see `heretic_kl.kl.loss`.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.terms import (
+    block_divergence,
+    block_elements,
+    log_normalizer,
+    require_direction,
+    require_finite,
+    require_temperature,
+    row_blocks,
+    working_device,
+    working_pair,
+)
+
+Inputs = Literal["logits", "log_probabilities"]
+Reduction = Literal["none", "sum", "batchmean"]
+
+
+def forward_kl(
+    *,
+    reference: Tensor,  # (..., V) raw logits or log-probabilities
+    candidate: Tensor,  # (..., V) same shape and device
+    temperature: float = 1.0,
+    inputs: Inputs = "logits",
+    mask: Tensor | None = None,  # (...) bool, True where a row is scored
+    weights: Tensor | None = None,  # (...) or (N,), non-negative
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """Return KL(reference || candidate) in nats, float64.
+
+    A token that is -inf in both contributes 0. One that is -inf in the candidate alone makes
+    its row +inf, and with it `sum` and `batchmean`; `row_statistics` counts such rows instead.
+    A token that is -inf in the reference alone contributes the candidate's probability.
+
+    Args:
+        reference: Distributions over the last dimension; float16, bfloat16, float32, float64.
+        candidate: Distributions compared with `reference`, row by row.
+        temperature: Both logits are divided by it.
+        inputs: `log_probabilities` must sum to one in each row; that is checked.
+        mask: Rows that are False are never read: NaN may stand there.
+        weights: Row or position weights, see `geometric_weights`. A row of weight 0 is not read.
+        reduction: `none` returns `weight * divergence` of shape (...), 0 where masked; `sum`
+            adds that up; `batchmean` is the sum over the vocabulary and the weighted mean over
+            all scored rows at once (not first within a prompt: that is `summarize`).
+
+    Returns:
+        (...) or a scalar, float64, never negative and exactly 0 for identical rows.
+
+    Raises:
+        ValueError: Shapes, devices, dtypes or options do not fit; both shapes are named.
+        MeasurementError: A scored row holds NaN or +inf, or `batchmean` has nothing to average.
+    """
+    return _reduced("forward", reference, candidate, temperature, inputs, mask, weights, reduction)
+
+
+def reverse_kl(
+    *,
+    reference: Tensor,  # (..., V) raw logits or log-probabilities
+    candidate: Tensor,  # (..., V) same shape and device
+    temperature: float = 1.0,
+    inputs: Inputs = "logits",
+    mask: Tensor | None = None,  # (...) bool
+    weights: Tensor | None = None,  # (...) or (N,)
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """Return KL(candidate || reference) in nats, float64; arguments as in `forward_kl`.
+
+    Here a token that is -inf in the *reference* alone makes the row infinite.
+    """
+    return _reduced("reverse", reference, candidate, temperature, inputs, mask, weights, reduction)
+
+
+def jensen_shannon(
+    *,
+    reference: Tensor,  # (..., V) raw logits or log-probabilities
+    candidate: Tensor,  # (..., V) same shape and device
+    temperature: float = 1.0,
+    inputs: Inputs = "logits",
+    mask: Tensor | None = None,  # (...) bool
+    weights: Tensor | None = None,  # (...) or (N,)
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """Return the Jensen-Shannon divergence in nats, float64; arguments as in `forward_kl`.
+
+    It is `KL(p || m) / 2 + KL(q || m) / 2` with `m = (p + q) / 2`: symmetric in its arguments
+    to the last bit, always finite, at most ln 2 (Lin 1991, doi:10.1109/18.61115).
+    """
+    return _reduced(
+        "jensen_shannon", reference, candidate, temperature, inputs, mask, weights, reduction
+    )
+
+
+def uniform_weights(positions: int) -> Tensor:
+    """Return (positions,) float64 ones: every position counts alike."""
+    return geometric_weights(positions, 1.0)
+
+
+def geometric_weights(positions: int, ratio: float) -> Tensor:
+    """Return (positions,) float64 `ratio ** t`: 1 at the first position.
+
+    Weights are not normalized here: every mean divides by the weights it used, so a prompt
+    that ends early is not counted for less.
+
+    Raises:
+        ValueError: `positions` is below 1, or `ratio` is not in (0, 1].
+    """
+    if positions < 1:
+        raise ValueError(f"positions must be at least 1, got {positions}")
+    if not 0.0 < ratio <= 1.0:
+        raise ValueError(f"ratio must be in (0, 1], got {ratio}")
+    return torch.tensor(ratio, dtype=torch.float64) ** torch.arange(positions)
+
+
+def require_same_shape(reference: Tensor, candidate: Tensor) -> None:
+    """Raise `ValueError`, naming both, unless shape, device and kind of dtype fit."""
+    if reference.shape != candidate.shape:
+        raise ValueError(
+            f"reference and candidate must have the same shape, got "
+            f"{tuple(reference.shape)} and {tuple(candidate.shape)}"
+        )
+    if reference.dim() == 0 or reference.shape[-1] == 0:
+        raise ValueError(f"the last dimension must be a vocabulary, got {tuple(reference.shape)}")
+    if reference.device != candidate.device:
+        raise ValueError(
+            f"reference and candidate must be on one device, got "
+            f"{reference.device} and {candidate.device}"
+        )
+    for name, tensor in (("reference", reference), ("candidate", candidate)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+
+
+@torch.no_grad()
+def _reduced(
+    direction: Direction,
+    reference: Tensor,
+    candidate: Tensor,
+    temperature: float,
+    inputs: Inputs,
+    mask: Tensor | None,
+    weights: Tensor | None,
+    reduction: Reduction,
+) -> Tensor:
+    """Check everything, measure the rows that count, and reduce them."""
+    require_direction(direction)
+    require_same_shape(reference, candidate)
+    require_temperature(temperature)
+    if inputs not in ("logits", "log_probabilities"):
+        raise ValueError(f"inputs must be logits or log_probabilities, got {inputs!r}")
+    if reduction not in ("none", "sum", "batchmean"):
+        raise ValueError(f"reduction must be none, sum or batchmean, got {reduction!r}")
+    shape = reference.shape[:-1]
+    weight = _row_weights(shape, mask, weights)  # (rows,) float64 on the CPU
+    kept = weight.nonzero().squeeze(-1)
+    width = reference.shape[-1]
+    pieces = _kept_divergence(
+        direction,
+        reference.reshape(-1, width),
+        candidate.reshape(-1, width),
+        kept,
+        temperature,
+        inputs,
+    )
+    device = working_device(reference)
+    weight, kept = weight.to(device), kept.to(device)
+    scored = pieces * weight[kept]
+    if reduction == "none":
+        full = torch.zeros(weight.shape, dtype=torch.float64, device=device)
+        return full.index_copy_(0, kept, scored).reshape(shape)
+    if reduction == "sum":
+        return scored.sum()
+    if kept.numel() == 0:
+        raise MeasurementError("nothing left to score: every row is masked or has weight 0")
+    return scored.sum() / weight[kept].sum()
+
+
+def _kept_divergence(
+    direction: Direction,
+    reference: Tensor,  # (rows, V)
+    candidate: Tensor,  # (rows, V)
+    kept: Tensor,  # (kept,) int64 row numbers on the CPU
+    temperature: float,
+    inputs: Inputs,
+) -> Tensor:
+    """Return (kept,) float64 divergences, block by block of rows."""
+    whole = kept.numel() == reference.shape[0]
+    # Filled in place: small results among freed blocks of megabytes would fragment the heap.
+    found = torch.empty((3, kept.numel()), dtype=torch.float64, device=working_device(reference))
+    elements = block_elements(reference.device)
+    for block in row_blocks(kept.numel(), reference.shape[-1], elements):
+        rows = block if whole else kept[block].to(reference.device)
+        first, second = working_pair(reference[rows], candidate[rows], temperature)
+        if inputs == "log_probabilities":
+            _require_normalized(first * temperature, reference.dtype, "reference")
+            _require_normalized(second * temperature, candidate.dtype, "candidate")
+        result = block_divergence(first, second, direction)
+        found[0, block] = result.divergence
+        found[1, block] = result.reference_log_normalizer
+        found[2, block] = result.candidate_log_normalizer
+    require_finite(found[1], "reference")
+    require_finite(found[2], "candidate")
+    return found[0]
+
+
+def _row_weights(shape: torch.Size, mask: Tensor | None, weights: Tensor | None) -> Tensor:
+    """Return (rows,) float64 weights on the CPU, 0 where a row is masked."""
+    weight = torch.ones(shape, dtype=torch.float64)
+    if weights is not None:
+        fits = weights.shape == shape or (len(shape) > 0 and weights.shape == shape[-1:])
+        if not fits:
+            raise ValueError(
+                f"weights must have the rows' shape {tuple(shape)} or that of the positions "
+                f"{tuple(shape[-1:])}, got {tuple(weights.shape)}"
+            )
+        given = weights.detach().to(device="cpu", dtype=torch.float64)
+        if not bool(((given >= 0.0) & (given < math.inf)).all()):
+            raise ValueError("weights must be finite and not negative")
+        weight = weight * given
+    if mask is not None:
+        if mask.shape != shape:
+            raise ValueError(
+                f"mask must have the rows' shape {tuple(shape)}, got {tuple(mask.shape)}"
+            )
+        weight = weight.masked_fill(~mask.to(device="cpu", dtype=torch.bool), 0.0)
+    return weight.reshape(-1)
+
+
+def _require_normalized(log_probabilities: Tensor, dtype: torch.dtype, whose: str) -> None:
+    """Raise `MeasurementError` if rows said to be log-probabilities do not sum to one."""
+    tolerance = 0.1 if dtype in (torch.float16, torch.bfloat16) else 1e-3
+    total = log_normalizer(log_probabilities)
+    worst = float(total.nan_to_num(nan=0.0).abs().max())
+    if worst > tolerance:
+        raise MeasurementError(
+            f"the {whose} log-probabilities do not sum to one (log of the sum is off by "
+            f"{worst:.3g}): pass inputs='logits' for raw logits"
+        )

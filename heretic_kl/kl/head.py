@@ -1,0 +1,178 @@
+"""From final hidden states to logits, in chunks of rows. Knows nothing about the model below.
+
+A `Head` is what stands between the last hidden state and the logits. Reference and candidate
+go through the same head in chunks of the same shape, so equal hidden states give equal logits
+to the last bit, and a divergence of exactly 0.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.rows import RowStatistics, concatenate_rows, row_statistics
+from heretic_kl.kl.terms import row_blocks
+
+MAX_LOGIT_ELEMENTS: Final = 2**24
+"""Logits held at once for each of reference and candidate: 64 MB in float32."""
+
+_SAMPLED_ELEMENTS: Final = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """`logits = softcap * tanh(scale * (weight h + bias) / softcap)`, padding columns dropped.
+
+    Attributes:
+        weight: (V, D) output embedding, on the model's device and in its dtype.
+        bias: (V,) or None.
+        scale: Factor on the logits (Cohere's `logit_scale`, one over Granite's
+            `logits_scaling`).
+        softcap: Bound of the soft-capping (Gemma 2's `final_logit_softcapping`), or None.
+        vocabulary_size: Columns from here on are padding of the weight; None keeps all.
+    """
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None = None  # (V,)
+    scale: float = 1.0
+    softcap: float | None = None
+    vocabulary_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` if the parts do not fit together."""
+        if self.weight.dim() != 2:
+            raise ValueError(f"weight must be (V, D), got {tuple(self.weight.shape)}")
+        rows = self.weight.shape[0]
+        if self.bias is not None and self.bias.shape != (rows,):
+            raise ValueError(
+                f"bias must be ({rows},) to fit weight {tuple(self.weight.shape)}, "
+                f"got {tuple(self.bias.shape)}"
+            )
+        if self.softcap is not None and not self.softcap > 0.0:
+            raise ValueError(f"softcap must be positive, got {self.softcap}")
+        if self.vocabulary_size is not None and not 1 <= self.vocabulary_size <= rows:
+            raise ValueError(f"vocabulary_size must be in [1, {rows}], got {self.vocabulary_size}")
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the logits cover."""
+        return self.vocabulary_size or int(self.weight.shape[0])
+
+    @torch.no_grad()
+    def logits(
+        self,
+        hidden: Tensor,  # (rows, D) after the final norm
+    ) -> Tensor:
+        """Return (rows, V) float32 logits (float64 from a float64 head).
+
+        The product is computed in the weight's dtype, as the model does it; bias, scale and
+        soft-capping follow in float32.
+
+        Raises:
+            ValueError: `hidden` is not (rows, D); both shapes are named.
+        """
+        if hidden.dim() != 2 or hidden.shape[1] != self.weight.shape[1]:
+            raise ValueError(
+                f"hidden must be (rows, {self.weight.shape[1]}) to fit weight "
+                f"{tuple(self.weight.shape)}, got {tuple(hidden.shape)}"
+            )
+        weight = self.weight[: self.vocabulary]
+        # A fresh, aligned copy: BLAS may round differently for another memory alignment.
+        rows = hidden.to(device=weight.device, dtype=weight.dtype, copy=True)
+        product = rows.contiguous() @ weight.T
+        logits = product if product.dtype == torch.float64 else product.to(torch.float32)
+        if self.bias is not None:
+            logits += self.bias[: self.vocabulary].to(logits.dtype)
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    @torch.no_grad()
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over shape, dtype, scalars and a sample touching every row.
+
+        At least one element of each row is read and at most max(V, 65,536) in all: a head
+        that was trained, edited or extended differs, on every device alike.
+        """
+        digest = hashlib.sha256()
+        facts = {
+            "shape": [self.vocabulary, int(self.weight.shape[1])],
+            "dtype": str(self.weight.dtype),
+            "bias": self.bias is not None,
+            "scale": self.scale,
+            "softcap": self.softcap,
+        }
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        width = int(self.weight.shape[1])
+        per_row = min(width, max(1, _SAMPLED_ELEMENTS // self.vocabulary))
+        row = torch.arange(self.vocabulary, device=self.weight.device).unsqueeze(-1)
+        step = torch.arange(per_row, device=self.weight.device) * max(1, width // per_row)
+        sample = self.weight[row, (row * 7919 + step) % width]
+        digest.update(_bytes(sample))
+        if self.bias is not None:
+            digest.update(_bytes(self.bias[: self.vocabulary]))
+        return digest.hexdigest()
+
+
+def chunked_row_statistics(
+    head: Head,
+    reference_hidden: Tensor,  # (rows, D) after the final norm
+    candidate_hidden: Tensor,  # (rows, D) after the final norm
+    tokens: Tensor,  # (rows,) integer ids of the reference's answer
+    *,
+    candidate_head: Head | None = None,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
+    max_elements: int = MAX_LOGIT_ELEMENTS,
+) -> RowStatistics:
+    """Return `row_statistics` of both hidden states, never holding all their logits.
+
+    Both are put through `head` (the candidate through `candidate_head` if it has its own) in
+    chunks of `max_elements / V` rows, so the peak does not depend on the number of rows.
+    Divergences are in nats.
+
+    Raises:
+        ValueError: Shapes do not fit; both are named.
+        MeasurementError: A row of logits holds NaN or +inf, or only -inf.
+    """
+    if reference_hidden.shape[:1] != candidate_hidden.shape[:1]:
+        raise ValueError(
+            f"reference_hidden and candidate_hidden must have the same rows, got "
+            f"{tuple(reference_hidden.shape)} and {tuple(candidate_hidden.shape)}"
+        )
+    other = head if candidate_head is None else candidate_head
+    if other.vocabulary != head.vocabulary:
+        raise ValueError(
+            f"both heads must have one vocabulary, got {head.vocabulary} and {other.vocabulary}"
+        )
+    if tokens.shape != reference_hidden.shape[:1]:
+        raise ValueError(
+            f"tokens must be (rows,) to fit hidden {tuple(reference_hidden.shape)}, "
+            f"got {tuple(tokens.shape)}"
+        )
+    if max_elements < 1:
+        raise ValueError(f"max_elements must be at least 1, got {max_elements}")
+    return concatenate_rows(
+        [
+            row_statistics(
+                head.logits(reference_hidden[rows]),
+                other.logits(candidate_hidden[rows]),
+                tokens[rows],
+                direction=direction,
+                temperature=temperature,
+            )
+            for rows in row_blocks(reference_hidden.shape[0], head.vocabulary, max_elements)
+        ]
+    )
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """Return the values as little-endian float64 bytes: the same on every device."""
+    values = tensor.detach().to("cpu").to(torch.float64).contiguous().view(torch.uint8)
+    return bytes(values.flatten().tolist())

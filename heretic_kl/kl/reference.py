@@ -1,0 +1,327 @@
+"""The original model's side of a measurement: given, loaded from a file, or computed.
+
+A reference holds the answer that was forced on both models, which of its positions are scored,
+and what the original said there: its final hidden states (small and lossless, good as long as
+the head is the same), or its logits in float16 (where the head may change). It knows nothing
+about models and tokenizers but the hashes by which two of them can be told apart.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS, Head, chunked_row_statistics
+from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.rows import RowStatistics, concatenate_rows, row_statistics
+from heretic_kl.kl.storage import load_tensors, save_tensors
+from heretic_kl.kl.table import KLTable
+from heretic_kl.kl.terms import log_normalizer, require_finite, row_blocks, working_pair
+
+_KIND: Final = "heretic-kl reference"
+
+_LOWEST_FLOAT16: Final = -65504.0
+
+Setting = str | int | float | bool | None
+
+
+class StoredLogits(NamedTuple):
+    """Logits in half the size: `log p = shifted - log_normalizer`.
+
+    Shifting by each row's maximum puts float16's fine steps where the probability is. Rounding
+    still leaves a model some 1e-7 nats from itself: where the head is known, hidden states
+    are better.
+    """
+
+    shifted: Tensor  # (rows, V) float16, logits minus the row's maximum, at most 0
+    log_normalizer: Tensor  # (rows,) float64, of the shifted logits before rounding
+
+
+@dataclass(frozen=True)
+class ReferenceIdentity:
+    """What must agree for two measurements to have the same reference.
+
+    Attributes:
+        tokenizer_hash: See `vocabulary_hash`.
+        vocabulary_size: Number of tokens that the logits cover.
+        head_fingerprint: `Head.fingerprint()`; None where logits are stored.
+        settings: Whatever else changes the reference: model, prompts' hash, number of tokens,
+            greedy or sampled with which seed, dtype. JSON-ready scalars.
+    """
+
+    tokenizer_hash: str
+    vocabulary_size: int
+    head_fingerprint: str | None = None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    def require_match(self, expected: "ReferenceIdentity") -> None:
+        """Raise `MeasurementError`, naming every difference, unless this is as `expected`.
+
+        The head is compared only where both are known: stored logits need none.
+        """
+        differences = []
+        if self.tokenizer_hash != expected.tokenizer_hash:
+            differences.append(
+                f"tokenizer (stored {self.tokenizer_hash[:12]}, now {expected.tokenizer_hash[:12]})"
+            )
+        if self.vocabulary_size != expected.vocabulary_size:
+            differences.append(
+                f"vocabulary (stored {self.vocabulary_size}, now {expected.vocabulary_size})"
+            )
+        heads = (self.head_fingerprint, expected.head_fingerprint)
+        if None not in heads and heads[0] != heads[1]:
+            differences.append(f"head (stored {str(heads[0])[:12]}, now {str(heads[1])[:12]})")
+        for name in sorted({*self.settings, *expected.settings}):
+            stored, now = self.settings.get(name), expected.settings.get(name)
+            if stored != now:
+                differences.append(f"setting {name} (stored {stored!r}, now {now!r})")
+        if differences:
+            raise MeasurementError(
+                f"the stored reference does not fit: another {', another '.join(differences)}; "
+                f"compute it again"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The forced answers and what the original model said at their scored positions.
+
+    Rows are the scored positions, prompt by prompt: `mask.nonzero()`. Exactly one of `hidden`
+    and `logits` is there; build with `from_hidden` or `from_logits`.
+    """
+
+    tokens: Tensor  # (P, N) int64, the original's own answers
+    mask: Tensor  # (P, N) bool, up to and including the position predicting the end token
+    identity: ReferenceIdentity
+    hidden: Tensor | None = None  # (rows, D) after the final norm
+    logits: StoredLogits | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` if the parts do not fit together."""
+        if self.tokens.dim() != 2 or self.tokens.shape != self.mask.shape:
+            raise ValueError(
+                f"tokens and mask must both be (P, N), got {tuple(self.tokens.shape)} and "
+                f"{tuple(self.mask.shape)}"
+            )
+        if self.mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, got {self.mask.dtype}")
+        if (self.hidden is None) == (self.logits is None):
+            raise ValueError("a reference holds either hidden states or logits")
+        states = self.logits.shifted if self.logits is not None else self.hidden
+        assert states is not None
+        if states.dim() != 2 or states.shape[0] != self.rows:
+            raise ValueError(
+                f"hidden states or logits must be ({self.rows}, ...) to fit the mask's scored "
+                f"positions, got {tuple(states.shape)}"
+            )
+
+    @classmethod
+    def from_hidden(
+        cls,
+        tokens: Tensor,  # (P, N) integer
+        mask: Tensor,  # (P, N) bool
+        hidden: Tensor,  # (rows, D) after the final norm
+        identity: ReferenceIdentity,
+    ) -> "Reference":
+        """Return a reference of hidden states; `identity` should name the head's fingerprint."""
+        return cls(tokens.to(torch.int64), mask, identity, hidden=hidden)
+
+    @classmethod
+    @torch.no_grad()
+    def from_logits(
+        cls,
+        tokens: Tensor,  # (P, N) integer
+        mask: Tensor,  # (P, N) bool
+        chunks: Iterable[Tensor],  # each (some rows, V) raw logits, in the rows' order
+        identity: ReferenceIdentity,
+    ) -> "Reference":
+        """Return a reference of float16 logits on the CPU; pass a generator to hold few at once.
+
+        Raises:
+            MeasurementError: A row holds NaN or +inf, or only -inf.
+        """
+        shifted, normalizers = [], []
+        for chunk in chunks:
+            wide, _ = working_pair(chunk, chunk[:0], 1.0)
+            low = wide - wide.amax(dim=-1, keepdim=True)
+            normalizer = log_normalizer(low)
+            require_finite(normalizer, "reference")
+            normalizers.append(normalizer.cpu())
+            floor = low.clamp(min=_LOWEST_FLOAT16).masked_fill(low == -torch.inf, -torch.inf)
+            shifted.append(floor.to(torch.float16).cpu())
+        if not shifted:
+            raise ValueError("chunks must hold at least one tensor of logits, got none")
+        stored = StoredLogits(torch.cat(shifted), torch.cat(normalizers))
+        return cls(tokens.to(torch.int64), mask, identity, logits=stored)
+
+    @property
+    def rows(self) -> int:
+        """Number of scored positions."""
+        return int(self.mask.sum())
+
+    @property
+    def row_tokens(self) -> Tensor:
+        """(rows,) int64: the reference token at each scored position."""
+        return self.tokens[self.mask]
+
+    def measure(
+        self,
+        candidate_hidden: Tensor,  # (rows, D) after the final norm, in the rows' order
+        *,
+        head: Head,
+        candidate_head: Head | None = None,
+        direction: Direction = "forward",
+        temperature: float = 1.0,
+        max_elements: int = MAX_LOGIT_ELEMENTS,
+    ) -> KLTable:
+        """Return the (P, N) table of the candidate against this reference, in nats.
+
+        The candidate goes through `candidate_head`, or `head` if it has none of its own. Stored
+        hidden states go through `head`: check its fingerprint once with `require_match`.
+
+        Raises:
+            ValueError: Shapes do not fit; both are named.
+            MeasurementError: A row of logits holds NaN or +inf, or only -inf.
+        """
+        own = head if candidate_head is None else candidate_head
+        if self.hidden is not None:
+            rows = chunked_row_statistics(
+                head,
+                self.hidden,
+                candidate_hidden,
+                self.row_tokens,
+                candidate_head=own,
+                direction=direction,
+                temperature=temperature,
+                max_elements=max_elements,
+            )
+        else:
+            rows = self._against_logits(candidate_hidden, own, direction, temperature, max_elements)
+        prompt, position = self.mask.nonzero().unbind(-1)
+        return KLTable.from_rows(
+            rows,
+            prompt,
+            position,
+            self.mask.shape[0],
+            self.mask.shape[1],
+            direction=direction,
+            temperature=temperature,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the reference as safetensors, in one step."""
+        tensors = {"tokens": self.tokens, "mask": self.mask}
+        if self.hidden is not None:
+            tensors["hidden"] = self.hidden
+        if self.logits is not None:
+            tensors.update(self.logits._asdict())
+        facts = {**asdict(self.identity), "settings": dict(self.identity.settings)}
+        save_tensors(path, _KIND, tensors, facts)
+
+    @classmethod
+    def load(cls, path: str | Path, *, expected: ReferenceIdentity | None = None) -> "Reference":
+        """Read a saved reference, and check that it is the `expected` one if that is given.
+
+        Raises:
+            MeasurementError: The file is missing, no reference, of another metric version, or
+                does not fit `expected`; the message says which.
+        """
+        tensors, facts = load_tensors(path, _KIND)
+        identity = ReferenceIdentity(**cast(dict[str, Any], facts))
+        if expected is not None:
+            identity.require_match(expected)
+        stored = None
+        if "shifted" in tensors:
+            stored = StoredLogits(tensors["shifted"], tensors["log_normalizer"])
+        return cls(
+            tensors["tokens"],
+            tensors["mask"],
+            identity,
+            hidden=tensors.get("hidden"),
+            logits=stored,
+        )
+
+    def _against_logits(
+        self,
+        candidate_hidden: Tensor,
+        head: Head,
+        direction: Direction,
+        temperature: float,
+        max_elements: int,
+    ) -> RowStatistics:
+        """Return row statistics against the stored logits, in chunks of rows."""
+        assert self.logits is not None
+        if candidate_hidden.shape[:1] != (self.rows,):
+            raise ValueError(
+                f"candidate_hidden must be ({self.rows}, D), got {tuple(candidate_hidden.shape)}"
+            )
+        tokens = self.row_tokens
+        parts = []
+        for block in row_blocks(self.rows, head.vocabulary, max_elements):
+            candidate = head.logits(candidate_hidden[block])
+            stored = self.logits.shifted[block].to(candidate.device, torch.float32)
+            normalizer = self.logits.log_normalizer[block].to(candidate.device, torch.float32)
+            parts.append(
+                row_statistics(
+                    stored - normalizer.unsqueeze(-1),
+                    candidate,
+                    tokens[block],
+                    direction=direction,
+                    temperature=temperature,
+                )
+            )
+        return concatenate_rows(parts)
+
+
+ReferenceSource = Reference | str | Path | Callable[[], Reference]
+"""Tensors given, a file to load, or a callable that computes on demand."""
+
+
+def resolve_reference(
+    source: ReferenceSource,
+    *,
+    expected: ReferenceIdentity | None = None,
+    cache: str | Path | None = None,
+) -> Reference:
+    """Return the reference behind `source`, checked against `expected` if that is given.
+
+    Args:
+        source: A `Reference`, the path of a saved one, or a callable returning one.
+        expected: What tokenizer, vocabulary, head and settings must be.
+        cache: With a callable: this file is loaded if it exists, else computed and written.
+
+    Raises:
+        MeasurementError: The reference does not fit `expected`, or a file cannot be used.
+    """
+    if isinstance(source, str | Path):
+        return Reference.load(source, expected=expected)
+    if isinstance(source, Reference):
+        reference = source
+    elif cache is not None and Path(cache).exists():
+        return Reference.load(cache, expected=expected)
+    else:
+        reference = source()
+    if expected is not None:
+        reference.identity.require_match(expected)
+    if cache is not None and reference is not source:
+        reference.save(cache)
+    return reference
+
+
+def vocabulary_hash(
+    vocabulary: Mapping[str, int],  # token text -> id, special and added tokens included
+    settings: Mapping[str, Setting] | None = None,
+) -> str:
+    """Return a SHA-256 of a tokenizer's vocabulary, in any order of its entries.
+
+    Pass what else decides which ids a prompt becomes (the chat template) as `settings`.
+    """
+    facts = [sorted((index, token) for token, index in vocabulary.items()), settings or {}]
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

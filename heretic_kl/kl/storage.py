@@ -1,0 +1,70 @@
+"""Tensors and facts in one safetensors file, written whole or not at all.
+
+Knows nothing about what the tensors mean. safetensors is imported only when a file is touched.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl.metric import METRIC_VERSION
+
+
+def save_tensors(
+    path: str | Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, object]
+) -> None:
+    """Write `tensors` and the JSON-ready `facts` to `path`, replacing it in one step.
+
+    A crash halfway leaves what was there before. `kind` tells `load_tensors` the files apart.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    metadata = {
+        "kind": kind,
+        "metric_version": str(METRIC_VERSION),
+        "facts": json.dumps(dict(facts), sort_keys=True),
+    }
+    try:
+        save_file({n: t.detach().contiguous() for n, t in tensors.items()}, partial, metadata)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Return the tensors (on the CPU, memory-mapped where possible) and facts of a file.
+
+    Raises:
+        MeasurementError: There is no such file, it is not of this `kind`, or another metric
+            version wrote it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    source = Path(path)
+    if not source.is_file():
+        raise MeasurementError(f"there is no {kind} file at {source}")
+    try:
+        with safe_open(source, framework="pt") as opened:
+            metadata: dict[str, str] = opened.metadata() or {}
+            if metadata.get("kind") != kind:
+                raise MeasurementError(
+                    f"{source} is not a {kind} file, but {metadata.get('kind', 'something else')}"
+                )
+            version = metadata.get("metric_version")
+            if version != str(METRIC_VERSION):
+                raise MeasurementError(
+                    f"{source} was written by metric version {version}, "
+                    f"this is version {METRIC_VERSION}: compute it again"
+                )
+            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}
+    except (SafetensorError, OSError) as error:
+        raise MeasurementError(f"{source} cannot be read: {error}") from error
+    facts: dict[str, object] = json.loads(metadata["facts"])
+    return tensors, facts

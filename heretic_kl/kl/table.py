@@ -1,0 +1,158 @@
+"""What was measured, position by position: a prompt-by-position table. Averages nothing.
+
+`P` prompts, `N` positions of the reference's answer. Position 0 predicts the answer's first
+token; `mask` is True up to and including the position that predicts the end token.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
+
+import torch
+from torch import Tensor
+
+from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.rows import RowStatistics
+from heretic_kl.kl.storage import load_tensors, save_tensors
+from heretic_kl.kl.terms import require_direction, require_temperature
+
+_KIND: Final = "heretic-kl table"
+
+
+@dataclass(frozen=True, eq=False)
+class KLTable:
+    """Per-position statistics, all (P, N) on the CPU; 0 or False where `mask` is False.
+
+    What stands at unscored places never matters to a summary.
+    """
+
+    divergence: Tensor  # (P, N) float64, nats, +inf where `infinite`
+    mask: Tensor  # (P, N) bool, True where a position was scored
+    infinite: Tensor  # (P, N) bool
+    reference_probability: Tensor  # (P, N) float64, of the reference token
+    candidate_probability: Tensor  # (P, N) float64, of the reference token
+    reference_top1_probability: Tensor  # (P, N) float64
+    reference_margin: Tensor  # (P, N) float64
+    top1_agreement: Tensor  # (P, N) bool
+    direction: Direction = "forward"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` unless all columns are (P, N) of one shape."""
+        require_direction(self.direction)
+        require_temperature(self.temperature)
+        if self.divergence.dim() != 2:
+            raise ValueError(f"divergence must be (P, N), got {tuple(self.divergence.shape)}")
+        for name, column in self.columns().items():
+            if column.shape != self.divergence.shape:
+                raise ValueError(
+                    f"{name} must have divergence's shape {tuple(self.divergence.shape)}, "
+                    f"got {tuple(column.shape)}"
+                )
+        if self.mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, got {self.mask.dtype}")
+
+    @property
+    def prompts(self) -> int:
+        """P, the number of prompts."""
+        return int(self.divergence.shape[0])
+
+    @property
+    def positions(self) -> int:
+        """N, the number of positions."""
+        return int(self.divergence.shape[1])
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: RowStatistics,
+        prompt_index: Tensor,  # (rows,) integer in [0, P)
+        position: Tensor,  # (rows,) integer in [0, N)
+        prompts: int,
+        positions: int,
+        *,
+        direction: Direction = "forward",
+        temperature: float = 1.0,
+    ) -> "KLTable":
+        """Lay out rows as a table; places that no row fills are not scored.
+
+        Raises:
+            ValueError: Indices are out of range, do not fit the rows, or two rows have one
+                place.
+        """
+        count = rows.divergence.shape[0]
+        prompt = prompt_index.to(device="cpu", dtype=torch.int64)
+        place = position.to(device="cpu", dtype=torch.int64)
+        for name, index, bound in (
+            ("prompt_index", prompt, prompts),
+            ("position", place, positions),
+        ):
+            if index.shape != (count,):
+                raise ValueError(f"{name} must be ({count},), got {tuple(index.shape)}")
+            if count and not (0 <= int(index.min()) and int(index.max()) < bound):
+                raise ValueError(
+                    f"{name} must be in [0, {bound}), got {int(index.min())} to {int(index.max())}"
+                )
+        flat = prompt * positions + place
+        mask = torch.zeros(prompts * positions, dtype=torch.bool)
+        mask[flat] = True
+        if int(mask.sum()) != count:
+            raise ValueError("two rows have the same prompt and position")
+        columns: dict[str, Tensor] = {}
+        for name, column in rows._asdict().items():
+            filled = torch.zeros(prompts * positions, dtype=column.dtype)
+            filled[flat] = column.detach().cpu()
+            columns[name] = filled.reshape(prompts, positions)
+        return cls(
+            mask=mask.reshape(prompts, positions),
+            direction=direction,
+            temperature=temperature,
+            **columns,
+        )
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return the (P, N) tensors by name."""
+        return {name: getattr(self, name) for name in (*RowStatistics._fields, "mask")}
+
+    def first_positions(self, positions: int) -> "KLTable":
+        """Return the table of the first `positions` positions only; 1 is first-token KL.
+
+        Raises:
+            ValueError: `positions` is not in [1, N].
+        """
+        if not 1 <= positions <= self.positions:
+            raise ValueError(f"positions must be in [1, {self.positions}], got {positions}")
+        return self._with(lambda column: column[:, :positions])
+
+    def select_prompts(
+        self,
+        prompts: Tensor,  # (any,) integer row numbers, or (P,) bool
+    ) -> "KLTable":
+        """Return the table of these prompts only, in the given order."""
+        return self._with(lambda column: column[prompts])
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as safetensors, in one step."""
+        facts = {"direction": self.direction, "temperature": self.temperature}
+        save_tensors(path, _KIND, self.columns(), facts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "KLTable":
+        """Read a saved table.
+
+        Raises:
+            MeasurementError: The file is missing, not a table, or of another metric version.
+        """
+        tensors, facts = load_tensors(path, _KIND)
+        direction = cast(Direction, facts["direction"])
+        temperature = float(cast(float, facts["temperature"]))
+        return cls(direction=direction, temperature=temperature, **tensors)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "KLTable":
+        """Return a table whose every column went through `change`."""
+        return KLTable(
+            direction=self.direction,
+            temperature=self.temperature,
+            **{name: change(column) for name, column in self.columns().items()},
+        )

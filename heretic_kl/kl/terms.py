@@ -1,0 +1,189 @@
+"""The summand of each divergence, non-negative by construction. Knows only (rows, V) blocks.
+
+With `D = log p - log q`, the identity `KL(p || q) = sum(q - p + p D)` holds because both
+distributions sum to one, and every summand of it is non-negative. Written with the larger of
+the two probabilities in front, neither overflow nor cancellation can break that. With
+`a = |D|`, the part `J` that is even in `D` and the part `h` that is odd,
+
+    summand = max(p, q) (J + sign(D) h)
+    J = a (1 - exp(-a)) / 2
+    h = a - (1 - exp(-a)) (1 + a / 2),   between a^3 (1 - a / 2) / 12 and a^3 / 12
+
+where the bounds take over from `h` when `a` is so small that it would cancel. For `D >= 0`
+this is `p (expm1(-D) + D)`. An error `c` in a row's normalizer enters only as
+`exp(c) - 1 - c`, to second order: this is why float32 logits measure divergences of 1e-12
+meaningfully. Identical rows give `D = 0`, hence exactly 0.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl.metric import DIRECTIONS, Direction
+
+BLOCK_ELEMENTS: Final = {"cpu": 2**19}
+"""Elements worked on at once, by device type: on a CPU for each thread, sized for its cache."""
+
+_BLOCK_ELEMENTS_ELSEWHERE: Final = 2**22
+"""On an accelerator: large enough to hide launches, about 16 MB for each temporary."""
+
+_NEGLIGIBLE_FROM: Final = 50.0
+"""`exp(-a) (1 + a)` is below float64's rounding of 1 from here on."""
+
+_JS_SERIES_BELOW: Final = 0.1
+
+
+class BlockDivergence(NamedTuple):
+    """Per-row results of one block; a row with a NaN normalizer has no meaning."""
+
+    divergence: Tensor  # (rows,) float64, nats, +inf where `infinite`
+    infinite: Tensor  # (rows,) bool
+    reference_log_normalizer: Tensor  # (rows,) float64
+    candidate_log_normalizer: Tensor  # (rows,) float64
+
+
+def row_blocks(rows: int, width: int, elements: int) -> Iterator[slice]:
+    """Yield slices of at most `elements / width` rows (at least one) covering `rows`."""
+    step = max(1, elements // max(1, width))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def block_elements(device: torch.device) -> int:
+    """Return how many elements a block of the divergence arithmetic may have on `device`."""
+    if device.type in BLOCK_ELEMENTS:
+        each = BLOCK_ELEMENTS[device.type]
+        return min(each * torch.get_num_threads(), _BLOCK_ELEMENTS_ELSEWHERE)
+    return _BLOCK_ELEMENTS_ELSEWHERE
+
+
+def working_device(tensor: Tensor) -> torch.device:
+    """Return where blocks of `tensor` are worked on: its device, or the CPU for Apple's.
+
+    Apple's has no float64.
+    """
+    return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+
+
+def working_pair(
+    reference: Tensor,  # (rows, V) any floating dtype
+    candidate: Tensor,  # (rows, V) any floating dtype
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Return both blocks in float32 (float64 if either is), divided by `temperature`."""
+    wide = torch.float64 in (reference.dtype, candidate.dtype)
+    dtype = torch.float64 if wide else torch.float32
+    device = working_device(reference)
+    first = reference.to(device=device, dtype=dtype)
+    second = candidate.to(device=device, dtype=dtype)
+    if temperature != 1.0:
+        first, second = first / temperature, second / temperature
+    return first, second
+
+
+def log_normalizer(logits: Tensor) -> Tensor:
+    """Return log-sum-exp of each row of (rows, V) as (rows,) float64; NaN if it has none.
+
+    A row has none if it holds NaN or +inf, or nothing but -inf.
+    """
+    return _normalize(logits)[0]
+
+
+def block_divergence(
+    reference: Tensor,  # (rows, V) float32 or float64, already divided by the temperature
+    candidate: Tensor,  # (rows, V) same dtype and device
+    direction: Direction,
+) -> BlockDivergence:
+    """Return the divergence of each row in nats; never raises on NaN (see `require_finite`)."""
+    reference_log_z, larger = _normalize(reference)
+    candidate_log_z, probability = _normalize(candidate)
+    torch.maximum(larger, probability, out=larger)
+    ratio = reference - candidate  # log p - log q, NaN where both are -inf
+    ratio -= (reference_log_z - candidate_log_z).to(ratio.dtype).unsqueeze(-1)
+    if direction == "jensen_shannon":
+        divergence = _jensen_shannon(ratio, larger)
+        infinite = torch.zeros_like(divergence, dtype=torch.bool)
+    else:
+        divergence, infinite = _kl(ratio.neg_() if direction == "reverse" else ratio, larger)
+    return BlockDivergence(divergence, infinite, reference_log_z, candidate_log_z)
+
+
+def require_finite(log_normalizers: Tensor, whose: str) -> None:
+    """Raise `MeasurementError` naming the first row whose logits define no distribution."""
+    broken = ~torch.isfinite(log_normalizers)
+    if bool(broken.any()):
+        row = int(broken.nonzero()[0].item())
+        raise MeasurementError(
+            f"the {whose} logits define no distribution in {int(broken.sum())} of "
+            f"{broken.numel()} rows (first: row {row}): they hold NaN or +inf, or only -inf"
+        )
+
+
+def require_direction(direction: str) -> None:
+    """Raise `ValueError` unless `direction` is one of `DIRECTIONS`."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+
+
+def require_temperature(temperature: float) -> None:
+    """Raise `ValueError` unless `temperature` is positive and finite."""
+    if not (math.isfinite(temperature) and temperature > 0.0):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def _normalize(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's log-sum-exp, (rows,) float64, and its probabilities, (rows, V)."""
+    peak = logits.amax(dim=-1, keepdim=True)
+    probability = (logits - peak).exp_()
+    total = probability.sum(dim=-1, dtype=torch.float64)
+    probability.div_(total.to(probability.dtype).unsqueeze(-1))
+    return peak.squeeze(-1).to(torch.float64) + total.log(), probability
+
+
+def _kl(ratio: Tensor, larger: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the divergence of each row and whether it is infinite; overwrites its input.
+
+    The order of operations is written for few passes over memory: this is the hot loop.
+    """
+    # Both -inf: NaN, contributes 0. Only the first: contributes q. Only the second: infinite.
+    ratio.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf).clamp_(min=-_NEGLIGIBLE_FROM)
+    infinite = ratio.amax(dim=-1) == math.inf
+    size = ratio.abs()
+    decay = size.neg().expm1_()  # exp(-a) - 1
+    even = (size * decay).mul_(-0.5)
+    odd = decay.add_(size).sub_(even)
+    upper = (size * size).mul_(size).mul_(1.0 / 12.0)
+    lower = size.mul_(-0.5).add_(1.0).mul_(upper)
+    torch.maximum(odd, lower, out=odd)
+    torch.minimum(odd, upper, out=odd)
+    summand = even.add_(odd.copysign_(ratio)).mul_(larger)
+    total = summand.sum(dim=-1, dtype=torch.float64)
+    return torch.where(infinite, torch.full_like(total, math.inf), total), infinite
+
+
+def _jensen_shannon(ratio: Tensor, larger: Tensor) -> Tensor:
+    """Return the Jensen-Shannon divergence of each row, symmetric to the last bit.
+
+    With `m = (p + q) / 2` and `u = |p - q| / (p + q)` a summand is
+    `m ((1 + u) log(1 + u) + (1 - u) log(1 - u)) / 2`. Overwrites its input.
+    """
+    ratio.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
+    decay = ratio.abs_().neg_().expm1_()
+    both = decay + 2.0  # 1 + min(p, q) / max(p, q)
+    contrast = decay.neg_().div_(both)
+    square = contrast * contrast
+    terms = 9 if square.dtype == torch.float64 else 4
+    series = torch.full_like(square, 1.0 / (terms * (2 * terms - 1)))
+    for k in range(terms - 1, 0, -1):
+        series.mul_(square).add_(1.0 / (k * (2 * k - 1)))
+    series.mul_(square)
+    closed = torch.special.xlog1py(1.0 + contrast, contrast)
+    closed += torch.special.xlog1py(1.0 - contrast, -contrast)
+    summand = torch.where(contrast < _JS_SERIES_BELOW, series, closed)
+    summand.mul_(both).mul_(larger).mul_(0.25)
+    # Rounding of the normalizers may carry disjoint distributions past the bound by an ulp.
+    return summand.sum(dim=-1, dtype=torch.float64).clamp_(max=math.log(2.0))

@@ -1,0 +1,69 @@
+"""The output head of a transformers model as a `heretic_kl.kl.Head`, checked against the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from heretic_kl.errors import UnsupportedModelError
+from heretic_kl.kl import Head
+
+PROBE_TOKENS = 6
+
+
+def find_head(model: Any) -> Head:
+    """The head, with bias, logit scale and soft-capping as the model's config declares them.
+
+    Raises:
+        UnsupportedModelError: the model has no linear output head, or the head does not
+            reproduce the model's own logits.
+    """
+    output = model.get_output_embeddings()
+    weight, bias = getattr(output, "weight", None), getattr(output, "bias", None)
+    if not isinstance(weight, torch.Tensor):
+        raise UnsupportedModelError(f"{type(model).__name__} has no linear output head")
+    config = model.config.get_text_config()
+    head = Head(
+        weight=weight.detach(),
+        bias=None if bias is None else bias.detach(),
+        scale=_logit_scale(config),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+    _check(model, head)
+    return head
+
+
+def _logit_scale(config: Any) -> float:
+    """What the config says logits are multiplied by."""
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
+        value = getattr(config, name, None)
+        if isinstance(value, (int, float)):
+            scale *= float(value)
+    divisor = getattr(config, "logits_scaling", None)  # Granite
+    if isinstance(divisor, (int, float)) and divisor:
+        scale /= float(divisor)
+    return scale
+
+
+@torch.inference_mode()
+def _check(model: Any, head: Head) -> None:
+    device = model.get_input_embeddings().weight.device
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    tokens = (torch.arange(PROBE_TOKENS) * 89 % vocabulary)[None].to(device)
+    own = model(input_ids=tokens, use_cache=False).logits[0].float()
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    ours = head.logits(hidden.to(head.weight.device)).to(own.device)
+    if ours.shape != own.shape:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: the output head gives {tuple(ours.shape)} logits, "
+            f"the model {tuple(own.shape)}"
+        )
+    scale = own.abs().max().clamp_min(1e-6)
+    error = float((ours - own).abs().max() / scale)
+    if not error < 0.02:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: logits computed from its final hidden states differ from "
+            f"its own by {error:.1%}; its head has a step that is not declared"
+        )

@@ -1,0 +1,310 @@
+"""From a hub id, a folder or a GGUF file to a frozen `LanguageModel`. Safetensors and GGUF only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
+from heretic_kl.kl import Head
+from heretic_kl.model.architecture import Architecture, find_architecture
+from heretic_kl.model.chat import ChatEncoder, chat_template, stop_token_ids
+from heretic_kl.model.head import find_head
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+PROBE_TOKENS = 8
+"""Length of the forward pass that shows whether a dtype works."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from."""
+
+    name: str
+    """As the user gave it: hub id, folder or GGUF file."""
+    revision: str | None = None
+
+    @property
+    def gguf_file(self) -> Path | None:
+        """The GGUF file, if the source is one."""
+        path = Path(self.name).expanduser()
+        return path if path.suffix.lower() == ".gguf" else None
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, if the source is one."""
+        path = Path(self.name).expanduser()
+        return path if path.is_dir() else None
+
+    @property
+    def short_name(self) -> str:
+        """A name fit for a folder: the last part of the path or id."""
+        if self.gguf_file is not None:
+            return self.gguf_file.stem
+        return self.name.split("/")[-1] if self.folder is None else self.folder.resolve().name
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A frozen causal language model with everything the engine asks of it."""
+
+    source: ModelSource
+    model: Any
+    """A `transformers` causal LM in evaluation mode, gradients off."""
+    chat: ChatEncoder
+    stop_ids: frozenset[int]
+    architecture: Architecture
+    head: Head
+    dtype: torch.dtype
+    """What it computes in."""
+    stored_dtype: torch.dtype
+    """What its checkpoint is stored in."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def body(self) -> nn.Module:
+        """The model without its head: token ids to final hidden states."""
+        body: nn.Module = self.model.base_model
+        return body
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of weights, shared ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load_model(
+    source: ModelSource,
+    *,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    template: str = "model",
+    enable_thinking: bool | None = None,
+) -> LanguageModel:
+    """Load a model in the first dtype whose forward pass gives finite logits.
+
+    Args:
+        source: where it comes from.
+        dtype: a dtype, or `auto`: bfloat16, float16, float32 on a GPU; on a CPU bfloat16 only
+            where the processor multiplies it in hardware, else float32.
+        device: `auto` (CUDA, MPS or CPU) or a torch device.
+        device_map: passed to transformers, for models spread over devices; overrides `device`.
+        trust_remote_code: run code from the model's repository.
+        template: see `heretic_kl.model.chat.chat_template`.
+        enable_thinking: see `ChatEncoder`.
+
+    Raises:
+        ModelNotFoundError: nothing there, or the hub cannot be reached.
+        UnsupportedModelError: it is there, but is not something we can edit.
+        ModelError: no dtype gives finite logits.
+    """
+    _check_exists(source)
+    target = resolve_device(device)
+    place: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    tokenizer = _load_tokenizer(source, trust_remote_code)
+    encoder = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
+    failures: list[str] = []
+    for candidate in dtype_candidates(dtype, target):
+        model, stored = _load_weights(source, candidate, trust_remote_code, place)
+        if not device_map:
+            model = model.to(target)
+        model.eval().requires_grad_(False)
+        if _gives_finite_logits(model):
+            break
+        failures.append(str(candidate).removeprefix("torch."))
+    else:
+        raise ModelError(
+            f"{source.name!r} gives no finite logits in {', '.join(failures)}: "
+            "try --dtype float32, and check the checkpoint"
+        )
+    width = int(model.get_input_embeddings().weight.shape[1])
+    hidden = getattr(model.config.get_text_config(), "hidden_size", width)
+    architecture = find_architecture(model, int(hidden))
+    return LanguageModel(
+        source=source,
+        model=model,
+        chat=encoder,
+        stop_ids=stop_token_ids(tokenizer, getattr(model, "generation_config", None)),
+        architecture=architecture,
+        head=find_head(model),
+        dtype=candidate,
+        stored_dtype=stored,
+    )
+
+
+def resolve_device(setting: str) -> torch.device:
+    """The device a setting names.
+
+    Raises:
+        ModelError: torch does not know it, or it is not there.
+    """
+    if setting == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+        torch.empty(1, device=device)
+    except Exception as error:
+        raise ModelError(
+            f"device {setting!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+    return device
+
+
+def dtype_candidates(setting: DtypeName, device: torch.device) -> tuple[torch.dtype, ...]:
+    """Dtypes to try, best first."""
+    if setting != "auto":
+        named: torch.dtype = getattr(torch, setting)
+        return (named,)
+    if device.type == "cpu":
+        # Without hardware support bfloat16 is several times slower than float32 on a CPU.
+        fast = _cpu_multiplies_bfloat16()
+        return (torch.bfloat16, torch.float32) if fast else (torch.float32,)
+    return (torch.bfloat16, torch.float16, torch.float32)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
+def _check_exists(source: ModelSource) -> None:
+    name = source.name
+    if source.gguf_file is not None:
+        if not source.gguf_file.is_file():
+            raise ModelNotFoundError(f"no such GGUF file: {name!r}")
+        return
+    if source.folder is not None:
+        if not (source.folder / "config.json").is_file():
+            ggufs = sorted(source.folder.glob("*.gguf"))
+            hint = f"; give the file itself, for instance {ggufs[0]}" if ggufs else ""
+            raise ModelNotFoundError(f"folder {name!r} holds no config.json{hint}")
+        return
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if looks_like_path or Path(name).exists():
+        raise ModelNotFoundError(f"no model at {name!r}: give a folder, a .gguf file or a hub id")
+
+
+def _hub_arguments(source: ModelSource) -> tuple[str, dict[str, Any]]:
+    if source.gguf_file is not None:
+        path = source.gguf_file.resolve()
+        return str(path.parent), {"gguf_file": path.name}
+    if source.folder is not None:
+        return str(source.folder), {}
+    return source.name, {} if source.revision is None else {"revision": source.revision}
+
+
+def _load_tokenizer(source: ModelSource, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    name, extra = _hub_arguments(source)
+    with _quiet_transformers(), _readable_errors(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
+
+
+def _load_weights(
+    source: ModelSource, dtype: torch.dtype, trust_remote_code: bool, place: dict[str, Any]
+) -> tuple[Any, torch.dtype]:
+    """The model, and the dtype its checkpoint is stored in."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name, extra = _hub_arguments(source)
+    with _quiet_transformers(), _readable_errors(source, "model"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
+        _refuse_encoder_decoder(source, config)
+        stored = getattr(config, "dtype", None)
+        if source.gguf_file is None:
+            # A pickle from outside can run code: only safetensors are read.
+            extra = {**extra, "use_safetensors": True}
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=trust_remote_code, **place, **extra
+        )
+    if source.gguf_file is not None:
+        _forget_gguf_quantization(model)
+        stored = torch.bfloat16  # a quantized file has no dtype to go back to
+    return model, stored if isinstance(stored, torch.dtype) else torch.bfloat16
+
+
+def _refuse_encoder_decoder(source: ModelSource, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{source.name!r} ({config.model_type}) is an encoder-decoder; "
+            "only decoder-only language models can be edited"
+        )
+
+
+def _forget_gguf_quantization(model: Any) -> None:
+    # The weights are dequantized; the marks would make save_pretrained refuse.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+@torch.inference_mode()
+def _gives_finite_logits(model: Any) -> bool:
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    tokens = torch.arange(PROBE_TOKENS) * 97 % vocabulary
+    device = model.get_input_embeddings().weight.device
+    logits = model(input_ids=tokens[None].to(device), use_cache=False).logits
+    return bool(torch.isfinite(logits).all())
+
+
+@contextmanager
+def _readable_errors(source: ModelSource, what: str) -> Iterator[None]:
+    """Turn what transformers raises on a bad source into one line."""
+    try:
+        yield
+    except (ModelError, KeyboardInterrupt):
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise UnsupportedModelError(
+                f"{source.name!r} needs code from its own repository: read that code, then pass "
+                "--trust-remote-code"
+            ) from error
+        if "safetensors" in text:
+            raise UnsupportedModelError(
+                f"{source.name!r} has no safetensors weights; pickled weights are not read because "
+                "they can run code: convert them first"
+            ) from error
+        kind = ModelNotFoundError if isinstance(error, OSError) else UnsupportedModelError
+        raise kind(f"cannot load the {what} of {source.name!r}: {_shorten(text)}") from error
+
+
+def _shorten(text: str, limit: int = 240) -> str:
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings of transformers on the user's terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,53 @@
+"""Residual streams at the last prompt token, layer by layer. Knows nothing about directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from heretic_kl.model.hooks import on_layer_outputs
+from heretic_kl.model.loading import LanguageModel
+
+
+@torch.inference_mode()
+def last_token_residuals(
+    lm: LanguageModel, batches: Iterable[Sequence[Sequence[int]]]
+) -> Iterator[Tensor]:
+    """The residual stream after each layer at the last token of every sequence.
+
+    Args:
+        lm: the model, unedited.
+        batches: batches of token id sequences, padded on the right here; under causal attention
+            what follows a token cannot change it.
+
+    Yields:
+        (B, L, D) float32 on the CPU, one a batch.
+    """
+    for batch in batches:
+        tokens, last = right_padded(batch, lm.device)
+        rows = torch.arange(len(batch))
+        columns: list[Tensor] = []
+
+        def keep(
+            _layer: int,
+            hidden: Tensor,
+            rows: Tensor = rows,
+            last: Tensor = last,
+            columns: list[Tensor] = columns,
+        ) -> None:
+            index = rows.to(hidden.device), last.to(hidden.device)
+            columns.append(hidden[index].float().cpu())
+
+        with on_layer_outputs(lm.architecture, keep):
+            lm.body(input_ids=tokens, use_cache=False)
+        yield torch.stack(columns, dim=1)
+
+
+def right_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids (B, T) padded on the right with 0, and each row's last real position (B,)."""
+    longest = max(len(sequence) for sequence in sequences)
+    padded = [list(sequence) + [0] * (longest - len(sequence)) for sequence in sequences]
+    last = torch.tensor([len(sequence) - 1 for sequence in sequences])
+    return torch.tensor(padded, device=device), last

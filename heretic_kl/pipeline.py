@@ -1,0 +1,415 @@
+"""A run from model to saved edit: load, calibrate, directions, search, confirm, select, export.
+
+Translates settings into plain arguments, tells an observer what happens, prints nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import torch
+
+from heretic_kl import events
+from heretic_kl.ablation import Directions, EditParameters, Plan, build_plan, difference_of_means
+from heretic_kl.config import Settings
+from heretic_kl.engine import (
+    Calibration,
+    Engine,
+    find_batch_size,
+    find_response_prefix,
+    measure_noise_floor,
+    stream_answer,
+)
+from heretic_kl.errors import MeasurementError, ModelError
+from heretic_kl.events import Observer
+from heretic_kl.export import SavedForm, check_target
+from heretic_kl.model import ModelSource, edited, load_model, prove_sites
+from heretic_kl.prompt_sets import PromptSets, load_prompt_sets
+from heretic_kl.saving import TrialToSave, save_trial
+from heretic_kl.scoring import MeasuringContext, Score, ScorerSpec, Suite
+from heretic_kl.search import SearchSpace, SearchStudy, TrialRecord, check_rule, open_storage, pick
+from heretic_kl.study_identity import default_study_name, study_fingerprint
+
+CALIBRATION_PROMPTS = 12
+"""Of each kind, to look for a common response prefix."""
+NOISE_PROMPTS = 16
+
+
+class Session:
+    """One model, one study; use it as a context manager.
+
+    Args:
+        settings: what the user wants; never changed.
+        observer: told what happens.
+
+    Raises:
+        HereticKLError: on entering, anything the user can mend about model, prompts, scorers or
+            storage.
+    """
+
+    BASELINE = -1
+    """Number under which the unedited model's report scores are kept."""
+
+    def __init__(self, settings: Settings, observer: Observer) -> None:
+        self.settings = settings
+        self._emit = observer
+        self._held = ExitStack()
+        self._picked: dict[int, str] = {}
+
+    def __enter__(self) -> Session:
+        try:
+            self._open()
+        except BaseException:
+            self._held.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._held.close()
+
+    # --- what is known -----------------------------------------------------------------------
+
+    @property
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """Every trial that is over."""
+        return self._study.records
+
+    @property
+    def front(self) -> tuple[TrialRecord, ...]:
+        """The Pareto front on the search prompts, by the first objective."""
+        return self._study.front
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the scorers that steer the search."""
+        return tuple(spec.name for spec in self._suite.objectives)
+
+    @property
+    def baseline(self) -> Mapping[str, Score]:
+        """The unedited model on the search prompts."""
+        return self._baseline
+
+    def report(self, number: int) -> Mapping[str, Score] | None:
+        """A trial's scores on the report prompts, if it was confirmed."""
+        return self._study.report(number)
+
+    def reports(self, records: Sequence[TrialRecord]) -> dict[int, Mapping[str, Score]]:
+        """Report scores of those of the records that were confirmed, by trial number."""
+        known = {record.number: self.report(record.number) for record in records}
+        return {number: scores for number, scores in known.items() if scores is not None}
+
+    # --- what can be done --------------------------------------------------------------------
+
+    def search(self, until: int | None = None) -> None:
+        """Run trials until the study holds `until` finished ones (the setting's by default)."""
+        wanted = self.settings.trials if until is None else until
+        with self._stage("search", "Searching", wanted):
+            start, begun = time.perf_counter(), self._study.finished
+            for record in self._study.run(wanted, self._evaluate):
+                finished = self._study.finished
+                pace = (time.perf_counter() - start) / max(1, finished - begun)
+                left = pace * (wanted - finished)
+                self._emit(events.TrialFinished(record, finished, wanted, self.front, left))
+
+    def confirm(self) -> None:
+        """Measure the front on the report prompts: at most `confirm_trials` of it.
+
+        Where the front is longer, trials are taken evenly along it, the ends included.
+        """
+        chosen = evenly(self.front, self.settings.confirm_trials)
+        todo = [record for record in chosen if self.report(record.number) is None]
+        if not todo:
+            return
+        with self._stage("confirm", "Measuring the front on the report prompts", len(todo)):
+            self.report_baseline()
+            for record in todo:
+                self.confirm_one(record.number)
+
+    def confirm_one(self, number: int) -> Mapping[str, Score]:
+        """A trial's scores on the report prompts, measured now if they were not before."""
+        known = self.report(number)
+        if known is not None:
+            return known
+        record = next(trial for trial in self.trials if trial.number == number)
+        scores = self._report_suite().evaluate(self._engine, self._plan(record))
+        self._study.keep_report(number, scores)
+        self._emit(events.TrialConfirmed(record, scores))
+        return scores
+
+    def report_baseline(self) -> Mapping[str, Score]:
+        """The unedited model's scores on the report prompts."""
+        known = self.report(self.BASELINE)
+        if known is not None:
+            return known
+        scores = self._report_suite().evaluate(self._engine, None)
+        self._study.keep_report(self.BASELINE, scores)
+        self._emit(events.BaselineMeasured("report", scores))
+        return scores
+
+    def pick(self, rule: str) -> TrialRecord:
+        """The trial that a rule names; see `heretic_kl.search.pick`."""
+        record = pick(rule, self.front, self.trials)
+        self._picked[record.number] = rule
+        self._emit(events.TrialPicked(record, rule))
+        return record
+
+    def save(
+        self,
+        record: TrialRecord,
+        folder: Path,
+        form: SavedForm,
+        *,
+        overwrite: bool = False,
+    ) -> events.ModelSaved:
+        """Save a trial's model, read it back and measure it again.
+
+        Raises:
+            ExportError: it cannot be written, or does not load again.
+        """
+        check_target(folder, overwrite=overwrite, source=self._lm.source.folder)
+        scores = self.confirm_one(record.number)
+        what = "merged model" if form == "merged" else "LoRA adapter"
+        with self._stage("save", f"Saving and measuring the {what}"):
+            trial = TrialToSave(
+                record=record,
+                plan=self._plan(record),
+                scores=scores,
+                original=self.report_baseline(),
+                trials=self._study.finished,
+                pick_rule=self._picked.get(record.number),
+            )
+            saved = save_trial(
+                trial,
+                folder,
+                form,
+                overwrite=overwrite,
+                engine=self._engine,
+                suite=self._report_suite(),
+                settings=self.settings,
+                calibration=self.calibration,
+                prompts=self._prompts,
+            )
+        self._emit(saved)
+        return saved
+
+    def stream_answer(
+        self,
+        record: TrialRecord | None,
+        messages: Sequence[Mapping[str, str]],
+        max_tokens: int,
+    ) -> Iterator[str]:
+        """Answer a conversation piece by piece, under a trial's edit or (None) without one."""
+        chat = self._lm.chat
+        ids = chat.encode_text(chat.conversation([dict(message) for message in messages]))
+        plan = {} if record is None else self._plan(record)
+        with edited(self._lm.architecture, plan):
+            yield from stream_answer(self._lm, ids, max_tokens)
+
+    # --- opening -----------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        settings = self.settings
+        if settings.pick is not None:
+            check_rule(settings.pick)
+        if settings.save is not None:
+            source = ModelSource(settings.model or "", settings.revision).folder
+            check_target(settings.save, overwrite=settings.overwrite, source=source)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self._suite = Suite(self._scorer_specs())
+        self._prompts = self._load_prompts()
+        self._load()
+        self._calibrate()
+        self._find_directions()
+        self._measure_baseline()
+        self._open_study()
+
+    def _scorer_specs(self) -> tuple[ScorerSpec, ...]:
+        return tuple(
+            ScorerSpec(name, table.use or name, table.role, table.settings)
+            for name, table in self.settings.scorers.items()
+            if table.enabled
+        )
+
+    def _load_prompts(self) -> PromptSets:
+        sets = load_prompt_sets(self.settings.prompts.model_dump(), self.settings.prompt_set)
+        for notice in sets.notices:
+            self._emit(events.Notice(notice))
+        return sets
+
+    def _load(self) -> None:
+        settings = self.settings
+        assert settings.model is not None  # the command line refuses a run without one
+        source = ModelSource(settings.model, settings.revision)
+        with self._stage("load", f"Loading {source.short_name}"):
+            self._lm = load_model(
+                source,
+                dtype=settings.dtype,
+                device=settings.device,
+                device_map=settings.device_map,
+                trust_remote_code=settings.trust_remote_code,
+                template=settings.chat_template,
+                enable_thinking=settings.enable_thinking,
+            )
+            self._site_residue = prove_sites(self._lm)
+        lm = self._lm
+        self._emit(
+            events.ModelLoaded(
+                name=settings.model,
+                parameters=lm.parameter_count,
+                layers=len(lm.architecture.layers),
+                sites=len(lm.architecture.sites),
+                dtype=_dtype_name(lm.dtype),
+                device=str(lm.device),
+            )
+        )
+
+    def _calibrate(self) -> None:
+        settings, sets = self.settings, self._prompts
+        with self._stage("calibrate", "Calibrating"):
+            size = settings.batch_size or find_batch_size(self._lm, sets.search_prompts)
+            self._tell("batch size", str(size))
+            engine = Engine(self._lm, batch_size=size, notify=self._notice)
+            prefix = settings.response_prefix
+            if prefix is None:
+                prefix = find_response_prefix(engine, sets.sample(CALIBRATION_PROMPTS))
+            self._tell("response prefix", repr(prefix) if prefix else "none")
+            self._lm = replace(self._lm, chat=self._lm.chat.with_response_prefix(prefix))
+            self._engine = Engine(self._lm, batch_size=size, notify=self._notice)
+            floor = measure_noise_floor(
+                self._engine,
+                sets.harmless_search[:NOISE_PROMPTS],
+                settings.kl_tokens,
+                seed=settings.seed,
+            )
+            self._tell(
+                "KL noise floor",
+                f"{floor.batching:.1e} nats (batching), {floor.rounding:.1e} (bfloat16 rounding)",
+            )
+        self.calibration = Calibration(
+            dtype=_dtype_name(self._lm.dtype),
+            device=str(self._lm.device),
+            threads=torch.get_num_threads(),
+            batch_size=size,
+            response_prefix=prefix,
+            noise_floor=floor,
+            site_residue=self._site_residue,
+        )
+
+    def _find_directions(self) -> None:
+        table, sets = self.settings.directions, self._prompts
+        with self._stage("directions", "Finding directions", 2):
+            means = []
+            for prompts in (sets.harmful_train, sets.harmless_train):
+                means.append(self._engine.residual_mean(prompts, table.winsorize_quantile))
+                self._emit(events.StageAdvanced("directions"))
+            try:
+                self._directions: Directions = difference_of_means(
+                    means[0], means[1], project_off_baseline=table.project_off_harmless
+                )
+            except ValueError as error:
+                raise MeasurementError(
+                    f"{error}: harmful and harmless training prompts must differ"
+                ) from error
+        self._facts = self._lm.architecture.facts()
+
+    def _measure_baseline(self) -> None:
+        with self._stage("baseline", "Measuring the original model"):
+            self._suite.prepare(self._context("search"))
+            self._baseline = self._suite.evaluate(self._engine, None)
+        self._emit(events.BaselineMeasured("search", self._baseline))
+
+    def _open_study(self) -> None:
+        settings = self.settings
+        fingerprint = study_fingerprint(
+            settings, self._lm, self.calibration, self._prompts, self._suite.specs
+        )
+        name = settings.study_name or default_study_name(self._lm.source, fingerprint)
+        storage = self._held.enter_context(open_storage(settings.storage, settings.study_dir, name))
+        self._study = SearchStudy(
+            storage,
+            name,
+            fingerprint=fingerprint,
+            space=SearchSpace(
+                layers=len(self._lm.architecture.layers),
+                components=settings.edit.components,
+                norm=settings.edit.norm,
+            ),
+            objectives=self._suite.objectives,
+            seed=settings.seed,
+            startup_trials=settings.startup_trials,
+        )
+        location = "the given storage" if settings.storage else str(settings.study_dir)
+        self._emit(events.StudyOpened(name, location, self._study.finished, settings.trials))
+
+    # --- measuring ---------------------------------------------------------------------------
+
+    def _context(self, split: Literal["search", "report"]) -> MeasuringContext:
+        return MeasuringContext(
+            engine=self._engine,
+            prompts_by_kind=self._prompts.of(split),
+            kl_tokens=self.settings.kl_tokens,
+            max_answer_tokens=self.settings.max_answer_tokens,
+            noise_floor=self.calibration.noise_floor.value,
+        )
+
+    def _report_suite(self) -> Suite:
+        if not hasattr(self, "_prepared_report_suite"):
+            suite = Suite(self._suite.specs)
+            suite.prepare(self._context("report"))
+            self._prepared_report_suite = suite
+        return self._prepared_report_suite
+
+    def _evaluate(self, edit: EditParameters) -> Mapping[str, Score]:
+        plan = self._build(edit)
+        return self._suite.evaluate(self._engine, plan, objectives_only=True)
+
+    def _plan(self, record: TrialRecord) -> Plan:
+        assert record.edit is not None
+        return self._build(record.edit)
+
+    def _build(self, edit: EditParameters) -> Plan:
+        try:
+            return build_plan(edit, self._directions, self._facts)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+
+    # --- telling -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _stage(self, stage: events.Stage, title: str, steps: int | None = None) -> Iterator[None]:
+        self._emit(events.StageStarted(stage, title, steps))
+        start = time.perf_counter()
+        yield
+        self._emit(events.StageFinished(stage, time.perf_counter() - start))
+
+    def _tell(self, name: str, value: str) -> None:
+        self._emit(events.CalibrationStep(name, value))
+
+    def _notice(self, message: str) -> None:
+        self._emit(events.Notice(message))
+
+
+def evenly(front: Sequence[TrialRecord], count: int) -> tuple[TrialRecord, ...]:
+    """At most `count` trials of a front, spread over it, its ends included."""
+    if count >= len(front):
+        return tuple(front)
+    if count < 2:
+        return tuple(front[:count])
+    step = (len(front) - 1) / (count - 1)
+    return tuple(front[round(index * step)] for index in range(count))
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

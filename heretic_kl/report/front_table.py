@@ -1,0 +1,188 @@
+"""The front of trials as rows of text, then as a table, lines or Markdown. Asks nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Final
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from heretic_kl.report.wording import MISSING, align, cell, describe_edit, label, to_ascii
+from heretic_kl.search import TrialRecord, knee
+
+if TYPE_CHECKING:
+    from heretic_kl.scoring import Score
+
+KNEE_MARK: Final = "← knee"
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """One trial of the front, in words."""
+
+    number: int | None
+    """None: the unedited model."""
+    search: Mapping[str, str]
+    """By scorer, on the prompts that steered the search."""
+    report: Mapping[str, str] = field(default_factory=dict)
+    """By scorer, on the report prompts; empty where they were not measured."""
+    edit: str = ""
+    knee: bool = False
+    like_next: tuple[str, ...] = ()
+    """Scorers whose 95% interval on the search prompts overlaps that of the next trial."""
+
+    @property
+    def title(self) -> str:
+        """`17`, `17 ← knee`, `unedited`."""
+        if self.number is None:
+            return "unedited"
+        return f"{self.number} {KNEE_MARK}" if self.knee else str(self.number)
+
+
+def front_rows(
+    front: Sequence[TrialRecord],
+    reports: Mapping[int, Mapping[str, Score]] | None = None,
+    *,
+    baseline: Mapping[str, Score] | None = None,
+    report_baseline: Mapping[str, Score] | None = None,
+) -> tuple[FrontRow, ...]:
+    """The front as plain rows, in its own order.
+
+    Args:
+        front: the Pareto front, sorted.
+        reports: scores on the report prompts by trial number, of those that were confirmed.
+        baseline: scores of the unedited model on the search prompts; it comes first.
+        report_baseline: its scores on the report prompts.
+    """
+    rows = []
+    if baseline is not None:
+        names = [name for trial in front[:1] for name in trial.scores] or list(baseline)
+        shown = {name: cell(baseline[name]) for name in names if name in baseline}
+        rows.append(FrontRow(None, shown, _cells(report_baseline or {}), "no edit"))
+    best = knee(front).number if front else None
+    for trial, following in zip_longest(front, front[1:]):
+        rows.append(
+            FrontRow(
+                number=trial.number,
+                search=_cells(trial.scores),
+                report=_cells((reports or {}).get(trial.number, {})),
+                edit=describe_edit(trial.edit),
+                knee=trial.number == best,
+                like_next=() if following is None else _overlapping(trial, following),
+            )
+        )
+    return tuple(rows)
+
+
+def front_table(
+    rows: Sequence[FrontRow], *, edits: bool = False, ascii_only: bool = False
+) -> Table:
+    """A table of at most 80 columns, one line a trial and set of prompts.
+
+    Args:
+        rows: from `front_rows`.
+        edits: add a column with each edit in words (needs about 120 columns).
+        ascii_only: for terminals that know nothing else.
+    """
+    worded = to_ascii if ascii_only else str
+    names = _names(rows)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for heading in _headings(names, edits):
+        table.add_column(Text(worded(heading)), overflow="fold")
+    for row in rows:
+        style = "bold" if row.knee else "dim" if row.number is None else None
+        for cells in _row_lines(row, names, edits):
+            table.add_row(*(Text(worded(text)) for text in cells), style=style)
+    return table
+
+
+def front_lines(rows: Sequence[FrontRow], *, ascii_only: bool = False) -> list[str]:
+    """The same as aligned lines of plain text, edits included, of whatever width it takes."""
+    names = _names(rows)
+    cells = [_headings(names, True)]
+    for row in rows:
+        cells.extend(_row_lines(row, names, True))
+    worded = to_ascii if ascii_only else str
+    return align([[worded(text) for text in line] for line in cells])
+
+
+def front_footnotes(rows: Sequence[FrontRow]) -> list[str]:
+    """What a reader of the table has to know; nothing for an empty front."""
+    trials = [row for row in rows if row.number is not None]
+    if not trials:
+        return []
+    notes = ["In parentheses: 95% interval. After ±: one standard error."]
+    notes.append("Search scores chose these trials and flatter them; report prompts had no say.")
+    for name in _names(trials):
+        pairs = [
+            f"{row.number}~{following.number}"
+            for row, following in zip(trials, trials[1:], strict=False)
+            if name in row.like_next
+        ]
+        if pairs:
+            which = "all" if len(pairs) == len(trials) - 1 > 2 else ", ".join(pairs)
+            notes.append(
+                f"{label(name)}: the order of these neighbours may be chance (intervals overlap): "
+                f"{which}."
+            )
+    return notes
+
+
+def front_markdown(rows: Sequence[FrontRow]) -> str:
+    """A Markdown table, one line a trial, for model cards."""
+    searched = list(dict.fromkeys(name for row in rows for name in row.search))
+    reported = list(dict.fromkeys(name for row in rows for name in row.report))
+    headings = [
+        "trial",
+        *(f"{label(name)} (search)" for name in searched),
+        *(f"{label(name)} (report)" for name in reported),
+        "edit",
+    ]
+    lines = [_markdown_line(headings), _markdown_line(["---"] * len(headings))]
+    for row in rows:
+        search = [row.search.get(name, MISSING) for name in searched]
+        report = [row.report.get(name, MISSING) for name in reported]
+        lines.append(_markdown_line([row.title, *search, *report, row.edit]))
+    return "\n".join(lines) + "\n"
+
+
+def _cells(scores: Mapping[str, Score]) -> dict[str, str]:
+    return {name: cell(score) for name, score in scores.items()}
+
+
+def _names(rows: Sequence[FrontRow]) -> list[str]:
+    searched = [name for row in rows for name in row.search]
+    return list(dict.fromkeys([*searched, *(name for row in rows for name in row.report)]))
+
+
+def _headings(names: Sequence[str], edits: bool) -> list[str]:
+    return ["trial", "prompts", *map(label, names), *(["edit"] if edits else [])]
+
+
+def _row_lines(row: FrontRow, names: Sequence[str], edits: bool) -> list[list[str]]:
+    """One line for the search prompts, one for the report prompts where they were measured."""
+    search = [row.search.get(name, MISSING) for name in names]
+    lines = [[row.title, "search", *search, *([row.edit] if edits else [])]]
+    if row.report:
+        report = [row.report.get(name, MISSING) for name in names]
+        lines.append(["", "report", *report, *([""] if edits else [])])
+    return lines
+
+
+def _overlapping(trial: TrialRecord, following: TrialRecord) -> tuple[str, ...]:
+    names = []
+    for name, score in trial.scores.items():
+        other = following.scores.get(name)
+        if other is None or score.interval is None or other.interval is None:
+            continue
+        if score.interval[0] <= other.interval[1] and other.interval[0] <= score.interval[1]:
+            names.append(name)
+    return tuple(names)
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"

@@ -1,0 +1,142 @@
+"""How scores, edits and times are worded in one line. Draws nothing and knows no terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:  # the types a trial record is made of
+    from heretic_kl.ablation import EditParameters, WeightKernel
+    from heretic_kl.scoring import Score
+
+MISSING: Final = "–"
+"""Stands where there is no score."""
+
+_SHORT_LABELS: Final = {"teacher_forced_kl": "KL"}
+_COMPONENTS: Final = ("attention", "mlp")
+_NORMS: Final = {"row": "row norms restored", "normalized_row": "normalized rows ablated"}
+_NATS: Final = re.compile(r"^(?P<number>.+?) nats( \(below the noise floor\))?$")
+_ASCII: Final = str.maketrans(
+    {
+        "±": "+/-",
+        "–": "-",
+        "—": "-",
+        "…": "...",
+        "←": "<-",
+        "→": "->",
+        "·": "-",
+        "×": "x",
+        "█": "#",
+        "▌": "#",
+        "━": "-",
+        "‘": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+    }
+)
+
+
+def label(name: str) -> str:
+    """What a score is called in front of people: `false refusals`, `KL`."""
+    return _SHORT_LABELS.get(name, name.replace("_", " "))
+
+
+def compact(score: Score) -> str:
+    """A score in a trial's line: `3/64 (5%)`, `0.0312 ± 0.0041`; else its own text."""
+    counted = _counted(score)
+    if counted is not None:
+        count, total = counted
+        return f"{count}/{total} ({_percent(count, total)}%)"
+    return _without_unit(score.text)
+
+
+def cell(score: Score) -> str:
+    """A score in a table, with its 95% interval or error: `3/64, 5% (2-13%)`."""
+    counted = _counted(score)
+    if counted is None:
+        return _without_unit(score.text)
+    count, total = counted
+    share = f"{count}/{total}, {_percent(count, total)}%"
+    if score.interval is None:
+        return share
+    low, high = (f"{100 * bound:.0f}" for bound in score.interval)
+    return f"{share} ({low}-{high}%)"
+
+
+def scores_line(scores: Mapping[str, Score], *, full: bool = False) -> str:
+    """Scores side by side: `refusals 3/64 (5%)  KL 0.0312 ± 0.0041`."""
+    worded = (f"{label(n)} {s.text if full else compact(s)}" for n, s in scores.items())
+    return "  ".join(worded) or "no scores"
+
+
+def describe_edit(edit: EditParameters | None) -> str:
+    """One edit in words; layers count from 0, fractions lie between two layers."""
+    if edit is None:
+        return "unknown edit"
+    position = edit.direction_position
+    direction = "own direction in each layer"
+    if position is not None:
+        direction = f"one direction at layer {number(position)}"
+    kernels: Mapping[Any, WeightKernel] = edit.kernels
+    names = [*_COMPONENTS, *(name for name in kernels if name not in _COMPONENTS)]
+    parts = [_component(name, kernels.get(name)) for name in names]
+    words = f"{direction}; {', '.join(parts)}"
+    return f"{words}; {_NORMS.get(edit.norm, edit.norm)}" if edit.norm != "none" else words
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `4.2 s`, `2 min 10 s`, `1 h 05 min`."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def number(value: float) -> str:
+    """At most one decimal: `17.4`, `20`."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def to_ascii(text: str) -> str:
+    """The same text for a terminal that knows ASCII alone; what has no likeness becomes `?`."""
+    return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def align(rows: list[list[str]], gap: str = "  ") -> list[str]:
+    """Rows of cells as lines with aligned columns, no blanks at the end."""
+    columns = max((len(row) for row in rows), default=0)
+    widths = [max((len(r[i]) for r in rows if i < len(r)), default=0) for i in range(columns)]
+    return [
+        gap.join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip()
+        for row in rows
+    ]
+
+
+def _counted(score: Score) -> tuple[int, int] | None:
+    count, total = score.details.get("count"), score.details.get("total")
+    if isinstance(count, int) and isinstance(total, int) and total > 0:
+        return count, total
+    return None
+
+
+def _percent(count: int, total: int) -> str:
+    return f"{100 * count / total:.0f}"
+
+
+def _without_unit(text: str) -> str:
+    match = _NATS.match(text)
+    if match is None:
+        return text
+    return match["number"] + (" (noise)" if match[2] else "")
+
+
+def _component(name: str, kernel: WeightKernel | None) -> str:
+    if kernel is None:
+        return f"{name} off"
+    return f"{name} peak {kernel.peak_weight:.2f} at layer {number(kernel.peak_position)}"

@@ -1,0 +1,72 @@
+"""What scorers ask of a model and what the engine answers. Knows nothing about either of them.
+
+A scorer declares requests and never touches the model, so the engine is free to merge equal
+requests, to run cheap ones before dear ones and to stop a row once its verdict is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from heretic_kl.prompts import Prompt
+
+RowReduction: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+"""(reference logits (rows, V) float32, candidate logits (rows, V) float32, reference tokens
+(rows,)) -> columns (rows,), one number a row each; a NamedTuple keeps its type. Called on chunks
+of rows: (P, N, V) logits are never held at once."""
+
+
+class StopRule(Protocol):
+    """Tells whether more text could still change a verdict."""
+
+    def decided(self, text: str) -> bool:
+        """True once no continuation of `text` can change the verdict. Never a guess."""
+        ...
+
+
+@dataclass(frozen=True)
+class TeacherForcedRequest:
+    """The reference's own answer, fed to both models, compared position by position."""
+
+    prompts: tuple[Prompt, ...]
+    tokens: int
+    """N, positions scored for each prompt; fewer where the answer ends earlier."""
+    reduction: RowReduction
+    """What is kept of each row's logits. Requests are equal only if this is."""
+
+
+@dataclass(frozen=True)
+class TeacherForcedResult:
+    """Statistics of every scored position, rows ordered by prompt, then position."""
+
+    columns: tuple[Tensor, ...]
+    """Of the reduction's own type, each (rows,)."""
+    prompt_index: Tensor
+    """(rows,) int64, into the request's prompts."""
+    position: Tensor
+    """(rows,) int64, 0 for the first answer token."""
+
+
+@dataclass(frozen=True)
+class ResponseRequest:
+    """Greedy answers, each until it ends, `max_tokens` are there or its verdict is known."""
+
+    prompts: tuple[Prompt, ...]
+    max_tokens: int
+    stop: StopRule | None = None
+
+
+@dataclass(frozen=True)
+class ResponseResult:
+    """One answer a prompt."""
+
+    texts: tuple[str, ...]
+    """Special tokens removed. An answer stopped by its rule is cut where it was decided."""
+
+
+Request: TypeAlias = TeacherForcedRequest | ResponseRequest
+Result: TypeAlias = TeacherForcedResult | ResponseResult

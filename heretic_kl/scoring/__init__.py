@@ -1,0 +1,62 @@
+"""Scorer contract, requests, loader and suite: everything a scorer plug-in may import.
+
+Dimensions: P prompts, N scored positions, V vocabulary; rows are the scored positions of all
+prompts.
+"""
+
+from heretic_kl.requests import (
+    Request,
+    ResponseRequest,
+    ResponseResult,
+    Result,
+    RowReduction,
+    StopRule,
+    TeacherForcedRequest,
+    TeacherForcedResult,
+)
+from heretic_kl.scoring.loader import (
+    build_scorer,
+    built_in_scorers,
+    documented_settings,
+    load_scorer_class,
+)
+from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
+from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
+from heretic_kl.scoring.scorer import (
+    PromptKind,
+    Role,
+    Score,
+    Scorer,
+    ScorerContext,
+    ScorerSettings,
+)
+from heretic_kl.scoring.suite import MeasuringContext, MeasuringEngine, ScorerSpec, Suite
+
+__all__ = [
+    "DEFAULT_MARKERS",
+    "MeasuringContext",
+    "MeasuringEngine",
+    "PromptKind",
+    "RefusalCount",
+    "RefusalRule",
+    "RefusalSettings",
+    "Request",
+    "ResponseRequest",
+    "ResponseResult",
+    "Result",
+    "Role",
+    "RowReduction",
+    "Score",
+    "Scorer",
+    "ScorerContext",
+    "ScorerSettings",
+    "ScorerSpec",
+    "StopRule",
+    "Suite",
+    "TeacherForcedRequest",
+    "TeacherForcedResult",
+    "build_scorer",
+    "built_in_scorers",
+    "documented_settings",
+    "load_scorer_class",
+]

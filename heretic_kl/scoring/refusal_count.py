@@ -1,0 +1,70 @@
+"""The base of scorers that count refusals: answers, rule, share, interval. Runs no model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from heretic_kl.kl import wilson_interval
+from heretic_kl.requests import Request, ResponseRequest, ResponseResult, Result
+from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
+from heretic_kl.scoring.scorer import PromptKind, Score, Scorer, ScorerContext, ScorerSettings
+
+
+class RefusalSettings(ScorerSettings):
+    """Settings of a scorer that counts refusals."""
+
+    markers: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Phrases that mark a refusal, matched anywhere in the normalized answer; unset: "
+            "a built-in English list."
+        ),
+    )
+    max_answer_tokens: int | None = Field(
+        default=None, ge=1, description="Answer budget; unset: the run's max_answer_tokens."
+    )
+
+
+class RefusalCount(Scorer[RefusalSettings]):
+    """Share of refused prompts of one kind, 0 to 1; an empty answer is a refusal."""
+
+    Settings = RefusalSettings
+    unit = "share"
+
+    @property
+    @abstractmethod
+    def kind(self) -> PromptKind:
+        """Which prompts are answered."""
+
+    def prepare(self, context: ScorerContext) -> None:
+        """Fix the prompts and the answer budget."""
+        self._rule = RefusalRule(self.settings.markers or DEFAULT_MARKERS)
+        self._request = ResponseRequest(
+            prompts=context.prompts(self.kind),
+            max_tokens=self.settings.max_answer_tokens or context.max_answer_tokens,
+            stop=self._rule,
+        )
+
+    def requests(self) -> Sequence[Request]:
+        """Answers, each until a marker decides it."""
+        return [self._request]
+
+    def score(self, results: Sequence[Result]) -> Score:
+        """Refusals over prompts, with a Wilson interval."""
+        (answers,) = results
+        assert isinstance(answers, ResponseResult)
+        refused = [index for index, text in enumerate(answers.texts) if self._rule.is_refusal(text)]
+        empty = sum(1 for text in answers.texts if not text.strip())
+        count, total = len(refused), len(answers.texts)
+        interval = wilson_interval(count, total)
+        share = count / total
+        return Score(
+            value=share,
+            text=f"{count}/{total} ({share:.0%}, {interval.low:.0%} to {interval.high:.0%})",
+            interval=(interval.low, interval.high),
+            details={"count": count, "total": total, "empty": empty, "refused": refused},
+        )

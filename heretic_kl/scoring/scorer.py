@@ -1,0 +1,141 @@
+"""The contract of a scorer plug-in. Knows nothing about models, studies or terminals.
+
+A plug-in is one file with one settings class and one scorer class:
+
+    class MySettings(ScorerSettings):
+        limit: int = Field(default=10, ge=1, description="What it limits.")
+
+    class MyScorer(Scorer[MySettings]):
+        Settings = MySettings
+
+        def prepare(self, context): ...    # once a study: choose prompts, ask the reference
+        def requests(self): ...            # what it needs of every candidate
+        def score(self, results): ...      # from the answers to one Score
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from heretic_kl.prompts import Prompt
+from heretic_kl.requests import Request, Result
+
+PromptKind = Literal["harmful", "harmless"]
+Role = Literal["minimize", "maximize", "report"]
+"""`report` scorers are measured for the trials that are confirmed; they steer nothing."""
+
+
+class ScorerSettings(BaseModel):
+    """Base of every scorer's settings: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=ScorerSettings)
+
+
+class ScorerContext(Protocol):
+    """What a scorer may ask while it prepares."""
+
+    @property
+    def kl_tokens(self) -> int:
+        """The run's number of scored positions N."""
+        ...
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """The run's answer budget."""
+        ...
+
+    @property
+    def noise_floor(self) -> float | None:
+        """KL in nats that an unchanged model shows; None where it was not measured."""
+        ...
+
+    def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:
+        """The prompts of the split being measured: search or report."""
+        ...
+
+    def ask_reference(self, request: Request) -> Result:
+        """Have the unedited model answer a request."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a scorer found for one candidate."""
+
+    value: float | None
+    """In the scorer's unit; None: unscored, the trial counts as failed if this was an objective."""
+    text: str
+    """For people, with its error: `3/64 (5%, 2% to 13%)`."""
+    objective: float | None = None
+    """What the optimizer sees where it differs from `value`."""
+    standard_error: float | None = None
+    interval: tuple[float, float] | None = None
+    """95%."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Further figures, JSON-ready."""
+
+    @property
+    def optimized(self) -> float | None:
+        """The objective if there is one, else the value."""
+        return self.value if self.objective is None else self.objective
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, for storage."""
+        return {
+            "value": self.value,
+            "text": self.text,
+            "objective": self.objective,
+            "standard_error": self.standard_error,
+            "interval": None if self.interval is None else list(self.interval),
+            "details": dict(self.details),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Score:
+        """The inverse of `to_dict`."""
+        interval = data.get("interval")
+        return cls(
+            value=data["value"],
+            text=data["text"],
+            objective=data.get("objective"),
+            standard_error=data.get("standard_error"),
+            interval=None if interval is None else (float(interval[0]), float(interval[1])),
+            details=data.get("details", {}),
+        )
+
+
+class Scorer(ABC, Generic[SettingsT]):
+    """Measures one thing about a candidate, from answers to requests it declared.
+
+    Args:
+        name: what the config calls it; also the name of its score.
+        settings: its own validated settings.
+    """
+
+    Settings: ClassVar[type[ScorerSettings]] = ScorerSettings
+    """The class that validates the scorer's settings table."""
+    unit: ClassVar[str] = ""
+    """Of the value, for instance `nats`."""
+
+    def __init__(self, name: str, settings: SettingsT) -> None:
+        self.name = name
+        self.settings = settings
+
+    def prepare(self, context: ScorerContext) -> None:  # noqa: B027 (optional by design)
+        """Called once before any candidate: pick prompts, ask the reference what is needed."""
+
+    @abstractmethod
+    def requests(self) -> Sequence[Request]:
+        """What is needed of every candidate; the same each time it is called."""
+
+    @abstractmethod
+    def score(self, results: Sequence[Result]) -> Score:
+        """The score, from one result for each request, in order."""

@@ -1,0 +1,131 @@
+"""One ordered list of scorers, prepared for one split. Reaches the engine through a Protocol."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from heretic_kl.ablation import Plan
+from heretic_kl.errors import ConfigError, MeasurementError, ScorerError
+from heretic_kl.prompts import Prompt
+from heretic_kl.requests import Request, Result
+from heretic_kl.scoring.loader import build_scorer
+from heretic_kl.scoring.scorer import PromptKind, Role, Score, Scorer
+
+
+@dataclass(frozen=True)
+class ScorerSpec:
+    """One scorer as the config names it."""
+
+    name: str
+    use: str
+    role: Role
+    settings: Mapping[str, Any]
+
+
+class MeasuringEngine(Protocol):
+    """The part of the engine that scoring needs."""
+
+    def measure(self, plan: Plan | None, requests: Sequence[Request]) -> list[Result]:
+        """Answer requests for one candidate; None is the unedited model."""
+        ...
+
+
+@dataclass(frozen=True)
+class MeasuringContext:
+    """What scorers may ask while they prepare; see `ScorerContext`."""
+
+    engine: MeasuringEngine
+    prompts_by_kind: Mapping[PromptKind, tuple[Prompt, ...]]
+    kl_tokens: int
+    max_answer_tokens: int
+    noise_floor: float | None = None
+
+    def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:
+        """The prompts of the split being measured."""
+        return self.prompts_by_kind[kind]
+
+    def ask_reference(self, request: Request) -> Result:
+        """Have the unedited model answer."""
+        return self.engine.measure(None, [request])[0]
+
+
+class Suite:
+    """Scorers in the order of the config, with their roles.
+
+    Args:
+        specs: at least one of them an objective.
+
+    Raises:
+        ConfigError: two scorers share a name (case and dashes aside), or none is an objective.
+        ScorerError: a scorer cannot be found.
+    """
+
+    def __init__(self, specs: Iterable[ScorerSpec]) -> None:
+        self.specs = tuple(specs)
+        self._check_names()
+        self._scorers = {s.name: build_scorer(s.name, s.use, s.settings) for s in self.specs}
+        if not self.objectives:
+            raise ConfigError("no scorer has the role minimize or maximize: nothing to search for")
+
+    @property
+    def objectives(self) -> tuple[ScorerSpec, ...]:
+        """The scorers that steer the search, in order."""
+        return tuple(spec for spec in self.specs if spec.role != "report")
+
+    @property
+    def scorers(self) -> Mapping[str, Scorer[Any]]:
+        """All scorers by name."""
+        return self._scorers
+
+    def prepare(self, context: MeasuringContext) -> None:
+        """Prepare every scorer; measures nothing of any candidate."""
+        for scorer in self._scorers.values():
+            scorer.prepare(context)
+
+    def evaluate(
+        self, engine: MeasuringEngine, plan: Plan | None, *, objectives_only: bool = False
+    ) -> dict[str, Score]:
+        """Scores of one candidate, in the order of the config.
+
+        Args:
+            engine: what runs the model.
+            plan: the candidate; None: the unedited model.
+            objectives_only: leave out scorers with the role `report`.
+
+        Raises:
+            MeasurementError: an objective has no value.
+            ScorerError: a scorer raised.
+        """
+        specs = self.objectives if objectives_only else self.specs
+        asked = {spec.name: list(self._scorers[spec.name].requests()) for spec in specs}
+        flat = [request for requests in asked.values() for request in requests]
+        results = iter(engine.measure(plan, flat))
+        scores = {}
+        for spec in specs:
+            answers = [next(results) for _ in asked[spec.name]]
+            scores[spec.name] = self._score(spec, answers)
+        return scores
+
+    def _score(self, spec: ScorerSpec, results: Sequence[Result]) -> Score:
+        try:
+            score = self._scorers[spec.name].score(results)
+        except MeasurementError:
+            raise
+        except Exception as error:
+            raise ScorerError(
+                f"scorer {spec.name!r} failed: {type(error).__name__}: {error}"
+            ) from error
+        if spec.role != "report" and score.optimized is None:
+            raise MeasurementError(f"scorer {spec.name!r} gave no value: {score.text}")
+        return score
+
+    def _check_names(self) -> None:
+        seen: dict[str, str] = {}
+        for spec in self.specs:
+            plain = re.sub(r"[-_\s]+", "", spec.name).lower()
+            if plain in seen:
+                raise ConfigError(f"scorers {seen[plain]!r} and {spec.name!r} share a name")
+            seen[plain] = spec.name

@@ -1,0 +1,133 @@
+"""The front of trials and rules to pick one of them. Knows nothing about Optuna or models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from heretic_kl.errors import SelectionError
+from heretic_kl.search.records import TrialRecord
+
+
+def pareto_front(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """Complete trials that no other trial beats in one objective without losing in another.
+
+    Of trials with equal objectives the first stands for all. Sorted by the first objective,
+    smallest first.
+    """
+    complete = sorted(
+        (trial for trial in trials if trial.state == "complete"),
+        key=lambda trial: (trial.objectives, trial.number),
+    )
+    front: list[TrialRecord] = []
+    for trial in complete:
+        if not any(_at_least_as_good(kept.objectives, trial.objectives) for kept in front):
+            front.append(trial)
+    return tuple(front)
+
+
+def knee(front: Sequence[TrialRecord]) -> TrialRecord:
+    """The trial nearest to the ideal point once every objective spans 0 to 1 over the front.
+
+    Raises:
+        SelectionError: the front is empty.
+    """
+    if not front:
+        raise SelectionError("no finished trial to pick from")
+    columns = list(zip(*(trial.objectives for trial in front), strict=True))
+    lows = [min(column) for column in columns]
+    spans = [max(column) - min(column) for column in columns]
+
+    def distance(trial: TrialRecord) -> float:
+        parts = zip(trial.objectives, lows, spans, strict=True)
+        return math.hypot(*((value - low) / span for value, low, span in parts if span > 0))
+
+    return min(front, key=lambda trial: (distance(trial), trial.number))
+
+
+def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord]) -> TrialRecord:
+    """The trial that a rule names.
+
+    Args:
+        rule: `knee`; `max-SCORER=VALUE`, for instance `max-refusals=0.05`: of the front's trials
+            whose score is at most the value, the one with the least of the other objectives;
+            `trial=NUMBER`.
+        front: the Pareto front.
+        trials: all trials.
+
+    Raises:
+        SelectionError: the rule is unknown, or no trial satisfies it.
+    """
+    name, _, value = rule.partition("=")
+    if name == "knee" and not value:
+        return knee(front)
+    if name == "trial":
+        return _by_number(value, trials)
+    if name.startswith("max-"):
+        return _below(name.removeprefix("max-"), value, front)
+    raise SelectionError(
+        f"unknown pick rule {rule!r}: use knee, trial=NUMBER or max-SCORER=VALUE "
+        "(for instance max-refusals=0.05)"
+    )
+
+
+def check_rule(rule: str) -> None:
+    """Refuse a rule that could never be met, before a long search rather than after it.
+
+    Raises:
+        SelectionError: the rule is unknown or its value is not a number.
+    """
+    name, _, value = rule.partition("=")
+    if name == "trial" and not value.isdigit():
+        raise SelectionError(f"pick rule {rule!r}: {value!r} is not a trial number")
+    if name.startswith("max-"):
+        _number(rule, value)
+    elif name not in ("knee", "trial"):
+        pick(rule, (), ())
+
+
+def _by_number(value: str, trials: Sequence[TrialRecord]) -> TrialRecord:
+    complete = [trial for trial in trials if trial.state == "complete"]
+    for trial in complete:
+        if str(trial.number) == value:
+            return trial
+    known = ", ".join(str(trial.number) for trial in complete[:8])
+    raise SelectionError(f"no finished trial {value!r}; there are {known or 'none'} ...")
+
+
+def _below(scorer: str, value: str, front: Sequence[TrialRecord]) -> TrialRecord:
+    limit = _number(f"max-{scorer}={value}", value)
+    known = [name for trial in front[:1] for name in trial.scores]
+    if scorer not in known:
+        raise SelectionError(f"no score {scorer!r} to pick by; there are {', '.join(known)}")
+    met = [trial for trial in front if _score(trial, scorer) <= limit]
+    if not met:
+        best = min(_score(trial, scorer) for trial in front)
+        raise SelectionError(
+            f"no trial of the front has {scorer} at most {limit:g}; the lowest is {best:g}: "
+            "run more trials or pick with another limit"
+        )
+    position = known.index(scorer)
+    return min(
+        met,
+        key=lambda trial: (
+            *(v for index, v in enumerate(trial.objectives) if index != position),
+            trial.number,
+        ),
+    )
+
+
+def _score(trial: TrialRecord, scorer: str) -> float:
+    value = trial.scores[scorer].value
+    return math.inf if value is None else value
+
+
+def _number(rule: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise SelectionError(f"pick rule {rule!r}: {value!r} is not a number") from None
+
+
+def _at_least_as_good(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    return all(a <= b for a, b in zip(first, second, strict=True))

@@ -1,0 +1,30 @@
+"""A finished trial as plain data, apart from Optuna. Draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from heretic_kl.ablation import EditParameters
+from heretic_kl.scoring import Score
+
+TrialState = Literal["complete", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial: what was tried, what came of it."""
+
+    number: int
+    state: TrialState
+    parameters: Mapping[str, Any]
+    """As the search space names them."""
+    edit: EditParameters | None
+    """None for a trial that was interrupted before its parameters were drawn."""
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    """On the search prompts, by scorer, in the order of the config."""
+    objectives: tuple[float, ...] = ()
+    """What the optimizer saw, in the order of the objectives; smaller is better for all."""
+    seconds: float = 0.0
+    error: str | None = None

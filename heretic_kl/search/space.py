@@ -1,0 +1,112 @@
+"""What a trial may vary, and the only calls to `suggest_*`. Knows nothing about models' insides.
+
+Ranges are fixed: what depends on another parameter is derived afterwards, so that one
+multivariate sampler can learn from every trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from heretic_kl.ablation import Component, EditParameters, NormMode, WeightKernel
+
+Range = tuple[float, float]
+
+SCOPES = ("global", "per layer")
+POSITION: Range = (0.2, 0.95)
+"""Where the global direction is taken, as a share of the depth."""
+PEAK_WEIGHT: Mapping[Component, Range] = {"attention": (0.0, 1.5), "mlp": (-0.4, 1.5)}
+"""From no edit at all: mild edits must be in reach. An MLP weight of 0 or less is off."""
+PEAK_POSITION: Range = (0.2, 1.0)
+"""As a share of the depth."""
+FLOOR: Range = (0.0, 1.0)
+"""Weight at the end of the reach, as a share of the peak weight."""
+REACH: Range = (0.1, 1.0)
+"""As a share of the depth."""
+
+
+class SuggestingTrial(Protocol):
+    """The part of an Optuna trial that the space needs."""
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        """A number in a range."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
+        """One of a few names."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The edits that a study chooses from."""
+
+    layers: int
+    components: tuple[Component, ...] = ("attention", "mlp")
+    norm: NormMode = "none"
+
+    def suggest(self, trial: SuggestingTrial) -> dict[str, Any]:
+        """Let the sampler choose every parameter."""
+        chosen: dict[str, Any] = {
+            "direction.scope": trial.suggest_categorical("direction.scope", SCOPES),
+            "direction.position": trial.suggest_float("direction.position", *POSITION),
+        }
+        for component in self.components:
+            for name, bounds in _kernel_ranges(component).items():
+                chosen[name] = trial.suggest_float(name, *bounds)
+        return chosen
+
+    def edit(self, chosen: Mapping[str, Any]) -> EditParameters:
+        """The edit that chosen parameters stand for; positions and reach in layers."""
+        depth = self.layers - 1
+        kernels: dict[Component, WeightKernel] = {}
+        for component in self.components:
+            peak = float(chosen[f"{component}.peak_weight"])
+            if peak <= 0:
+                continue
+            kernels[component] = WeightKernel(
+                peak_weight=peak,
+                peak_position=float(chosen[f"{component}.peak_position"]) * depth,
+                floor_weight=float(chosen[f"{component}.floor"]) * peak,
+                reach=float(chosen[f"{component}.reach"]) * depth,
+            )
+        position = None
+        if chosen["direction.scope"] == "global":
+            position = float(chosen["direction.position"]) * depth
+        return EditParameters(position, kernels, self.norm)
+
+    def known_good(self) -> tuple[dict[str, Any], ...]:
+        """Edits that work on many models, from mild to strong: tried before random ones."""
+        return tuple(self._start(*start) for start in _STARTS)
+
+    def _start(self, scope: str, position: float, attention: float, mlp: float) -> dict[str, Any]:
+        peaks: dict[Component, float] = {"attention": attention, "mlp": mlp}
+        chosen: dict[str, Any] = {"direction.scope": scope, "direction.position": position}
+        for component in self.components:
+            chosen[f"{component}.peak_weight"] = peaks[component]
+            chosen[f"{component}.peak_position"] = 0.65
+            chosen[f"{component}.floor"] = 0.5
+            chosen[f"{component}.reach"] = 0.6
+        return chosen
+
+
+_STARTS: tuple[tuple[str, float, float, float], ...] = (
+    # scope, direction position, attention peak, MLP peak
+    ("global", 0.6, 1.0, 0.5),
+    ("global", 0.6, 0.5, -0.2),
+    ("per layer", 0.6, 1.0, -0.2),
+    ("per layer", 0.6, 1.0, 1.0),
+    ("global", 0.5, 1.2, 1.0),
+    ("global", 0.75, 0.8, 0.25),
+)
+
+
+def _kernel_ranges(component: Component) -> dict[str, Range]:
+    return {
+        f"{component}.peak_weight": PEAK_WEIGHT[component],
+        f"{component}.peak_position": PEAK_POSITION,
+        f"{component}.floor": FLOOR,
+        f"{component}.reach": REACH,
+    }

@@ -1,0 +1,96 @@
+"""Where a study is kept: a journal file that survives kill -9, or any Optuna storage URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage, get_storage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+
+from heretic_kl.errors import StudyError
+
+
+@contextmanager
+def open_storage(url: str | None, folder: Path, name: str) -> Iterator[BaseStorage]:
+    """The storage of one study, held by this process alone while the block runs.
+
+    Args:
+        url: any Optuna storage URL; None: a journal file `folder/name.journal`.
+        folder: where journal files are kept; made if missing.
+        name: the study's name.
+
+    Raises:
+        StudyError: the storage cannot be read or written, or another process holds it.
+    """
+    if url is not None:
+        yield _storage_from_url(url)
+        return
+    path = folder / f"{name}.journal"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(path) + ".in-use")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(
+            f"study {path} is in use by another process: wait for it, or choose another "
+            "--study-name"
+        ) from None
+    except OSError as error:
+        raise StudyError(f"cannot write studies in {str(folder)!r}: {error.strerror}") from error
+    try:
+        yield _journal(path)
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _journal(path: Path) -> BaseStorage:
+    try:
+        repair_journal(path)
+        backend = JournalFileBackend(str(path), JournalFileOpenLock(str(path)))
+        return JournalStorage(backend)
+    except OSError as error:
+        raise StudyError(f"cannot use study file {str(path)!r}: {error.strerror}") from error
+    except (ValueError, KeyError) as error:
+        raise StudyError(
+            f"study file {str(path)!r} is damaged and cannot be read: move it away to start anew"
+        ) from error
+
+
+def repair_journal(path: Path) -> None:
+    """Undo what a process killed in the middle of a write leaves behind.
+
+    A last line without its end would swallow the next one, and a lock file of a dead process
+    would make every write wait. Call it only while no other process writes.
+    """
+    Path(f"{path}.lock").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _storage_from_url(url: str) -> BaseStorage:
+    try:
+        return get_storage(url)
+    except Exception as error:  # each database driver raises its own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StudyError(f"cannot open storage {without_password(url)!r}: {first}") from error
+
+
+def without_password(url: str) -> str:
+    """A storage URL fit to be shown."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    if not at:
+        return url
+    return f"{scheme}{separator}{credentials.split(':')[0]}:***@{place}"

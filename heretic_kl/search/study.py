@@ -1,0 +1,207 @@
+"""The ask-and-tell loop around Optuna: resumable, one record a trial. Runs no model itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from heretic_kl.ablation import EditParameters
+from heretic_kl.errors import HereticKLError, StudyError
+from heretic_kl.scoring import Score, ScorerSpec
+from heretic_kl.search.pareto import pareto_front
+from heretic_kl.search.records import TrialRecord
+from heretic_kl.search.sampler import trial_sampler
+from heretic_kl.search.space import SearchSpace
+
+FINGERPRINT = "heretic-kl:fingerprint"
+REPORT = "heretic-kl:report:"
+INTERRUPTED = "interrupted"
+MOST_FAILURES_IN_A_ROW = 5
+
+Evaluate = Callable[[EditParameters], Mapping[str, Score]]
+
+
+class SearchStudy:
+    """One study: its trials so far, and the means to run more.
+
+    Args:
+        storage: where it is kept.
+        name: its name there.
+        fingerprint: everything that makes its scores comparable, as flat JSON-ready values.
+        space: what trials may vary.
+        objectives: the scorers that steer it, in order.
+        seed: of the sampler.
+        startup_trials: random trials before the sampler learns.
+
+    Raises:
+        StudyError: the storage holds a study of this name with another fingerprint, or cannot
+            be read.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        *,
+        fingerprint: Mapping[str, Any],
+        space: SearchSpace,
+        objectives: Sequence[ScorerSpec],
+        seed: int,
+        startup_trials: int,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.name = name
+        self._space = space
+        self._objectives = tuple(objectives)
+        self._seed = seed
+        self._startup_trials = startup_trials
+        try:
+            self._study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                directions=["minimize"] * len(self._objectives),
+                load_if_exists=True,
+            )
+        except Exception as error:  # each storage raises its own
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise StudyError(f"cannot open study {name!r}: {first}") from error
+        self._check_fingerprint(fingerprint)
+        self._close_interrupted()
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """Every trial that was started and is over, by number."""
+        over = (TrialState.COMPLETE, TrialState.FAIL)
+        trials = self._study.get_trials(deepcopy=False, states=over)
+        return tuple(self._record(trial) for trial in trials)
+
+    @property
+    def front(self) -> tuple[TrialRecord, ...]:
+        """The Pareto front, by the first objective."""
+        return pareto_front(self.records)
+
+    @property
+    def finished(self) -> int:
+        """Trials that ran to an end, failed ones included, interrupted ones not."""
+        return sum(1 for record in self.records if record.state != "interrupted")
+
+    def run(self, until: int, evaluate: Evaluate) -> Iterator[TrialRecord]:
+        """Run trials until the study holds `until` finished ones.
+
+        A trial that raises a `HereticKLError` is recorded as failed and the search goes on.
+
+        Args:
+            until: finished trials to hold in the end.
+            evaluate: measures one edit on the search prompts.
+
+        Yields:
+            A record a trial, as it finishes.
+
+        Raises:
+            StudyError: several trials in a row failed.
+        """
+        for parameters in self._space.known_good():
+            self._study.enqueue_trial(parameters, skip_if_exists=True)
+        failures = 0
+        while (finished := self.finished) < until:
+            record = self._run_one(finished, evaluate)
+            failures = failures + 1 if record.state == "failed" else 0
+            yield record
+            if failures >= MOST_FAILURES_IN_A_ROW:
+                raise StudyError(f"{failures} trials in a row failed; the last: {record.error}")
+
+    def report(self, number: int) -> dict[str, Score] | None:
+        """A trial's scores on the report prompts, if they were measured."""
+        stored = self._study.user_attrs.get(f"{REPORT}{number}")
+        return None if stored is None else _scores_from_json(stored)
+
+    def keep_report(self, number: int, scores: Mapping[str, Score]) -> None:
+        """Keep a trial's scores on the report prompts; -1 is the unedited model."""
+        self._study.set_user_attr(f"{REPORT}{number}", _scores_to_json(scores))
+
+    def _run_one(self, finished: int, evaluate: Evaluate) -> TrialRecord:
+        number = len(self._study.get_trials(deepcopy=False))
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if waiting:
+            number = waiting[0].number
+        self._study.sampler = trial_sampler(self._seed, number, finished, self._startup_trials)
+        trial = self._study.ask()
+        parameters = self._space.suggest(trial)
+        start = time.perf_counter()
+        try:
+            scores = evaluate(self._space.edit(parameters))
+            values = self._values(scores)
+        except HereticKLError as error:
+            trial.set_user_attr("error", str(error))
+            trial.set_user_attr("seconds", time.perf_counter() - start)
+            self._study.tell(trial, state=TrialState.FAIL)
+        except KeyboardInterrupt:
+            trial.set_user_attr("error", INTERRUPTED)
+            self._study.tell(trial, state=TrialState.FAIL)
+            raise
+        else:
+            trial.set_user_attr("scores", _scores_to_json(scores))
+            trial.set_user_attr("seconds", time.perf_counter() - start)
+            self._study.tell(trial, values)
+        return self._record(self._study.get_trials(deepcopy=False)[trial.number])
+
+    def _values(self, scores: Mapping[str, Score]) -> list[float]:
+        values = []
+        for spec in self._objectives:
+            value = scores[spec.name].optimized
+            assert value is not None  # the suite refuses objectives without a value
+            values.append(-value if spec.role == "maximize" else value)
+        return values
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        complete = trial.state == TrialState.COMPLETE
+        error = trial.user_attrs.get("error")
+        interrupted = error == INTERRUPTED
+        try:
+            edit = self._space.edit(trial.params)
+        except KeyError:
+            edit = None  # interrupted before all parameters were drawn
+        return TrialRecord(
+            number=trial.number,
+            state="complete" if complete else "interrupted" if interrupted else "failed",
+            parameters=dict(trial.params),
+            edit=edit,
+            scores=_scores_from_json(trial.user_attrs.get("scores", "{}")),
+            objectives=tuple(trial.values) if complete else (),
+            seconds=float(trial.user_attrs.get("seconds", 0.0)),
+            error=error,
+        )
+
+    def _check_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
+        stored = self._study.user_attrs.get(FINGERPRINT)
+        if stored is None:
+            self._study.set_user_attr(FINGERPRINT, json.dumps(fingerprint, sort_keys=True))
+            return
+        known = json.loads(stored)
+        ours = json.loads(json.dumps(fingerprint))
+        different = sorted(k for k in known.keys() | ours.keys() if known.get(k) != ours.get(k))
+        if different:
+            raise StudyError(
+                f"study {self.name!r} was made with other settings ({', '.join(different)}): its "
+                "scores cannot be compared; use those settings or another --study-name"
+            )
+
+    def _close_interrupted(self) -> None:
+        """End trials that a killed process left running; this process alone holds the study."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            optuna.Trial(self._study, trial._trial_id).set_user_attr("error", INTERRUPTED)
+            self._study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _scores_to_json(scores: Mapping[str, Score]) -> str:
+    return json.dumps({name: score.to_dict() for name, score in scores.items()})
+
+
+def _scores_from_json(text: str) -> dict[str, Score]:
+    return {name: Score.from_dict(data) for name, data in json.loads(text).items()}

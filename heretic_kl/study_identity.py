@@ -1,0 +1,68 @@
+"""What makes two trials comparable: the facts a study is tied to. Opens no storage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from heretic_kl.config import Settings
+from heretic_kl.engine import Calibration
+from heretic_kl.kl import METRIC_VERSION
+from heretic_kl.model import LanguageModel, ModelSource
+from heretic_kl.prompt_sets import PromptSets
+from heretic_kl.scoring import ScorerSpec
+
+SPACE_VERSION = 1
+"""Raised when the search space or the meaning of a parameter changes."""
+SAMPLES = 4096
+
+
+def study_fingerprint(
+    settings: Settings,
+    lm: LanguageModel,
+    calibration: Calibration,
+    prompts: PromptSets,
+    specs: Sequence[ScorerSpec],
+) -> dict[str, Any]:
+    """Everything that a trial's parameters or scores depend on, JSON-ready.
+
+    A model is known by a sample of its weights, not by its path: moved folders resume.
+    """
+    return {
+        "model weights": weights_fingerprint(lm),
+        "dtype": calibration.dtype,
+        "chat template": hashlib.sha256(str(lm.chat.template).encode()).hexdigest(),
+        "enable_thinking": settings.enable_thinking,
+        "response_prefix": calibration.response_prefix,
+        "kl_tokens": settings.kl_tokens,
+        "max_answer_tokens": settings.max_answer_tokens,
+        "edit": settings.edit.model_dump(mode="json"),
+        "directions": settings.directions.model_dump(mode="json"),
+        "scorers": {
+            spec.name: {"use": spec.use, "role": spec.role, "settings": dict(spec.settings)}
+            for spec in specs
+        },
+        "prompts": prompts.fingerprints(),
+        "metric version": METRIC_VERSION,
+        "space version": SPACE_VERSION,
+    }
+
+
+def default_study_name(source: ModelSource, fingerprint: Mapping[str, Any]) -> str:
+    """A name that differs whenever the fingerprint does: other settings make another study."""
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    return f"{source.short_name}-{digest[:8]}"
+
+
+def weights_fingerprint(lm: LanguageModel) -> str:
+    """sha256 over a strided sample of the head's and every site's weights."""
+    digest = hashlib.sha256(lm.head.fingerprint().encode())
+    for site in lm.architecture.sites:
+        flat = site.weight().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLES)]
+        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()

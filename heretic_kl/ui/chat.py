@@ -1,0 +1,155 @@
+"""A conversation with an edited model beside the original. Runs no model: it asks the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from heretic_kl.errors import HereticKLError
+from heretic_kl.search import TrialRecord
+from heretic_kl.ui.asking import ask_line
+from heretic_kl.ui.terminal import printable, say
+
+ANSWER_TOKENS: Final = 400
+HELP: Final = "commands: /only-edited, /both, /reset, /exit; Ctrl+C stops an answer"
+
+
+class AnsweringSession(Protocol):
+    """The part of a session that a conversation needs."""
+
+    def stream_answer(
+        self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
+    ) -> Iterator[str]:
+        """Pieces of an answer's text; a record of None is the unedited model."""
+        ...
+
+
+@dataclass
+class Speaker:
+    """One of the two models, with a conversation of its own."""
+
+    name: str
+    record: TrialRecord | None
+    """None: the unedited model."""
+    style: str
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+
+def chat(
+    session: AnsweringSession,
+    record: TrialRecord,
+    console: Console,
+    *,
+    max_tokens: int = ANSWER_TOKENS,
+) -> None:
+    """Read lines and stream both answers to each, until the person leaves.
+
+    Args:
+        session: what answers.
+        record: the trial whose edit is in force on one side.
+        console: where answers are written.
+        max_tokens: longest answer.
+    """
+    original = Speaker("original", None, "cyan")
+    edited = Speaker(f"edited, trial {record.number}", record, "green")
+    speakers = [original, edited]
+    say(console, HELP, "dim")
+    while (line := ask_line("you", ">")) is not None:
+        command = line.strip().lower()
+        if not command:
+            continue
+        if command == "/exit":
+            return
+        if command == "/reset":
+            original.messages.clear()
+            edited.messages.clear()
+            say(console, "both conversations start anew", "dim")
+        elif command in ("/only-edited", "/both"):
+            speakers = [edited] if command == "/only-edited" else [original, edited]
+            say(console, f"answering: {' and '.join(s.name for s in speakers)}", "dim")
+        elif command.startswith("/"):
+            say(console, f"unknown command {command.split()[0]}; {HELP}", "yellow")
+        else:
+            for speaker in speakers:
+                _answer(session, speaker, line.strip(), console, max_tokens)
+
+
+def _answer(
+    session: AnsweringSession, speaker: Speaker, line: str, console: Console, max_tokens: int
+) -> None:
+    """Stream one answer and keep it; what was stopped is kept as far as it came."""
+    say(console, f"{speaker.name}:", f"bold {speaker.style}")
+    messages = [*speaker.messages, {"role": "user", "content": line}]
+    pieces: list[str] = []
+    writer = _WordWriter(console)
+    stopped = False
+    try:
+        for piece in session.stream_answer(speaker.record, messages, max_tokens):
+            pieces.append(piece)
+            writer.write(piece)
+    except KeyboardInterrupt:
+        stopped = True
+    except HereticKLError as error:
+        writer.finish()
+        say(console, f"error: {error}", "red")
+        return
+    writer.finish()
+    answer = "".join(pieces)
+    if stopped:
+        say(console, "(stopped)", "dim")
+    elif not answer.strip():
+        say(console, "(empty answer)", "dim")
+    speaker.messages = [*messages, {"role": "assistant", "content": answer}]
+
+
+class _WordWriter:
+    """Writes pieces of text as they come, with line breaks between words on terminals."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._width = console.width if console.is_terminal else None
+        self._column = 0
+        self._word = ""
+        self._blank = True
+
+    def write(self, piece: str) -> None:
+        """Write what is certain: the last word may go on in the next piece."""
+        for character in printable(piece):
+            if not character.isspace():
+                self._word += character
+                if self._width and cell_len(self._word) >= self._width:
+                    self._end_word()
+                continue
+            self._end_word()
+            if character == "\n":
+                self._emit("\n")
+                self._column = 0
+            elif self._width is None or self._column < self._width:
+                self._emit(" ")
+                self._column += 1
+
+    def finish(self) -> None:
+        """Write the rest and end the line."""
+        self._end_word()
+        if self._column or self._blank:
+            self._emit("\n")
+
+    def _end_word(self) -> None:
+        length = cell_len(self._word)
+        if not length:
+            return
+        if self._width and self._column and self._column + length > self._width:
+            self._emit("\n")
+            self._column = 0
+        self._emit(self._word)
+        self._column += length
+        self._word = ""
+
+    def _emit(self, text: str) -> None:
+        self._blank = False
+        self._console.print(Text(text), end="", soft_wrap=True)

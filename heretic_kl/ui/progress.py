@@ -1,0 +1,178 @@
+"""Progress of a stage, redrawn on a terminal or as plain lines. Decides no wording of results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol
+
+from rich.console import Console, Group, OverflowMethod, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from heretic_kl.report import duration, to_ascii
+from heretic_kl.ui.terminal import is_live, say
+
+REFRESHES_PER_SECOND = 4
+NOTES_SHOWN = 20
+"""Plain lines: a stage of more steps shows every n-th note, about this many."""
+PLAIN_STATUS_EVERY = 10
+"""Plain lines: trials between two lines on how the search stands."""
+
+
+class StageProgress(Protocol):
+    """Shows how far a stage is."""
+
+    def start(self, title: str, steps: int | None) -> None:
+        """A stage begins; an earlier one that never ended is over."""
+        ...
+
+    def advance(self, note: str) -> None:
+        """One step is done."""
+        ...
+
+    def search(
+        self, finished: int, wanted: int, seconds_left: float | None, status: list[str]
+    ) -> None:
+        """The search holds so many trials; `status` says in lines how it stands."""
+        ...
+
+    def stop(self) -> None:
+        """Nothing moves from here on. May be called twice."""
+        ...
+
+
+def stage_progress(console: Console) -> StageProgress:
+    """What suits the console."""
+    return LiveProgress(console) if is_live(console) else PlainProgress(console)
+
+
+class PlainProgress:
+    """Lines without control codes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._steps: int | None = None
+        self._done = 0
+
+    def start(self, title: str, steps: int | None) -> None:
+        """Remember the stage; its heading is the observer's."""
+        self._steps, self._done = steps, 0
+
+    def advance(self, note: str) -> None:
+        """Print the note, of long stages not every one."""
+        self._done += 1
+        every = max(1, (self._steps or 0) // NOTES_SHOWN)
+        if note and self._done % every == 0:
+            count = f"{self._done}/{self._steps} " if self._steps else ""
+            say(self._console, f"  {count}{note}")
+
+    def search(
+        self, finished: int, wanted: int, seconds_left: float | None, status: list[str]
+    ) -> None:
+        """Now and then, and at the end, print how the search stands."""
+        if finished % PLAIN_STATUS_EVERY and finished < wanted:
+            return
+        left = "" if seconds_left is None or finished >= wanted else f"{_left(seconds_left)}; "
+        say(self._console, f"  {left}{'; '.join(status)}")
+
+    def stop(self) -> None:
+        """Nothing moves."""
+
+
+class LiveProgress:
+    """Lines at the bottom of a terminal, redrawn in place and wiped at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        ascii_only = console.options.ascii_only
+        self._worded = to_ascii if ascii_only else str
+        self._overflow: OverflowMethod = "crop" if ascii_only else "ellipsis"
+        self._spinner = Spinner("line" if ascii_only else "dots")
+        self._live: Live | None = None
+        self._title = ""
+        self._note = ""
+        self._steps: int | None = None
+        self._done = 0
+        self._started = 0.0
+        self._deadline: float | None = None
+        self._status: list[str] = []
+
+    def start(self, title: str, steps: int | None) -> None:
+        """Show a spinner, and a bar where the number of steps is known."""
+        self.stop()
+        self._title, self._note, self._steps, self._done = title, "", steps, 0
+        self._deadline, self._status = None, []
+        self._started = time.monotonic()
+        self._live = Live(
+            get_renderable=self._render,
+            console=self._console,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            transient=True,
+            # Where stdout is a file, what is printed must go there and not above the bar.
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._live.start()
+
+    def advance(self, note: str) -> None:
+        """Move the bar, show the note."""
+        self._done += 1
+        self._note = note
+        self._refresh()
+
+    def search(
+        self, finished: int, wanted: int, seconds_left: float | None, status: list[str]
+    ) -> None:
+        """Move the trials' bar."""
+        if self._live is None:
+            self.start("Searching", wanted)
+        self._done, self._steps, self._status = finished, wanted, status
+        self._deadline = None if seconds_left is None else time.monotonic() + seconds_left
+        self._refresh()
+
+    def stop(self) -> None:
+        """Wipe the lines."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.refresh()
+
+    def _render(self) -> RenderableType:
+        row: list[RenderableType] = [self._spinner, self._text(self._caption())]
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(no_wrap=True, overflow=self._overflow)
+        if self._steps:
+            grid.add_column(no_wrap=True, overflow=self._overflow)
+            grid.add_column(ratio=1)
+            grid.add_column(no_wrap=True, overflow=self._overflow)
+            done = min(self._done, self._steps)
+            row.append(ProgressBar(total=self._steps, completed=done))
+            row.append(Text(f"{self._done}/{self._steps}"))
+        else:
+            grid.add_column(ratio=1, no_wrap=True, overflow=self._overflow)
+        grid.add_column(no_wrap=True, overflow=self._overflow)
+        row.append(Text(self._time(), style="dim"))
+        grid.add_row(*row)
+        return Group(grid, *(self._text(f"  {line}") for line in self._status))
+
+    def _caption(self) -> str:
+        return f"{self._title}: {self._note}" if self._note else self._title
+
+    def _text(self, text: str) -> Text:
+        return Text(self._worded(text), no_wrap=True, overflow=self._overflow)
+
+    def _time(self) -> str:
+        if self._deadline is not None and self._done < (self._steps or 0):
+            return _left(max(0.0, self._deadline - time.monotonic()))
+        return duration(time.monotonic() - self._started)
+
+
+def _left(seconds: float) -> str:
+    return f"{duration(seconds)} left"

@@ -1,0 +1,98 @@
+"""Consoles that write to any terminal, file or encoding. Knows nothing about models or trials."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import IO, Final, cast
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from heretic_kl.report import to_ascii
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class _EncodableStream:
+    """A text stream that replaces what its encoding lacks, where the stream itself would raise."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        try:
+            text.encode(self.encoding)
+        except UnicodeEncodeError:
+            kept = re.sub(r"[^\x00-\x7f]", lambda match: self._likeness(match.group()), text)
+            text = kept.encode(self.encoding, "replace").decode(self.encoding)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def _likeness(self, character: str) -> str:
+        try:
+            character.encode(self.encoding)
+        except UnicodeEncodeError:
+            return to_ascii(character)
+        return character
+
+
+class _PipeConsole(Console):
+    """Leaves a broken pipe to the caller, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # called while the BrokenPipeError is being handled
+
+
+def make_console(*, stderr: bool = False, stream: IO[str] | None = None) -> Console:
+    """A console on stdout, stderr or another stream.
+
+    What is no terminal gets no control codes, whatever FORCE_COLOR and the like say: a log is
+    read by people and programs.
+    """
+    if stream is None:
+        stream = sys.stderr if stderr else sys.stdout
+    return _PipeConsole(
+        file=cast(IO[str], _EncodableStream(stream)),
+        force_terminal=None if stream.isatty() else False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def is_live(console: Console) -> bool:
+    """Whether lines can be redrawn there."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def can_ask() -> bool:
+    """Whether a person sits at both ends: stdin and stdout are terminals."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: no markup in it is obeyed; on terminals, long lines wrap at words."""
+    if console.options.ascii_only:
+        text = to_ascii(text)
+    if not console.is_terminal:
+        console.print(Text(text), soft_wrap=True)
+        return
+    indent = len(text) - len(text.lstrip(" "))
+    body = Text(text[indent:], style=style or "")
+    console.print(Padding(body, (0, 0, 0, min(indent, 8)), expand=False))
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a model may write and a terminal would obey."""
+    return _CONTROL.sub("", text)

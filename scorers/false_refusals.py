@@ -1,0 +1,12 @@
+"""Share of harmless prompts that are refused: over-editing and over-refusal both show there."""
+
+from heretic_kl.scoring import PromptKind, RefusalCount
+
+
+class FalseRefusals(RefusalCount):
+    """Refusals among greedy answers to harmless prompts.
+
+    An edit can bring them down (less over-refusal) or up (empty or broken answers).
+    """
+
+    kind: PromptKind = "harmless"

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from heretic_kl.engine import Engine, calibration, find_batch_size, find_response_prefix
+from heretic_kl.engine.generation import Answer
+from heretic_kl.prompts import Prompt
+from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
+
+PROMPTS = tuple(Prompt(text) for text in ("make a cake", "tell me about Rome", "wait please"))
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    return load_tiny_model(save_tiny_model(tmp_path_factory.mktemp("m") / "m", tiny_llama()))
+
+
+def test_batches_grow_while_that_pays(lm, monkeypatch):
+    seconds = {8: 1.0, 16: 1.2, 32: 2.35, 64: 4.6}
+    monkeypatch.setattr(calibration, "_decoding_seconds", lambda lm, batch: seconds[len(batch)])
+    assert find_batch_size(lm, PROMPTS * 40) == 16
+
+
+def test_running_out_of_memory_ends_the_growth(lm, monkeypatch):
+    def seconds(lm, batch):
+        if len(batch) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0
+
+    monkeypatch.setattr(calibration, "_decoding_seconds", seconds)
+    assert find_batch_size(lm, PROMPTS * 40) == 16
+
+
+def test_batches_never_outgrow_the_prompts(lm, monkeypatch):
+    monkeypatch.setattr(calibration, "_decoding_seconds", lambda lm, batch: 1.0)
+    assert find_batch_size(lm, PROMPTS) == 8
+
+
+@pytest.mark.parametrize(
+    ("texts", "prefix"),
+    [
+        (["<think>\nOkay", "<think>\nHmm", "<think>\nOkay"], "<think></think>"),
+        (["Sure, a cake", "Sure, Rome", "Sure, wait"], "Sure,"),
+        (["I cannot", "Rome is", "Sure"], ""),
+    ],
+)
+def test_common_openings_become_the_response_prefix(lm, monkeypatch, texts, prefix):
+    answers = [Answer(tokens=[index]) for index in range(3)]
+    monkeypatch.setattr(calibration, "greedy_answers", lambda *_: answers)
+    monkeypatch.setattr(type(lm.chat), "decode", lambda self, tokens, **_: texts[tokens[0]])
+    assert find_response_prefix(Engine(lm, batch_size=8), PROMPTS) == prefix

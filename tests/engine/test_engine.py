@@ -1,0 +1,226 @@
+"""The engine against plain transformers, on tiny random models."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from heretic_kl.ablation import ablation_operator
+from heretic_kl.engine import Engine, greedy_answers, mean_kl, measure_noise_floor, stream_answer
+from heretic_kl.engine.forcing import ForcedSequence
+from heretic_kl.kl import RowStatistics, row_statistics
+from heretic_kl.model import edited
+from heretic_kl.prompts import Prompt
+from heretic_kl.requests import ResponseRequest, TeacherForcedRequest
+from heretic_kl.scoring import RefusalRule
+from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
+
+WORDS = "how do I make a cake bomb please tell me about the weather in Rome".split()
+PROMPTS = tuple(Prompt(" ".join(WORDS[i % 5 : 5 + i])) for i in range(1, 9))
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
+def lm(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return load_tiny_model(save_tiny_model(folder / "m", TINY_CONFIGS[request.param]()))
+
+
+@pytest.fixture
+def plan(lm):
+    direction = torch.randn(lm.architecture.width, generator=torch.Generator().manual_seed(3))
+    return {key: ablation_operator(direction, 0.8) for key in lm.architecture.facts()}
+
+
+def plain_answer(lm, ids, tokens):
+    """One row, no cache, no padding: greedy decoding as its definition says."""
+    ids, answer = list(ids), []
+    for _ in range(tokens):
+        with torch.inference_mode():
+            logits = lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        token = int(logits[0, -1].argmax())
+        if token in lm.stop_ids:
+            break
+        ids.append(token)
+        answer.append(token)
+    return answer
+
+
+def plain_kl(lm, plan, prompt, answer):
+    """KL at every scored position, from full logits of one unpadded row in float64."""
+    ids = torch.tensor([[*lm.chat.encode(prompt), *answer[:-1]]])
+    start = len(lm.chat.encode(prompt)) - 1
+    with torch.inference_mode():
+        before = lm.model(input_ids=ids).logits[0, start:].double().log_softmax(-1)
+        with edited(lm.architecture, plan):
+            after = lm.model(input_ids=ids).logits[0, start:].double().log_softmax(-1)
+    return functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
+
+
+def kl_result(engine, plan, prompts, tokens):
+    request = TeacherForcedRequest(prompts, tokens, row_statistics)
+    (result,) = engine.measure(plan, [request])
+    assert isinstance(result.columns, RowStatistics)
+    return result
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_greedy_answers_equal_plain_decoding(lm, plan, batch_size):
+    engine = Engine(lm, batch_size=batch_size)
+    with edited(lm.architecture, plan):
+        expected = [
+            lm.chat.decode(plain_answer(lm, lm.chat.encode(prompt), 12)) for prompt in PROMPTS
+        ]
+    (result,) = engine.measure(plan, [ResponseRequest(PROMPTS, 12)])
+    assert list(result.texts) == expected
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 8])
+def test_teacher_forced_kl_equals_full_logits_of_each_prompt_alone(lm, plan, tokens):
+    engine = Engine(lm, batch_size=3)
+    result = kl_result(engine, plan, PROMPTS, tokens)
+    reference = engine.reference(PROMPTS, tokens)
+    for index, prompt in enumerate(PROMPTS):
+        expected = plain_kl(lm, plan, prompt, list(reference.sequences[index].answer))
+        ours = result.columns.divergence[result.prompt_index == index]
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_one_token_is_first_token_kl(lm, plan):
+    """Against an independent computation from the first answer token's logits, to 1e-5."""
+    result = kl_result(Engine(lm, batch_size=4), plan, PROMPTS, 1)
+    ours = float(result.columns.divergence.mean())
+    total = 0.0
+    for prompt in PROMPTS:
+        ids = torch.tensor([lm.chat.encode(prompt)])
+        with torch.inference_mode():
+            p = lm.model(input_ids=ids).logits[0, -1].double().softmax(-1)
+            with edited(lm.architecture, plan):
+                q = lm.model(input_ids=ids).logits[0, -1].double().softmax(-1)
+        total += float((p * (p / q).log()).sum())
+    assert ours == pytest.approx(total / len(PROMPTS), abs=1e-5)
+
+
+def test_an_unedited_model_scores_exactly_zero(lm):
+    for plan in (None, {}):
+        result = kl_result(Engine(lm, batch_size=3), plan, PROMPTS, 6)
+        assert torch.equal(result.columns.divergence, torch.zeros_like(result.columns.divergence))
+
+
+def test_reference_answers_include_the_end_token_and_stop_there(lm):
+    engine = Engine(lm, batch_size=8)
+    reference = engine.reference(PROMPTS, 30)
+    for sequence in reference.sequences:
+        assert 1 <= len(sequence.answer) <= 30
+        assert not set(sequence.answer[:-1]) & lm.stop_ids
+        assert len(sequence.answer) == 30 or sequence.answer[-1] in lm.stop_ids
+    assert len(reference.hidden) == sum(len(s.answer) for s in reference.sequences)
+
+
+def test_forced_sequences_score_the_positions_that_predict_the_answer():
+    sequence = ForcedSequence(prompt=(1, 2, 3), answer=(7, 8, 9))
+    assert sequence.fed == (1, 2, 3, 7, 8)
+    assert list(sequence.scored) == [2, 3, 4]
+
+
+class Decided:
+    """A rule that is satisfied from some length on."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def decided(self, text):
+        return len(text.split()) >= self.words
+
+
+def test_rows_stopped_by_a_rule_are_prefixes_of_the_whole_answers(lm, plan):
+    engine = Engine(lm, batch_size=8)
+    (whole,) = engine.measure(plan, [ResponseRequest(PROMPTS, 20)])
+    (cut,) = engine.measure(plan, [ResponseRequest(PROMPTS, 20, Decided(4))])
+    for long, short in zip(whole.texts, cut.texts, strict=True):
+        assert long.startswith(short)
+        assert short == long or len(short.split()) == 4
+
+
+def test_equal_budgets_share_one_generation_and_whole_answers_win(lm, plan, monkeypatch):
+    calls = []
+    own = Engine._generate
+
+    def counted(self, encoded, max_tokens, rules):
+        calls.append(rules)
+        return own(self, encoded, max_tokens, rules)
+
+    monkeypatch.setattr(Engine, "_generate", counted)
+    engine = Engine(lm, batch_size=8)
+    first, second = Decided(3), Decided(6)
+    requests = [ResponseRequest(PROMPTS, 10, first), ResponseRequest(PROMPTS, 10, second)]
+    one, two = engine.measure(plan, requests)
+    assert len(calls) == 1 and set(calls[0]) == {first, second}
+    assert one.texts == two.texts
+    engine.measure(plan, [*requests, ResponseRequest(PROMPTS, 10)])
+    assert calls[1] == ()
+
+
+def test_what_the_reference_says_is_computed_once(lm, monkeypatch):
+    engine = Engine(lm, batch_size=8)
+    request = ResponseRequest(PROMPTS, 6, RefusalRule())
+    (first,) = engine.measure(None, [request])
+    monkeypatch.setattr(Engine, "_generate", None)
+    (second,) = engine.measure(None, [request])
+    assert first == second
+
+
+def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeypatch):
+    from heretic_kl.engine import engine as module
+
+    own, notes = module.forced_hidden_states, []
+
+    def limited(lm, sequences, max_rows, **options):
+        if max_rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(lm, sequences, max_rows, **options)
+
+    engine = Engine(lm, batch_size=8, notify=notes.append)
+    engine.reference(PROMPTS, 4)  # from batches of 8
+    monkeypatch.setattr(module, "forced_hidden_states", limited)
+    result = kl_result(engine, {}, PROMPTS, 4)
+    assert engine.batch_size == 2 and len(notes) == 2
+    assert float(result.columns.divergence.max()) == 0.0
+
+
+def test_another_model_is_measured_against_the_original(lm, plan):
+    engine = Engine(lm, batch_size=4)
+    other = Engine(lm, batch_size=4, original=engine)
+    under_plan = kl_result(engine, plan, PROMPTS, 4)
+    with edited(lm.architecture, plan):
+        as_model = kl_result(other, {}, PROMPTS, 4)
+    assert torch.equal(under_plan.columns.divergence, as_model.columns.divergence)
+    reference = engine.reference(PROMPTS, 4)
+    hidden = engine.hidden_states(plan, PROMPTS, 4)
+    assert mean_kl(reference.with_hidden(hidden), hidden, lm.head) == 0.0
+    assert mean_kl(reference, hidden, lm.head) > 0.0
+
+
+def test_streaming_gives_the_greedy_answer(lm):
+    ids = lm.chat.encode(PROMPTS[2])
+    whole = lm.chat.decode(plain_answer(lm, ids, 15))
+    assert "".join(stream_answer(lm, ids, 15)) == whole
+
+
+def test_noise_floors(lm):
+    floor = measure_noise_floor(Engine(lm, batch_size=4), PROMPTS, 4)
+    assert 0 <= floor.batching < 1e-9
+    assert floor.batching < floor.rounding < 1e-2
+    assert floor.value == floor.batching
+
+
+def test_residual_means_do_not_depend_on_batches(lm):
+    one = Engine(lm, batch_size=1).residual_mean(PROMPTS, 1.0)
+    many = Engine(lm, batch_size=8).residual_mean(PROMPTS, 1.0)
+    torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-5)
+
+
+def test_no_prompts_and_no_budget_give_no_tokens(lm):
+    assert greedy_answers(lm, [], 5) == []
+    (answer,) = greedy_answers(lm, [[3, 4]], 0)
+    assert answer.tokens == [] and not answer.done
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        Engine(lm, batch_size=0)

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from heretic_kl.ablation import EditParameters, WeightKernel
+from heretic_kl.export import (
+    ExportFacts,
+    LoraFacts,
+    PromptFacts,
+    ScoreFacts,
+    installed_versions,
+    machine,
+    model_card,
+    portable,
+    portable_text,
+    stated_license,
+    write_card,
+    write_reproduction,
+)
+from heretic_kl.scoring import Score
+
+REFUSALS = [
+    Score(0.9, "90/100 (90%, 83% to 94%)", interval=(0.83, 0.94)),
+    Score(0.05, "5/100 (5%, 2% to 11%)", interval=(0.02, 0.11)),
+    Score(0.06, "6/100 (6%, 3% to 12%)", interval=(0.03, 0.12)),
+]
+KL = Score(0.0321, "0.0321 ± 0.0040", standard_error=0.004, details={"worst": float("inf")})
+
+
+def facts(**changes) -> ExportFacts:
+    kernel = WeightKernel(1.25, 14.5, 0.3, 9.0)
+    values = {
+        "name": "tiny-edited",
+        "form": "merged",
+        "base_name": "someone/tiny",
+        "base_is_hub_id": True,
+        "base_revision": "abc123",
+        "saved_dtype": "bfloat16",
+        "trial_number": 17,
+        "trials": 30,
+        "pick_rule": "knee",
+        "parameters": {"attention_peak": 1.25, "mlp_on": False},
+        "edit": EditParameters(12.5, {"attention": kernel}, "row"),
+        "layers": 30,
+        "scores": {
+            "refusals": ScoreFacts(*REFUSALS),
+            "teacher_forced_kl": ScoreFacts(None, KL, KL),
+        },
+        "search_scores": {"refusals": REFUSALS[1]},
+        "kl_tokens": 3,
+        "noise_floor": 1.2e-9,
+        "rounding_floor": 3e-5,
+        "merge_kl": 2e-5,
+        "prompts": (
+            PromptFacts("harmful", "report", "/home/me/sets/bad.txt, train[:100]", 100, "a" * 64),
+            PromptFacts("harmless", "report", "builtin, harmless", 90, "b" * 64),
+        ),
+        "settings": {
+            "model": "/home/me/models/tiny",
+            "storage": "postgresql://me:hunter2@db/studies",
+            "api_token": "abc",
+            "response_prefix": "/no_think",
+            "kl_tokens": 3,
+        },
+        "command": (
+            "heretic-kl --model /home/me/models/tiny --save ~/out/x --kl-tokens 3 "
+            "--storage sqlite:////var/lib/me/s.db --hub-token hf_abcdefghijkl"
+        ),
+        "seed": 4,
+        "versions": installed_versions(),
+        "platform": machine(),
+        "license": {"license": "apache-2.0"},
+    }
+    return ExportFacts(**{**values, **changes})
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_front_matter_is_yaml_with_base_licence_and_tags():
+    front = front_matter(model_card(facts()))
+    assert front == {
+        "base_model": "someone/tiny",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "apache-2.0",
+        "tags": ["heretic-kl", "directional-ablation"],
+    }
+    front = front_matter(model_card(facts(license={}, base_is_hub_id=False, base_name="tiny")))
+    assert "base_model" not in front and "license" not in front
+
+
+def test_an_adapter_says_how_near_it_comes():
+    exact = model_card(facts(form="lora", lora=LoraFacts(1, True, 0.0, 0.0)))
+    assert front_matter(exact)["library_name"] == "peft"
+    assert front_matter(exact)["base_model_relation"] == "adapter"
+    assert "rank 1) expresses the edit exactly" in exact
+    near = model_card(facts(form="lora", lora=LoraFacts(16, False, 0.123, 0.3)))
+    assert "misses 12.3% of the change" in near and "30.0% of one module" in near
+
+
+def test_the_card_states_cost_edit_prompts_and_limits():
+    card = model_card(facts())
+    assert (
+        "| refusals | 90/100 (90%, 83% to 94%) | 5/100 (5%, 2% to 11%) | 6/100 (6%, 3% to 12%) |"
+        in card
+    )
+    assert "| teacher_forced_kl | – | 0.0321 ± 0.0040 | 0.0321 ± 0.0040 |" in card
+    for text in (
+        "teacher-forced",
+        "first 3 positions",
+        "KL(original || edited)",
+        "then over prompts",
+        "batching and padding alone give 1.2e-09",
+        "| attention | 1.25 | 14.50 | 0.3 | 9.00 |",
+        "layer 12.50 (of 0 to 29)",
+        "norm mode `row`",
+        "Trial 17 of 30, picked by rule `knee`",
+        "| `mlp_on` | False |",
+        "| harmful | report | bad.txt, train[:100] | 100 | `aaaaaaaaaaaaaaaa` |",
+        "keyword rule",
+        "100 harmful and 90 harmless",
+        "Responsible use",
+        "Seed 4",
+    ):
+        assert text in card, text
+    assert "first 1 position are" not in card
+    assert "its first 1 position are" in model_card(facts(kl_tokens=1))
+
+
+def test_no_path_of_this_machine_and_no_secret_reaches_card_or_file(tmp_path):
+    write_card(tmp_path, facts())
+    write_reproduction(tmp_path, facts())
+    for name in ("README.md", "heretic-kl.json"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        for leak in ("/home", "/var/lib", "~/", "hunter2", "hf_abc", str(tmp_path), '"abc"'):
+            assert leak not in text, (name, leak)
+        assert platform.node() not in text or len(platform.node()) < 4
+
+
+def test_rendering_is_pure():
+    assert model_card(facts()) == model_card(facts())
+    assert not re.search(r"\d{4}-\d{2}-\d{2}", model_card(facts()))
+
+
+def test_the_reproduction_file_holds_what_a_rerun_needs(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_text("a")
+    write_card(tmp_path, facts())
+    path = write_reproduction(tmp_path, facts(lora=LoraFacts(1, True, 0.0, 0.0)))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["trial"]["parameters"] == {"attention_peak": 1.25, "mlp_on": False}
+    assert content["trial"]["edit"] == {
+        "direction_position": 12.5,
+        "norm": "row",
+        "kernels": {
+            "attention": {
+                "peak_weight": 1.25,
+                "peak_position": 14.5,
+                "floor_weight": 0.3,
+                "reach": 9.0,
+            }
+        },
+    }
+    saved = content["report_scores"]["refusals"]["saved"]
+    assert Score.from_dict(saved) == REFUSALS[2]
+    assert content["report_scores"]["teacher_forced_kl"]["trial"]["details"] == {"worst": "inf"}
+    assert content["settings"]["model"] == "tiny"
+    assert content["settings"]["response_prefix"] == "/no_think"
+    assert content["settings"]["api_token"] == "***"
+    assert content["settings"]["storage"] == "postgresql://***@db/studies"
+    assert content["prompts"][1]["sha256"] == "b" * 64
+    assert content["seed"] == 4
+    assert {"python", "torch", "transformers", "optuna", "heretic-kl"} <= set(content["versions"])
+    assert content["files"] == {
+        "model.safetensors": {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()},
+        "sub/a.txt": {"bytes": 1, "sha256": hashlib.sha256(b"a").hexdigest()},
+    }
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--model /srv/models/tiny --kl-tokens 3", "--model tiny --kl-tokens 3"),
+        ("--save=/a/b/c/", "--save=c"),
+        ("--model '/home/Jo Do/c' x", "--model 'c' x"),
+        ("~/x/y and ~me/z", "y and z"),
+        (r"C:\Users\me\m.gguf", "m.gguf"),
+        (r"\\server\share\m", "m"),
+        ("https://host/a/b and org/model", "https://host/a/b and org/model"),
+        ("3/64 (5%) and/or ./rel/path ../up/x", "3/64 (5%) and/or ./rel/path ../up/x"),
+        ("sqlite:////var/s.db sqlite:///rel/s.db", "sqlite:///s.db sqlite:///s.db"),
+        ("--hub-token abc --api-key=x", "--hub-token *** --api-key=***"),
+        ("train[:100] a / b", "train[:100] a / b"),
+    ],
+)
+def test_portable_text(text, expected):
+    assert portable_text(text) == expected
+
+
+def test_portable_data():
+    data = {
+        "path": Path("/a/b c/d"),
+        "list": ["/x/y", 1, None, True, 2.5],
+        "my_token": "t",
+        "kl_tokens": "3",
+        "system": "/think hf_abcdefghijkl",
+        "note": "see /x/y for it",
+    }
+    assert portable(data) == {
+        "path": "d",
+        "list": ["y", 1, None, True, 2.5],
+        "my_token": "***",
+        "kl_tokens": "3",
+        "system": "/think ***",
+        "note": "see y for it",
+    }
+
+
+@pytest.mark.parametrize(
+    ("front", "expected"),
+    [
+        ("license: apache-2.0", {"license": "apache-2.0"}),
+        (
+            "license: other # ours\nlicense_name: 'my-licence'\nlicense_link: LICENSE",
+            {"license": "other", "license_name": "my-licence", "license_link": "LICENSE"},
+        ),
+        ("license:\n- mit\n  - gpl-3.0\ntags:\n- a", {"license": ("mit", "gpl-3.0")}),
+        ("tags:\n- license: mit", {}),
+    ],
+)
+def test_the_licence_of_the_original_is_read_from_its_card(tmp_path, front, expected):
+    (tmp_path / "README.original.md").write_text(f"---\n{front}\n---\n# Model\nlicense: no\n")
+    assert stated_license(tmp_path) == expected
+    card = model_card(dataclasses.replace(facts(), license=expected))
+    stated = {k: v for k, v in front_matter(card).items() if k.startswith("license")}
+    assert stated == {k: list(v) if isinstance(v, tuple) else v for k, v in expected.items()}
+
+
+def test_no_card_and_no_front_matter_state_no_licence(tmp_path):
+    assert stated_license(tmp_path) == {}
+    (tmp_path / "README.md").write_text("license: mit\n")
+    assert stated_license(tmp_path) == {}

@@ -1,0 +1,176 @@
+"""The original model's side: given, loaded, computed."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl import (
+    Head,
+    Reference,
+    ReferenceIdentity,
+    chunked_row_statistics,
+    resolve_reference,
+    summarize,
+    vocabulary_hash,
+)
+
+GENERATOR = torch.Generator().manual_seed(6)
+HEAD = Head(torch.randn(60, 8, generator=GENERATOR), softcap=20.0, vocabulary_size=57)
+MASK = torch.tensor([[True, True, False], [True, True, True]])
+HIDDEN = torch.randn(5, 8, generator=GENERATOR)
+EDITED = HIDDEN + 0.2 * torch.randn(5, 8, generator=GENERATOR)
+TOKENS = torch.randint(57, (2, 3), generator=GENERATOR)
+IDENTITY = ReferenceIdentity(
+    "abc" * 20, 57, HEAD.fingerprint(), {"model": "tiny", "kl_tokens": 3, "seed": None}
+)
+LOGITS_IDENTITY = dataclasses.replace(IDENTITY, head_fingerprint=None)
+REFERENCE = Reference.from_hidden(TOKENS, MASK, HIDDEN, IDENTITY)
+LOGITS = Reference.from_logits(
+    TOKENS, MASK, (HEAD.logits(HIDDEN[i : i + 2]) for i in (0, 2, 4)), LOGITS_IDENTITY
+)
+
+
+def test_hidden_states_measure_as_the_plain_functions_do():
+    table = REFERENCE.measure(EDITED, head=HEAD, max_elements=120)
+    rows = chunked_row_statistics(HEAD, HIDDEN, EDITED, TOKENS[MASK])
+    assert torch.equal(table.mask, MASK)
+    torch.testing.assert_close(table.divergence[MASK], rows.divergence, rtol=1e-4, atol=1e-8)
+    assert REFERENCE.measure(HIDDEN.clone(), head=HEAD).divergence.sum().item() == 0.0
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])
+def test_stored_logits_agree_to_their_rounding(direction):
+    exact = REFERENCE.measure(EDITED, head=HEAD, direction=direction, temperature=1.5)
+    halved = LOGITS.measure(
+        EDITED, head=HEAD, direction=direction, temperature=1.5, max_elements=60
+    )
+    assert (halved.direction, halved.temperature) == (direction, 1.5)
+    for name, column in exact.columns().items():
+        torch.testing.assert_close(getattr(halved, name), column, rtol=1e-2, atol=1e-3)
+    itself = summarize(LOGITS.measure(HIDDEN, head=HEAD))
+    assert 0.0 <= itself.mean < 1e-5
+
+
+def test_stored_logits_keep_probabilities_and_infinities():
+    wide = torch.tensor([[5.0, -1e9, -math.inf, 4.0], [0.0, 0.0, -70_000.0, -math.inf]])
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    stored = Reference.from_logits(torch.zeros(2, 1), mask, [wide], LOGITS_IDENTITY).logits
+    assert stored is not None and stored.shifted.dtype == torch.float16
+    assert torch.equal(torch.isinf(stored.shifted), torch.isinf(wide))
+    found = stored.shifted.double() - stored.log_normalizer.unsqueeze(-1)
+    torch.testing.assert_close(found.exp(), wide.double().softmax(-1), rtol=1e-3, atol=1e-9)
+    with pytest.raises(MeasurementError, match="reference logits"):
+        Reference.from_logits(torch.zeros(2, 1), mask, [wide * math.nan], LOGITS_IDENTITY)
+    with pytest.raises(ValueError, match="at least one"):
+        Reference.from_logits(torch.zeros(2, 1), mask, [], LOGITS_IDENTITY)
+
+
+def test_a_candidate_may_bring_its_own_head():
+    own = dataclasses.replace(HEAD, weight=HEAD.weight * 1.1)
+    for reference in (REFERENCE, LOGITS):
+        table = reference.measure(HIDDEN, head=HEAD, candidate_head=own)
+        assert summarize(table).mean > 1e-3
+    narrower = dataclasses.replace(HEAD, vocabulary_size=50)
+    with pytest.raises(ValueError, match="got 57 and 50"):
+        REFERENCE.measure(HIDDEN, head=HEAD, candidate_head=narrower)
+    with pytest.raises(ValueError, match=r"\(\d, 57\) and \(\d, 50\)"):
+        LOGITS.measure(HIDDEN, head=narrower)
+
+
+@pytest.mark.parametrize("reference", [REFERENCE, LOGITS], ids=["hidden", "logits"])
+def test_round_trip(reference, tmp_path):
+    path = tmp_path / "reference.safetensors"
+    reference.save(path)
+    loaded = Reference.load(path, expected=IDENTITY)
+    assert loaded.identity == reference.identity
+    assert torch.equal(loaded.tokens, TOKENS) and torch.equal(loaded.mask, MASK)
+    one, other = (r.measure(EDITED, head=HEAD).divergence for r in (reference, loaded))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer_hash": "x" * 60}, "another tokenizer .stored abcabcabcabc, now xxxx"),
+        ({"vocabulary_size": 58}, "another vocabulary .stored 57, now 58"),
+        ({"head_fingerprint": "y" * 64}, "another head .stored"),
+        ({"settings": {**IDENTITY.settings, "seed": 1}}, "setting seed .stored None, now 1"),
+        ({"settings": {**IDENTITY.settings, "extra": "a"}}, "setting extra"),
+    ],
+)
+def test_a_mismatch_says_which(change, message, tmp_path):
+    path = tmp_path / "reference.safetensors"
+    REFERENCE.save(path)
+    expected = dataclasses.replace(IDENTITY, **change)
+    for source in (REFERENCE, path, str(path), lambda: REFERENCE):
+        with pytest.raises(MeasurementError, match=message):
+            resolve_reference(source, expected=expected)
+        assert resolve_reference(source, expected=IDENTITY).identity == IDENTITY
+
+
+def test_every_difference_is_named():
+    other = ReferenceIdentity("z", 1, "w", {"kl_tokens": 5})
+    with pytest.raises(MeasurementError) as caught:
+        REFERENCE.identity.require_match(other)
+    for word in ("tokenizer", "vocabulary", "head", "kl_tokens", "model"):
+        assert word in str(caught.value)
+
+
+def test_stored_logits_need_no_head():
+    LOGITS.identity.require_match(IDENTITY)
+    IDENTITY.require_match(LOGITS_IDENTITY)
+
+
+def test_a_callable_computes_once_and_then_its_file_is_read(tmp_path):
+    calls = []
+
+    def compute() -> Reference:
+        calls.append(1)
+        return REFERENCE
+
+    path = tmp_path / "cache.safetensors"
+    for _ in range(3):
+        found = resolve_reference(compute, expected=IDENTITY, cache=path)
+        assert torch.equal(found.tokens, TOKENS)
+    assert len(calls) == 1
+    with pytest.raises(MeasurementError, match="another vocabulary"):
+        other = dataclasses.replace(IDENTITY, vocabulary_size=9)
+        resolve_reference(compute, expected=other, cache=path)
+    resolve_reference(compute)
+    assert len(calls) == 2
+
+
+def test_files_that_are_missing_or_no_reference(tmp_path):
+    with pytest.raises(MeasurementError, match="there is no heretic-kl reference file"):
+        resolve_reference(tmp_path / "none")
+    REFERENCE.measure(EDITED, head=HEAD).save(tmp_path / "table")
+    with pytest.raises(MeasurementError, match="not a heretic-kl reference file, but heretic-kl t"):
+        resolve_reference(tmp_path / "table")
+
+
+def test_parts_must_fit():
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 2\)"):
+        Reference.from_hidden(TOKENS, MASK[:, :2], HIDDEN, IDENTITY)
+    with pytest.raises(ValueError, match=r"must be \(5, ...\).*got \(4, 8\)"):
+        Reference.from_hidden(TOKENS, MASK, HIDDEN[:4], IDENTITY)
+    with pytest.raises(ValueError, match="mask must be bool"):
+        Reference.from_hidden(TOKENS, MASK.long(), HIDDEN, IDENTITY)
+    with pytest.raises(ValueError, match="either hidden states or logits"):
+        Reference(TOKENS, MASK, IDENTITY)
+    for reference in (REFERENCE, LOGITS):
+        with pytest.raises(ValueError, match=r"\(4, 8\)"):
+            reference.measure(EDITED[:4], head=HEAD)
+
+
+def test_vocabulary_hash_ignores_order_and_nothing_else():
+    plain = vocabulary_hash({"a": 0, "b": 1})
+    assert plain == vocabulary_hash({"b": 1, "a": 0})
+    others = [
+        vocabulary_hash({"a": 1, "b": 0}),
+        vocabulary_hash({"a": 0, "b": 1, "c": 2}),
+        vocabulary_hash({"a": 0, "b": 1}, {"chat_template": "x"}),
+    ]
+    assert len({plain, *others}) == 4

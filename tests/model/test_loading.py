@@ -1,0 +1,98 @@
+import json
+
+import pytest
+import torch
+
+from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
+from heretic_kl.model import ModelSource, load_model
+from heretic_kl.model.loading import dtype_candidates, resolve_device
+from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model, tiny_llama
+
+
+def load(folder, **options):
+    return load_model(ModelSource(str(folder)), device="cpu", **options)
+
+
+@pytest.mark.parametrize("family", TINY_CONFIGS)
+def test_families_load_with_a_site_for_every_writer(tmp_path, family):
+    lm = load_tiny_model(save_tiny_model(tmp_path / family, TINY_CONFIGS[family]()))
+    assert [site.key[:2] for site in lm.architecture.sites] == [
+        (layer, component) for layer in range(3) for component in ("attention", "mlp")
+    ]
+    assert not lm.model.training
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+    assert lm.dtype == torch.float32 and lm.source.short_name == family
+
+
+def test_stored_dtype_is_the_checkpoints(tmp_path):
+    folder = save_tiny_model(tmp_path / "m", tiny_llama(), dtype=torch.bfloat16)
+    lm = load(folder, dtype="float32")
+    assert (lm.dtype, lm.stored_dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_a_dtype_without_finite_logits_is_passed_over(tmp_path, monkeypatch):
+    folder = save_tiny_model(tmp_path / "m", tiny_llama())
+    candidates = (torch.float16, torch.float32)
+    monkeypatch.setattr("heretic_kl.model.loading.dtype_candidates", lambda *_: candidates)
+    monkeypatch.setattr(
+        "heretic_kl.model.loading._gives_finite_logits",
+        lambda model: model.dtype == torch.float32,
+    )
+    assert load(folder).dtype == torch.float32
+    monkeypatch.setattr("heretic_kl.model.loading._gives_finite_logits", lambda model: False)
+    with pytest.raises(ModelError, match="no finite logits in float16, float32"):
+        load(folder)
+
+
+def test_dtypes_to_try():
+    cpu = dtype_candidates("auto", torch.device("cpu"))
+    assert cpu[-1] == torch.float32
+    gpu = dtype_candidates("auto", torch.device("cuda"))
+    assert gpu == (torch.bfloat16, torch.float16, torch.float32)
+    assert dtype_candidates("float16", torch.device("cpu")) == (torch.float16,)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nothing/here", "no model at './nothing/here'"),
+        ("missing.gguf", "no such GGUF file: 'missing.gguf'"),
+    ],
+)
+def test_missing_sources_are_one_line(name, message):
+    with pytest.raises(ModelNotFoundError, match=message):
+        load(name)
+
+
+def test_a_folder_without_a_model_names_the_gguf_in_it(tmp_path):
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json; give the file itself"):
+        load(tmp_path)
+
+
+def test_unreachable_hub_ids_are_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFoundError, match="cannot load the tokenizer of 'nobody/nothing'"):
+        load("nobody/nothing")
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    folder = save_tiny_model(tmp_path / "m", tiny_llama())
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModelError, match="pickled weights are not read"):
+        load(folder)
+
+
+def test_encoder_decoders_are_refused(tmp_path):
+    folder = save_tiny_model(tmp_path / "m", tiny_llama())
+    config = {"model_type": "t5", "d_model": 8, "num_layers": 1, "is_encoder_decoder": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
+        load(folder)
+
+
+def test_unknown_devices_are_one_line():
+    with pytest.raises(ModelError, match="device 'gpu9' cannot be used"):
+        resolve_device("gpu9")
+    assert resolve_device("cpu").type == "cpu"

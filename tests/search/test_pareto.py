@@ -1,0 +1,65 @@
+import pytest
+
+from heretic_kl.errors import SelectionError
+from heretic_kl.scoring import Score
+from heretic_kl.search import TrialRecord, check_rule, knee, pareto_front, pick
+
+
+def trial(number, refusals, kl, state="complete"):
+    scores = {"refusals": Score(refusals, ""), "kl": Score(kl, "")}
+    return TrialRecord(number, state, {}, None, scores, (refusals, kl))
+
+
+TRIALS = [
+    trial(0, 0.9, 0.01),
+    trial(1, 0.5, 0.02),
+    trial(2, 0.1, 0.05),
+    trial(3, 0.0, 0.90),
+    trial(4, 0.5, 0.30),
+    trial(5, 0.1, 0.05),
+    trial(6, 0.0, 0.01, state="failed"),
+]
+
+
+def test_front_holds_what_nothing_beats_once_each():
+    assert [t.number for t in pareto_front(TRIALS)] == [3, 2, 1, 0]
+    assert pareto_front([]) == ()
+
+
+def test_knee_is_near_the_ideal():
+    assert knee(pareto_front(TRIALS)).number == 2
+    assert knee([TRIALS[0]]).number == 0
+    with pytest.raises(SelectionError, match="no finished trial"):
+        knee([])
+
+
+@pytest.mark.parametrize(
+    ("rule", "number"),
+    [("knee", 2), ("max-refusals=0.05", 3), ("max-refusals=0.6", 1), ("trial=4", 4)],
+)
+def test_rules(rule, number):
+    check_rule(rule)
+    assert pick(rule, pareto_front(TRIALS), TRIALS).number == number
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("best", "unknown pick rule 'best'"),
+        ("max-refusals=few", "'few' is not a number"),
+        ("trial=x", "not a trial number"),
+    ],
+)
+def test_bad_rules_are_refused_before_the_search(rule, message):
+    with pytest.raises(SelectionError, match=message):
+        check_rule(rule)
+
+
+def test_unmet_rules_say_what_there_is():
+    front = pareto_front(TRIALS[:2])
+    with pytest.raises(SelectionError, match=r"the lowest is 0\.5"):
+        pick("max-refusals=0.05", front, TRIALS)
+    with pytest.raises(SelectionError, match="no score 'speed' to pick by; there are refusals, kl"):
+        pick("max-speed=1", front, TRIALS)
+    with pytest.raises(SelectionError, match="no finished trial '99'"):
+        pick("trial=99", front, TRIALS)

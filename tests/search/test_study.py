@@ -1,0 +1,224 @@
+"""The study is resumable at any point and never draws the same parameters twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from heretic_kl.errors import MeasurementError, StudyError
+from heretic_kl.scoring import Score, ScorerSpec
+from heretic_kl.search import SearchSpace, SearchStudy, open_storage, without_password
+from heretic_kl.search.sampler import trial_seed
+from heretic_kl.search.storage import repair_journal
+
+OBJECTIVES = (
+    ScorerSpec("refusals", "refusals", "minimize", {}),
+    ScorerSpec("kl", "teacher_forced_kl", "minimize", {}),
+)
+SPACE = SearchSpace(layers=12)
+
+
+def study(storage, *, fingerprint=None, seed=7, startup=8, objectives=OBJECTIVES):
+    return SearchStudy(
+        storage,
+        "s",
+        fingerprint=fingerprint or {"model": "m"},
+        space=SPACE,
+        objectives=objectives,
+        seed=seed,
+        startup_trials=startup,
+    )
+
+
+def evaluate(edit):
+    """Stronger edits refuse less and cost more."""
+    strength = sum(kernel.peak_weight * kernel.reach for kernel in edit.kernels.values())
+    refusals = 1 / (1 + strength)
+    return {"refusals": Score(refusals, f"{refusals:.2f}"), "kl": Score(strength, "x")}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "studies"
+
+
+def parameters(records):
+    return [json.dumps(record.parameters, sort_keys=True) for record in records]
+
+
+def test_runs_known_good_edits_first_and_then_no_two_alike(folder):
+    with open_storage(None, folder, "s") as storage:
+        records = list(study(storage).run(14, evaluate))
+    known = [json.dumps(p, sort_keys=True) for p in SPACE.known_good()]
+    assert parameters(records)[: len(known)] == known
+    assert len(set(parameters(records))) == 14
+    assert [record.number for record in records] == list(range(14))
+
+
+@pytest.mark.parametrize("stop", [3, 7, 11])
+def test_interrupted_and_resumed_equals_uninterrupted(folder, stop):
+    with open_storage(None, folder / "whole", "s") as storage:
+        whole = list(study(storage).run(14, evaluate))
+    with open_storage(None, folder / "parts", "s") as storage:
+        list(study(storage).run(stop, evaluate))
+    with open_storage(None, folder / "parts", "s") as storage:
+        resumed = study(storage)
+        assert resumed.finished == stop
+        list(resumed.run(14, evaluate))
+        assert parameters(resumed.records) == parameters(whole)
+
+
+def test_another_seed_draws_other_parameters(folder):
+    drawn = []
+    for seed in (1, 2):
+        with open_storage(None, folder / str(seed), "s") as storage:
+            drawn.append(parameters(study(storage, seed=seed).run(9, evaluate))[6:])
+    assert not set(drawn[0]) & set(drawn[1])
+    assert len({trial_seed(0, number) for number in range(1000)}) == 1000
+
+
+def test_ctrl_c_keeps_finished_trials_and_marks_the_running_one(folder):
+    calls = iter(range(100))
+
+    def interrupted(edit):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return evaluate(edit)
+
+    with open_storage(None, folder, "s") as storage:
+        with pytest.raises(KeyboardInterrupt):
+            list(study(storage).run(10, interrupted))
+    with open_storage(None, folder, "s") as storage:
+        resumed = study(storage)
+        assert resumed.finished == 4
+        assert resumed.records[4].state == "interrupted"
+        list(resumed.run(10, evaluate))
+        assert resumed.finished == 10
+        assert len(set(parameters(resumed.records))) == len(resumed.records) == 11
+
+
+KILLED = """
+    import os, signal, sys, time
+    sys.path.insert(0, {tests!r})
+    from test_study import evaluate, study
+    from heretic_kl.search import open_storage
+    from pathlib import Path
+    done = 0
+    def slow(edit):
+        global done
+        done += 1
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return evaluate(edit)
+    with open_storage(None, Path({folder!r}), "s") as storage:
+        list(study(storage).run(20, slow))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
+def test_kill_9_in_the_middle_of_a_trial(folder):
+    code = textwrap.dedent(KILLED).format(tests=os.path.dirname(__file__), folder=str(folder))
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    # What a process killed in the middle of a write leaves behind.
+    with (folder / "s.journal").open("ab") as file:
+        file.write(b'{"op_code": 8, "trial_id": 5, "user_a')
+    (folder / "s.journal.lock").touch()
+    with open_storage(None, folder, "s") as storage:
+        resumed = study(storage)
+        assert resumed.finished == 5
+        assert resumed.records[5].state == "interrupted"
+        list(resumed.run(12, evaluate))
+        assert len(set(parameters(resumed.records))) == len(resumed.records) == 13
+
+
+def test_repair_drops_only_the_unfinished_line(tmp_path):
+    path = tmp_path / "j"
+    path.write_bytes(b'{"a": 1}\n{"b": 2}\n{"c"')
+    repair_journal(path)
+    assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n'
+    repair_journal(tmp_path / "none")
+
+
+def test_failed_trials_are_recorded_and_the_search_goes_on(folder):
+    calls = iter(range(100))
+
+    def sometimes(edit):
+        if next(calls) % 3 == 1:
+            raise MeasurementError("NaN logits")
+        return evaluate(edit)
+
+    with open_storage(None, folder, "s") as storage:
+        opened = study(storage)
+        records = list(opened.run(9, sometimes))
+        assert [r.number for r in records if r.state == "failed"] == [1, 4, 7]
+        assert records[1].error == "NaN logits"
+        assert all(record.state == "complete" for record in opened.front)
+
+
+def test_a_search_in_which_everything_fails_stops(folder):
+    def broken(edit):
+        raise MeasurementError("NaN logits")
+
+    with open_storage(None, folder, "s") as storage:
+        with pytest.raises(StudyError, match="5 trials in a row failed; the last: NaN logits"):
+            list(study(storage).run(50, broken))
+
+
+def test_other_settings_are_refused_naming_them(folder):
+    with open_storage(None, folder, "s") as storage:
+        study(storage, fingerprint={"model": "m", "kl_tokens": 3})
+    with open_storage(None, folder, "s") as storage:
+        with pytest.raises(StudyError, match=r"other settings \(kl_tokens\)"):
+            study(storage, fingerprint={"model": "m", "kl_tokens": 8})
+
+
+def test_a_study_in_use_is_refused(folder):
+    with open_storage(None, folder, "s"):
+        with pytest.raises(StudyError, match="in use by another process"):
+            with open_storage(None, folder, "s"):
+                pass
+
+
+def test_maximized_scores_are_negated_and_front_follows(folder):
+    objectives = (ScorerSpec("refusals", "refusals", "maximize", {}), OBJECTIVES[1])
+    with open_storage(None, folder, "s") as storage:
+        records = list(study(storage, objectives=objectives).run(3, evaluate))
+    assert records[0].objectives[0] == -records[0].scores["refusals"].value
+
+
+def test_reports_are_kept(folder):
+    with open_storage(None, folder, "s") as storage:
+        opened = study(storage)
+        assert opened.report(0) is None
+        score = Score(0.1, "1/10", standard_error=0.02, interval=(0.0, 0.3), details={"count": 1})
+        opened.keep_report(0, {"refusals": score})
+    with open_storage(None, folder, "s") as storage:
+        assert study(storage).report(0) == {"refusals": score}
+
+
+def test_sqlite_storage_works_and_bad_urls_are_one_line(tmp_path, folder):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    with open_storage(url, folder, "s") as storage:
+        assert len(list(study(storage).run(2, evaluate))) == 2
+    with pytest.raises(StudyError, match=r"cannot open storage 'mysql://me:\*\*\*@host/db'"):
+        with open_storage("mysql://me:secret@host/db", folder, "s"):
+            pass
+    assert without_password("sqlite:///a.db") == "sqlite:///a.db"
+
+
+def test_unwritable_and_damaged_places_are_one_line(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("x")
+    with pytest.raises(StudyError, match="cannot write studies"):
+        with open_storage(None, blocked / "studies", "s"):
+            pass
+    damaged = tmp_path / "s.journal"
+    damaged.write_text("not json\nat all\n")
+    with pytest.raises(StudyError, match="damaged"):
+        with open_storage(None, tmp_path, "s"):
+            pass

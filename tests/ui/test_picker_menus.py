@@ -1,0 +1,244 @@
+"""The menus, driven by key presses against a fake session; no terminal, no waiting."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from ui_samples import FakeSession, recorded, trial, written
+
+from heretic_kl.errors import ExportError, StudyError
+from heretic_kl.ui.chat import chat
+from heretic_kl.ui.picker import Picker
+
+DOWN, UP, ENTER, CTRL_C, CTRL_D, CTRL_U = "\x1b[B", "\x1b[A", "\r", "\x03", "\x04", "\x15"
+LORA, TALK, DETAILS, MEASURE = (DOWN * steps + ENTER for steps in (1, 2, 3, 4))
+BACK = UP + ENTER
+"""From the first entry of a menu."""
+
+
+@pytest.fixture
+def keys() -> Iterator[PipeInput]:
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        yield pipe
+
+
+@pytest.fixture
+def session() -> FakeSession:
+    """A front of trials 1, 0, 2, with the knee at 0, in the middle."""
+    return FakeSession(trial(0, 10, 0.02), trial(1, 0, 0.09), trial(2, 60, 0.001))
+
+
+def drive(
+    keys: PipeInput,
+    session: FakeSession,
+    text: str,
+    *,
+    folder: Path = Path("nowhere/trial"),
+    settle: Callable[[], None] = lambda: None,
+) -> str:
+    """Press keys and then Ctrl+C until the menus are left; what was printed."""
+    keys.send_text(text + CTRL_C * 4)
+    console = recorded(terminal=True)
+    picker = Picker(session, console, default_folder=lambda record: folder, settle=settle)
+    assert picker.run() == 0
+    return written(console)
+
+
+def test_exit_and_ctrl_c_leave(keys: PipeInput, session: FakeSession) -> None:
+    drive(keys, session, "")
+    printed = drive(keys, session, UP * 2 + ENTER)
+    assert "one direction" not in printed
+    assert "10/64, 16%" in printed
+
+
+def test_the_cursor_starts_at_the_knee(keys: PipeInput, session: FakeSession) -> None:
+    printed = drive(keys, session, ENTER + CTRL_C)
+    assert "Trial 0: one direction at layer 17.4" in printed
+
+
+def test_saving_takes_the_default_folder(keys: PipeInput, session: FakeSession) -> None:
+    settled: list[int] = []
+    drive(keys, session, ENTER + ENTER + ENTER + CTRL_C, settle=lambda: settled.append(1))
+    assert session.saves == [(0, Path("nowhere/trial"), "merged", False)]
+    assert len(settled) == 2
+
+
+def test_a_typed_folder_and_an_adapter(
+    keys: PipeInput, session: FakeSession, tmp_path: Path
+) -> None:
+    target = tmp_path / "mine"
+    drive(keys, session, UP + ENTER + LORA + CTRL_U + str(target) + ENTER + CTRL_C)
+    assert session.saves == [(1, target, "lora", False)]
+
+
+def test_home_is_expanded(
+    keys: PipeInput, session: FakeSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    drive(keys, session, ENTER + ENTER + CTRL_U + "~/x" + ENTER + CTRL_C)
+    assert session.saves[0][1] == tmp_path / "x"
+
+
+@pytest.mark.parametrize(("answer", "overwrites"), [("y", [True]), ("n", []), (ENTER, [])])
+def test_a_folder_with_files_is_asked_about(
+    keys: PipeInput, session: FakeSession, tmp_path: Path, answer: str, overwrites: list[bool]
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+    printed = drive(keys, session, ENTER + ENTER + ENTER + answer + CTRL_C, folder=tmp_path)
+    assert [save[3] for save in session.saves] == overwrites
+    assert ("not saved" in printed) is not bool(overwrites)
+
+
+@pytest.mark.parametrize("leave", [CTRL_C, CTRL_U + ENTER])
+def test_no_folder_is_no_save(keys: PipeInput, session: FakeSession, leave: str) -> None:
+    drive(keys, session, ENTER + ENTER + leave + CTRL_C)
+    assert session.saves == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "line"),
+    [
+        (ExportError("disk full at [out]"), "error: disk full at [out]"),
+        (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device"),
+        (KeyboardInterrupt(), "stopped; nowhere/trial may hold part of a model"),
+    ],
+)
+def test_trouble_is_a_line_and_the_menu_comes_back(
+    keys: PipeInput, session: FakeSession, trouble: BaseException, line: str
+) -> None:
+    session.trouble = trouble
+    printed = drive(keys, session, ENTER + ENTER + ENTER + ENTER + ENTER + CTRL_C)
+    assert printed.count(line) == 1
+    assert len(session.saves) == 2, "the second one went through"
+
+
+def test_measuring_shows_the_scores_and_is_offered_once(
+    keys: PipeInput, session: FakeSession
+) -> None:
+    printed = drive(keys, session, ENTER + MEASURE + BACK)
+    assert session.reports.keys() == {0}
+    assert "report prompts: refusals 4/64" in printed
+    printed = drive(keys, session, ENTER + DOWN * 4 + ENTER)
+    assert "measuring" not in printed
+
+
+@pytest.mark.parametrize("trouble", [StudyError("storage is gone"), KeyboardInterrupt()])
+def test_a_measurement_that_fails(
+    keys: PipeInput, session: FakeSession, trouble: BaseException
+) -> None:
+    session.trouble = trouble
+    printed = drive(keys, session, ENTER + MEASURE + CTRL_C)
+    assert session.reports == {}
+    assert "storage is gone" in printed or "nothing was kept of it" in printed
+
+
+def test_details(keys: PipeInput, session: FakeSession) -> None:
+    printed = drive(keys, session, ENTER + DETAILS + CTRL_C)
+    assert "falling to 0.460 at 12 layers from it" in printed
+
+
+def test_more_trials_continue_the_count_and_show_the_new_front(
+    keys: PipeInput, session: FakeSession
+) -> None:
+    printed = drive(keys, session, DOWN * 3 + ENTER + CTRL_U + "no" + ENTER + CTRL_U + "7" + ENTER)
+    assert session.searches == [3 + 7]
+    assert "3 ← knee" in printed
+
+
+def test_a_search_that_is_stopped_keeps_what_it_has(keys: PipeInput, session: FakeSession) -> None:
+    session.trouble = KeyboardInterrupt()
+    printed = drive(keys, session, DOWN * 3 + ENTER + ENTER)
+    assert session.searches == [23]
+    assert "stopped; finished trials are kept" in printed
+
+
+def test_the_table_can_be_seen_again(keys: PipeInput, session: FakeSession) -> None:
+    printed = drive(keys, session, DOWN * 2 + ENTER)
+    assert printed.count("0 ← knee") == 2
+
+
+def test_without_any_trial_there_is_still_a_way_on(keys: PipeInput) -> None:
+    session = FakeSession()
+    printed = drive(keys, session, ENTER + ENTER)
+    assert "no finished trial to pick from yet" in printed
+    assert session.searches == [20]
+
+
+def talk(keys: PipeInput, session: FakeSession, text: str, *, width: int = 60) -> str:
+    keys.send_text(text)
+    console = recorded(terminal=False, width=width)
+    chat(session, session.trials[0], console)
+    return written(console)
+
+
+class TestChat:
+    def test_both_answer_each_with_its_own_past(
+        self, keys: PipeInput, session: FakeSession
+    ) -> None:
+        session.answer = lambda number: iter(["I ", "am ", f"{number}."])
+        printed = talk(keys, session, f"hello{ENTER}{ENTER}  and you? {ENTER}/exit{ENTER}")
+        assert session.asked == [
+            (None, ["hello"]),
+            (0, ["hello"]),
+            (None, ["hello", "I am None.", "and you?"]),
+            (0, ["hello", "I am 0.", "and you?"]),
+        ]
+        assert "original:\nI am None.\nedited, trial 0:\nI am 0.\n" in printed
+
+    def test_commands(self, keys: PipeInput, session: FakeSession) -> None:
+        lines = ["/only-edited", "one", "/both", "two", "/reset", "three", "/what"]
+        printed = talk(keys, session, "".join(line + ENTER for line in lines) + CTRL_D)
+        assert session.asked == [
+            (0, ["one"]),
+            (None, ["two"]),
+            (0, ["one", "fine", "two"]),
+            (None, ["three"]),
+            (0, ["three"]),
+        ]
+        assert "unknown command /what" in printed
+
+    def test_ctrl_c_stops_one_answer_and_keeps_what_came(
+        self, keys: PipeInput, session: FakeSession
+    ) -> None:
+        def stopped(number: int | None) -> Iterator[str]:
+            yield "so far"
+            if number is None:
+                raise KeyboardInterrupt
+
+        session.answer = stopped
+        printed = talk(keys, session, f"a{ENTER}b{ENTER}" + CTRL_C)
+        assert "so far\n(stopped)\nedited, trial 0:\nso far\n" in printed
+        assert session.asked[2] == (None, ["a", "so far", "b"])
+
+    def test_an_error_is_a_line_and_the_turn_is_forgotten(
+        self, keys: PipeInput, session: FakeSession
+    ) -> None:
+        def broken(number: int | None) -> Iterator[str]:
+            yield "half"
+            raise ExportError("the chat template wants a system prompt")
+
+        session.answer = broken
+        printed = talk(keys, session, f"a{ENTER}b{ENTER}" + CTRL_D)
+        assert printed.count("error: the chat template wants") == 4
+        assert session.asked[2] == (None, ["b"])
+
+    def test_an_empty_answer_is_named(self, keys: PipeInput, session: FakeSession) -> None:
+        session.answer = lambda number: iter(["", " "])
+        assert "(empty answer)" in talk(keys, session, f"a{ENTER}" + CTRL_D)
+
+    def test_answers_break_between_words_and_obey_no_control_codes(
+        self, keys: PipeInput, session: FakeSession
+    ) -> None:
+        session.answer = lambda number: iter(
+            ["\x1b[2Jal", "pha ", "beta\n\n", "gam", "ma", "x" * 30]
+        )
+        keys.send_text(f"a{ENTER}" + CTRL_D)
+        console = recorded(terminal=True, width=12)
+        chat(session, session.trials[0], console)
+        text = written(console)
+        assert "\x1b[2J" not in text
+        assert "[2Jalpha \nbeta\n\ngamma" in text
+        assert "x" * 30 in text.replace("\n", "")
