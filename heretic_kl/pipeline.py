@@ -29,7 +29,14 @@ from heretic_kl.engine import (
 from heretic_kl.errors import MeasurementError, ModelError
 from heretic_kl.events import Observer
 from heretic_kl.export import SavedForm, check_target
-from heretic_kl.model import ModelSource, edited, load_model, prove_sites
+from heretic_kl.model import (
+    ModelSource,
+    common_prefix,
+    edited,
+    load_model,
+    prefix_problem,
+    prove_sites,
+)
 from heretic_kl.prompt_sets import PromptSets, load_prompt_sets
 from heretic_kl.saving import TrialToSave, save_trial
 from heretic_kl.scoring import MeasuringContext, Score, ScorerSpec, Suite
@@ -286,7 +293,10 @@ class Session:
                 prefix = find_response_prefix(engine, sets.sample(CALIBRATION_PROMPTS))
             self._tell("response prefix", repr(prefix) if prefix else "none")
             self._lm = replace(self._lm, chat=self._lm.chat.with_response_prefix(prefix))
-            self._engine = Engine(self._lm, batch_size=size, notify=self._notice)
+            sharing = self._can_share_prefix()
+            self._engine = Engine(
+                self._lm, batch_size=size, share_prefix=sharing, notify=self._notice
+            )
             floor = measure_noise_floor(
                 self._engine,
                 sets.harmless_search[:NOISE_PROMPTS],
@@ -306,6 +316,13 @@ class Session:
             noise_floor=floor,
             site_residue=self._site_residue,
         )
+
+    def _can_share_prefix(self) -> bool:
+        encoded = [self._lm.chat.encode(prompt) for prompt in self._prompts.search_prompts]
+        problem = prefix_problem(self._lm, encoded)
+        shared = len(common_prefix(encoded))
+        self._tell("shared prefix", f"off: {problem}" if problem else f"{shared} tokens")
+        return problem is None
 
     def _find_directions(self) -> None:
         table, sets = self.settings.directions, self._prompts

@@ -101,7 +101,12 @@ def save_trial(
         engine.hidden_states(trial.plan, *positions)
     )
     with saved_model(folder, form, lm) as saved:
-        reread = Engine(saved, batch_size=engine.batch_size, original=engine)
+        reread = Engine(
+            saved,
+            batch_size=engine.batch_size,
+            share_prefix=engine.share_prefix,
+            original=engine,
+        )
         saved_scores = suite.evaluate(reread, {})
         merge_kl = mean_kl(reference, reread.hidden_states({}, *positions), saved.head)
     facts = _facts(

@@ -15,7 +15,7 @@ from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.forcing import ForcedSequence, forced_hidden_states
 from heretic_kl.engine.generation import Answer, greedy_answers
 from heretic_kl.kl import Head, RowStatistics, row_statistics
-from heretic_kl.model import LanguageModel, edited, last_token_residuals
+from heretic_kl.model import LanguageModel, common_prefix, edited, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
     Request,
@@ -74,6 +74,8 @@ class Engine:
         lm: the model.
         batch_size: most sequences in a batch; halved, and remembered, when memory runs out.
         notify: told, in words, when the batch size had to change.
+        share_prefix: run the tokens that all prompts begin with once per candidate; see
+            `heretic_kl.model.prefix_problem` for models that do not allow it.
         original: the engine of the unedited model, where `lm` is another model to be compared
             with it (a saved edit, say); `measure` then takes its references from there.
     """
@@ -84,12 +86,14 @@ class Engine:
         *,
         batch_size: int,
         notify: Callable[[str], None] = lambda message: None,
+        share_prefix: bool = True,
         original: Engine | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.lm = lm
         self.batch_size = batch_size
+        self.share_prefix = share_prefix
         self._notify = notify
         self._original = original
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
@@ -162,12 +166,13 @@ class Engine:
     def residual_mean(self, prompts: Sequence[Prompt], winsorize_quantile: float) -> Tensor:
         """Mean residual after each layer at the last prompt token, (L, D) float64."""
         encoded = [self.encode(prompt) for prompt in prompts]
+        prefix = common_prefix(encoded) if self.share_prefix else ()
 
         def collect() -> Tensor:
             mean = ResidualMean(winsorize_quantile)
             buckets = length_buckets([len(ids) for ids in encoded], self.batch_size)
             batches = ([encoded[i] for i in bucket] for bucket in buckets)
-            for residuals in last_token_residuals(self.lm, batches):
+            for residuals in last_token_residuals(self.lm, batches, prefix):
                 mean.add(residuals)
             return mean.mean
 
@@ -186,7 +191,9 @@ class Engine:
 
     def _hidden(self, sequences: Sequence[ForcedSequence]) -> Tensor:
         return self._within_memory(
-            lambda: forced_hidden_states(self.lm, sequences, self.batch_size)
+            lambda: forced_hidden_states(
+                self.lm, sequences, self.batch_size, share_prefix=self.share_prefix
+            )
         )
 
     def _answers(
@@ -214,7 +221,7 @@ class Engine:
         buckets = length_buckets([len(ids) for ids in encoded], self.batch_size, max_padding=1.0)
         for bucket in buckets:
             batch = [encoded[index] for index in bucket]
-            done = greedy_answers(self.lm, batch, max_tokens, rules)
+            done = greedy_answers(self.lm, batch, max_tokens, rules, share_prefix=self.share_prefix)
             answers.update(zip(bucket, done, strict=True))
         return [answers[index] for index in range(len(encoded))]
 

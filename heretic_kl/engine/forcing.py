@@ -1,7 +1,7 @@
 """Final hidden states at scored positions, teacher-forced. Knows nothing about divergences.
 
 Sequences are padded on the right and run without an attention mask: under causal attention a
-padded position cannot change one before it, and attention takes its fastest path.
+padded position cannot change one before it. What all prompts begin with runs once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.model import LanguageModel, right_padded
+from heretic_kl.model import LanguageModel, PrefixCache, common_prefix, right_padded
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def forced_hidden_states(
     sequences: Sequence[ForcedSequence],
     max_rows: int,
     *,
+    share_prefix: bool = True,
     extra_padding: int = 0,
 ) -> Tensor:
     """Hidden states after the final norm at every scored position.
@@ -49,6 +50,7 @@ def forced_hidden_states(
         lm: the model, edited or not.
         sequences: what to feed; a prompt of at least one token each.
         max_rows: most sequences in a batch.
+        share_prefix: run the tokens that all prompts begin with once.
         extra_padding: padding added to every batch, to measure what padding changes.
 
     Returns:
@@ -56,13 +58,18 @@ def forced_hidden_states(
         by position.
     """
     parts: list[Tensor | None] = [None] * len(sequences)
-    for bucket in length_buckets([len(s.fed) for s in sequences], max_rows):
-        fed = [sequences[index].fed for index in bucket]
+    shared = common_prefix([s.prompt for s in sequences]) if share_prefix else ()
+    kept = PrefixCache(lm, shared)
+    rest = [s.fed[kept.length :] for s in sequences]
+    for bucket in length_buckets([len(ids) for ids in rest], max_rows):
+        fed = [rest[index] for index in bucket]
         tokens, _last = right_padded(fed, lm.device)
         if extra_padding:
             tokens = torch.nn.functional.pad(tokens, (0, extra_padding))
-        hidden = lm.body(input_ids=tokens, use_cache=False).last_hidden_state
+        arguments = kept.arguments(lm, len(bucket))
+        hidden = lm.body(input_ids=tokens, **arguments).last_hidden_state
         for row, index in enumerate(bucket):
             scored = sequences[index].scored
-            parts[index] = hidden[row, scored.start : scored.stop].to(lm.head.weight.device)
+            start, stop = scored.start - kept.length, scored.stop - kept.length
+            parts[index] = hidden[row, start:stop].to(lm.head.weight.device)
     return torch.cat([part for part in parts if part is not None])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heretic_kl.model import LanguageModel
+from heretic_kl.model import LanguageModel, PrefixCache, common_prefix, left_padded
 from heretic_kl.requests import StopRule
 
 COMPACT_SHARE = 0.125
@@ -48,6 +48,8 @@ def greedy_answers(
     sequences: Sequence[Sequence[int]],
     max_tokens: int,
     rules: Sequence[StopRule] = (),
+    *,
+    share_prefix: bool = True,
 ) -> list[Answer]:
     """Continue every sequence by its most likely tokens.
 
@@ -56,6 +58,7 @@ def greedy_answers(
         sequences: token ids of the prompts, one batch.
         max_tokens: most tokens of an answer.
         rules: an answer is left where it stands once all of them are decided; none: never.
+        share_prefix: run the tokens that all prompts begin with once.
 
     Returns:
         One answer a sequence, in order.
@@ -63,7 +66,7 @@ def greedy_answers(
     answers = [Answer() for _ in sequences]
     if not sequences or max_tokens < 1:
         return answers
-    state = _Decoding(lm, sequences)
+    state = _Decoding(lm, sequences, share_prefix=share_prefix)
     for step in range(max_tokens):
         chosen = state.logits().argmax(dim=-1).tolist()
         for row, token in zip(state.rows, chosen, strict=True):
@@ -84,7 +87,7 @@ def greedy_answers(
 @torch.inference_mode()
 def stream_answer(lm: LanguageModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
     """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
-    state = _Decoding(lm, [sequence])
+    state = _Decoding(lm, [sequence], share_prefix=False)
     tokens: list[int] = []
     shown = ""
     for _ in range(max_tokens):
@@ -113,17 +116,18 @@ def _append(lm: LanguageModel, answer: Answer, token: int, rules: Sequence[StopR
 class _Decoding:
     """One batch in the model's cache: which rows are in it and what comes next."""
 
-    def __init__(self, lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> None:
-        from transformers import DynamicCache
-
+    def __init__(
+        self, lm: LanguageModel, sequences: Sequence[Sequence[int]], *, share_prefix: bool
+    ) -> None:
         self.rows = list(range(len(sequences)))
         self._lm = lm
-        # Without the config a cache has no sliding-window or linear-attention layers.
-        self._cache: Any = DynamicCache(config=lm.model.config)
         self._known = frozenset(inspect.signature(lm.model.forward).parameters)
-        tokens, self._mask = left_padded(sequences, lm.device)
+        kept = PrefixCache(lm, common_prefix(sequences) if share_prefix else ())
+        self._cache: Any = kept.expanded(lm, len(sequences))
+        tokens, own = left_padded([s[kept.length :] for s in sequences], lm.device)
+        self._mask = torch.cat([own.new_ones(len(sequences), kept.length), own], dim=1)
         self._position = self._mask.sum(dim=1, keepdim=True)
-        positions = (self._mask.cumsum(dim=1) - 1).clamp_min(0)
+        positions = (kept.length + own.cumsum(dim=1) - 1).clamp_min(kept.length)
         self._output = self._forward(tokens, positions)
 
     def logits(self) -> Tensor:
@@ -155,12 +159,3 @@ class _Decoding:
             use_cache=True,
             **{name: value for name, value in optional.items() if name in self._known},
         )
-
-
-def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids (B, T) padded on the left with 0, and the attention mask (B, T) of 0 and 1."""
-    longest = max(len(sequence) for sequence in sequences)
-    gaps = [longest - len(sequence) for sequence in sequences]
-    tokens = [[0] * gap + list(sequence) for gap, sequence in zip(gaps, sequences, strict=True)]
-    mask = [[0] * gap + [1] * (longest - gap) for gap in gaps]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)

@@ -23,7 +23,7 @@ class NoiseFloor:
     """Forward KL in nats of the model against itself, mean over positions, then prompts."""
 
     batching: float
-    """Only batch size and padding differ. A KL below it is indistinguishable from none."""
+    """Only batch size, padding and prefix sharing differ; a KL below it is no different from 0."""
     rounding: float
     """Each layer's output is perturbed by up to 2^-9 of itself, as rounding to bfloat16 does.
     Storing a model in bfloat16 costs about this much."""
@@ -40,10 +40,12 @@ def measure_noise_floor(
     """Measure both floors on these prompts, `tokens` positions each."""
     reference = engine.reference(tuple(prompts), tokens)
     rows = max(1, engine.batch_size // 2 - 1)
-    rebatched = forced_hidden_states(engine.lm, reference.sequences, rows, extra_padding=5)
+    rebatched = forced_hidden_states(
+        engine.lm, reference.sequences, rows, share_prefix=False, extra_padding=5
+    )
     generator = torch.Generator().manual_seed(seed)
     with on_layer_outputs(engine.lm.architecture, partial(_perturb, generator)):
-        perturbed = forced_hidden_states(engine.lm, reference.sequences, engine.batch_size)
+        perturbed = engine.hidden_states(None, tuple(prompts), tokens)
     return NoiseFloor(
         batching=mean_kl(reference, rebatched, engine.lm.head),
         rounding=mean_kl(reference, perturbed, engine.lm.head),

@@ -58,9 +58,7 @@ def find_checkpoint(lm: LanguageModel) -> Checkpoint | None:
     Raises:
         ExportError: a file that is there cannot be read.
     """
-    if lm.source.gguf_file is not None:
-        return None
-    folder = lm.source.folder or _snapshot(lm)
+    folder = original_folder(lm)
     if folder is None:
         return None
     try:
@@ -71,6 +69,19 @@ def find_checkpoint(lm: LanguageModel) -> Checkpoint | None:
             f"the original's weights cannot be read again: {error.strerror or error}"
         ) from error
     return Checkpoint(folder, shards) if shards else None
+
+
+def original_folder(lm: LanguageModel) -> Path | None:
+    """The folder the model came from, for a hub model its snapshot; None for a GGUF file."""
+    if lm.source.gguf_file is not None:
+        return None
+    return lm.source.folder or _snapshot(lm)
+
+
+def original_commit(lm: LanguageModel) -> str | None:
+    """The hub commit that was loaded, or the revision that was asked for."""
+    commit = getattr(getattr(lm.model, "config", None), "_commit_hash", None)
+    return str(commit) if commit else lm.source.revision
 
 
 def other_files(checkpoint: Checkpoint, edited: Collection[str], target: Path) -> OtherFiles:
@@ -118,14 +129,13 @@ def _snapshot(lm: LanguageModel) -> Path | None:
     """The folder of a hub model, with the files that loading alone does not fetch."""
     from huggingface_hub import snapshot_download
 
-    commit = getattr(getattr(lm.model, "config", None), "_commit_hash", None)
     skipped = [f"*{suffix}" for suffix in PICKLES + OTHER_WEIGHTS] + ["*consolidated*"]
     with _no_progress_bars():
         for only_cached in (False, True):
             try:
                 folder = snapshot_download(
                     lm.source.name,
-                    revision=commit or lm.source.revision,
+                    revision=original_commit(lm),
                     ignore_patterns=skipped,
                     local_files_only=only_cached,
                 )

@@ -117,11 +117,13 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def stated_license(folder: Path) -> dict[str, str | tuple[str, ...]]:
+def stated_license(folder: Path | None) -> dict[str, str | tuple[str, ...]]:
     """What the model card in a folder says of its licence in its front matter; {} if nothing.
 
-    In a folder that `save_merged` wrote, the card is the original's.
+    In a folder that `save_merged` wrote, the card read is the original's.
     """
+    if folder is None:
+        return {}
     for name in CARD_NAMES:
         path = folder / name
         if path.is_file():

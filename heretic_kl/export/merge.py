@@ -138,7 +138,9 @@ def _candidates(model: Any, parameter: str, held: Tensor) -> list[str]:
         from transformers.core_model_loading import revert_weight_conversion
 
         found.extend(revert_weight_conversion(model, {parameter: held.detach()}))
-    except Exception:  # noqa: BLE001 (not a public function; without it, the plain names remain)
+    except (ImportError, AttributeError, KeyError, ValueError, TypeError, RuntimeError):
+        # Not a public function of transformers: without it the plain names remain to be tried,
+        # and what is not found is written from memory.
         pass
     for name in list(found):
         # Checkpoints of a bare body carry no prefix, those of a whole model may.

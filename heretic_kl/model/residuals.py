@@ -9,11 +9,15 @@ from torch import Tensor
 
 from heretic_kl.model.hooks import on_layer_outputs
 from heretic_kl.model.loading import LanguageModel
+from heretic_kl.model.padding import right_padded
+from heretic_kl.model.prefix import PrefixCache
 
 
 @torch.inference_mode()
 def last_token_residuals(
-    lm: LanguageModel, batches: Iterable[Sequence[Sequence[int]]]
+    lm: LanguageModel,
+    batches: Iterable[Sequence[Sequence[int]]],
+    prefix: Sequence[int] = (),
 ) -> Iterator[Tensor]:
     """The residual stream after each layer at the last token of every sequence.
 
@@ -21,12 +25,14 @@ def last_token_residuals(
         lm: the model, unedited.
         batches: batches of token id sequences, padded on the right here; under causal attention
             what follows a token cannot change it.
+        prefix: tokens that all sequences begin with, run once; see `common_prefix`.
 
     Yields:
         (B, L, D) float32 on the CPU, one a batch.
     """
+    kept = PrefixCache(lm, prefix)
     for batch in batches:
-        tokens, last = right_padded(batch, lm.device)
+        tokens, last = right_padded([s[kept.length :] for s in batch], lm.device)
         rows = torch.arange(len(batch))
         columns: list[Tensor] = []
 
@@ -41,13 +47,5 @@ def last_token_residuals(
             columns.append(hidden[index].float().cpu())
 
         with on_layer_outputs(lm.architecture, keep):
-            lm.body(input_ids=tokens, use_cache=False)
+            lm.body(input_ids=tokens, **kept.arguments(lm, len(batch)))
         yield torch.stack(columns, dim=1)
-
-
-def right_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids (B, T) padded on the right with 0, and each row's last real position (B,)."""
-    longest = max(len(sequence) for sequence in sequences)
-    padded = [list(sequence) + [0] * (longest - len(sequence)) for sequence in sequences]
-    last = torch.tensor([len(sequence) - 1 for sequence in sequences])
-    return torch.tensor(padded, device=device), last

@@ -1,19 +1,17 @@
-"""Tiny saved models, plans that edit every site of them, and the logits to compare by."""
+"""Tiny models, saved and loaded; a watch over what must not change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_edits import bits
 from torch import Tensor
 
-from heretic_kl.ablation import Directions, EditParameters, NormMode, WeightKernel, build_plan
-from heretic_kl.ablation.plan import Plan
-from heretic_kl.model import LanguageModel, edited
-from heretic_kl.testing import LAYERS, TINY_CONFIGS, WIDTH, load_tiny_model, save_tiny_model
+from heretic_kl.model import LanguageModel
+from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
 
 BUILD = Callable[..., LanguageModel]
 
@@ -37,33 +35,6 @@ def build(tmp_path: Path) -> BUILD:
         return load_tiny_model(folder)
 
     return build
-
-
-def make_plan(lm: LanguageModel, norm: NormMode = "none", seed: int = 1) -> Plan:
-    """Every site edited, each layer with a direction and a weight of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(LAYERS, WIDTH, generator=generator)
-    kernel = WeightKernel(peak_weight=1.1, peak_position=1.0, floor_weight=0.4, reach=3.0)
-    parameters = EditParameters(None, {"attention": kernel, "mlp": kernel}, norm)
-    directions = Directions(vectors / vectors.norm(dim=1, keepdim=True))
-    return build_plan(parameters, directions, lm.architecture.facts())
-
-
-@torch.inference_mode()
-def logits(model: torch.nn.Module) -> Tensor:
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    generator = torch.Generator().manual_seed(7)
-    tokens = torch.randint(vocabulary, (2, 9), generator=generator)
-    return model(input_ids=tokens, use_cache=False).logits.float()
-
-
-def edited_logits(lm: LanguageModel, plan: Plan | None) -> Tensor:
-    with edited(lm.architecture, plan) if plan else nullcontext():
-        return logits(lm.model)
-
-
-def bits(lm: LanguageModel) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
 
 
 @pytest.fixture

@@ -250,6 +250,6 @@ def test_the_licence_of_the_original_is_read_from_its_card(tmp_path, front, expe
 
 
 def test_no_card_and_no_front_matter_state_no_licence(tmp_path):
-    assert stated_license(tmp_path) == {}
+    assert stated_license(tmp_path) == {} == stated_license(None)
     (tmp_path / "README.md").write_text("license: mit\n")
     assert stated_license(tmp_path) == {}

@@ -5,8 +5,8 @@ import os
 from collections import namedtuple
 
 import pytest
-from conftest import make_plan
 from safetensors import SafetensorError
+from tiny_edits import make_plan
 
 from heretic_kl.errors import ExportError
 from heretic_kl.export import folder as folder_module

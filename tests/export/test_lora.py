@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import edited_logits, logits, make_plan
+from tiny_edits import edited_logits, logits, make_plan
 from transformers import AutoModelForCausalLM
 
 from heretic_kl.ablation import Operator

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import edited_logits, logits, make_plan
 from safetensors.torch import load_file, save_file
+from tiny_edits import edited_logits, logits, make_plan
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from heretic_kl.ablation import Operator
@@ -163,6 +163,37 @@ def test_a_checkpoint_of_the_bare_body_keeps_its_names(build, tmp_path):
     saved = save_merged(lm, plan, tmp_path / "new")
     assert saved.route == "streamed"
     assert all(name.startswith("h.") for name in saved.edited_tensors)
+    torch.testing.assert_close(
+        logits(plain(tmp_path / "new")), edited_logits(lm, plan), rtol=1e-5, atol=2e-5
+    )
+
+
+def test_a_vision_language_model_keeps_its_tower_and_its_names(tmp_path):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    from heretic_kl.testing import load_tiny_model, tiny_gemma2, tiny_tokenizer
+
+    sizes = tiny_gemma2().to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+    text = {name: sizes[name] for name in (*names, "num_attention_heads", "num_key_value_heads")}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    text |= {"initializer_range": 0.2, "eos_token_id": 3, "pad_token_id": 1, "bos_token_id": None}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "original")
+    tiny_tokenizer().save_pretrained(tmp_path / "original")
+    lm = load_tiny_model(tmp_path / "original")
+    plan = make_plan(lm)
+    saved = save_merged(lm, plan, tmp_path / "new")
+    assert saved.route == "streamed"
+    # In memory it is model.language_model.layers: transformers renames as it loads.
+    assert all(n.startswith("language_model.model.layers") for n in saved.edited_tensors)
+    before = load_file(tmp_path / "original" / "model.safetensors")
+    after = load_file(tmp_path / "new" / "model.safetensors")
+    assert any("vision_tower" in name for name in before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and changed == set(saved.edited_tensors)
     torch.testing.assert_close(
         logits(plain(tmp_path / "new")), edited_logits(lm, plan), rtol=1e-5, atol=2e-5
     )

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from conftest import edited_logits, logits, make_plan
 from safetensors.torch import load_file, save_file
+from tiny_edits import edited_logits, logits, make_plan
 
 from heretic_kl.errors import ExportError
 from heretic_kl.export import save_merged, saved_model

@@ -1,0 +1,107 @@
+"""The tokens that all prompts begin with, run once and kept as keys and values.
+
+System prompt and chat template are often more than half of a short prompt. Under a causal model
+what they compute does not depend on what follows, so one row serves all. Knows no prompts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heretic_kl.model.loading import LanguageModel
+from heretic_kl.model.padding import right_padded
+
+SHORTEST = 8
+"""Fewer common tokens are not worth a pass of their own."""
+FEWEST_ROWS = 2
+TOLERANCE = 2e-2
+"""Largest relative difference of hidden states with and without the prefix; 1e-6 in float32."""
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The leading tokens that all sequences share; each keeps at least one token of its own.
+
+    Empty where it would not pay.
+    """
+    if len(sequences) < FEWEST_ROWS:
+        return ()
+    shared: list[int] = []
+    for column in zip(*(sequence[:-1] for sequence in sequences), strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return tuple(shared) if len(shared) >= SHORTEST else ()
+
+
+class PrefixCache:
+    """Keys and values of one prefix, for batches of any size.
+
+    Computed under the edits that are in force when it is made; valid only for those.
+
+    Args:
+        lm: the model.
+        tokens: the prefix; may be empty.
+    """
+
+    def __init__(self, lm: LanguageModel, tokens: Sequence[int]) -> None:
+        self.length = len(tokens)
+        self._cache: Any = None
+        if tokens:
+            self._cache = new_cache(lm)
+            ids = torch.tensor([list(tokens)], device=lm.device)
+            lm.body(input_ids=ids, past_key_values=self._cache, use_cache=True)
+
+    def arguments(self, lm: LanguageModel, rows: int) -> dict[str, Any]:
+        """What to pass to the model's body for the rest of `rows` sequences."""
+        if self._cache is None:
+            return {"use_cache": False}
+        return {"past_key_values": self.expanded(lm, rows), "use_cache": True}
+
+    def expanded(self, lm: LanguageModel, rows: int) -> Any:
+        """A cache of `rows` rows that begins with the prefix; the caller may change it."""
+        if self._cache is None:
+            return new_cache(lm)
+        cache = copy.deepcopy(self._cache)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+
+def new_cache(lm: LanguageModel) -> Any:
+    """An empty cache with the layers this model needs (full, sliding, recurrent)."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=lm.model.config)
+
+
+@torch.inference_mode()
+def prefix_problem(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> str | None:
+    """Why sharing the prefix of these sequences would not be exact; None: it is.
+
+    Compares final hidden states of two sequences with and without a shared prefix.
+    """
+    prefix = common_prefix(sequences)
+    if not prefix:
+        return None
+    pair = [list(sequences[0]), list(sequences[-1])]
+    try:
+        with_prefix = _last_hidden(lm, pair, prefix)
+    except Exception as error:  # caches of unusual models raise whatever they like
+        return f"its cache cannot be expanded ({type(error).__name__})"
+    without = _last_hidden(lm, pair, ())
+    difference = float((with_prefix - without).norm() / without.norm())
+    return None if difference < TOLERANCE else f"hidden states differ by {difference:.1%}"
+
+
+def _last_hidden(
+    lm: LanguageModel, sequences: Sequence[Sequence[int]], prefix: Sequence[int]
+) -> Tensor:
+    kept = PrefixCache(lm, prefix)
+    tokens, last = right_padded([s[kept.length :] for s in sequences], lm.device)
+    hidden = lm.body(input_ids=tokens, **kept.arguments(lm, len(sequences))).last_hidden_state
+    picked: Tensor = hidden[torch.arange(len(sequences)), last.to(hidden.device)].float()
+    return picked

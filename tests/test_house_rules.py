@@ -1,0 +1,129 @@
+"""Who may import whom, and what the public surface is."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import heretic_kl
+
+ROOT = Path(heretic_kl.__file__).parent
+PLUG_INS = ROOT.parent / "scorers"
+
+LEAVES = {"errors", "_version"}
+ROOMS = {
+    "kl": LEAVES,
+    "ablation": LEAVES,
+    "prompts": LEAVES | {"hub"},
+    "hub": LEAVES,
+    "requests": LEAVES | {"prompts"},
+    "model": LEAVES | {"ablation", "kl", "prompts"},
+    "engine": LEAVES | {"model", "ablation", "kl", "prompts", "requests"},
+    "scoring": LEAVES | {"prompts", "kl", "requests", "ablation"},
+    "search": LEAVES | {"ablation", "engine", "scoring"},
+    "export": LEAVES | {"model", "ablation", "search", "scoring"},
+    "report": LEAVES | {"search", "scoring", "ablation"},
+    "events": LEAVES | {"search", "scoring"},
+    "ui": LEAVES | {"events", "report", "search", "scoring", "ablation"},
+    "demo": LEAVES,
+}
+"""Room -> what of ours it may import."""
+
+OUTSIDE = {
+    "optuna": {"search"},
+    "transformers": {"model", "engine", "export", "demo", "testing"},
+    "questionary": {"ui"},
+    "rich": {"ui", "report", "cli"},
+    "matplotlib": {"report"},
+    "datasets": {"prompts", "hub"},
+    "peft": {"demo"},
+}
+"""Library -> the rooms that may import it."""
+
+
+def imports(path):
+    """Dotted names that a file imports, relative ones resolved."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = ["heretic_kl", *path.relative_to(ROOT).parts[:-1]] if ROOT in path.parents else []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            if module == "heretic_kl":
+                yield from (f"heretic_kl.{alias.name}" for alias in node.names)
+
+
+def files():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_import_only_what_they_may(path):
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "heretic_kl" and len(parts) > 1 and room(path) in ROOMS:
+            assert parts[1] in ROOMS[room(path)] | {room(path)}, f"imports {name}"
+        if parts[0] in OUTSIDE:
+            assert room(path) in OUTSIDE[parts[0]], f"imports {name}"
+        assert parts[0] != "scorers"
+
+
+@pytest.mark.parametrize("path", sorted(PLUG_INS.glob("*.py")), ids=lambda p: p.name)
+def test_plug_ins_import_only_the_scoring_surface(path):
+    allowed = {"scoring", "kl", "prompts", "errors"}
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "heretic_kl":
+            assert parts[1] in allowed, f"imports {name}"
+
+
+def test_only_the_space_suggests():
+    for path in files():
+        called = {
+            node.func.attr
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+        if path.name != "space.py":
+            assert not any(name.startswith("suggest_") for name in called), path
+
+
+def test_nothing_prints_below_the_ui():
+    for path in files():
+        if room(path) in ("ui", "cli") or path.name in ("__main__.py", "train_adapter.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print", path
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_open_with_what_they_are_for_and_stay_readable(path):
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
+    assert len(text.splitlines()) <= 450
+
+
+def test_public_names_are_there_and_nothing_else_is_listed():
+    assert set(dir(heretic_kl)) == set(heretic_kl.__all__)
+    for name in heretic_kl.__all__:
+        assert getattr(heretic_kl, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Sesion'"):
+        _ = heretic_kl.Sesion
+
+
+@pytest.mark.parametrize(
+    "module", ["ablation", "engine", "export", "kl", "model", "scoring", "search"]
+)
+def test_every_room_has_a_curated_surface(module):
+    loaded = importlib.import_module(f"heretic_kl.{module}")
+    assert sorted(loaded.__all__) == sorted(set(loaded.__all__))
+    assert all(hasattr(loaded, name) for name in loaded.__all__)
