@@ -44,7 +44,7 @@ def test_common_prefix_leaves_every_sequence_a_token():
 def test_forced_states_are_the_same_with_and_without_it(lm, plan):
     encoded = [lm.chat.encode(prompt) for prompt in PROMPTS]
     sequences = [ForcedSequence(ids, (5, 6, 7)) for ids in encoded]
-    assert len(common_prefix(encoded)) > 10
+    assert len(common_prefix(encoded)) >= 8
     for edit in ({}, plan):
         with edited(lm.architecture, edit):
             shared = forced_hidden_states(lm, sequences, 3)
