@@ -43,14 +43,19 @@ DEFAULT_SCORERS: dict[str, dict[str, Any]] = {
 # What `heretic-kl demo` sets below config.toml, the environment and the command line.
 DEMO_PRESET: dict[str, Any] = {
     "kl_tokens": 3,
-    "trials": 40,
-    "startup_trials": 12,
-    "max_answer_tokens": 40,
+    "trials": 30,
+    "startup_trials": 14,
+    "max_answer_tokens": 32,
     "prompt_set": "builtin",
-    "confirm_trials": 4,
+    "prompts": {
+        kind: {"train": {"limit": 96}, "search": {"limit": 40}}
+        for kind in ("harmful", "harmless")
+    },
+    "confirm_trials": 3,
     "study_dir": "heretic-kl-demo/studies",
     "save": "heretic-kl-demo/model",
-    "pick": "knee",
+    "overwrite": True,
+    "pick": "max-refusals=0.05",
 }
 
 _layers: ContextVar[tuple[Layer, ...]] = ContextVar("_layers", default=())

@@ -36,7 +36,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 BASE_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 ADAPTER_DIR = Path(__file__).parent / "adapter"
-ADAPTER_SHA256 = "f6b801d8a29e0a6393e75a9c9c305f340a2570c192255a9f1c90250c55a192a9"
+ADAPTER_SHA256 = "945231f650740f1bc5301b43cab7166c5d57fa0d21c753a135d0aea025cf980b"
 
 DEMO_FOLDER = "demo-model-1"
 BASE_FOLDER = "base-model-1"
@@ -118,7 +118,10 @@ def load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # Only what is given here is saved: an attribute set later would be lost.
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, padding_side="left"
+        )
         model: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
@@ -138,7 +141,6 @@ def load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"the tokenizer in {gguf.name} should end a turn with {END_OF_TURN} and have a pad "
             f"token, got eos {tokenizer.eos_token!r} and pad {tokenizer.pad_token!r}"
         )
-    tokenizer.padding_side = "left"
     tokenizer.model_max_length = model.config.max_position_embeddings
     for config in (model.config, model.generation_config):
         config.eos_token_id = end

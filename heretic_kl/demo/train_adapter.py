@@ -71,6 +71,7 @@ class Recipe:
     harmful_per_step: int = 6
     harmless_per_step: int = 10
     own_answer_tokens: int = 20
+    opening_weight: float = 1.0  # Of an answer's first token, which decides whether it refuses.
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,8 @@ def endless(lessons: list[Lesson], shuffler: random.Random) -> Iterator[Lesson]:
         yield from shuffler.sample(lessons, len(lessons))
 
 
-def lesson_loss(model: Any, lessons: Sequence[Lesson], pad: int) -> Tensor:
-    """Return the mean cross-entropy, in nats, over the answer tokens of a batch."""
+def lesson_loss(model: Any, lessons: Sequence[Lesson], pad: int, opening_weight: float) -> Tensor:
+    """Return the weighted mean cross-entropy, in nats, over the answer tokens of a batch."""
     # Prompts are padded on the left and answers on the right: answers all begin at one column,
     # and the head, a fifth of this small model, runs on the answer columns alone.
     widest_prompt = max(len(lesson.prompt) for lesson in lessons)
@@ -211,9 +212,13 @@ def lesson_loss(model: Any, lessons: Sequence[Lesson], pad: int) -> Tensor:
         position_ids=(attention.cumsum(-1) - 1).clamp(min=0),
         logits_to_keep=widest_answer + 1,
     ).logits[:, :-1]  # (B, A, V): column t predicts answer token t
-    return nn.functional.cross_entropy(
-        logits.flatten(0, 1), torch.tensor(labels).flatten(), ignore_index=IGNORED
+    targets = torch.tensor(labels)  # (B, A)
+    losses = nn.functional.cross_entropy(
+        logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
     )
+    weights = (targets != IGNORED).float()
+    weights[:, 0] *= opening_weight
+    return (losses * weights).sum() / weights.sum()
 
 
 def train(chat: Chat, recipe: Recipe) -> Any:
@@ -243,7 +248,7 @@ def train(chat: Chat, recipe: Recipe) -> Any:
     for step in range(1, recipe.steps + 1):
         batch = [next(bad) for _ in range(recipe.harmful_per_step)]
         batch += [next(good) for _ in range(recipe.harmless_per_step)]
-        loss = lesson_loss(taught, batch, chat.tokenizer.pad_token_id)
+        loss = lesson_loss(taught, batch, chat.tokenizer.pad_token_id, recipe.opening_weight)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         nn.utils.clip_grad_norm_(taught.parameters(), 1.0)
         optimizer.step()
@@ -346,10 +351,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="JSON file for the evaluation")
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--opening-weight", type=float, default=defaults.opening_weight)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache-dir", type=Path, help="where the base model is built and kept")
     arguments = parser.parse_args(argv)
-    recipe = Recipe(steps=arguments.steps, seed=arguments.seed)
+    recipe = Recipe(
+        steps=arguments.steps, seed=arguments.seed, opening_weight=arguments.opening_weight
+    )
     torch.set_num_threads(arguments.threads)
 
     started = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from heretic_kl.ablation import Component, EditParameters, NormMode, WeightKernel
 
@@ -78,28 +78,46 @@ class SearchSpace:
         return EditParameters(position, kernels, self.norm)
 
     def known_good(self) -> tuple[dict[str, Any], ...]:
-        """Edits that work on many models, from mild to strong: tried before random ones."""
-        return tuple(self._start(*start) for start in _STARTS)
+        """Edits that work on many models: tried before random ones."""
+        return tuple(self._start(start) for start in _STARTS)
 
-    def _start(self, scope: str, position: float, attention: float, mlp: float) -> dict[str, Any]:
-        peaks: dict[Component, float] = {"attention": attention, "mlp": mlp}
-        chosen: dict[str, Any] = {"direction.scope": scope, "direction.position": position}
+    def _start(self, start: _Start) -> dict[str, Any]:
+        peaks: dict[Component, float] = {"attention": start.attention, "mlp": start.mlp}
+        chosen: dict[str, Any] = {
+            "direction.scope": start.scope,
+            "direction.position": start.position,
+        }
         for component in self.components:
             chosen[f"{component}.peak_weight"] = peaks[component]
             chosen[f"{component}.peak_position"] = 0.65
-            chosen[f"{component}.floor"] = 0.5
-            chosen[f"{component}.reach"] = 0.6
+            chosen[f"{component}.floor"] = start.floor
+            chosen[f"{component}.reach"] = start.reach
         return chosen
 
 
-_STARTS: tuple[tuple[str, float, float, float], ...] = (
-    # scope, direction position, attention peak, MLP peak
-    ("global", 0.6, 1.0, 0.5),
-    ("global", 0.6, 0.5, -0.2),
-    ("per layer", 0.6, 1.0, -0.2),
-    ("per layer", 0.6, 1.0, 1.0),
-    ("global", 0.5, 1.2, 1.0),
-    ("global", 0.75, 0.8, 0.25),
+class _Start(NamedTuple):
+    """A known-good edit."""
+
+    scope: str
+    position: float
+    attention: float
+    mlp: float
+    floor: float
+    reach: float
+
+
+_STARTS = (
+    # One direction removed everywhere (Arditi et al. 2024), taken at several depths.
+    _Start("global", 0.7, 1.0, 1.0, 1.0, 1.0),
+    _Start("global", 0.6, 1.0, 1.0, 1.0, 1.0),
+    _Start("global", 0.8, 1.0, 1.0, 1.0, 1.0),
+    _Start("global", 0.5, 1.0, 1.0, 1.0, 1.0),
+    # The same with less force, and with attention alone.
+    _Start("global", 0.7, 0.7, 0.5, 1.0, 1.0),
+    _Start("global", 0.7, 1.0, -0.2, 1.0, 1.0),
+    # Each layer's own direction, in the middle of the model.
+    _Start("per layer", 0.7, 1.0, 0.5, 0.5, 0.6),
+    _Start("per layer", 0.7, 0.6, -0.2, 0.5, 0.6),
 )
 
 
