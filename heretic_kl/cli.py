@@ -58,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python would report the same broken pipe again when it flushes at exit.
         _drop_stdout()
         return 141
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"{PROGRAM}: error: {error.strerror or error}{where}; finished trials are kept",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def _dispatch(words: list[str]) -> int:

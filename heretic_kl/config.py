@@ -48,8 +48,7 @@ DEMO_PRESET: dict[str, Any] = {
     "max_answer_tokens": 32,
     "prompt_set": "builtin",
     "prompts": {
-        kind: {"train": {"limit": 96}, "search": {"limit": 40}}
-        for kind in ("harmful", "harmless")
+        kind: {"train": {"limit": 96}, "search": {"limit": 40}} for kind in ("harmful", "harmless")
     },
     "confirm_trials": 3,
     "study_dir": "heretic-kl-demo/studies",

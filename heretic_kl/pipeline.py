@@ -227,14 +227,14 @@ class Session:
 
     def _open(self) -> None:
         settings = self.settings
-        if settings.pick is not None:
-            check_rule(settings.pick)
         if settings.save is not None:
             source = ModelSource(settings.model or "", settings.revision).folder
             check_target(settings.save, overwrite=settings.overwrite, source=source)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._suite = Suite(self._scorer_specs())
+        if settings.pick is not None:
+            check_rule(settings.pick, self.objectives)
         self._prompts = self._load_prompts()
         self._load()
         self._calibrate()
@@ -287,7 +287,7 @@ class Session:
         with self._stage("calibrate", "Calibrating"):
             size = settings.batch_size or find_batch_size(self._lm, sets.search_prompts)
             self._tell("batch size", str(size))
-            engine = Engine(self._lm, batch_size=size, notify=self._notice)
+            engine = Engine(self._lm, batch_size=size, share_prefix=False, notify=self._notice)
             prefix = settings.response_prefix
             if prefix is None:
                 prefix = find_response_prefix(engine, sets.sample(CALIBRATION_PROMPTS))
@@ -318,11 +318,16 @@ class Session:
         )
 
     def _can_share_prefix(self) -> bool:
-        encoded = [self._lm.chat.encode(prompt) for prompt in self._prompts.search_prompts]
-        problem = prefix_problem(self._lm, encoded)
-        shared = len(common_prefix(encoded))
-        self._tell("shared prefix", f"off: {problem}" if problem else f"{shared} tokens")
-        return problem is None
+        lengths = []
+        for prompts in self._prompts.of("search").values():
+            encoded = [self._lm.chat.encode(prompt) for prompt in prompts]
+            problem = prefix_problem(self._lm, encoded)
+            if problem is not None:
+                self._tell("shared prefix", f"off: {problem}")
+                return False
+            lengths.append(len(common_prefix(encoded)))
+        self._tell("shared prefix", f"{' and '.join(map(str, sorted(set(lengths))))} tokens")
+        return True
 
     def _find_directions(self) -> None:
         table, sets = self.settings.directions, self._prompts
@@ -350,7 +355,7 @@ class Session:
     def _open_study(self) -> None:
         settings = self.settings
         fingerprint = study_fingerprint(
-            settings, self._lm, self.calibration, self._prompts, self._suite.specs
+            settings, self._lm, self.calibration, self._prompts, self._suite
         )
         name = settings.study_name or default_study_name(self._lm.source, fingerprint)
         storage = self._held.enter_context(open_storage(settings.storage, settings.study_dir, name))

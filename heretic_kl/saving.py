@@ -100,6 +100,8 @@ def save_trial(
     reference = engine.reference(*positions).with_hidden(
         engine.hidden_states(trial.plan, *positions)
     )
+    # Before the adapter's hooks are on the original: references are the unedited model's.
+    engine.prepare(suite.requests())
     with saved_model(folder, form, lm) as saved:
         reread = Engine(
             saved,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from heretic_kl.engine import Calibration
 from heretic_kl.kl import METRIC_VERSION
 from heretic_kl.model import LanguageModel, ModelSource
 from heretic_kl.prompt_sets import PromptSets
-from heretic_kl.scoring import ScorerSpec
+from heretic_kl.scoring import Suite, scorer_code
 
 SPACE_VERSION = 1
 """Raised when the search space or the meaning of a parameter changes."""
@@ -26,7 +26,7 @@ def study_fingerprint(
     lm: LanguageModel,
     calibration: Calibration,
     prompts: PromptSets,
-    specs: Sequence[ScorerSpec],
+    suite: Suite,
 ) -> dict[str, Any]:
     """Everything that a trial's parameters or scores depend on, JSON-ready.
 
@@ -38,13 +38,18 @@ def study_fingerprint(
         "chat template": hashlib.sha256(str(lm.chat.template).encode()).hexdigest(),
         "enable_thinking": settings.enable_thinking,
         "response_prefix": calibration.response_prefix,
+        "seed": settings.seed,
         "kl_tokens": settings.kl_tokens,
         "max_answer_tokens": settings.max_answer_tokens,
         "edit": settings.edit.model_dump(mode="json"),
         "directions": settings.directions.model_dump(mode="json"),
         "scorers": {
-            spec.name: {"use": spec.use, "role": spec.role, "settings": dict(spec.settings)}
-            for spec in specs
+            spec.name: {
+                "role": spec.role,
+                "code": scorer_code(spec.use),
+                "settings": suite.scorers[spec.name].settings.model_dump(mode="json"),
+            }
+            for spec in suite.specs
         },
         "prompts": prompts.fingerprints(),
         "metric version": METRIC_VERSION,

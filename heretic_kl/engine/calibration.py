@@ -12,7 +12,7 @@ import torch
 from heretic_kl.engine.engine import Engine
 from heretic_kl.engine.generation import greedy_answers
 from heretic_kl.engine.noise import NoiseFloor
-from heretic_kl.model import LanguageModel, close_thought
+from heretic_kl.model import LanguageModel, close_thought, thought_left_open
 from heretic_kl.prompts import Prompt
 
 PREFIX_TOKENS = 24
@@ -66,16 +66,18 @@ def find_response_prefix(engine: Engine, prompts: Sequence[Prompt]) -> str:
 
     A common opening says nothing about a prompt, and behind it first tokens carry no verdict.
     """
-    encoded = [engine.lm.chat.encode(prompt) for prompt in prompts]
-    answers = greedy_answers(engine.lm, encoded, PREFIX_TOKENS)
-    texts = [engine.lm.chat.decode(answer.tokens, special=True) for answer in answers]
-    common = os.path.commonprefix(texts).rstrip(" ")
-    return close_thought(common)
+    opened = thought_left_open(engine.lm.chat.text(prompts[0]))
+    if opened is not None:
+        return opened
+    answers = engine.answers(tuple(prompts), PREFIX_TOKENS)
+    # Whole tokens: half a word put before an answer would not be how the model begins it.
+    common = os.path.commonprefix([tuple(answer.tokens) for answer in answers])
+    return close_thought(engine.lm.chat.decode(common, special=True).rstrip(" "))
 
 
 def _decoding_seconds(lm: LanguageModel, batch: Sequence[Sequence[int]]) -> float:
     start = time.perf_counter()
-    greedy_answers(lm, batch, DECODED_TOKENS)
+    greedy_answers(lm, batch, DECODED_TOKENS, share_prefix=False)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start

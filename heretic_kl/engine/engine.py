@@ -14,6 +14,7 @@ from heretic_kl.ablation import Plan, ResidualMean
 from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.forcing import ForcedSequence, forced_hidden_states
 from heretic_kl.engine.generation import Answer, greedy_answers
+from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Head, RowStatistics, row_statistics
 from heretic_kl.model import LanguageModel, common_prefix, edited, last_token_residuals
 from heretic_kl.prompts import Prompt
@@ -138,6 +139,12 @@ class Engine:
                         results[question] = ResponseResult(texts)
         return results
 
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """Compute the references of requests now, for instance before the model is edited."""
+        for request in requests:
+            if isinstance(request, TeacherForcedRequest):
+                self.reference(request.prompts, request.tokens)
+
     def reference(self, prompts: tuple[Prompt, ...], tokens: int) -> Reference:
         """The unedited model's greedy answers of up to `tokens` tokens and their hidden states."""
         if self._original is not None:
@@ -184,6 +191,10 @@ class Engine:
             self._encoded[prompt] = self.lm.chat.encode(prompt)
         return self._encoded[prompt]
 
+    def answers(self, prompts: tuple[Prompt, ...], max_tokens: int) -> list[Answer]:
+        """The unedited model's whole answers."""
+        return self._answers(prompts, max_tokens, (), unedited=True)
+
     def _forced(self, request: TeacherForcedRequest, reference: Reference) -> TeacherForcedResult:
         hidden = self._hidden(reference.sequences)
         columns = reduce_rows(reference, hidden, self.lm.head, request.reduction)
@@ -229,9 +240,12 @@ class Engine:
         while True:
             try:
                 return work()
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if self.batch_size == 1:
-                    raise
+                    raise MeasurementError(
+                        "out of memory with a single prompt: use shorter prompts, fewer "
+                        "--kl-tokens or a larger device"
+                    ) from error
             # Outside the handler, so that the failed attempt's tensors are free.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -71,5 +71,5 @@ def forced_hidden_states(
         for row, index in enumerate(bucket):
             scored = sequences[index].scored
             start, stop = scored.start - kept.length, scored.stop - kept.length
-            parts[index] = hidden[row, start:stop].to(lm.head.weight.device)
+            parts[index] = hidden[row, start:stop].to(lm.head.weight.device, copy=True)
     return torch.cat([part for part in parts if part is not None])

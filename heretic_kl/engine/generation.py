@@ -148,7 +148,7 @@ class _Decoding:
         self.rows = [self.rows[i] for i in indices]
         self._mask = self._mask[index]
         self._position = self._position[index]
-        self._cache.batch_select_indices(index)
+        self._cache.batch_select_indices(index.cpu())  # its layers may be on several devices
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Any:
         optional = {"position_ids": positions, "logits_to_keep": 1}

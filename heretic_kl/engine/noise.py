@@ -53,5 +53,7 @@ def measure_noise_floor(
 
 
 def _perturb(generator: torch.Generator, _layer: int, hidden: Tensor) -> Tensor:
-    noise = torch.rand(hidden.shape, generator=generator).to(hidden) * 2 - 1
-    return hidden * (1 + PERTURBATION * noise)
+    # Less than one step of the dtype would round back to where it was.
+    step = max(PERTURBATION, torch.finfo(hidden.dtype).eps)
+    noise = (torch.rand(hidden.shape, generator=generator) * 2 - 1).to(hidden.device)
+    return (hidden.float() * (1 + step * noise)).to(hidden.dtype)

@@ -40,11 +40,32 @@ def saved_model(folder: Path, form: SavedForm, like: LanguageModel) -> Iterator[
         with _adapter_applied(like, read_lora(folder)):
             yield like
         return
-    yield load_merged(folder, like)
+    device = like.device
+    with _out_of_the_way(like):
+        loaded = load_merged(folder, like, device)
+        try:
+            yield loaded
+        finally:
+            loaded.model.to("cpu")  # frees the device before the original comes back
 
 
-def load_merged(folder: Path, like: LanguageModel) -> LanguageModel:
-    """A saved merged model in the dtype, on the device and with the prompting of another.
+@contextmanager
+def _out_of_the_way(lm: LanguageModel) -> Iterator[None]:
+    """Keep a model off a GPU meanwhile: two whole models rarely fit beside each other."""
+    home = lm.device
+    if home.type != "cuda" or getattr(lm.model, "hf_device_map", None) is not None:
+        yield
+        return
+    lm.model.to("cpu")
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        lm.model.to(home)
+
+
+def load_merged(folder: Path, like: LanguageModel, device: torch.device) -> LanguageModel:
+    """A saved merged model on a device, in the dtype and with the prompting of another.
 
     Raises:
         ExportError: it does not load.
@@ -56,7 +77,7 @@ def load_merged(folder: Path, like: LanguageModel) -> LanguageModel:
         loaded = load_model(
             ModelSource(str(folder)),
             dtype=cast(DtypeName, dtype),
-            device=str(like.device),
+            device=str(device),
             device_map="auto" if spread else None,
             trust_remote_code=own_code,
             template="none",

@@ -4,7 +4,7 @@ Dimensions: B sequences, T positions, L layers, D residual width, F input width 
 """
 
 from heretic_kl.model.architecture import Architecture, Site, find_architecture
-from heretic_kl.model.chat import ChatEncoder, close_thought
+from heretic_kl.model.chat import ChatEncoder, close_thought, thought_left_open
 from heretic_kl.model.hooks import edited, on_layer_outputs
 from heretic_kl.model.loading import LanguageModel, ModelSource, load_model
 from heretic_kl.model.padding import left_padded, right_padded
@@ -30,4 +30,5 @@ __all__ = [
     "prefix_problem",
     "prove_sites",
     "right_padded",
+    "thought_left_open",
 ]

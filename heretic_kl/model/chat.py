@@ -121,7 +121,12 @@ def chat_template(tokenizer: Any, setting: str) -> str | None:
         raise UnsupportedModelError(
             f"chat template file {setting!r} does not exist (use model, none or a Jinja file)"
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnsupportedModelError(
+            f"chat template file {setting!r} cannot be read as UTF-8 text"
+        ) from error
 
 
 def stop_token_ids(tokenizer: Any, generation_config: Any) -> frozenset[int]:
@@ -141,6 +146,14 @@ def close_thought(prefix: str) -> str:
         if prefix.lstrip().startswith(opening):
             return closed
     return prefix
+
+
+def thought_left_open(text: str) -> str | None:
+    """What closes a chain of thought that the chat template itself opened; None: it opened none."""
+    for opening, closed in CLOSED_THOUGHTS:
+        if text.rstrip().endswith(opening):
+            return closed.removeprefix(opening)
+    return None
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
@@ -119,10 +120,12 @@ def load_model(
     tokenizer = _load_tokenizer(source, trust_remote_code)
     encoder = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
     failures: list[str] = []
+    model: Any = None
     for candidate in dtype_candidates(dtype, target):
+        model = None  # free the failed attempt before the next one
         model, stored = _load_weights(source, candidate, trust_remote_code, place)
         if not device_map:
-            model = model.to(target)
+            model = _moved(model, target, source)
         model.eval().requires_grad_(False)
         if _gives_finite_logits(model):
             break
@@ -232,13 +235,35 @@ def _load_weights(
         if source.gguf_file is None:
             # A pickle from outside can run code: only safetensors are read.
             extra = {**extra, "use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, **place, **extra
+        load: Any = AutoModelForCausalLM
+        model, info = load.from_pretrained(
+            name,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **place,
+            **extra,
         )
+    _check_complete(source, model, info)
     if source.gguf_file is not None:
         _forget_gguf_quantization(model)
         stored = torch.bfloat16  # a quantized file has no dtype to go back to
     return model, stored if isinstance(stored, torch.dtype) else torch.bfloat16
+
+
+def _check_complete(source: ModelSource, model: Any, info: Any) -> None:
+    """Weights that a checkpoint lacks are random after loading, and ones on no device unusable."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            f"{source.name!r} lacks {len(missing)} of the model's weights, for instance "
+            f"{missing[0]}: the download is incomplete, or of another layout"
+        )
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise ModelError(
+            f"{source.name!r} does not fit in memory: parts of it would be offloaded, which is "
+            "not supported"
+        )
 
 
 def _refuse_encoder_decoder(source: ModelSource, config: Any) -> None:
@@ -257,6 +282,15 @@ def _forget_gguf_quantization(model: Any) -> None:
         del model.config.quantization_config
 
 
+def _moved(model: Any, device: torch.device, source: ModelSource) -> Any:
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{source.name!r} does not fit on {device}: try --device-map auto or --device cpu"
+        ) from error
+
+
 @torch.inference_mode()
 def _gives_finite_logits(model: Any) -> bool:
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
@@ -271,9 +305,9 @@ def _readable_errors(source: ModelSource, what: str) -> Iterator[None]:
     """Turn what transformers raises on a bad source into one line."""
     try:
         yield
-    except (ModelError, KeyboardInterrupt):
+    except (ModelError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             raise UnsupportedModelError(

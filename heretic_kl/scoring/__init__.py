@@ -19,6 +19,7 @@ from heretic_kl.scoring.loader import (
     built_in_scorers,
     documented_settings,
     load_scorer_class,
+    scorer_code,
 )
 from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
 from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
@@ -59,4 +60,5 @@ __all__ = [
     "built_in_scorers",
     "documented_settings",
     "load_scorer_class",
+    "scorer_code",
 ]

@@ -72,6 +72,12 @@ def build_scorer(name: str, use: str, settings: Mapping[str, Any]) -> Scorer[Any
     return kind(name, validated)
 
 
+def scorer_code(use: str) -> str:
+    """sha256 of the file a scorer comes from: edited code measures something else."""
+    path, _ = _locate(use)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _locate(use: str) -> tuple[Path, str | None]:
     file, colon, class_name = use.rpartition(":")
     if not colon or not file.endswith(".py"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from heretic_kl.ablation import Plan
-from heretic_kl.errors import ConfigError, MeasurementError, ScorerError
+from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError, ScorerError
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import Request, Result
 from heretic_kl.scoring.loader import build_scorer
@@ -82,8 +86,13 @@ class Suite:
 
     def prepare(self, context: MeasuringContext) -> None:
         """Prepare every scorer; measures nothing of any candidate."""
-        for scorer in self._scorers.values():
-            scorer.prepare(context)
+        for name, scorer in self._scorers.items():
+            with _blamed_on(name):
+                scorer.prepare(context)
+
+    def requests(self) -> list[Request]:
+        """What all scorers need of every candidate."""
+        return [request for spec in self.specs for request in self._ask(spec)]
 
     def evaluate(
         self, engine: MeasuringEngine, plan: Plan | None, *, objectives_only: bool = False
@@ -100,9 +109,10 @@ class Suite:
             ScorerError: a scorer raised.
         """
         specs = self.objectives if objectives_only else self.specs
-        asked = {spec.name: list(self._scorers[spec.name].requests()) for spec in specs}
+        asked = {spec.name: self._ask(spec) for spec in specs}
         flat = [request for requests in asked.values() for request in requests]
-        results = iter(engine.measure(plan, flat))
+        with _blamed_on(", ".join(asked)):
+            results = iter(engine.measure(plan, flat))
         scores = {}
         for spec in specs:
             answers = [next(results) for _ in asked[spec.name]]
@@ -110,17 +120,16 @@ class Suite:
         return scores
 
     def _score(self, spec: ScorerSpec, results: Sequence[Result]) -> Score:
-        try:
+        with _blamed_on(spec.name):
             score = self._scorers[spec.name].score(results)
-        except MeasurementError:
-            raise
-        except Exception as error:
-            raise ScorerError(
-                f"scorer {spec.name!r} failed: {type(error).__name__}: {error}"
-            ) from error
-        if spec.role != "report" and score.optimized is None:
+        value = score.optimized
+        if spec.role != "report" and (value is None or not math.isfinite(value)):
             raise MeasurementError(f"scorer {spec.name!r} gave no value: {score.text}")
         return score
+
+    def _ask(self, spec: ScorerSpec) -> list[Request]:
+        with _blamed_on(spec.name):
+            return list(self._scorers[spec.name].requests())
 
     def _check_names(self) -> None:
         seen: dict[str, str] = {}
@@ -129,3 +138,14 @@ class Suite:
             if plain in seen:
                 raise ConfigError(f"scorers {seen[plain]!r} and {spec.name!r} share a name")
             seen[plain] = spec.name
+
+
+@contextmanager
+def _blamed_on(name: str) -> Iterator[None]:
+    """A plug-in may raise anything: one line that names it, and the search can go on."""
+    try:
+        yield
+    except (HereticKLError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ScorerError(f"scorer {name!r} failed: {type(error).__name__}: {error}") from error

@@ -17,7 +17,8 @@ def pareto_front(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
     """
     complete = sorted(
         (trial for trial in trials if trial.state == "complete"),
-        key=lambda trial: (trial.objectives, trial.number),
+        # Below a KL target objectives tie; what was measured decides then.
+        key=lambda trial: (trial.objectives, _measured(trial), trial.number),
     )
     front: list[TrialRecord] = []
     for trial in complete:
@@ -71,19 +72,39 @@ def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord])
     )
 
 
-def check_rule(rule: str) -> None:
+def check_rule(rule: str, objectives: Sequence[str]) -> None:
     """Refuse a rule that could never be met, before a long search rather than after it.
 
+    Args:
+        rule: see `pick`.
+        objectives: names of the scorers that steer the search.
+
     Raises:
-        SelectionError: the rule is unknown or its value is not a number.
+        SelectionError: the rule is unknown, names no objective, or its value is not a number.
     """
     name, _, value = rule.partition("=")
     if name == "trial" and not value.isdigit():
         raise SelectionError(f"pick rule {rule!r}: {value!r} is not a trial number")
     if name.startswith("max-"):
         _number(rule, value)
+        scorer = name.removeprefix("max-")
+        if scorer not in objectives:
+            raise SelectionError(
+                f"pick rule {rule!r}: no objective {scorer!r}; there are {', '.join(objectives)}"
+            )
     elif name not in ("knee", "trial"):
         pick(rule, (), ())
+
+
+def _measured(trial: TrialRecord) -> tuple[float, ...]:
+    """Values in the order of the objectives, smaller is better; objectives where there are none."""
+    values = tuple(score.value for score in trial.scores.values())
+    if len(values) != len(trial.objectives):
+        return trial.objectives
+    return tuple(
+        objective if value is None else (value if value * objective >= 0 else -value)
+        for value, objective in zip(values, trial.objectives, strict=True)
+    )
 
 
 def _by_number(value: str, trials: Sequence[TrialRecord]) -> TrialRecord:

@@ -1,7 +1,7 @@
 """Which parameters come next. A trial's random numbers depend on the seed and its number alone.
 
 A sampler that is seeded once and resumed draws the numbers of its first trials again. Here every
-trial has its own generator, so a study that was interrupted and continued draws what it would
+trial has a generator of its own, so a study that was interrupted and continued draws what it would
 have drawn, and never the same twice.
 """
 
@@ -9,24 +9,67 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+INTERRUPTED = "interrupted"
+"""What stands as the error of a trial that was started and not finished."""
 
 
-def trial_sampler(seed: int, number: int, finished: int, startup_trials: int) -> BaseSampler:
-    """The sampler for one trial.
+class NumberedSampler(BaseSampler):
+    """Uniform random sampling at first, then multivariate tree-structured Parzen estimators.
+
+    Source: Bergstra et al. 2011; for several objectives Ozaki et al. 2020.
 
     Args:
         seed: the study's.
-        number: the trial's.
-        finished: trials finished so far.
         startup_trials: random trials before the sampler starts to learn.
-
-    Returns:
-        Uniform random sampling at first, then multivariate tree-structured Parzen estimators
-        (Bergstra et al. 2011; Ozaki et al. 2020 for several objectives).
     """
+
+    def __init__(self, seed: int, startup_trials: int) -> None:
+        self._seed = seed
+        self._startup_trials = startup_trials
+        self._current: tuple[int, BaseSampler] | None = None
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Parameters that are drawn together."""
+        return self._of(study, trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw them."""
+        return self._of(study, trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw one parameter that is not among them."""
+        sampler = self._of(study, trial)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def _of(self, study: Study, trial: FrozenTrial) -> BaseSampler:
+        if self._current is None or self._current[0] != trial.number:
+            earlier = study.get_trials(deepcopy=False)[: trial.number]
+            finished = sum(1 for other in earlier if _is_finished(other))
+            sampler = trial_sampler(self._seed, trial.number, finished, self._startup_trials)
+            self._current = trial.number, sampler
+        return self._current[1]
+
+
+def trial_sampler(seed: int, number: int, finished: int, startup_trials: int) -> BaseSampler:
+    """The sampler for one trial; `finished` trials are there to learn from."""
     own = trial_seed(seed, number)
     if finished < startup_trials:
         return RandomSampler(seed=own)
@@ -39,3 +82,9 @@ def trial_seed(seed: int, number: int) -> int:
     """A 32-bit seed for one trial, unrelated to its neighbours'."""
     digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
+
+
+def _is_finished(trial: FrozenTrial) -> bool:
+    if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
+        return False
+    return trial.user_attrs.get("error") != INTERRUPTED

@@ -16,7 +16,7 @@ from heretic_kl.errors import StudyError
 
 @contextmanager
 def open_storage(url: str | None, folder: Path, name: str) -> Iterator[BaseStorage]:
-    """The storage of one study, held by this process alone while the block runs.
+    """The storage of one study; a journal file is held by this process alone meanwhile.
 
     Args:
         url: any Optuna storage URL; None: a journal file `folder/name.journal`.

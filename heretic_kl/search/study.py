@@ -14,14 +14,15 @@ from optuna.trial import FrozenTrial, TrialState
 from heretic_kl.ablation import EditParameters
 from heretic_kl.errors import HereticKLError, StudyError
 from heretic_kl.scoring import Score, ScorerSpec
+from heretic_kl.search.owner import may_be_alive, this_process
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import TrialRecord
-from heretic_kl.search.sampler import trial_sampler
+from heretic_kl.search.sampler import INTERRUPTED, NumberedSampler
 from heretic_kl.search.space import SearchSpace
 
 FINGERPRINT = "heretic-kl:fingerprint"
 REPORT = "heretic-kl:report:"
-INTERRUPTED = "interrupted"
+OWNER = "owner"
 MOST_FAILURES_IN_A_ROW = 5
 
 Evaluate = Callable[[EditParameters], Mapping[str, Score]]
@@ -59,14 +60,13 @@ class SearchStudy:
         self.name = name
         self._space = space
         self._objectives = tuple(objectives)
-        self._seed = seed
-        self._startup_trials = startup_trials
         try:
             self._study = optuna.create_study(
                 storage=storage,
                 study_name=name,
                 directions=["minimize"] * len(self._objectives),
                 load_if_exists=True,
+                sampler=NumberedSampler(seed, startup_trials),
             )
         except Exception as error:  # each storage raises its own
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -94,7 +94,7 @@ class SearchStudy:
     def run(self, until: int, evaluate: Evaluate) -> Iterator[TrialRecord]:
         """Run trials until the study holds `until` finished ones.
 
-        A trial that raises a `HereticKLError` is recorded as failed and the search goes on.
+        A trial that raises is recorded as failed, with what it raised, and the search goes on.
 
         Args:
             until: finished trials to hold in the end.
@@ -106,11 +106,10 @@ class SearchStudy:
         Raises:
             StudyError: several trials in a row failed.
         """
-        for parameters in self._space.known_good():
-            self._study.enqueue_trial(parameters, skip_if_exists=True)
+        self._enqueue_known_good()
         failures = 0
-        while (finished := self.finished) < until:
-            record = self._run_one(finished, evaluate)
+        while self.finished < until:
+            record = self._run_one(evaluate)
             failures = failures + 1 if record.state == "failed" else 0
             yield record
             if failures >= MOST_FAILURES_IN_A_ROW:
@@ -125,20 +124,28 @@ class SearchStudy:
         """Keep a trial's scores on the report prompts; -1 is the unedited model."""
         self._study.set_user_attr(f"{REPORT}{number}", _scores_to_json(scores))
 
-    def _run_one(self, finished: int, evaluate: Evaluate) -> TrialRecord:
-        number = len(self._study.get_trials(deepcopy=False))
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if waiting:
-            number = waiting[0].number
-        self._study.sampler = trial_sampler(self._seed, number, finished, self._startup_trials)
+    def _enqueue_known_good(self) -> None:
+        """Queue what is neither queued nor measured; an interrupted trial was not measured."""
+        held = [
+            dict(trial.system_attrs.get("fixed_params", trial.params))
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.user_attrs.get("error") != INTERRUPTED
+        ]
+        for parameters in self._space.known_good():
+            if parameters not in held:
+                self._study.enqueue_trial(parameters)
+
+    def _run_one(self, evaluate: Evaluate) -> TrialRecord:
         trial = self._study.ask()
+        trial.set_user_attr(OWNER, this_process())
         parameters = self._space.suggest(trial)
         start = time.perf_counter()
         try:
             scores = evaluate(self._space.edit(parameters))
             values = self._values(scores)
-        except HereticKLError as error:
-            trial.set_user_attr("error", str(error))
+            stored = _scores_to_json(scores)
+        except Exception as error:  # plug-ins and drivers may raise anything
+            trial.set_user_attr("error", _one_line(error))
             trial.set_user_attr("seconds", time.perf_counter() - start)
             self._study.tell(trial, state=TrialState.FAIL)
         except KeyboardInterrupt:
@@ -146,7 +153,7 @@ class SearchStudy:
             self._study.tell(trial, state=TrialState.FAIL)
             raise
         else:
-            trial.set_user_attr("scores", _scores_to_json(scores))
+            trial.set_user_attr("scores", stored)
             trial.set_user_attr("seconds", time.perf_counter() - start)
             self._study.tell(trial, values)
         return self._record(self._study.get_trials(deepcopy=False)[trial.number])
@@ -193,10 +200,17 @@ class SearchStudy:
             )
 
     def _close_interrupted(self) -> None:
-        """End trials that a killed process left running; this process alone holds the study."""
+        """End trials that a killed process left running."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if may_be_alive(trial.user_attrs.get(OWNER)):
+                continue
             optuna.Trial(self._study, trial._trial_id).set_user_attr("error", INTERRUPTED)
             self._study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _one_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text if isinstance(error, HereticKLError) else f"{type(error).__name__}: {text}"
 
 
 def _scores_to_json(scores: Mapping[str, Score]) -> str:

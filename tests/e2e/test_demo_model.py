@@ -94,10 +94,10 @@ def test_no_two_trials_have_the_same_parameters(run):
 
     with open_storage(None, folder / "studies", journal.stem) as storage:
         trials = optuna.load_study(study_name=journal.stem, storage=storage).trials
-    drawn = [json.dumps(trial.params, sort_keys=True) for trial in trials]
-    assert len(set(drawn)) == len(drawn) == TRIALS + 1  # one was interrupted
+    assert len(trials) == TRIALS + 1  # one was interrupted
     complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    assert len(complete) == TRIALS
+    drawn = [json.dumps(trial.params, sort_keys=True) for trial in complete]
+    assert len(set(drawn)) == len(drawn) == TRIALS
 
 
 def test_the_edit_works_and_its_cost_is_written_down(run):
@@ -139,6 +139,8 @@ def test_plain_transformers_loads_it_and_it_answers(run):
         )
         with torch.inference_mode():
             output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answer = tokenizer.decode(
+            output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         refused += rule.is_refusal(answer)
     assert refused <= 4

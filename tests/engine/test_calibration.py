@@ -1,3 +1,6 @@
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,13 +41,22 @@ def test_batches_never_outgrow_the_prompts(lm, monkeypatch):
 @pytest.mark.parametrize(
     ("texts", "prefix"),
     [
-        (["<think>\nOkay", "<think>\nHmm", "<think>\nOkay"], "<think></think>"),
+        (["<think>\n Okay", "<think>\n Hmm", "<think>\n Okay"], "<think></think>"),
         (["Sure, a cake", "Sure, Rome", "Sure, wait"], "Sure,"),
+        (["Sure", "Sorry", "Step"], ""),
         (["I cannot", "Rome is", "Sure"], ""),
     ],
 )
 def test_common_openings_become_the_response_prefix(lm, monkeypatch, texts, prefix):
-    answers = [Answer(tokens=[index]) for index in range(3)]
-    monkeypatch.setattr(calibration, "greedy_answers", lambda *_: answers)
-    monkeypatch.setattr(type(lm.chat), "decode", lambda self, tokens, **_: texts[tokens[0]])
+    # One token a word, and for once the spaces between them.
+    words = sorted({word for text in texts for word in re.split("( )", text)})
+    answers = [Answer(tokens=[words.index(w) for w in re.split("( )", t)]) for t in texts]
+    monkeypatch.setattr(Engine, "answers", lambda *_: answers)
+    joined = lambda self, tokens, **_: "".join(words[t] for t in tokens)  # noqa: E731
+    monkeypatch.setattr(type(lm.chat), "decode", joined)
     assert find_response_prefix(Engine(lm, batch_size=8), PROMPTS) == prefix
+
+
+def test_a_thought_that_the_template_opens_is_closed(lm, monkeypatch):
+    thinking = replace(lm, chat=replace(lm.chat, template="{{ messages[0]['content'] }}<think>\n"))
+    assert find_response_prefix(Engine(thinking, batch_size=8), PROMPTS) == "</think>"

@@ -199,6 +199,27 @@ def test_another_model_is_measured_against_the_original(lm, plan):
     assert mean_kl(reference, hidden, lm.head) > 0.0
 
 
+def test_running_out_of_memory_with_one_prompt_is_one_line(lm, monkeypatch):
+    from heretic_kl.engine import engine as module
+    from heretic_kl.errors import MeasurementError
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "forced_hidden_states", full)
+    with pytest.raises(MeasurementError, match="out of memory with a single prompt"):
+        Engine(lm, batch_size=4).reference(PROMPTS, 2)
+
+
+def test_prepared_references_are_the_unedited_models(lm, plan):
+    request = TeacherForcedRequest(PROMPTS, 4, row_statistics)
+    engine = Engine(lm, batch_size=4)
+    engine.prepare([request, ResponseRequest(PROMPTS, 2)])
+    with edited(lm.architecture, plan):
+        (result,) = Engine(lm, batch_size=4, original=engine).measure({}, [request])
+    assert float(result.columns.divergence.mean()) > 0
+
+
 def test_streaming_gives_the_greedy_answer(lm):
     ids = lm.chat.encode(PROMPTS[2])
     whole = lm.chat.decode(plain_answer(lm, ids, 15))
@@ -210,6 +231,12 @@ def test_noise_floors(lm):
     assert 0 <= floor.batching < 1e-9
     assert floor.batching < floor.rounding < 1e-2
     assert floor.value == floor.batching
+
+
+def test_rounding_costs_something_in_low_precision_too(tmp_path):
+    folder = save_tiny_model(tmp_path / "m", TINY_CONFIGS["llama"]())
+    low = load_tiny_model(folder, dtype="bfloat16")
+    assert measure_noise_floor(Engine(low, batch_size=4), PROMPTS, 4).rounding > 1e-6
 
 
 def test_residual_means_do_not_depend_on_batches(lm):

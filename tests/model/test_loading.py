@@ -96,3 +96,22 @@ def test_unknown_devices_are_one_line():
     with pytest.raises(ModelError, match="device 'gpu9' cannot be used"):
         resolve_device("gpu9")
     assert resolve_device("cpu").type == "cpu"
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = save_tiny_model(tmp_path / "m", tiny_llama())
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"lacks 1 of .* model\.layers\.1\.mlp"):
+        load(folder)
+
+
+def test_a_truncated_checkpoint_is_one_line(tmp_path):
+    folder = save_tiny_model(tmp_path / "m", tiny_llama())
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot load the model of|no safetensors"):
+        load(folder)

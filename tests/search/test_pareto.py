@@ -38,7 +38,7 @@ def test_knee_is_near_the_ideal():
     [("knee", 2), ("max-refusals=0.05", 3), ("max-refusals=0.6", 1), ("trial=4", 4)],
 )
 def test_rules(rule, number):
-    check_rule(rule)
+    check_rule(rule, ("refusals", "kl"))
     assert pick(rule, pareto_front(TRIALS), TRIALS).number == number
 
 
@@ -48,11 +48,12 @@ def test_rules(rule, number):
         ("best", "unknown pick rule 'best'"),
         ("max-refusals=few", "'few' is not a number"),
         ("trial=x", "not a trial number"),
+        ("max-speed=1", "no objective 'speed'; there are refusals, kl"),
     ],
 )
 def test_bad_rules_are_refused_before_the_search(rule, message):
     with pytest.raises(SelectionError, match=message):
-        check_rule(rule)
+        check_rule(rule, ("refusals", "kl"))
 
 
 def test_unmet_rules_say_what_there_is():
@@ -63,3 +64,11 @@ def test_unmet_rules_say_what_there_is():
         pick("max-speed=1", front, TRIALS)
     with pytest.raises(SelectionError, match="no finished trial '99'"):
         pick("trial=99", front, TRIALS)
+
+
+def test_below_a_target_the_lower_measured_kl_stands_for_the_tie():
+    def tied(number, kl):
+        scores = {"refusals": Score(0.5, ""), "kl": Score(kl, "", objective=0.01)}
+        return TrialRecord(number, "complete", {}, None, scores, (0.5, 0.01))
+
+    assert [t.number for t in pareto_front([tied(0, 0.009), tied(1, 0.001)])] == [1]

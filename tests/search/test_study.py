@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def test_another_seed_draws_other_parameters(folder):
     drawn = []
     for seed in (1, 2):
         with open_storage(None, folder / str(seed), "s") as storage:
-            drawn.append(parameters(study(storage, seed=seed).run(9, evaluate))[6:])
+            records = study(storage, seed=seed).run(len(SPACE.known_good()) + 3, evaluate)
+            drawn.append(parameters(records)[-3:])
     assert not set(drawn[0]) & set(drawn[1])
     assert len({trial_seed(0, number) for number in range(1000)}) == 1000
 
@@ -98,7 +100,9 @@ def test_ctrl_c_keeps_finished_trials_and_marks_the_running_one(folder):
         assert resumed.records[4].state == "interrupted"
         list(resumed.run(10, evaluate))
         assert resumed.finished == 10
-        assert len(set(parameters(resumed.records))) == len(resumed.records) == 11
+        assert len(resumed.records) == 11
+        complete = [r for r in resumed.records if r.state == "complete"]
+        assert len(set(parameters(complete))) == len(complete) == 10
 
 
 KILLED = """
@@ -133,7 +137,9 @@ def test_kill_9_in_the_middle_of_a_trial(folder):
         assert resumed.finished == 5
         assert resumed.records[5].state == "interrupted"
         list(resumed.run(12, evaluate))
-        assert len(set(parameters(resumed.records))) == len(resumed.records) == 13
+        assert len(resumed.records) == 13
+        complete = [r for r in resumed.records if r.state == "complete"]
+        assert len(set(parameters(complete))) == len(complete) == 12
 
 
 def test_repair_drops_only_the_unfinished_line(tmp_path):
@@ -158,6 +164,50 @@ def test_failed_trials_are_recorded_and_the_search_goes_on(folder):
         assert [r.number for r in records if r.state == "failed"] == [1, 4, 7]
         assert records[1].error == "NaN logits"
         assert all(record.state == "complete" for record in opened.front)
+
+
+def test_whatever_a_plug_in_raises_fails_its_trial_alone(folder):
+    calls = iter(range(100))
+
+    def strange(edit):
+        call = next(calls)
+        if call == 1:
+            raise RuntimeError("shape mismatch\nand a long story")
+        score = evaluate(edit)
+        if call == 2:
+            score["kl"] = Score(1.0, "x", details={"not json": object()})
+        return score
+
+    with open_storage(None, folder, "s") as storage:
+        records = list(study(storage).run(5, strange))
+    assert [r.state for r in records] == ["complete", "failed", "failed", "complete", "complete"]
+    assert records[1].error == "RuntimeError: shape mismatch"
+
+
+def test_an_interrupted_known_good_edit_is_measured_after_all(folder):
+    def interrupted(edit):
+        raise KeyboardInterrupt
+
+    with open_storage(None, folder, "s") as storage:
+        with pytest.raises(KeyboardInterrupt):
+            list(study(storage).run(3, interrupted))
+    with open_storage(None, folder, "s") as storage:
+        records = list(study(storage).run(len(SPACE.known_good()), evaluate))
+    measured = parameters(records)
+    assert all(json.dumps(p, sort_keys=True) in measured for p in SPACE.known_good())
+
+
+def test_a_trial_of_a_living_process_is_left_alone(tmp_path, folder):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    with open_storage(url, folder, "s") as storage:
+        first = study(storage)
+        trial = first._study.ask()
+        trial.set_user_attr("owner", f"{platform.node()}:{os.getppid()}")
+        with open_storage(url, folder, "s") as again:
+            assert study(again).records == ()
+        trial.set_user_attr("owner", f"{platform.node()}:999999999")
+        with open_storage(url, folder, "s") as again:
+            assert study(again).records[0].state == "interrupted"
 
 
 def test_a_search_in_which_everything_fails_stops(folder):
