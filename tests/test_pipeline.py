@@ -1,0 +1,186 @@
+"""A whole run on a tiny random model: search, confirm, pick, save in both forms, resume."""
+
+import json
+
+import pytest
+import torch
+
+from heretic_kl import Session, Settings, events
+from heretic_kl.errors import ExportError, SelectionError, StudyError
+from heretic_kl.testing import save_tiny_model, tiny_llama
+
+WORDS = "how do I make a cake please tell me about the weather in Rome first mix flour".split()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A model and prompt files; the tiny model refuses nothing, so an odd word is the marker."""
+    folder = tmp_path_factory.mktemp("run")
+    save_tiny_model(folder / "model", tiny_llama())
+    for index, name in enumerate(("a", "b")):
+        lines = [" ".join(WORDS[(i + index) % 9 :][: 3 + i % 5]) for i in range(12)]
+        (folder / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def settings(workplace, folder, **changes):
+    def table(name):
+        parts = {"train": "[:6]", "search": "[6:9]", "report": "[9:]"}
+        source = str(workplace / f"{name}.txt")
+        return {split: {"source": source, "split": part} for split, part in parts.items()}
+
+    given = {
+        "model": str(workplace / "model"),
+        "device": "cpu",
+        "dtype": "float32",
+        "trials": 9,
+        "startup_trials": 9,
+        "max_answer_tokens": 6,
+        "batch_size": 4,
+        "kl_tokens": 3,
+        "confirm_trials": 2,
+        "response_prefix": "",
+        "prompt_set": "builtin",
+        "study_dir": folder / "studies",
+        "prompts": {"harmful": table("a"), "harmless": table("b")},
+        "scorers": {
+            "refusals": {"settings": {"markers": ["flour", "mix"]}},
+            "teacher_forced_kl": {"settings": {"set_aside_refused": False}},
+        },
+    }
+    return Settings(**{**given, **changes})
+
+
+def run(workplace, folder, seen=None, **changes):
+    seen = [] if seen is None else seen
+    session = Session(settings(workplace, folder, **changes), seen.append)
+    return session, seen
+
+
+def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
+    session, seen = run(workplace, tmp_path)
+    with session:
+        session.search()
+        session.confirm()
+        record = session.pick("knee")
+        saved = session.save(record, tmp_path / "out", "merged")
+        assert saved.merge_kl <= saved.noise_floor
+        kl = {
+            which: scores["teacher_forced_kl"].value
+            for which, scores in (("trial", saved.trial_scores), ("saved", saved.saved_scores))
+        }
+        assert kl["saved"] == pytest.approx(kl["trial"], rel=1e-3)
+        assert saved.saved_scores["refusals"].value == saved.trial_scores["refusals"].value
+        adapter = session.save(record, tmp_path / "adapter", "lora")
+        assert adapter.merge_kl <= adapter.noise_floor
+        pieces = list(session.stream_answer(record, [{"role": "user", "content": "make a"}], 5))
+        assert isinstance("".join(pieces), str)
+    kinds = [type(event) for event in seen]
+    for kind in (
+        events.ModelLoaded,
+        events.CalibrationStep,
+        events.BaselineMeasured,
+        events.StudyOpened,
+        events.TrialFinished,
+        events.TrialConfirmed,
+        events.TrialPicked,
+        events.ModelSaved,
+    ):
+        assert kind in kinds, kind
+    assert kinds.count(events.TrialFinished) == 9
+    facts = json.loads((tmp_path / "out" / "heretic-kl.json").read_text())
+    assert facts["trial"]["number"] == record.number and facts["seed"] == 0
+    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+    assert str(workplace) not in (tmp_path / "out" / "heretic-kl.json").read_text()
+
+
+def test_an_adapter_of_a_resumed_run_is_measured_against_the_unedited_model(workplace, tmp_path):
+    """Its hooks sit on the original, whose references must have been computed before."""
+    own = {
+        "scorers": {
+            "refusals": {"settings": {"markers": ["flour"]}},
+            "kl": {
+                "use": "teacher_forced_kl",
+                "settings": {"kl_tokens": 2, "set_aside_refused": False},
+            },
+            "teacher_forced_kl": {"enabled": False},
+        }
+    }
+    first, _ = run(workplace, tmp_path, trials=2, **own)
+    with first:
+        first.search()
+        first.confirm_one(0)
+    again, _ = run(workplace, tmp_path, trials=2, **own)
+    with again:
+        saved = again.save(again.trials[0], tmp_path / "adapter", "lora")
+    trial, reread = saved.trial_scores["kl"].value, saved.saved_scores["kl"].value
+    assert trial > 1e-6
+    assert reread == pytest.approx(trial, rel=1e-3)
+
+
+def test_a_second_run_continues_the_first(workplace, tmp_path):
+    first, _ = run(workplace, tmp_path, trials=3)
+    with first:
+        first.search()
+        kept = first.trials
+    second, seen = run(workplace, tmp_path, trials=5)
+    with second:
+        second.search()
+        assert second.trials[:3] == kept
+    (opened,) = [event for event in seen if isinstance(event, events.StudyOpened)]
+    assert opened.finished == 3
+
+
+def test_weights_are_untouched_by_a_search(workplace, tmp_path):
+    session, _ = run(workplace, tmp_path, trials=3)
+    with session:
+        before = {k: v.clone() for k, v in session._lm.model.state_dict().items()}
+        session.search()
+        after = session._lm.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_settings_that_change_scores_make_another_study(workplace, tmp_path):
+    one, _ = run(workplace, tmp_path, trials=1, study_name="mine")
+    with one:
+        one.search()
+    other, _ = run(workplace, tmp_path, trials=1, study_name="mine", kl_tokens=2)
+    with pytest.raises(StudyError, match=r"other settings \(kl_tokens\)"):
+        with other:
+            pass
+    named_by_itself, seen = run(workplace, tmp_path, trials=1, seed=5)
+    with named_by_itself:
+        assert [e for e in seen if isinstance(e, events.StudyOpened)][0].finished == 0
+
+
+@pytest.mark.parametrize("norm", ["row", "normalized_row"])
+def test_norm_modes_run_and_save(workplace, tmp_path, norm):
+    session, _ = run(workplace, tmp_path, trials=1, edit={"norm": norm})
+    with session:
+        session.search()
+        saved = session.save(session.trials[0], tmp_path / "out", "merged")
+        assert saved.merge_kl <= saved.noise_floor
+
+
+def test_what_cannot_be_met_is_refused_before_the_search(workplace, tmp_path):
+    session, seen = run(workplace, tmp_path, pick="max-false_refusals=0.1")
+    with pytest.raises(SelectionError, match="no objective 'false_refusals'"):
+        with session:
+            pass
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    session, seen = run(workplace, tmp_path, save=tmp_path / "taken", pick="knee")
+    with pytest.raises(ExportError, match="taken"):
+        with session:
+            pass
+    assert not any(isinstance(event, events.ModelLoaded) for event in seen)
+
+
+def test_report_prompts_that_were_searched_on_are_noticed(workplace, tmp_path):
+    changed = settings(workplace, tmp_path).model_dump()["prompts"]
+    changed["harmful"]["report"]["split"] = "[6:9]"
+    session, seen = run(workplace, tmp_path, trials=0, prompts=changed)
+    with session:
+        assert session.front == ()
+    notices = [event.message for event in seen if isinstance(event, events.Notice)]
+    assert any("3 of 3 harmful report prompts are also search prompts" in n for n in notices)
