@@ -43,7 +43,7 @@ DEFAULT_SCORERS: dict[str, dict[str, Any]] = {
 # What `heretic-kl demo` sets below config.toml, the environment and the command line.
 DEMO_PRESET: dict[str, Any] = {
     "kl_tokens": 3,
-    "trials": 30,
+    "trials": 32,
     "startup_trials": 14,
     "max_answer_tokens": 32,
     "prompt_set": "builtin",
@@ -54,7 +54,7 @@ DEMO_PRESET: dict[str, Any] = {
     "study_dir": "heretic-kl-demo/studies",
     "save": "heretic-kl-demo/model",
     "overwrite": True,
-    "pick": "max-refusals=0.05",
+    "pick": "max-refusals=0.03",
 }
 
 _layers: ContextVar[tuple[Layer, ...]] = ContextVar("_layers", default=())

@@ -113,6 +113,7 @@ _STARTS = (
     _Start("global", 0.8, 1.0, 1.0, 1.0, 1.0),
     _Start("global", 0.5, 1.0, 1.0, 1.0, 1.0),
     # The same with less force, and with attention alone.
+    _Start("global", 0.7, 0.85, 0.7, 1.0, 1.0),
     _Start("global", 0.7, 0.7, 0.5, 1.0, 1.0),
     _Start("global", 0.7, 1.0, -0.2, 1.0, 1.0),
     # Each layer's own direction, in the middle of the model.
