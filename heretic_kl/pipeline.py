@@ -285,7 +285,10 @@ class Session:
     def _calibrate(self) -> None:
         settings, sets = self.settings, self._prompts
         with self._stage("calibrate", "Calibrating"):
-            size = settings.batch_size or find_batch_size(self._lm, sets.search_prompts)
+            sharing = self._can_share_prefix()
+            size = settings.batch_size or find_batch_size(
+                self._lm, sets.search_prompts, share_prefix=sharing
+            )
             self._tell("batch size", str(size))
             engine = Engine(self._lm, batch_size=size, share_prefix=False, notify=self._notice)
             prefix = settings.response_prefix
@@ -293,7 +296,6 @@ class Session:
                 prefix = find_response_prefix(engine, sets.sample(CALIBRATION_PROMPTS))
             self._tell("response prefix", repr(prefix) if prefix else "none")
             self._lm = replace(self._lm, chat=self._lm.chat.with_response_prefix(prefix))
-            sharing = self._can_share_prefix()
             self._engine = Engine(
                 self._lm, batch_size=size, share_prefix=sharing, notify=self._notice
             )

@@ -17,10 +17,11 @@ from heretic_kl.prompts import Prompt
 
 PREFIX_TOKENS = 24
 """Answer tokens generated to look for a common opening."""
+SMALLEST_BATCH = 8
 LARGEST_BATCH = 256
 WORTHWHILE_GAIN = 1.08
 """A doubled batch must decode at least this much faster per answer to be kept."""
-DECODED_TOKENS = 4
+DECODED_TOKENS = 6
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,32 @@ class Calibration:
 
 
 def find_batch_size(
-    lm: LanguageModel, prompts: Sequence[Prompt], *, largest: int = LARGEST_BATCH
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    share_prefix: bool = False,
+    largest: int = LARGEST_BATCH,
 ) -> int:
-    """The batch size beyond which decoding gets no faster per answer, or memory runs out."""
+    """The batch size beyond which decoding gets no faster per answer, or memory runs out.
+
+    Args:
+        lm: the model.
+        prompts: what it will be asked; batches never outgrow them.
+        share_prefix: as it will be asked.
+        largest: where to stop in any case.
+    """
     encoded = sorted((lm.chat.encode(prompt) for prompt in prompts), key=len)
-    best, best_rate = 1, 0.0
-    size = 8
-    while size <= largest:
+    best, best_rate, size, misses = 1, 0.0, SMALLEST_BATCH, 0
+    while size <= largest and misses < 2:
         batch = [encoded[index * len(encoded) // size] for index in range(size)]
         try:
-            rate = size / _decoding_seconds(lm, batch)
+            rate = size / _decoding_seconds(lm, batch, share_prefix)
         except torch.OutOfMemoryError:
             break
-        if rate < best_rate * WORTHWHILE_GAIN:
-            break
-        best, best_rate = size, rate
+        if rate >= best_rate * WORTHWHILE_GAIN:
+            best, best_rate, misses = size, rate, 0
+        else:
+            misses += 1  # one may be a disturbance of the clock
         if size >= len(encoded):
             break
         size *= 2
@@ -75,9 +87,16 @@ def find_response_prefix(engine: Engine, prompts: Sequence[Prompt]) -> str:
     return close_thought(engine.lm.chat.decode(common, special=True).rstrip(" "))
 
 
-def _decoding_seconds(lm: LanguageModel, batch: Sequence[Sequence[int]]) -> float:
-    start = time.perf_counter()
-    greedy_answers(lm, batch, DECODED_TOKENS, share_prefix=False)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def _decoding_seconds(
+    lm: LanguageModel, batch: Sequence[Sequence[int]], share_prefix: bool
+) -> float:
+    """Seconds for `DECODED_TOKENS` steps of decoding; reading the prompts is not among them."""
+
+    def seconds(tokens: int) -> float:
+        start = time.perf_counter()
+        greedy_answers(lm, batch, tokens, share_prefix=share_prefix)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return max(seconds(1 + DECODED_TOKENS) - seconds(1), 1e-6)
