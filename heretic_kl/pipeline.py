@@ -290,7 +290,7 @@ class Session:
                 self._lm, sets.search_prompts, share_prefix=sharing
             )
             self._tell("batch size", str(size))
-            engine = Engine(self._lm, batch_size=size, share_prefix=False, notify=self._notice)
+            engine = Engine(self._lm, batch_size=size, share_prefix=sharing, notify=self._notice)
             prefix = settings.response_prefix
             if prefix is None:
                 prefix = find_response_prefix(engine, sets.sample(CALIBRATION_PROMPTS))
