@@ -157,12 +157,13 @@ def _run(settings: "Settings", *, demo: bool) -> int:
 
 def _front_rows(session: "Session") -> "Sequence[FrontRow]":
     from .report.front_table import front_rows
+    from .search import UNEDITED
 
     return front_rows(
         session.front,
         session.reports(session.front),
         baseline=session.baseline,
-        report_baseline=session.report(session.BASELINE),
+        report_baseline=session.report(UNEDITED),
     )
 
 

@@ -40,7 +40,15 @@ from heretic_kl.model import (
 from heretic_kl.prompt_sets import PromptSets, load_prompt_sets
 from heretic_kl.saving import TrialToSave, save_trial
 from heretic_kl.scoring import MeasuringContext, Score, ScorerSpec, Suite
-from heretic_kl.search import SearchSpace, SearchStudy, TrialRecord, check_rule, open_storage, pick
+from heretic_kl.search import (
+    UNEDITED,
+    SearchSpace,
+    SearchStudy,
+    TrialRecord,
+    check_rule,
+    open_storage,
+    pick,
+)
 from heretic_kl.study_identity import default_study_name, study_fingerprint
 
 CALIBRATION_PROMPTS = 12
@@ -59,9 +67,6 @@ class Session:
         HereticKLError: on entering, anything the user can mend about model, prompts, scorers or
             storage.
     """
-
-    BASELINE = -1
-    """Number under which the unedited model's report scores are kept."""
 
     def __init__(self, settings: Settings, observer: Observer) -> None:
         self.settings = settings
@@ -156,11 +161,11 @@ class Session:
 
     def report_baseline(self) -> Mapping[str, Score]:
         """The unedited model's scores on the report prompts."""
-        known = self.report(self.BASELINE)
+        known = self.report(UNEDITED)
         if known is not None:
             return known
         scores = self._report_suite().evaluate(self._engine, None)
-        self._study.keep_report(self.BASELINE, scores)
+        self._study.keep_report(UNEDITED, scores)
         self._emit(events.BaselineMeasured("report", scores))
         return scores
 

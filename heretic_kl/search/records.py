@@ -9,6 +9,9 @@ from typing import Any, Literal
 from heretic_kl.ablation import EditParameters
 from heretic_kl.scoring import Score
 
+UNEDITED = -1
+"""Stands for the unedited model where a trial's number would."""
+
 TrialState = Literal["complete", "failed", "interrupted"]
 
 

@@ -121,7 +121,7 @@ class SearchStudy:
         return None if stored is None else _scores_from_json(stored)
 
     def keep_report(self, number: int, scores: Mapping[str, Score]) -> None:
-        """Keep a trial's scores on the report prompts; -1 is the unedited model."""
+        """Keep a trial's scores on the report prompts; `UNEDITED` counts as one."""
         self._study.set_user_attr(f"{REPORT}{number}", _scores_to_json(scores))
 
     def _enqueue_known_good(self) -> None:

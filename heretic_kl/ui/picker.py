@@ -21,7 +21,7 @@ from heretic_kl.report import (
     to_ascii,
     trial_details,
 )
-from heretic_kl.search import TrialRecord, knee
+from heretic_kl.search import UNEDITED, TrialRecord, knee
 from heretic_kl.ui.asking import ask_count, ask_folder, choose, confirm
 from heretic_kl.ui.chat import ANSWER_TOKENS, chat
 from heretic_kl.ui.console import print_front
@@ -228,7 +228,13 @@ class Picker:
             return
         measured = ((t.number, self._session.report(t.number)) for t in front)
         reports = {number: scores for number, scores in measured if scores is not None}
-        print_front(self._console, front_rows(front, reports, baseline=self._session.baseline))
+        rows = front_rows(
+            front,
+            reports,
+            baseline=self._session.baseline,
+            report_baseline=self._session.report(UNEDITED),
+        )
+        print_front(self._console, rows)
 
     def _summary(self, record: TrialRecord) -> None:
         self._say(f"Trial {record.number}: {describe_edit(record.edit)}", "bold")
