@@ -139,7 +139,7 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
     yield ""
     yield (
         f"Trial {facts.trial_number} of {facts.trials}, picked by {picked}; norm mode "
-        f"`{edit.norm}`; saved as {facts.saved_dtype}. Parameters as searched:"
+        f"`{edit.norm}`; saved weights: {facts.saved_dtype}. Parameters as searched:"
     )
     yield ""
     yield "| Parameter | Value |"

