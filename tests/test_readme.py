@@ -1,0 +1,70 @@
+"""The README's examples are code that runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from heretic_kl.engine import Engine
+from heretic_kl.prompts import Prompt
+from heretic_kl.scoring import MeasuringContext, ScorerSpec, Suite
+from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_scorer_works(tmp_path):
+    (code,) = (block for block in blocks("python") if "class Brevity" in block)
+    file = tmp_path / "my_scorers.py"
+    file.write_text(code, encoding="utf-8")
+    engine = Engine(load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama())), batch_size=4)
+    prompts = (Prompt("make a cake"), Prompt("tell me about Rome"))
+    suite = Suite(
+        [
+            ScorerSpec("refusals", "refusals", "minimize", {}),
+            ScorerSpec("brevity", f"{file}:Brevity", "report", {}),
+        ]
+    )
+    suite.prepare(MeasuringContext(engine, {"harmful": prompts, "harmless": prompts}, 3, 8))
+    assert suite.evaluate(engine, None)["brevity"].text.endswith(" words")
+
+
+def test_the_example_settings_are_known():
+
+    from heretic_kl.config import load_settings
+
+    for index, block in enumerate(blocks("toml")):
+        file = Path(f"readme-{index}.toml")
+        file.write_text(block, encoding="utf-8")
+        assert load_settings(["--config", str(file)], environ={})
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_path_in_the_file_map_exists():
+    table = README.split("## What is where")[1].split("## Limits")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    paths = [path for cell in cells for path in re.findall(r"`([^`]+)`", cell)]
+    assert len(paths) > 20
+    for path in paths:
+        candidates = [ROOT / path, ROOT / "heretic_kl" / path]
+        assert any(candidate.exists() for candidate in candidates), path
+
+
+def test_the_demo_figures_are_those_of_the_results_file():
+    import json
+
+    scores = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["report_scores"]
+    for which in ("original", "saved"):
+        for name in ("refusals", "false_refusals"):
+            assert scores[name][which]["text"].split(" (")[0] in README
+    saved = scores["teacher_forced_kl"]["saved"]
+    assert f"{saved['value']:.3f} ± {saved['standard_error']:.3f}" in README
