@@ -305,15 +305,12 @@ class Session:
                 self._lm, batch_size=size, share_prefix=sharing, notify=self._notice
             )
             floor = measure_noise_floor(
-                self._engine,
-                sets.harmless_search[:NOISE_PROMPTS],
-                settings.kl_tokens,
+                self._engine.runner,
+                self._engine.reference(sets.harmless_search[:NOISE_PROMPTS], settings.kl_tokens),
+                self._lm.architecture.layers,
                 seed=settings.seed,
             )
-            self._tell(
-                "KL noise floor",
-                f"{floor.batching:.1e} nats (batching), {floor.rounding:.1e} (bfloat16 rounding)",
-            )
+            self._tell("KL noise floor", floor.text)
         self.calibration = Calibration(
             dtype=_dtype_name(self._lm.dtype),
             device=str(self._lm.device),
@@ -391,6 +388,7 @@ class Session:
             kl_tokens=self.settings.kl_tokens,
             max_answer_tokens=self.settings.max_answer_tokens,
             noise_floor=self.calibration.noise_floor.value,
+            split=split,
         )
 
     def _report_suite(self) -> Suite:

@@ -29,6 +29,18 @@ class StopRule(Protocol):
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """The reference's answers are drawn from its own distribution, at temperature 1.
+
+    A greedy answer is what a user of the model sees; over drawn answers the sum over positions
+    is an unbiased estimate of the KL between whole answers.
+    """
+
+    seed: int
+    """What is drawn for a prompt depends on this and on the prompt, not on the others."""
+
+
+@dataclass(frozen=True)
 class TeacherForcedRequest:
     """The reference's own answer, fed to both models, compared position by position."""
 
@@ -37,6 +49,8 @@ class TeacherForcedRequest:
     """N, positions scored for each prompt; fewer where the answer ends earlier."""
     reduction: RowReduction
     """What is kept of each row's logits. Requests are equal only if this is."""
+    sampling: Sampling | None = None
+    """How the reference answers; None: greedily."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,12 @@ def save_trial(
             original=engine,
         )
         saved_scores = suite.evaluate(reread, {})
-        merge_kl = mean_kl(reference, reread.hidden_states({}, *positions), saved.head)
+        merge_kl = mean_kl(
+            reference,
+            reread.hidden_states({}, *positions),
+            head=lm.head,
+            candidate_head=saved.head,
+        )
     facts = _facts(
         trial,
         folder,
@@ -132,7 +137,7 @@ def save_trial(
         saved_scores=saved_scores,
         trial_scores=trial.scores,
         merge_kl=merge_kl,
-        noise_floor=max(floor.rounding, floor.batching),
+        noise_floor=max(floor.rounding or 0.0, floor.batching),
     )
 
 

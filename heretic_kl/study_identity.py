@@ -48,6 +48,7 @@ def study_fingerprint(
                 "role": spec.role,
                 "code": scorer_code(spec.use),
                 "settings": suite.scorers[spec.name].settings.model_dump(mode="json"),
+                "identity": dict(suite.scorers[spec.name].identity()),
             }
             for spec in suite.specs
         },

@@ -4,7 +4,7 @@ Both models are fed the same tokens, so position n of one is comparable with pos
 other; comparing what each generates on its own would compare different inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,14 @@ from heretic_kl.kl import (
     row_statistics,
     summarize,
 )
-from heretic_kl.prompts import Prompt
+from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
 from heretic_kl.scoring import (
     RefusalRule,
     Request,
     ResponseRequest,
     ResponseResult,
     Result,
+    Sampling,
     Score,
     Scorer,
     ScorerContext,
@@ -35,6 +36,22 @@ from heretic_kl.scoring import (
     TeacherForcedRequest,
     TeacherForcedResult,
 )
+
+
+class PromptSource(ScorerSettings):
+    """Where prompts come from; see `heretic_kl.prompts.DatasetSpec`."""
+
+    source: str = Field(min_length=1, description="Hub id, folder, file or builtin:NAME.")
+    split: str | None = Field(default=None, description="For instance test or train[:100].")
+    column: str | None = Field(default=None, description="Which column holds the prompts.")
+    prefix: str = Field(default="", description="Put before each prompt.")
+    suffix: str = Field(default="", description="Put after each prompt.")
+    system: str | None = Field(default=None, description="System prompt.")
+    limit: int | None = Field(default=None, ge=1, description="Most prompts.")
+
+    def load(self) -> tuple[Prompt, ...]:
+        """The prompts."""
+        return tuple(load_prompts(DatasetSpec(**self.model_dump())))
 
 
 class TeacherForcedKLSettings(ScorerSettings):
@@ -55,6 +72,25 @@ class TeacherForcedKLSettings(ScorerSettings):
         gt=0,
         le=1,
         description="Weight of each position relative to the one before; 1 weighs all alike.",
+    )
+    reference: str = Field(
+        default="greedy",
+        pattern=r"^(greedy|sampled\(\d+\))$",
+        description=(
+            "Which answer of the original is fed to both models: greedy, or sampled(SEED), drawn "
+            "at temperature 1."
+        ),
+    )
+    prompts: PromptSource | None = Field(
+        default=None,
+        description=(
+            "A table of source, split, column, prefix, suffix, system, limit: what trials are "
+            "measured on; unset: the run's harmless search prompts."
+        ),
+    )
+    report_prompts: PromptSource | None = Field(
+        default=None,
+        description="The same for final trials; unset: the run's harmless report prompts.",
     )
     kl_target: float = Field(
         default=0.01,
@@ -95,7 +131,8 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
 
     def prepare(self, context: ScorerContext) -> None:
         """Have the original answer, and set aside the prompts that it refuses."""
-        prompts = context.prompts("harmless")
+        own = self.settings.prompts if context.split == "search" else self.settings.report_prompts
+        prompts = context.prompts("harmless") if own is None else own.load()
         refused = self._refused(prompts, context) if self.settings.set_aside_refused else set()
         if len(refused) == len(prompts):
             raise MeasurementError(
@@ -108,7 +145,13 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         self._positions = self.settings.kl_tokens or context.kl_tokens
         self._noise_floor = context.noise_floor
         reduction = DivergenceReduction(self.settings.direction, self.settings.temperature)
-        self._request = TeacherForcedRequest(prompts, self._positions, reduction)
+        self._request = TeacherForcedRequest(
+            prompts, self._positions, reduction, _sampling(self.settings.reference)
+        )
+
+    def identity(self) -> Mapping[str, str]:
+        """What the prompts are: a file of the same name may hold others tomorrow."""
+        return {"prompts": fingerprint(self._prompts)}
 
     def requests(self) -> Sequence[Request]:
         """One pass over every prompt, set aside or not."""
@@ -162,7 +205,15 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         return {index for index, text in enumerate(answers.texts) if rule.is_refusal(text)}
 
 
+def _sampling(reference: str) -> Sampling | None:
+    seed = reference.removeprefix("sampled(").removesuffix(")")
+    return None if reference == "greedy" else Sampling(int(seed))
+
+
 def _text(summary: KLSummary) -> str:
     error = "" if summary.standard_error is None else f" ± {summary.standard_error:.4f}"
-    below = " (below the noise floor)" if summary.below_noise_floor else ""
-    return f"{summary.mean:.4f}{error} nats{below}"
+    floor = ""
+    if summary.noise_floor is not None:
+        below = "below the " if summary.below_noise_floor else ""
+        floor = f" ({below}noise floor {summary.noise_floor:.1g})"
+    return f"{summary.mean:.4f}{error} nats{floor}"

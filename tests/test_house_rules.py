@@ -37,7 +37,7 @@ OUTSIDE = {
     "rich": {"ui", "report", "cli"},
     "matplotlib": {"report"},
     "datasets": {"prompts", "hub"},
-    "peft": {"demo"},
+    "peft": {"demo", "model"},
 }
 """Library -> the rooms that may import it."""
 

@@ -5,20 +5,31 @@ scored positions of all prompts.
 """
 
 from heretic_kl.engine.calibration import Calibration, find_batch_size, find_response_prefix
-from heretic_kl.engine.engine import Engine, Reference, mean_kl
-from heretic_kl.engine.generation import Answer, greedy_answers, stream_answer
+from heretic_kl.engine.engine import Engine
+from heretic_kl.engine.forced_reference import (
+    answer_and_force,
+    forced_sequences,
+    mean_kl,
+    model_identity,
+)
+from heretic_kl.engine.generation import Answer, ChosenTokens, generate_answers, stream_answer
 from heretic_kl.engine.noise import NoiseFloor, measure_noise_floor
+from heretic_kl.engine.runner import Runner
 
 __all__ = [
     "Answer",
     "Calibration",
+    "ChosenTokens",
     "Engine",
     "NoiseFloor",
-    "Reference",
+    "Runner",
+    "answer_and_force",
     "find_batch_size",
     "find_response_prefix",
-    "greedy_answers",
+    "forced_sequences",
+    "generate_answers",
     "mean_kl",
     "measure_noise_floor",
+    "model_identity",
     "stream_answer",
 ]

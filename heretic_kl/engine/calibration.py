@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from heretic_kl.engine.engine import Engine
-from heretic_kl.engine.generation import greedy_answers
+from heretic_kl.engine.generation import generate_answers
 from heretic_kl.engine.noise import NoiseFloor
 from heretic_kl.model import LanguageModel, close_thought, thought_left_open
 from heretic_kl.prompts import Prompt
@@ -94,7 +94,7 @@ def _decoding_seconds(
 
     def seconds(tokens: int) -> float:
         start = time.perf_counter()
-        greedy_answers(lm, batch, tokens, share_prefix=share_prefix)
+        generate_answers(lm, batch, tokens, share_prefix=share_prefix)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from heretic_kl.ablation import Plan, ResidualMean
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.engine.forcing import ForcedSequence, forced_hidden_states
-from heretic_kl.engine.generation import Answer, greedy_answers
-from heretic_kl.errors import MeasurementError
-from heretic_kl.kl import Head, RowStatistics, row_statistics
+from heretic_kl.engine.forced_reference import (
+    answer_and_force,
+    forced_sequences,
+    model_identity,
+    reduce_rows,
+)
+from heretic_kl.engine.generation import Answer
+from heretic_kl.engine.runner import Runner
+from heretic_kl.kl import Head, Reference, ReferenceIdentity
 from heretic_kl.model import LanguageModel, common_prefix, edited, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
@@ -23,46 +27,13 @@ from heretic_kl.requests import (
     ResponseRequest,
     ResponseResult,
     Result,
-    RowReduction,
+    Sampling,
     StopRule,
     TeacherForcedRequest,
     TeacherForcedResult,
 )
 
-MAX_LOGIT_ELEMENTS = 2**24
-"""Logits of one model held at once: 64 MB in float32."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The unedited model's greedy answers and what it computed while being fed them."""
-
-    sequences: tuple[ForcedSequence, ...]
-    hidden: Tensor
-    """(rows, D) final hidden states, from the same pass as every candidate's."""
-    head: Head
-    """What makes logits of them."""
-
-    def with_hidden(self, hidden: Tensor) -> Reference:
-        """The same answers as another model sees them, to compare a third one with that."""
-        return replace(self, hidden=hidden)
-
-    @property
-    def tokens(self) -> Tensor:
-        """(rows,) the answer token that each row predicts."""
-        return torch.tensor([token for s in self.sequences for token in s.answer])
-
-    @property
-    def prompt_index(self) -> Tensor:
-        """(rows,) which sequence a row belongs to."""
-        return torch.tensor([i for i, s in enumerate(self.sequences) for _ in s.answer])
-
-    @property
-    def position(self) -> Tensor:
-        """(rows,) position in the answer, from 0."""
-        return torch.tensor([n for s in self.sequences for n in range(len(s.answer))])
+_ReferenceKey: TypeAlias = tuple[tuple[Prompt, ...], int, Sampling | None]
 
 
 class Engine:
@@ -90,16 +61,23 @@ class Engine:
         share_prefix: bool = True,
         original: Engine | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.lm = lm
-        self.batch_size = batch_size
-        self.share_prefix = share_prefix
-        self._notify = notify
+        self.runner = Runner(lm, batch_size, share_prefix=share_prefix, notify=notify)
         self._original = original
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
-        self._references: dict[tuple[tuple[Prompt, ...], int], Reference] = {}
+        self._references: dict[_ReferenceKey, Reference] = {}
+        self._references_size = batch_size
         self._reference_answers: dict[tuple[Any, ...], list[Answer]] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Most sequences in a batch, as memory has allowed so far."""
+        return self.runner.batch_size
+
+    @property
+    def share_prefix(self) -> bool:
+        """Whether the tokens that all prompts begin with run once."""
+        return self.runner.share_prefix
 
     def measure(self, plan: Plan | None, requests: Sequence[Request]) -> list[Result]:
         """Answer requests for one candidate.
@@ -125,7 +103,7 @@ class Engine:
     def _measure(self, plan: Plan | None, requests: Sequence[Request]) -> dict[Request, Result]:
         forced = {r: None for r in requests if isinstance(r, TeacherForcedRequest)}
         asked = [r for r in requests if isinstance(r, ResponseRequest)]
-        references = {r: self.reference(r.prompts, r.tokens) for r in forced}
+        references = {r: self.reference(r.prompts, r.tokens, r.sampling) for r in forced}
         results: dict[Request, Result] = {}
         with nullcontext() if plan is None else edited(self.lm.architecture, plan):
             for request in sorted(forced, key=_forced_cost):
@@ -143,32 +121,35 @@ class Engine:
         """Compute the references of requests now, for instance before the model is edited."""
         for request in requests:
             if isinstance(request, TeacherForcedRequest):
-                self.reference(request.prompts, request.tokens)
+                self.reference(request.prompts, request.tokens, request.sampling)
 
-    def reference(self, prompts: tuple[Prompt, ...], tokens: int) -> Reference:
-        """The unedited model's greedy answers of up to `tokens` tokens and their hidden states."""
+    def reference(
+        self, prompts: tuple[Prompt, ...], tokens: int, sampling: Sampling | None = None
+    ) -> Reference:
+        """The unedited model's answers of up to `tokens` tokens and its states over them."""
         if self._original is not None:
-            return self._original.reference(prompts, tokens)
-        key = (prompts, tokens)
+            return self._original.reference(prompts, tokens, sampling)
+        if self._references_size != self.batch_size:
+            # Reference and candidate must have run in the same batches.
+            self._references.clear()
+            self._references_size = self.batch_size
+        key = (prompts, tokens, sampling)
         if key not in self._references:
-            answers = self._answers(prompts, tokens, (), unedited=True)
-            sequences = tuple(
-                ForcedSequence(self.encode(prompt), tuple(answer.reference_tokens(tokens)))
-                for prompt, answer in zip(prompts, answers, strict=True)
+            encoded = [self.encode(prompt) for prompt in prompts]
+            self._references[key] = answer_and_force(
+                self.runner, encoded, tokens, self._identity, sampling
             )
-            hidden = self._hidden(sequences)
-            self._references[key] = Reference(sequences, hidden, self.lm.head)
         return self._references[key]
 
     def hidden_states(self, plan: Plan | None, prompts: tuple[Prompt, ...], tokens: int) -> Tensor:
-        """Final hidden states under a plan while being fed the unedited model's answers.
+        """Final hidden states under a plan while being fed the unedited model's greedy answers.
 
         Returns:
             (rows, D), rows ordered as in `reference(prompts, tokens)`.
         """
-        sequences = self.reference(prompts, tokens).sequences
+        sequences = forced_sequences(self.reference(prompts, tokens))
         with nullcontext() if plan is None else edited(self.lm.architecture, plan):
-            return self._hidden(sequences)
+            return self.runner.hidden_states(sequences)
 
     def residual_mean(self, prompts: Sequence[Prompt], winsorize_quantile: float) -> Tensor:
         """Mean residual after each layer at the last prompt token, (L, D) float64."""
@@ -183,7 +164,7 @@ class Engine:
                 mean.add(residuals)
             return mean.mean
 
-        return self._within_memory(collect)
+        return self.runner.within_memory(collect)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt, computed once."""
@@ -196,16 +177,23 @@ class Engine:
         return self._answers(prompts, max_tokens, (), unedited=True)
 
     def _forced(self, request: TeacherForcedRequest, reference: Reference) -> TeacherForcedResult:
-        hidden = self._hidden(reference.sequences)
-        columns = reduce_rows(reference, hidden, self.lm.head, request.reduction)
+        columns = reduce_rows(
+            reference,
+            self.runner.hidden_states(forced_sequences(reference)),
+            request.reduction,
+            reference_head=self.reference_head,
+            head=self.lm.head,
+        )
         return TeacherForcedResult(columns, reference.prompt_index, reference.position)
 
-    def _hidden(self, sequences: Sequence[ForcedSequence]) -> Tensor:
-        return self._within_memory(
-            lambda: forced_hidden_states(
-                self.lm, sequences, self.batch_size, share_prefix=self.share_prefix
-            )
-        )
+    @property
+    def reference_head(self) -> Head:
+        """What makes logits of a reference's hidden states."""
+        return self.lm.head if self._original is None else self._original.lm.head
+
+    @cached_property
+    def _identity(self) -> ReferenceIdentity:
+        return model_identity(self.lm)
 
     def _answers(
         self,
@@ -218,72 +206,10 @@ class Engine:
         if unedited and key in self._reference_answers:
             return self._reference_answers[key]
         encoded = [self.encode(prompt) for prompt in prompts]
-        answers = self._within_memory(lambda: self._generate(encoded, max_tokens, rules))
+        answers = self.runner.answers(encoded, max_tokens, rules)
         if unedited:
             self._reference_answers[key] = answers
         return answers
-
-    def _generate(
-        self, encoded: Sequence[Sequence[int]], max_tokens: int, rules: Sequence[StopRule]
-    ) -> list[Answer]:
-        answers: dict[int, Answer] = {}
-        # Decoding costs a step of the whole model per token: full batches matter more than
-        # a few padded positions.
-        buckets = length_buckets([len(ids) for ids in encoded], self.batch_size, max_padding=1.0)
-        for bucket in buckets:
-            batch = [encoded[index] for index in bucket]
-            done = greedy_answers(self.lm, batch, max_tokens, rules, share_prefix=self.share_prefix)
-            answers.update(zip(bucket, done, strict=True))
-        return [answers[index] for index in range(len(encoded))]
-
-    def _within_memory(self, work: Callable[[], T]) -> T:
-        while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError as error:
-                if self.batch_size == 1:
-                    raise MeasurementError(
-                        "out of memory with a single prompt: use shorter prompts, fewer "
-                        "--kl-tokens or a larger device"
-                    ) from error
-            # Outside the handler, so that the failed attempt's tensors are free.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.batch_size = max(1, self.batch_size // 2)
-            self._references.clear()
-            self._notify(f"out of memory: batch size is now {self.batch_size}")
-
-
-def reduce_rows(
-    reference: Reference,
-    hidden: Tensor,  # (rows, D) of the candidate
-    head: Head,
-    reduction: RowReduction,
-) -> tuple[Tensor, ...]:
-    """Columns of a reduction over all rows, the heads applied to chunks of rows."""
-    tokens = reference.tokens.to(hidden.device)
-    step = max(1, MAX_LOGIT_ELEMENTS // head.vocabulary)
-    parts = [
-        reduction(
-            reference.head.logits(reference.hidden[start : start + step]),
-            head.logits(hidden[start : start + step]),
-            tokens[start : start + step],
-        )
-        for start in range(0, hidden.shape[0], step)
-    ]
-    joined = [torch.cat(columns).cpu() for columns in zip(*parts, strict=True)]
-    kind = type(parts[0])
-    return kind(joined) if kind is tuple else kind(*joined)
-
-
-def mean_kl(reference: Reference, hidden: Tensor, head: Head) -> float:
-    """Forward KL in nats between two sets of hidden states, mean over positions, then prompts."""
-    columns = reduce_rows(reference, hidden, head, row_statistics)
-    assert isinstance(columns, RowStatistics)
-    index = reference.prompt_index
-    count = torch.bincount(index).clamp_min(1)
-    total = torch.zeros(len(count), dtype=torch.float64).index_add(0, index, columns.divergence)
-    return float((total / count).mean())
 
 
 def _response_groups(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.model import LanguageModel, PrefixCache, common_prefix, right_padded
+from heretic_kl.model import CausalModel, PrefixCache, common_prefix, right_padded
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class ForcedSequence:
         return range(len(self.prompt) - 1, len(self.prompt) - 1 + len(self.answer))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def forced_hidden_states(
-    lm: LanguageModel,
+    lm: CausalModel,
     sequences: Sequence[ForcedSequence],
     max_rows: int,
     *,

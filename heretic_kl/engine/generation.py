@@ -1,10 +1,11 @@
-"""Greedy answers over a key-value cache; rows leave the batch when they are done.
+"""Answers over a key-value cache, greedy or drawn; rows leave the batch when they are done.
 
 Knows nothing about refusals or plans: edits are in force around the call, rules are given.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heretic_kl.model import LanguageModel, PrefixCache, common_prefix, left_padded
-from heretic_kl.requests import StopRule
+from heretic_kl.model import CausalModel, PrefixCache, common_prefix, left_padded
+from heretic_kl.requests import Sampling, StopRule
 
 COMPACT_SHARE = 0.125
 """Rows leave the cache once this share of those still in it is done; copying it has a cost."""
@@ -42,16 +43,46 @@ class Answer:
         return [*self.tokens, *tail][:count]
 
 
-@torch.inference_mode()
-def greedy_answers(
-    lm: LanguageModel,
+class ChosenTokens:
+    """Which token comes next: the most likely one, or one drawn from the distribution.
+
+    A row's draws depend on the seed and on its own sequence alone: neither other rows nor the
+    size of batches change them, but for rounding.
+
+    Args:
+        sequences: what the rows begin with.
+        sampling: how to draw; None: the most likely token.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]], sampling: Sampling | None) -> None:
+        self._draws: list[torch.Generator] | None = None
+        if sampling is not None:
+            seeds = (_row_seed(sampling.seed, sequence) for sequence in sequences)
+            self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
+        """The next token of each of the rows, from its (rows, V) logits."""
+        if self._draws is None:
+            return [int(token) for token in logits.argmax(dim=-1).tolist()]
+        drawn = [torch.rand((), generator=self._draws[row], dtype=torch.float64) for row in rows]
+        wide = logits.to("cpu" if logits.device.type == "mps" else logits.device, torch.float64)
+        cumulative = wide.softmax(dim=-1).cumsum(dim=-1)
+        place = torch.stack(drawn).to(cumulative.device)[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, place, right=True).squeeze(-1)
+        return [int(token) for token in tokens.clamp_max(logits.shape[-1] - 1).tolist()]
+
+
+@torch.no_grad()
+def generate_answers(
+    lm: CausalModel,
     sequences: Sequence[Sequence[int]],
     max_tokens: int,
     rules: Sequence[StopRule] = (),
     *,
     share_prefix: bool = True,
+    chosen: ChosenTokens | None = None,
 ) -> list[Answer]:
-    """Continue every sequence by its most likely tokens.
+    """Continue every sequence, by its most likely tokens unless told otherwise.
 
     Args:
         lm: the model, edited or not.
@@ -59,17 +90,19 @@ def greedy_answers(
         max_tokens: most tokens of an answer.
         rules: an answer is left where it stands once all of them are decided; none: never.
         share_prefix: run the tokens that all prompts begin with once.
+        chosen: which token comes next; None: the most likely one.
 
     Returns:
         One answer a sequence, in order.
     """
+    choose = chosen or ChosenTokens(sequences, None)
     answers = [Answer() for _ in sequences]
     if not sequences or max_tokens < 1:
         return answers
     state = _Decoding(lm, sequences, share_prefix=share_prefix)
     for step in range(max_tokens):
-        chosen = state.logits().argmax(dim=-1).tolist()
-        for row, token in zip(state.rows, chosen, strict=True):
+        tokens = choose(state.logits(), state.rows)
+        for row, token in zip(state.rows, tokens, strict=True):
             if not answers[row].done:
                 _append(lm, answers[row], token, rules)
         if step + 1 == max_tokens:
@@ -79,13 +112,13 @@ def greedy_answers(
             break
         if sum(done) >= max(1, COMPACT_SHARE * len(done)):
             state.keep([index for index, is_done in enumerate(done) if not is_done])
-            chosen = [token for token, is_done in zip(chosen, done, strict=True) if not is_done]
-        state.advance(chosen)
+            tokens = [token for token, is_done in zip(tokens, done, strict=True) if not is_done]
+        state.advance(tokens)
     return answers
 
 
-@torch.inference_mode()
-def stream_answer(lm: LanguageModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
+@torch.no_grad()
+def stream_answer(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
     """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
     state = _Decoding(lm, [sequence], share_prefix=False)
     tokens: list[int] = []
@@ -103,7 +136,12 @@ def stream_answer(lm: LanguageModel, sequence: Sequence[int], max_tokens: int) -
         state.advance([token])
 
 
-def _append(lm: LanguageModel, answer: Answer, token: int, rules: Sequence[StopRule]) -> None:
+def _row_seed(seed: int, sequence: Sequence[int]) -> int:
+    digest = hashlib.sha256(f"{seed}:{','.join(map(str, sequence))}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def _append(lm: CausalModel, answer: Answer, token: int, rules: Sequence[StopRule]) -> None:
     if token in lm.stop_ids:
         answer.end_token = token
         return
@@ -117,7 +155,7 @@ class _Decoding:
     """One batch in the model's cache: which rows are in it and what comes next."""
 
     def __init__(
-        self, lm: LanguageModel, sequences: Sequence[Sequence[int]], *, share_prefix: bool
+        self, lm: CausalModel, sequences: Sequence[Sequence[int]], *, share_prefix: bool
     ) -> None:
         self.rows = list(range(len(sequences)))
         self._lm = lm

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from heretic_kl.engine.engine import Engine, mean_kl
+from heretic_kl.engine.forced_reference import forced_sequences, mean_kl
 from heretic_kl.engine.forcing import forced_hidden_states
+from heretic_kl.engine.runner import Runner
+from heretic_kl.kl import Direction, Reference
 from heretic_kl.model import on_layer_outputs
-from heretic_kl.prompts import Prompt
 
 PERTURBATION = 2.0**-9
 """Relative size of bfloat16's rounding error: half a unit in its eighth significant bit."""
@@ -20,36 +21,58 @@ PERTURBATION = 2.0**-9
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """Forward KL in nats of the model against itself, mean over positions, then prompts."""
+    """KL in nats of the model against itself, mean over positions, then prompts."""
 
     batching: float
     """Only batch size, padding and prefix sharing differ; a KL below it is no different from 0."""
-    rounding: float
+    rounding: float | None
     """Each layer's output is perturbed by up to 2^-9 of itself, as rounding to bfloat16 does.
-    Storing a model in bfloat16 costs about this much."""
+    Storing a model in bfloat16 costs about this much. None: the model's layers are not known."""
 
     @property
     def value(self) -> float:
         """The floor below which a KL says nothing about the edit."""
         return self.batching
 
+    @property
+    def text(self) -> str:
+        """Both floors, for people."""
+        rounding = "" if self.rounding is None else f", {self.rounding:.1e} (bfloat16 rounding)"
+        return f"{self.batching:.1e} nats (batching){rounding}"
+
 
 def measure_noise_floor(
-    engine: Engine, prompts: Sequence[Prompt], tokens: int, *, seed: int = 0
+    runner: Runner,
+    reference: Reference,
+    layers: Sequence[nn.Module] | None,
+    *,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
+    seed: int = 0,
 ) -> NoiseFloor:
-    """Measure both floors on these prompts, `tokens` positions each."""
-    reference = engine.reference(tuple(prompts), tokens)
-    rows = max(1, engine.batch_size // 2 - 1)
-    rebatched = forced_hidden_states(
-        engine.lm, reference.sequences, rows, share_prefix=False, extra_padding=5
+    """Measure both floors of a model over the answers of a reference it computed itself.
+
+    Args:
+        runner: of the model, as it ran for the reference.
+        reference: its answers and hidden states.
+        layers: what the rounding floor perturbs the outputs of; None: it is not measured.
+        direction: of the divergence.
+        temperature: of both distributions.
+        seed: of the perturbation.
+    """
+    lm, sequences = runner.lm, forced_sequences(reference)
+    rows = max(1, runner.batch_size // 2 - 1)
+    distance = partial(
+        mean_kl, reference, head=lm.head, direction=direction, temperature=temperature
     )
-    generator = torch.Generator().manual_seed(seed)
-    with on_layer_outputs(engine.lm.architecture, partial(_perturb, generator)):
-        perturbed = engine.hidden_states(None, tuple(prompts), tokens)
-    return NoiseFloor(
-        batching=mean_kl(reference, rebatched, engine.lm.head),
-        rounding=mean_kl(reference, perturbed, engine.lm.head),
-    )
+    rebatched = forced_hidden_states(lm, sequences, rows, share_prefix=False, extra_padding=5)
+    rounding = None
+    if layers is not None:
+        generator = torch.Generator().manual_seed(seed)
+        with on_layer_outputs(layers, partial(_perturb, generator)):
+            perturbed = runner.hidden_states(sequences)
+        rounding = distance(perturbed)
+    return NoiseFloor(batching=distance(rebatched), rounding=rounding)
 
 
 def _perturb(generator: torch.Generator, _layer: int, hidden: Tensor) -> Tensor:

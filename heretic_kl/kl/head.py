@@ -7,7 +7,7 @@ to the last bit, and a divergence of exactly 0.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -92,6 +92,39 @@ class Head:
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
+
+    def kept(self) -> "Head":
+        """Return a copy on the CPU that later changes of the model do not reach."""
+        bias = None if self.bias is None else self.bias.detach().to("cpu", copy=True)
+        return replace(self, weight=self.weight.detach().to("cpu", copy=True), bias=bias)
+
+    def to(self, device: torch.device) -> "Head":
+        """Return the head on `device`; itself if it is there."""
+        if self.weight.device == device:
+            return self
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
+
+    @torch.no_grad()
+    def same_as(self, other: "Head") -> bool:
+        """Whether both give the same logits to the last bit; devices may differ."""
+        if self is other:
+            return True
+        mine = (self.weight.shape, self.weight.dtype, self.scale, self.softcap, self.vocabulary)
+        if mine != (
+            (other.weight.shape, other.weight.dtype, other.scale, other.softcap, other.vocabulary)
+        ):
+            return False
+        if (self.bias is None) != (other.bias is None):
+            return False
+        if self.bias is not None and other.bias is not None:
+            if not torch.equal(self.bias, other.bias.to(self.bias)):
+                return False
+        width = int(self.weight.shape[1])
+        return all(
+            torch.equal(self.weight[block], other.weight[block].to(self.weight.device))
+            for block in row_blocks(self.weight.shape[0], width, MAX_LOGIT_ELEMENTS)
+        )
 
     @torch.no_grad()
     def fingerprint(self) -> str:

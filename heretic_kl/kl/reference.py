@@ -9,7 +9,7 @@ about models and tokenizers but the hashes by which two of them can be told apar
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -101,6 +101,7 @@ class Reference:
     identity: ReferenceIdentity
     hidden: Tensor | None = None  # (rows, D) after the final norm
     logits: StoredLogits | None = None
+    prompts: Tensor | None = None  # (P, T) int64 token ids, -1 after each prompt's last
 
     def __post_init__(self) -> None:
         """Raise `ValueError` if the parts do not fit together."""
@@ -111,6 +112,13 @@ class Reference:
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool, got {self.mask.dtype}")
+        if self.prompts is not None and (
+            self.prompts.dim() != 2 or self.prompts.shape[0] != self.mask.shape[0]
+        ):
+            raise ValueError(
+                f"prompts must be ({self.mask.shape[0]}, T) to fit the mask, got "
+                f"{tuple(self.prompts.shape)}"
+            )
         if (self.hidden is None) == (self.logits is None):
             raise ValueError("a reference holds either hidden states or logits")
         states = self.logits.shifted if self.logits is not None else self.hidden
@@ -128,9 +136,10 @@ class Reference:
         mask: Tensor,  # (P, N) bool
         hidden: Tensor,  # (rows, D) after the final norm
         identity: ReferenceIdentity,
+        prompts: Tensor | None = None,  # (P, T) token ids, -1 after each prompt's last
     ) -> "Reference":
         """Return a reference of hidden states; `identity` should name the head's fingerprint."""
-        return cls(tokens.to(torch.int64), mask, identity, hidden=hidden)
+        return cls(tokens.to(torch.int64), mask, identity, hidden=hidden, prompts=prompts)
 
     @classmethod
     @torch.no_grad()
@@ -140,6 +149,7 @@ class Reference:
         mask: Tensor,  # (P, N) bool
         chunks: Iterable[Tensor],  # each (some rows, V) raw logits, in the rows' order
         identity: ReferenceIdentity,
+        prompts: Tensor | None = None,  # (P, T) token ids, -1 after each prompt's last
     ) -> "Reference":
         """Return a reference of float16 logits on the CPU; pass a generator to hold few at once.
 
@@ -158,7 +168,7 @@ class Reference:
         if not shifted:
             raise ValueError("chunks must hold at least one tensor of logits, got none")
         stored = StoredLogits(torch.cat(shifted), torch.cat(normalizers))
-        return cls(tokens.to(torch.int64), mask, identity, logits=stored)
+        return cls(tokens.to(torch.int64), mask, identity, logits=stored, prompts=prompts)
 
     @property
     def rows(self) -> int:
@@ -169,6 +179,20 @@ class Reference:
     def row_tokens(self) -> Tensor:
         """(rows,) int64: the reference token at each scored position."""
         return self.tokens[self.mask]
+
+    @property
+    def prompt_index(self) -> Tensor:
+        """(rows,) int64: which prompt each row belongs to."""
+        return self.mask.nonzero()[:, 0]
+
+    @property
+    def position(self) -> Tensor:
+        """(rows,) int64: each row's position in its answer, from 0."""
+        return self.mask.nonzero()[:, 1]
+
+    def with_hidden(self, hidden: Tensor) -> "Reference":
+        """Return the same answers as another model sees them, to compare a third with that."""
+        return replace(self, hidden=hidden, logits=None)
 
     def measure(
         self,
@@ -203,11 +227,10 @@ class Reference:
             )
         else:
             rows = self._against_logits(candidate_hidden, own, direction, temperature, max_elements)
-        prompt, position = self.mask.nonzero().unbind(-1)
         return KLTable.from_rows(
             rows,
-            prompt,
-            position,
+            self.prompt_index,
+            self.position,
             self.mask.shape[0],
             self.mask.shape[1],
             direction=direction,
@@ -219,6 +242,8 @@ class Reference:
         tensors = {"tokens": self.tokens, "mask": self.mask}
         if self.hidden is not None:
             tensors["hidden"] = self.hidden
+        if self.prompts is not None:
+            tensors["prompts"] = self.prompts
         if self.logits is not None:
             tensors.update(self.logits._asdict())
         facts = {**asdict(self.identity), "settings": dict(self.identity.settings)}
@@ -245,6 +270,7 @@ class Reference:
             identity,
             hidden=tensors.get("hidden"),
             logits=stored,
+            prompts=tensors.get("prompts"),
         )
 
     def _against_logits(

@@ -3,10 +3,19 @@
 Dimensions: B sequences, T positions, L layers, D residual width, F input width of a site.
 """
 
-from heretic_kl.model.architecture import Architecture, Site, find_architecture
+from heretic_kl.model.adapters import adapter_base
+from heretic_kl.model.architecture import Architecture, Site, find_architecture, find_layers
+from heretic_kl.model.causal import CausalModel, adopt_model, evaluating, unwrapped
 from heretic_kl.model.chat import ChatEncoder, close_thought, thought_left_open
 from heretic_kl.model.hooks import edited, on_layer_outputs
-from heretic_kl.model.loading import LanguageModel, ModelSource, load_model
+from heretic_kl.model.loading import (
+    DtypeName,
+    LanguageModel,
+    ModelSource,
+    load_model,
+    load_to_measure,
+    load_tokenizer,
+)
 from heretic_kl.model.padding import left_padded, right_padded
 from heretic_kl.model.prefix import PrefixCache, common_prefix, prefix_problem
 from heretic_kl.model.proof import prove_sites
@@ -14,21 +23,30 @@ from heretic_kl.model.residuals import last_token_residuals
 
 __all__ = [
     "Architecture",
+    "CausalModel",
     "ChatEncoder",
+    "DtypeName",
     "LanguageModel",
     "ModelSource",
     "PrefixCache",
     "Site",
+    "adapter_base",
+    "adopt_model",
     "close_thought",
     "common_prefix",
     "edited",
+    "evaluating",
     "find_architecture",
+    "find_layers",
     "last_token_residuals",
     "left_padded",
     "load_model",
+    "load_to_measure",
+    "load_tokenizer",
     "on_layer_outputs",
     "prefix_problem",
     "prove_sites",
     "right_padded",
     "thought_left_open",
+    "unwrapped",
 ]

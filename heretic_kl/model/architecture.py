@@ -139,6 +139,19 @@ def find_architecture(model: nn.Module, width: int) -> Architecture:
     return Architecture(layers_path, tuple(layers), sites, width)
 
 
+def find_layers(model: nn.Module) -> tuple[nn.Module, ...] | None:
+    """The layers at a declared path, else the longest list of modules; None: there is none.
+
+    Good enough to watch what passes from layer to layer; editing asks `find_architecture`.
+    """
+    try:
+        return tuple(_find_layers(model)[1])
+    except UnsupportedModelError:
+        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        longest = max(lists, key=len, default=None)
+        return tuple(longest) if longest is not None and _is_layer_list(longest) else None
+
+
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
     """The module at a dotted path, or None."""
     current: nn.Module = root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,12 @@ from heretic_kl.kl import Head
 PROBE_TOKENS = 6
 
 
-def find_head(model: Any) -> Head:
+def find_head(model: Any, *, vocabulary_size: int | None = None) -> Head:
     """The head, with bias, logit scale and soft-capping as the model's config declares them.
+
+    Args:
+        model: a `transformers` causal LM.
+        vocabulary_size: tokens that count; columns beyond are padding. None: all count.
 
     Raises:
         UnsupportedModelError: the model has no linear output head, or the head does not
@@ -31,7 +36,7 @@ def find_head(model: Any) -> Head:
         softcap=getattr(config, "final_logit_softcapping", None),
     )
     _check(model, head)
-    return head
+    return head if vocabulary_size is None else replace(head, vocabulary_size=vocabulary_size)
 
 
 def _logit_scale(config: Any) -> float:
@@ -47,7 +52,7 @@ def _logit_scale(config: Any) -> float:
     return scale
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _check(model: Any, head: Head) -> None:
     device = model.get_input_embeddings().weight.device
     vocabulary = int(model.get_input_embeddings().weight.shape[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,11 +46,10 @@ LayerOutputHook = Callable[[int, Tensor], Tensor | None]
 
 
 @contextmanager
-def on_layer_outputs(architecture: Architecture, visit: LayerOutputHook) -> Iterator[None]:
-    """Call `visit` with the residual stream after each layer until the block is left."""
+def on_layer_outputs(layers: Sequence[nn.Module], visit: LayerOutputHook) -> Iterator[None]:
+    """Call `visit` with the residual stream after each of the layers until the block is left."""
     handles = [
-        layer.register_forward_hook(_layer_hook(index, visit))
-        for index, layer in enumerate(architecture.layers)
+        layer.register_forward_hook(_layer_hook(index, visit)) for index, layer in enumerate(layers)
     ]
     try:
         yield

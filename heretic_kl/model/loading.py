@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
-from heretic_kl.kl import Head
+from heretic_kl.model.adapters import ADAPTER_CONFIG, check_adapter, with_adapter
 from heretic_kl.model.architecture import Architecture, find_architecture
+from heretic_kl.model.causal import CausalModel
 from heretic_kl.model.chat import ChatEncoder, chat_template, stop_token_ids
 from heretic_kl.model.head import find_head
 from heretic_kl.quiet import quiet_transformers
@@ -46,6 +46,14 @@ class ModelSource:
         return path if path.is_dir() else None
 
     @property
+    def adapter(self) -> Path | None:
+        """The folder, if what it holds is a PEFT adapter and no whole model."""
+        folder = self.folder
+        if folder is None or (folder / "config.json").is_file():
+            return None
+        return folder if (folder / ADAPTER_CONFIG).is_file() else None
+
+    @property
     def short_name(self) -> str:
         """A name fit for a folder: the last part of the path or id."""
         if self.gguf_file is not None:
@@ -54,37 +62,13 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
-class LanguageModel:
-    """A frozen causal language model with everything the engine asks of it."""
+class LanguageModel(CausalModel):
+    """A causal model in evaluation mode, gradients off, whose layers and sites are known."""
 
     source: ModelSource
-    model: Any
-    """A `transformers` causal LM in evaluation mode, gradients off."""
-    chat: ChatEncoder
-    stop_ids: frozenset[int]
     architecture: Architecture
-    head: Head
-    dtype: torch.dtype
-    """What it computes in."""
     stored_dtype: torch.dtype
     """What its checkpoint is stored in."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go in."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
-
-    @property
-    def body(self) -> nn.Module:
-        """The model without its head: token ids to final hidden states."""
-        body: nn.Module = self.model.base_model
-        return body
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of weights, shared ones once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
 
 
 def load_model(
@@ -97,7 +81,7 @@ def load_model(
     template: str = "model",
     enable_thinking: bool | None = None,
 ) -> LanguageModel:
-    """Load a model in the first dtype whose forward pass gives finite logits.
+    """Load a model to edit, in the first dtype whose forward pass gives finite logits.
 
     Args:
         source: where it comes from.
@@ -115,26 +99,13 @@ def load_model(
         ModelError: no dtype gives finite logits.
     """
     _check_exists(source)
-    target = resolve_device(device)
-    place: dict[str, Any] = {"device_map": device_map} if device_map else {}
-    tokenizer = _load_tokenizer(source, trust_remote_code)
-    encoder = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
-    failures: list[str] = []
-    model: Any = None
-    for candidate in dtype_candidates(dtype, target):
-        model = None  # free the failed attempt before the next one
-        model, stored = _load_weights(source, candidate, trust_remote_code, place)
-        if not device_map:
-            model = _moved(model, target, source)
-        model.eval().requires_grad_(False)
-        if _gives_finite_logits(model):
-            break
-        failures.append(str(candidate).removeprefix("torch."))
-    else:
-        raise ModelError(
-            f"{source.name!r} gives no finite logits in {', '.join(failures)}: "
-            "try --dtype float32, and check the checkpoint"
+    if source.adapter is not None:
+        raise UnsupportedModelError(
+            f"{source.name!r} is an adapter: merge it into its base model first"
         )
+    tokenizer = load_tokenizer(source, trust_remote_code)
+    encoder = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
+    model, computed, stored = _load_working(source, dtype, device, device_map, trust_remote_code)
     width = int(model.get_input_embeddings().weight.shape[1])
     hidden = getattr(model.config.get_text_config(), "hidden_size", width)
     architecture = find_architecture(model, int(hidden))
@@ -145,8 +116,68 @@ def load_model(
         stop_ids=stop_token_ids(tokenizer, getattr(model, "generation_config", None)),
         architecture=architecture,
         head=find_head(model),
-        dtype=candidate,
+        dtype=computed,
         stored_dtype=stored,
+    )
+
+
+def load_to_measure(
+    source: ModelSource,
+    *,
+    base: ModelSource | None = None,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a `transformers` causal LM that is measured and never edited: any layout will do.
+
+    Args:
+        source: a model, or the folder of a PEFT adapter.
+        base: the model that an adapter is put on.
+        dtype: see `load_model`.
+        device: see `load_model`.
+        device_map: see `load_model`.
+        trust_remote_code: see `load_model`.
+
+    Raises:
+        ModelError: see `load_model`; an adapter has no base, or does not fit it.
+    """
+    _check_exists(source)
+    if source.adapter is None:
+        return _load_working(source, dtype, device, device_map, trust_remote_code)[0]
+    if base is None:
+        raise ModelError(f"{source.name!r} is an adapter, and no model to put it on is given")
+    check_adapter(source.adapter)
+    _check_exists(base)
+    model, _, _ = _load_working(base, dtype, device, device_map, trust_remote_code)
+    return with_adapter(model, source.adapter, base.name)
+
+
+def _load_working(
+    source: ModelSource,
+    dtype: DtypeName,
+    device: str,
+    device_map: str | None,
+    trust_remote_code: bool,
+) -> tuple[Any, torch.dtype, torch.dtype]:
+    """The model in evaluation mode, the dtype it computes in and the one it is stored in."""
+    target = resolve_device(device)
+    place: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    failures: list[str] = []
+    model: Any = None
+    for candidate in dtype_candidates(dtype, target):
+        model = None  # free the failed attempt before the next one
+        model, stored = _load_weights(source, candidate, trust_remote_code, place)
+        if not device_map:
+            model = _moved(model, target, source)
+        model.eval().requires_grad_(False)
+        if _gives_finite_logits(model):
+            return model, candidate, stored
+        failures.append(str(candidate).removeprefix("torch."))
+    raise ModelError(
+        f"{source.name!r} gives no finite logits in {', '.join(failures)}: "
+        "try --dtype float32, and check the checkpoint"
     )
 
 
@@ -194,7 +225,7 @@ def _check_exists(source: ModelSource) -> None:
             raise ModelNotFoundError(f"no such GGUF file: {name!r}")
         return
     if source.folder is not None:
-        if not (source.folder / "config.json").is_file():
+        if not (source.folder / "config.json").is_file() and source.adapter is None:
             ggufs = sorted(source.folder.glob("*.gguf"))
             hint = f"; give the file itself, for instance {ggufs[0]}" if ggufs else ""
             raise ModelNotFoundError(f"folder {name!r} holds no config.json{hint}")
@@ -213,7 +244,12 @@ def _hub_arguments(source: ModelSource) -> tuple[str, dict[str, Any]]:
     return source.name, {} if source.revision is None else {"revision": source.revision}
 
 
-def _load_tokenizer(source: ModelSource, trust_remote_code: bool) -> Any:
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that lies beside a model or adapter.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
     from transformers import AutoTokenizer
 
     name, extra = _hub_arguments(source)
@@ -291,7 +327,7 @@ def _moved(model: Any, device: torch.device, source: ModelSource) -> Any:
         ) from error
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _gives_finite_logits(model: Any) -> bool:
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     tokens = torch.arange(PROBE_TOKENS) * 97 % vocabulary

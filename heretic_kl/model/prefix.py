@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heretic_kl.model.loading import LanguageModel
+from heretic_kl.model.causal import CausalModel
 from heretic_kl.model.padding import right_padded
 
 SHORTEST = 8
@@ -48,7 +48,7 @@ class PrefixCache:
         tokens: the prefix; may be empty.
     """
 
-    def __init__(self, lm: LanguageModel, tokens: Sequence[int]) -> None:
+    def __init__(self, lm: CausalModel, tokens: Sequence[int]) -> None:
         self.length = len(tokens)
         self._cache: Any = None
         if tokens:
@@ -56,13 +56,13 @@ class PrefixCache:
             ids = torch.tensor([list(tokens)], device=lm.device)
             lm.body(input_ids=ids, past_key_values=self._cache, use_cache=True)
 
-    def arguments(self, lm: LanguageModel, rows: int) -> dict[str, Any]:
+    def arguments(self, lm: CausalModel, rows: int) -> dict[str, Any]:
         """What to pass to the model's body for the rest of `rows` sequences."""
         if self._cache is None:
             return {"use_cache": False}
         return {"past_key_values": self.expanded(lm, rows), "use_cache": True}
 
-    def expanded(self, lm: LanguageModel, rows: int) -> Any:
+    def expanded(self, lm: CausalModel, rows: int) -> Any:
         """A cache of `rows` rows that begins with the prefix; the caller may change it."""
         if self._cache is None:
             return new_cache(lm)
@@ -71,15 +71,15 @@ class PrefixCache:
         return cache
 
 
-def new_cache(lm: LanguageModel) -> Any:
+def new_cache(lm: CausalModel) -> Any:
     """An empty cache with the layers this model needs (full, sliding, recurrent)."""
     from transformers import DynamicCache
 
     return DynamicCache(config=lm.model.config)
 
 
-@torch.inference_mode()
-def prefix_problem(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> str | None:
+@torch.no_grad()
+def prefix_problem(lm: CausalModel, sequences: Sequence[Sequence[int]]) -> str | None:
     """Why sharing the prefix of these sequences would not be exact; None: it is.
 
     Compares final hidden states of two sequences with and without a shared prefix.
@@ -98,7 +98,7 @@ def prefix_problem(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> str
 
 
 def _last_hidden(
-    lm: LanguageModel, sequences: Sequence[Sequence[int]], prefix: Sequence[int]
+    lm: CausalModel, sequences: Sequence[Sequence[int]], prefix: Sequence[int]
 ) -> Tensor:
     kept = PrefixCache(lm, prefix)
     tokens, last = right_padded([s[kept.length :] for s in sequences], lm.device)

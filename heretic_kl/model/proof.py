@@ -16,7 +16,7 @@ TOLERANCE = 0.3
 stream is far larger than what a late layer adds to it, can leave 0.1; in float32 it is 1e-5."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def direction_residue(lm: LanguageModel, *, seed: int = 0) -> Tensor:
     """What stays of a random direction in each layer's contribution once all sites remove it.
 
@@ -70,7 +70,7 @@ def _contributions(lm: LanguageModel, tokens: Tensor) -> Tensor:
 
     handle = lm.architecture.layers[0].register_forward_pre_hook(before_first_layer)
     try:
-        with on_layer_outputs(lm.architecture, keep):
+        with on_layer_outputs(lm.architecture.layers, keep):
             lm.body(input_ids=tokens, use_cache=False)
     finally:
         handle.remove()

@@ -13,7 +13,7 @@ from heretic_kl.model.padding import right_padded
 from heretic_kl.model.prefix import PrefixCache
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def last_token_residuals(
     lm: LanguageModel,
     batches: Iterable[Sequence[Sequence[int]]],
@@ -46,6 +46,6 @@ def last_token_residuals(
             index = rows.to(hidden.device), last.to(hidden.device)
             columns.append(hidden[index].float().cpu())
 
-        with on_layer_outputs(lm.architecture, keep):
+        with on_layer_outputs(lm.architecture.layers, keep):
             lm.body(input_ids=tokens, **kept.arguments(lm, len(batch)))
         yield torch.stack(columns, dim=1)

@@ -34,6 +34,8 @@ class FrontRow:
     knee: bool = False
     like_next: tuple[str, ...] = ()
     """Scorers whose 95% interval on the search prompts overlaps that of the next trial."""
+    noise_floors: Mapping[str, float] = field(default_factory=dict)
+    """In nats, by scorer that has one."""
 
     @property
     def title(self) -> str:
@@ -73,6 +75,7 @@ def front_rows(
                 edit=describe_edit(trial.edit),
                 knee=trial.number == best,
                 like_next=() if following is None else _overlapping(trial, following),
+                noise_floors=_noise_floors(trial.scores),
             )
         )
     return tuple(rows)
@@ -117,6 +120,10 @@ def front_footnotes(rows: Sequence[FrontRow]) -> list[str]:
         return []
     notes = ["In parentheses: 95% interval. After ±: one standard error."]
     notes.append("Search scores chose these trials and flatter them; report prompts had no say.")
+    for name, floor in trials[0].noise_floors.items():
+        notes.append(
+            f"{label(name)}: noise floor {floor:.1g} nats, seen when only batching differs."
+        )
     for name in _names(trials):
         pairs = [
             f"{row.number}~{following.number}"
@@ -152,6 +159,11 @@ def front_markdown(rows: Sequence[FrontRow]) -> str:
 
 def _cells(scores: Mapping[str, Score]) -> dict[str, str]:
     return {name: cell(score) for name, score in scores.items()}
+
+
+def _noise_floors(scores: Mapping[str, Score]) -> dict[str, float]:
+    floors = {name: score.details.get("noise_floor") for name, score in scores.items()}
+    return {name: floor for name, floor in floors.items() if isinstance(floor, float)}
 
 
 def _names(rows: Sequence[FrontRow]) -> list[str]:

@@ -16,7 +16,9 @@ MISSING: Final = "–"
 _SHORT_LABELS: Final = {"teacher_forced_kl": "KL"}
 _COMPONENTS: Final = ("attention", "mlp")
 _NORMS: Final = {"row": "row norms restored", "normalized_row": "normalized rows ablated"}
-_NATS: Final = re.compile(r"^(?P<number>.+?) nats( \(below the noise floor\))?$")
+_NATS: Final = re.compile(
+    r"^(?P<number>.+?) nats( \((?P<below>below the )?noise floor (?P<floor>\S+)\))?$"
+)
 _ASCII: Final = str.maketrans(
     {
         "±": "+/-",
@@ -44,12 +46,12 @@ def label(name: str) -> str:
 
 
 def compact(score: Score) -> str:
-    """A score in a trial's line: `3/64 (5%)`, `0.0312 ± 0.0041`; else its own text."""
+    """A score in a trial's line: `3/64 (5%)`, `0.0312 ± 0.0041 (floor 3e-12)`; else its text."""
     counted = _counted(score)
     if counted is not None:
         count, total = counted
         return f"{count}/{total} ({_percent(count, total)}%)"
-    return _without_unit(score.text)
+    return _without_unit(score.text, floor=True)
 
 
 def cell(score: Score) -> str:
@@ -129,11 +131,13 @@ def _percent(count: int, total: int) -> str:
     return f"{100 * count / total:.0f}"
 
 
-def _without_unit(text: str) -> str:
+def _without_unit(text: str, *, floor: bool = False) -> str:
     match = _NATS.match(text)
     if match is None:
         return text
-    return match["number"] + (" (noise)" if match[2] else "")
+    if match["below"]:
+        return match["number"] + " (noise)"
+    return match["number"] + (f" (floor {match['floor']})" if floor and match["floor"] else "")
 
 
 def _component(name: str, kernel: WeightKernel | None) -> str:

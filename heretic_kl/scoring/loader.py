@@ -6,12 +6,12 @@ import difflib
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from heretic_kl.errors import ConfigError, ScorerError
 from heretic_kl.scoring.scorer import Scorer, ScorerSettings
@@ -122,11 +122,20 @@ def _settings_message(name: str, kind: type[ScorerSettings], error: ValidationEr
     key = ".".join(str(part) for part in first["loc"])
     where = f"scorers.{name}.settings.{key}"
     if first["type"] == "extra_forbidden":
-        known = list(kind.model_fields)
-        close = difflib.get_close_matches(key, known, n=1)
+        known = _known_keys(kind, first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         return f"unknown setting {where}: {hint}"
     return f"{where} = {first.get('input')!r}: {first['msg']}"
+
+
+def _known_keys(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """Keys of the table at a path below a settings class."""
+    for part in path:
+        annotation = kind.model_fields[str(part)].annotation
+        inner = (annotation, *get_args(annotation))  # Table or Table | None
+        kind = next(t for t in inner if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(kind.model_fields)
 
 
 def documented_settings(use: str) -> dict[str, tuple[Any, str]]:

@@ -43,6 +43,11 @@ class ScorerContext(Protocol):
     """What a scorer may ask while it prepares."""
 
     @property
+    def split(self) -> Literal["search", "report"]:
+        """Whether trials or final trials are to be measured."""
+        ...
+
+    @property
     def kl_tokens(self) -> int:
         """The run's number of scored positions N."""
         ...
@@ -131,6 +136,13 @@ class Scorer(ABC, Generic[SettingsT]):
 
     def prepare(self, context: ScorerContext) -> None:  # noqa: B027 (optional by design)
         """Called once before any candidate: pick prompts, ask the reference what is needed."""
+
+    def identity(self) -> Mapping[str, str]:
+        """What its scores depend on beyond code and settings, such as the content of own files.
+
+        Asked after `prepare`. A study is continued only where all of it is the same.
+        """
+        return {}
 
     @abstractmethod
     def requests(self) -> Sequence[Request]:

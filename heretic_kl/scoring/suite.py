@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -46,6 +46,7 @@ class MeasuringContext:
     kl_tokens: int
     max_answer_tokens: int
     noise_floor: float | None = None
+    split: Literal["search", "report"] = "search"
 
     def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:
         """The prompts of the split being measured."""

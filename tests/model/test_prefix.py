@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heretic_kl.ablation import ablation_operator
-from heretic_kl.engine import Engine, greedy_answers
+from heretic_kl.engine import Engine, generate_answers
 from heretic_kl.engine.forcing import ForcedSequence, forced_hidden_states
 from heretic_kl.model import (
     PrefixCache,
@@ -55,8 +55,8 @@ def test_forced_states_are_the_same_with_and_without_it(lm, plan):
 def test_answers_are_the_same_with_and_without_it(lm, plan):
     encoded = [lm.chat.encode(prompt) for prompt in PROMPTS]
     with edited(lm.architecture, plan):
-        shared = greedy_answers(lm, encoded, 12)
-        plain = greedy_answers(lm, encoded, 12, share_prefix=False)
+        shared = generate_answers(lm, encoded, 12)
+        plain = generate_answers(lm, encoded, 12, share_prefix=False)
     assert [answer.tokens for answer in shared] == [answer.tokens for answer in plain]
 
 

@@ -90,7 +90,7 @@ class TestWording:
 
     def test_a_divergence_keeps_its_error_and_loses_its_unit(self) -> None:
         assert compact(divergence(0.0312)) == "0.0312 ± 0.0039"
-        assert cell(Score(0.0, "0.0000 ± 0.0000 nats (below the noise floor)")) == (
+        assert cell(Score(0.0, "0.0000 ± 0.0000 nats (below the noise floor 3e-12)")) == (
             "0.0000 ± 0.0000 (noise)"
         )
 

@@ -1,0 +1,124 @@
+"""The unedited model's side of teacher forcing: its answers and what it computes over them.
+
+And what another model's final hidden states are reduced to beside them. Runs no plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from heretic_kl.engine.forcing import ForcedSequence
+from heretic_kl.engine.runner import Runner
+from heretic_kl.kl import Direction, Head, Reference, ReferenceIdentity
+from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
+from heretic_kl.model import CausalModel
+from heretic_kl.requests import RowReduction, Sampling
+
+
+def model_identity(
+    lm: CausalModel, settings: Mapping[str, str | int | float | bool | None] | None = None
+) -> ReferenceIdentity:
+    """By what a stored reference of this model is known again; see `ReferenceIdentity`."""
+    return ReferenceIdentity(
+        tokenizer_hash=lm.tokenizer_hash(),
+        vocabulary_size=lm.head.vocabulary,
+        head_fingerprint=lm.head.fingerprint(),
+        settings=settings or {},
+    )
+
+
+def answer_and_force(
+    runner: Runner,
+    encoded: Sequence[Sequence[int]],
+    tokens: int,
+    identity: ReferenceIdentity,
+    sampling: Sampling | None = None,
+) -> Reference:
+    """Have a model answer, then feed it its own answers as every candidate will be fed them.
+
+    Args:
+        runner: of the unedited model.
+        encoded: token ids of the prompts.
+        tokens: N, most tokens of an answer; the end token is the last of one.
+        identity: of the model, see `model_identity`.
+        sampling: how answers are drawn; None: greedy.
+    """
+    answers = runner.answers(encoded, tokens, sampling=sampling)
+    sequences = tuple(
+        ForcedSequence(tuple(prompt), tuple(answer.reference_tokens(tokens)))
+        for prompt, answer in zip(encoded, answers, strict=True)
+    )
+    answer_ids = _padded([s.answer for s in sequences], tokens)
+    return Reference.from_hidden(
+        answer_ids.clamp_min(0),
+        answer_ids >= 0,
+        runner.hidden_states(sequences),
+        identity,
+        prompts=_padded([s.prompt for s in sequences], max(len(s.prompt) for s in sequences)),
+    )
+
+
+def forced_sequences(reference: Reference) -> tuple[ForcedSequence, ...]:
+    """What a reference feeds to every model."""
+    assert reference.prompts is not None  # `answer_and_force` keeps them
+    prompts, answers = reference.prompts.tolist(), reference.tokens.tolist()
+    lengths = reference.mask.sum(dim=1).tolist()
+    return tuple(
+        ForcedSequence(tuple(t for t in prompt if t >= 0), tuple(answer[:length]))
+        for prompt, answer, length in zip(prompts, answers, lengths, strict=True)
+    )
+
+
+def reduce_rows(
+    reference: Reference,
+    hidden: Tensor,  # (rows, D) of the candidate
+    reduction: RowReduction,
+    *,
+    reference_head: Head,
+    head: Head,
+) -> tuple[Tensor, ...]:
+    """Columns of a reduction over all rows, the heads applied to chunks of rows."""
+    assert reference.hidden is not None
+    tokens = reference.row_tokens.to(hidden.device)
+    step = max(1, MAX_LOGIT_ELEMENTS // head.vocabulary)
+    parts = [
+        reduction(
+            reference_head.logits(reference.hidden[start : start + step]),
+            head.logits(hidden[start : start + step]),
+            tokens[start : start + step],
+        )
+        for start in range(0, hidden.shape[0], step)
+    ]
+    joined = [torch.cat(columns).cpu() for columns in zip(*parts, strict=True)]
+    kind = type(parts[0])
+    return kind(joined) if kind is tuple else kind(*joined)
+
+
+def mean_kl(
+    reference: Reference,
+    hidden: Tensor,  # (rows, D)
+    *,
+    head: Head,
+    candidate_head: Head | None = None,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
+) -> float:
+    """KL in nats between two sets of hidden states, mean over positions, then over prompts."""
+    table = reference.measure(
+        hidden,
+        head=head,
+        candidate_head=candidate_head,
+        direction=direction,
+        temperature=temperature,
+    )
+    counts = table.mask.sum(dim=1)
+    scored = counts > 0
+    return float((table.divergence.sum(dim=1)[scored] / counts[scored]).mean())
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    """(P, width) int64, -1 after each row's last token."""
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.int64)

@@ -1,0 +1,108 @@
+"""Runs one model over token ids in batches that fit in memory. Knows no prompts and no edits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from heretic_kl.engine.batching import length_buckets
+from heretic_kl.engine.forcing import ForcedSequence, forced_hidden_states
+from heretic_kl.engine.generation import Answer, ChosenTokens, generate_answers
+from heretic_kl.errors import MeasurementError
+from heretic_kl.model import CausalModel
+from heretic_kl.requests import Sampling, StopRule
+
+T = TypeVar("T")
+
+
+class Runner:
+    """A model, and how much of it runs at once.
+
+    Args:
+        lm: the model.
+        batch_size: most sequences in a batch; halved, and remembered, when memory runs out.
+        share_prefix: run the tokens that all sequences begin with once; see
+            `heretic_kl.model.prefix_problem` for models that do not allow it.
+        notify: told, in words, when the batch size had to change.
+    """
+
+    def __init__(
+        self,
+        lm: CausalModel,
+        batch_size: int,
+        *,
+        share_prefix: bool = True,
+        notify: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.lm = lm
+        self.batch_size = batch_size
+        self.share_prefix = share_prefix
+        self._notify = notify
+
+    def hidden_states(self, sequences: Sequence[ForcedSequence]) -> Tensor:
+        """Final hidden states at all scored positions, (rows, D); see `forced_hidden_states`."""
+        return self.within_memory(
+            lambda: forced_hidden_states(
+                self.lm, sequences, self.batch_size, share_prefix=self.share_prefix
+            )
+        )
+
+    def answers(
+        self,
+        encoded: Sequence[Sequence[int]],
+        max_tokens: int,
+        rules: Sequence[StopRule] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Answer]:
+        """An answer to each sequence, in order; greedy, or drawn if `sampling` says how."""
+        return self.within_memory(lambda: self._answers(encoded, max_tokens, rules, sampling))
+
+    def within_memory(self, work: Callable[[], T]) -> T:
+        """Do work; where memory runs out, again in batches of half the size.
+
+        Raises:
+            MeasurementError: it runs out with single sequences.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                if self.batch_size == 1:
+                    raise MeasurementError(
+                        "out of memory with a single prompt: use shorter prompts, fewer "
+                        "--kl-tokens or a larger device"
+                    ) from error
+            # Outside the handler, so that the failed attempt's tensors are free.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.batch_size = max(1, self.batch_size // 2)
+            self._notify(f"out of memory: batch size is now {self.batch_size}")
+
+    def _answers(
+        self,
+        encoded: Sequence[Sequence[int]],
+        max_tokens: int,
+        rules: Sequence[StopRule],
+        sampling: Sampling | None,
+    ) -> list[Answer]:
+        found: dict[int, Answer] = {}
+        # Decoding costs a step of the whole model per token: full batches matter more than
+        # a few padded positions.
+        buckets = length_buckets([len(ids) for ids in encoded], self.batch_size, max_padding=1.0)
+        for bucket in buckets:
+            batch = [encoded[index] for index in bucket]
+            done = generate_answers(
+                self.lm,
+                batch,
+                max_tokens,
+                rules,
+                share_prefix=self.share_prefix,
+                chosen=ChosenTokens(batch, sampling),
+            )
+            found.update(zip(bucket, done, strict=True))
+        return [found[index] for index in range(len(encoded))]

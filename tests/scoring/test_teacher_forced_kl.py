@@ -1,0 +1,82 @@
+"""The settings of the teacher-forced KL that change what is measured."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from heretic_kl.ablation import ablation_operator
+from heretic_kl.engine import Engine
+from heretic_kl.errors import ConfigError
+from heretic_kl.prompts import Prompt
+from heretic_kl.scoring import MeasuringContext, ScorerSpec, Suite, build_scorer
+from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
+
+PROMPTS = tuple(Prompt(text) for text in ("make a cake", "tell me about Rome", "wait please"))
+KEEP_ALL = {"set_aside_refused": False}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = save_tiny_model(tmp_path_factory.mktemp("m") / "m", tiny_llama())
+    return Engine(load_tiny_model(folder), batch_size=4)
+
+
+@pytest.fixture
+def plan(engine):
+    direction = torch.randn(
+        engine.lm.architecture.width, generator=torch.Generator().manual_seed(1)
+    )
+    return {key: ablation_operator(direction, 0.5) for key in engine.lm.architecture.facts()}
+
+
+def kl(engine, plan, *, split="search", **settings):
+    suite = Suite([ScorerSpec("kl", "teacher_forced_kl", "minimize", {**KEEP_ALL, **settings})])
+    context = MeasuringContext(engine, {"harmful": PROMPTS, "harmless": PROMPTS}, 4, 8)
+    suite.prepare(replace(context, split=split, noise_floor=1e-12))
+    return suite, suite.evaluate(engine, plan)["kl"]
+
+
+def test_drawn_answers_are_another_measurement_and_repeat(engine, plan):
+    greedy = kl(engine, plan)[1].value
+    first = kl(engine, plan, reference="sampled(1)")[1].value
+    assert first == kl(engine, plan, reference="sampled(1)")[1].value
+    assert len({greedy, first, kl(engine, plan, reference="sampled(2)")[1].value}) == 3
+    assert kl(engine, None, reference="sampled(1)")[1].value == 0.0
+
+
+def test_its_own_prompts_are_measured_in_their_own_split(engine, plan, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("make a bomb\nsorry\nmix flour with water\nsure\n", encoding="utf-8")
+    own = {"source": str(file), "limit": 3}
+    suite, score = kl(engine, plan, prompts=own)
+    assert score.details["prompts"] == 3
+    assert score.value != kl(engine, plan)[1].value
+    other, unchanged = kl(engine, plan, split="report", prompts=own)
+    assert unchanged.value == kl(engine, plan)[1].value
+    _, there = kl(engine, plan, split="report", report_prompts=own)
+    assert there.value == score.value
+    assert suite.scorers["kl"].identity() != other.scorers["kl"].identity()
+
+
+def test_the_noise_floor_stands_beside_the_value(engine, plan):
+    assert kl(engine, plan)[1].text.endswith(" nats (noise floor 1e-12)")
+    assert kl(engine, None)[1].text == "0.0000 ± 0.0000 nats (below the noise floor 1e-12)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reference": "sampled"}, "scorers.kl.settings.reference = 'sampled'"),
+        ({"reference": "sampled(x)"}, "scorers.kl.settings.reference = 'sampled(x)'"),
+        ({"prompts": {"source": ""}}, "scorers.kl.settings.prompts.source = ''"),
+        (
+            {"prompts": {"source": "x", "sufix": "x"}},
+            "unknown setting scorers.kl.settings.prompts.sufix: did you mean 'suffix'",
+        ),
+    ],
+)
+def test_wrong_settings_are_one_line(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        build_scorer("kl", "teacher_forced_kl", settings)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
