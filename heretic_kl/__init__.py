@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from heretic_kl._version import __version__
 
 if TYPE_CHECKING:
+    from heretic_kl.compare import TeacherForcedKL
     from heretic_kl.config import Settings
     from heretic_kl.errors import HereticKLError
     from heretic_kl.pipeline import Session
@@ -35,6 +36,7 @@ __all__ = [
     "ScorerSettings",
     "Session",
     "Settings",
+    "TeacherForcedKL",
     "__version__",
     "load_prompts",
 ]
@@ -48,6 +50,7 @@ _HOME = {
     "ScorerSettings": "scoring",
     "Session": "pipeline",
     "Settings": "config",
+    "TeacherForcedKL": "compare",
     "load_prompts": "prompts",
 }
 

@@ -26,6 +26,7 @@ ROOMS = {
     "report": LEAVES | {"search", "scoring", "ablation"},
     "events": LEAVES | {"search", "scoring"},
     "ui": LEAVES | {"events", "report", "search", "scoring", "ablation"},
+    "compare": LEAVES | {"model", "engine", "kl", "prompts", "requests"},
     "demo": LEAVES,
 }
 """Room -> what of ours it may import."""
@@ -121,7 +122,7 @@ def test_public_names_are_there_and_nothing_else_is_listed():
 
 
 @pytest.mark.parametrize(
-    "module", ["ablation", "engine", "export", "kl", "model", "scoring", "search"]
+    "module", ["ablation", "compare", "engine", "export", "kl", "model", "scoring", "search"]
 )
 def test_every_room_has_a_curated_surface(module):
     loaded = importlib.import_module(f"heretic_kl.{module}")

@@ -60,32 +60,40 @@ class ReferenceIdentity:
     head_fingerprint: str | None = None
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
-    def require_match(self, expected: "ReferenceIdentity") -> None:
+    def require_match(
+        self,
+        expected: "ReferenceIdentity",
+        *,
+        problem: str = "the stored reference does not fit",
+        sides: tuple[str, str] = ("stored", "now"),
+        remedy: str = "compute it again",
+    ) -> None:
         """Raise `MeasurementError`, naming every difference, unless this is as `expected`.
 
         The head is compared only where both are known: stored logits need none.
+
+        Args:
+            expected: What this must be.
+            problem: What the message begins with.
+            sides: What this and the expected one are called in it.
+            remedy: What to do.
         """
-        differences = []
-        if self.tokenizer_hash != expected.tokenizer_hash:
-            differences.append(
-                f"tokenizer (stored {self.tokenizer_hash[:12]}, now {expected.tokenizer_hash[:12]})"
-            )
-        if self.vocabulary_size != expected.vocabulary_size:
-            differences.append(
-                f"vocabulary (stored {self.vocabulary_size}, now {expected.vocabulary_size})"
-            )
-        heads = (self.head_fingerprint, expected.head_fingerprint)
-        if None not in heads and heads[0] != heads[1]:
-            differences.append(f"head (stored {str(heads[0])[:12]}, now {str(heads[1])[:12]})")
+        mine, theirs = sides
+        pairs: list[tuple[str, Setting, Setting]] = [
+            ("tokenizer", self.tokenizer_hash[:12], expected.tokenizer_hash[:12]),
+            ("vocabulary", self.vocabulary_size, expected.vocabulary_size),
+        ]
+        if self.head_fingerprint is not None and expected.head_fingerprint is not None:
+            pairs.append(("head", self.head_fingerprint[:12], expected.head_fingerprint[:12]))
         for name in sorted({*self.settings, *expected.settings}):
-            stored, now = self.settings.get(name), expected.settings.get(name)
-            if stored != now:
-                differences.append(f"setting {name} (stored {stored!r}, now {now!r})")
+            pairs.append((f"setting {name}", self.settings.get(name), expected.settings.get(name)))
+        differences = [
+            f"another {what} ({mine} {own!r}, {theirs} {other!r})"
+            for what, own, other in pairs
+            if own != other
+        ]
         if differences:
-            raise MeasurementError(
-                f"the stored reference does not fit: another {', another '.join(differences)}; "
-                f"compute it again"
-            )
+            raise MeasurementError(f"{problem}: {', '.join(differences)}; {remedy}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +201,22 @@ class Reference:
     def with_hidden(self, hidden: Tensor) -> "Reference":
         """Return the same answers as another model sees them, to compare a third with that."""
         return replace(self, hidden=hidden, logits=None)
+
+    def first_prompts(self, count: int) -> "Reference":
+        """Return the reference of the first `count` prompts, of all if there are fewer."""
+        mask = self.mask[:count]
+        rows = int(mask.sum())
+        logits = None
+        if self.logits is not None:
+            logits = StoredLogits(*(column[:rows] for column in self.logits))
+        return replace(
+            self,
+            tokens=self.tokens[:count],
+            mask=mask,
+            hidden=None if self.hidden is None else self.hidden[:rows],
+            logits=logits,
+            prompts=None if self.prompts is None else self.prompts[:count],
+        )
 
     def measure(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def with_adapter(model: Any, folder: Path, base_name: str) -> Any:
     from peft import PeftModel
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), warnings.catch_warnings():
+            # PEFT asks the model a question that transformers has renamed.
+            warnings.simplefilter("ignore", FutureWarning)
             wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         first = " ".join(str(error).split())[:200]

@@ -54,6 +54,12 @@ class ModelSource:
         return folder if (folder / ADAPTER_CONFIG).is_file() else None
 
     @property
+    def looks_local(self) -> bool:
+        """Whether the name can only be a path: no hub id is written like that."""
+        name = self.name
+        return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+    @property
     def short_name(self) -> str:
         """A name fit for a folder: the last part of the path or id."""
         if self.gguf_file is not None:
@@ -230,8 +236,7 @@ def _check_exists(source: ModelSource) -> None:
             hint = f"; give the file itself, for instance {ggufs[0]}" if ggufs else ""
             raise ModelNotFoundError(f"folder {name!r} holds no config.json{hint}")
         return
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    if looks_like_path or Path(name).exists():
+    if source.looks_local or Path(name).exists():
         raise ModelNotFoundError(f"no model at {name!r}: give a folder, a .gguf file or a hub id")
 
 

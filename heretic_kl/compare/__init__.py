@@ -1,0 +1,10 @@
+"""Any two models with one tokenizer, compared by teacher-forced KL. Edits and searches nothing.
+
+Dimensions: P prompts, N scored positions, V vocabulary, D width of the final hidden state; rows
+are the scored positions of all prompts. Units are nats.
+"""
+
+from heretic_kl.compare.measurement import Measurement
+from heretic_kl.compare.teacher_forced_kl import DEFAULT_PROMPTS, PromptsLike, TeacherForcedKL
+
+__all__ = ["DEFAULT_PROMPTS", "Measurement", "PromptsLike", "TeacherForcedKL"]

@@ -1,0 +1,62 @@
+"""One candidate against one reference: the summary, the table behind it, the floor below it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from heretic_kl.engine import NoiseFloor
+from heretic_kl.kl import KLSummary, KLTable, PairedComparison, compare_paired, geometric_weights
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `TeacherForcedKL.score` found; prints as one line."""
+
+    summary: KLSummary
+    table: KLTable
+    """(P, N), position by position; `table.save(path)` keeps it."""
+    noise_floor: NoiseFloor | None
+    """Of the reference; None if it was not measured."""
+    position_decay: float = 1.0
+
+    @property
+    def kl(self) -> float:
+        """Nats; mean over finite positions, then over prompts."""
+        return self.summary.mean
+
+    def compare(self, other: Measurement) -> PairedComparison:
+        """How this candidate differs from another, paired by prompt; negative if it is closer.
+
+        Raises:
+            MeasurementError: they were not measured on the same positions of the same answers.
+        """
+        weights = None
+        if self.position_decay != 1.0:
+            weights = geometric_weights(self.table.positions, self.position_decay)
+        return compare_paired(self.table, other.table, position_weights=weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary and both floors, JSON-ready."""
+        floor = self.noise_floor
+        return {
+            **self.summary.to_dict(),
+            "position_decay": self.position_decay,
+            "rounding_floor": None if floor is None else floor.rounding,
+        }
+
+    def __str__(self) -> str:
+        summary = self.summary
+        error = "" if summary.standard_error is None else f" ± {summary.standard_error:.4g}"
+        interval = ""
+        if summary.interval is not None:
+            interval = f", 95% {summary.interval.low:.4g} to {summary.interval.high:.4g}"
+        floor = ""
+        if summary.noise_floor is not None:
+            below = "below the " if summary.below_noise_floor else ""
+            floor = f", {below}noise floor {summary.noise_floor:.1g}"
+        infinite = f", {summary.infinite_count} positions infinite" * bool(summary.infinite_count)
+        return (
+            f"{summary.mean:.4g}{error} nats{interval}{floor}{infinite} "
+            f"({summary.prompts} prompts, {summary.rows} positions)"
+        )
