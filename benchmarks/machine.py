@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
+
+from heretic_kl import __version__
 
 
 def machine_facts(threads: int) -> dict[str, object]:
@@ -16,6 +19,11 @@ def machine_facts(threads: int) -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def library_versions(*more: str) -> dict[str, str]:
+    """Versions of what figures depend on; `more` names further packages."""
+    return {"heretic-kl": __version__, **{n: version(n) for n in ("torch", "transformers", *more)}}
 
 
 def _processor() -> str:

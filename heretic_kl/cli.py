@@ -33,13 +33,17 @@ class Command(NamedTuple):
 
     summary: str
     run: Callable[[Sequence[str]], int]  # arguments after the command -> exit code
+    kept: str = ""  # what an interrupt or a full disk leaves, for people
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    kept = ""
     try:
-        code = _dispatch(words)
+        command = _command(words)
+        kept = command.kept
+        code = command.run(words)
         sys.stdout.flush()
         return code
     except HereticKLError as error:
@@ -47,11 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{PROGRAM}: error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(
-            f"\n{PROGRAM}: interrupted; finished trials are kept in the study, and the same "
-            "command continues it",
-            file=sys.stderr,
-        )
+        more = f"; {kept} in the study, and the same command continues it" if kept else ""
+        print(f"\n{PROGRAM}: interrupted{more}", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # `heretic-kl --help | head`: nobody reads on, which is no error. Without a new target
@@ -60,23 +61,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"{PROGRAM}: error: {error.strerror or error}{where}; finished trials are kept",
-            file=sys.stderr,
-        )
+        more = f"; {kept}" if kept else ""
+        print(f"{PROGRAM}: error: {error.strerror or error}{where}{more}", file=sys.stderr)
         return 1
 
 
-def _dispatch(words: list[str]) -> int:
+def _command(words: list[str]) -> Command:
+    """Take the command's name off the words; flags alone are those of `run`."""
     name = "run"
     if words and not words[0].startswith("-"):
         name = words.pop(0)
         if name not in COMMANDS:
             raise ConfigError(_unknown_command(name))
     elif words[:1] in (["-V"], ["--version"]):
-        print(f"{PROGRAM} {__version__}")
-        return 0
-    return COMMANDS[name].run(words)
+        return Command("", _version)
+    return COMMANDS[name]
+
+
+def _version(words: Sequence[str]) -> int:
+    print(f"{PROGRAM} {__version__}")
+    return 0
 
 
 def _search(words: Sequence[str]) -> int:
@@ -105,6 +109,17 @@ def _demo(words: Sequence[str]) -> int:
             f"`{PROGRAM} demo` runs on the demo model; for another one leave out the word demo"
         )
     return _run(load_settings(words, defaults=DEMO_PRESET), demo=True)
+
+
+def _score(words: Sequence[str]) -> int:
+    if _asks_for_help(words):
+        from .score_arguments import score_help
+
+        print(score_help(_help_width()))
+        return 0
+    from .score_command import run_score
+
+    return run_score(words)
 
 
 def _config(words: Sequence[str]) -> int:
@@ -195,9 +210,13 @@ def _demo_model(observer: "Observer") -> str:
     return str(ensure_demo_model(notify=lambda message: observer(Notice(message))))
 
 
+TRIALS_KEPT = "finished trials are kept"
 COMMANDS = {
-    "run": Command("Search for edits of --model (also without this word)", _search),
-    "demo": Command("The same on the demo model, with settings for a short run", _demo),
+    "run": Command("Search for edits of --model (also without this word)", _search, TRIALS_KEPT),
+    "demo": Command(
+        "The same on the demo model, with settings for a short run", _demo, TRIALS_KEPT
+    ),
+    "score": Command("Measure any models against a reference (flags: score --help)", _score),
     "config": Command("Print the default configuration, documented, for a config.toml", _config),
 }
 
@@ -210,7 +229,7 @@ def _help(command: str) -> str:
     from .config import DEMO_PRESET
     from .config_document import help_entry, settings_help
 
-    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 100))
+    width = _help_width()
     usage = "--model MODEL [--SETTING VALUE ...]" if command == "run" else "[--SETTING VALUE ...]"
     lines = [
         f"usage: {PROGRAM} {'' if command == 'run' else command + ' '}{usage}",
@@ -233,6 +252,10 @@ def _help(command: str) -> str:
         "(HERETIC_KL_KL_TOKENS, HERETIC_KL_EDIT__NORM), these over the settings file.",
     ]
     return "\n".join(lines)
+
+
+def _help_width() -> int:
+    return max(60, min(shutil.get_terminal_size((100, 24)).columns, 100))
 
 
 def _unknown_command(name: str) -> str:

@@ -10,7 +10,9 @@ from typing import Literal, TypeAlias
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
 
-Stage = Literal["load", "calibrate", "directions", "baseline", "search", "confirm", "save"]
+Stage = Literal[
+    "load", "calibrate", "directions", "baseline", "search", "confirm", "save", "measure"
+]
 
 
 @dataclass(frozen=True)

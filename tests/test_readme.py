@@ -34,6 +34,15 @@ def test_the_example_scorer_works(tmp_path):
     assert suite.evaluate(engine, None)["brevity"].text.endswith(" words")
 
 
+def test_the_measurement_in_three_lines_works(tmp_path, capsys):
+    (code,) = (block for block in blocks("python") if "import TeacherForcedKL" in block)
+    for seed, name in enumerate(("original", "fine-tune")):
+        folder = save_tiny_model(tmp_path / name, tiny_llama(), seed=seed)
+        code = code.replace(f"path/to/{name}", str(folder))
+    exec(code, {})
+    assert " nats, 95% " in capsys.readouterr().out
+
+
 def test_the_example_settings_are_known():
 
     from heretic_kl.config import load_settings

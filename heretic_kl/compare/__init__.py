@@ -5,6 +5,8 @@ are the scored positions of all prompts. Units are nats.
 """
 
 from heretic_kl.compare.measurement import Measurement
-from heretic_kl.compare.teacher_forced_kl import DEFAULT_PROMPTS, PromptsLike, TeacherForcedKL
+from heretic_kl.compare.preflight import check_models
+from heretic_kl.compare.questions import DEFAULT_PROMPTS, PromptsLike
+from heretic_kl.compare.teacher_forced_kl import TeacherForcedKL
 
-__all__ = ["DEFAULT_PROMPTS", "Measurement", "PromptsLike", "TeacherForcedKL"]
+__all__ = ["DEFAULT_PROMPTS", "Measurement", "PromptsLike", "TeacherForcedKL", "check_models"]

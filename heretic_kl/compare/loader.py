@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from heretic_kl.errors import ModelError, ModelNotFoundError
 from heretic_kl.model import (
     CausalModel,
     DtypeName,
     ModelSource,
     adapter_base,
     adopt_model,
+    check_to_measure,
     load_to_measure,
     load_tokenizer,
 )
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
 
 @dataclass
 class ModelLoader:
-    """How models are loaded that are given by name; remembers which one is the reference."""
+    """How models are loaded that are given by name; remembers which one is the reference.
+
+    It keeps none of them: what its caller lets go of is out of memory before the next is loaded.
+    """
 
     dtype: DtypeName
     device: str
@@ -28,7 +38,18 @@ class ModelLoader:
     trust_remote_code: bool
     notify: Callable[[str], None]
     """Told, in words, which base an adapter was put on."""
+    default_base: Any = None
+    """What adapters are put on, a path or hub id; None: what each names."""
     _reference: ModelSource | None = field(default=None, init=False)
+
+    @property
+    def reference_name(self) -> str | None:
+        """Hub id, or the bare name of a folder or file, never a path; None: it was an object."""
+        source = self._reference
+        if source is None:
+            return None
+        local = source.folder is not None or source.gguf_file is not None
+        return source.short_name if local else source.name
 
     def reference(
         self,
@@ -49,12 +70,10 @@ class ModelLoader:
             return model
         source = as_source(model)
         if source is not None:
-            self._reference = source
-            base = self._base(source, None)
-            tokenizer = tokenizer or load_tokenizer(
-                source if has_tokenizer(source) or base is None else base, self.trust_remote_code
-            )
-            model = self._load(source, base)
+            base = self.take_reference(source)
+            self.check(source, base)
+            tokenizer = tokenizer or self._tokenizer_of_reference(source, base)
+            model = self._load(source, base, self.dtype)
         elif tokenizer is None:
             raise ValueError("a reference given as an object needs its tokenizer")
         return adopt_model(
@@ -65,40 +84,93 @@ class ModelLoader:
             response_prefix=response_prefix,
         )
 
+    def take_reference(self, source: ModelSource) -> ModelSource | None:
+        """Remember the reference; return what it is put on if it is an adapter."""
+        self._reference = source
+        return self._base(source, as_source(self.default_base))
+
     def candidate(
-        self, model: Any, tokenizer: Any, base: Any, *, fallback: Any
+        self,
+        model: Any,
+        tokenizer: Any,
+        base: Any,
+        *,
+        fallback: Any,
+        dtype: DtypeName | None = None,
     ) -> tuple[CausalModel, bool]:
         """A candidate, and whether it came with a tokenizer of its own.
 
         Args:
             model: what the user named or holds.
             tokenizer: of it, or None.
-            base: what to put it on if it is an adapter; None: what it names.
+            base: what to put it on if it is an adapter; None: `default_base`, or what it names.
             fallback: the reference's tokenizer, or None.
+            dtype: to load it in; None: the loader's.
         """
         if isinstance(model, CausalModel):
             return model, True
         source = as_source(model)
         if source is not None:
+            put_on = self.base_of(source, base)
+            self.check(source, put_on)
             if tokenizer is None and has_tokenizer(source):
                 tokenizer = load_tokenizer(source, self.trust_remote_code)
-            model = self._load(source, self._base(source, as_source(base)))
+            if tokenizer is None and source.adapter is None:
+                self.notify(f"{source.name!r} has no tokenizer: the reference's is taken to be its")
+            model = self._load(source, put_on, dtype or self.dtype)
         known = tokenizer or fallback or _Untokenized()
         return adopt_model(model, known, template="none"), tokenizer is not None
 
-    def _load(self, source: ModelSource, base: ModelSource | None) -> Any:
-        return load_to_measure(
-            source,
-            base=base,
-            dtype=self.dtype,
-            device=self.device,
-            device_map=self.device_map,
-            trust_remote_code=self.trust_remote_code,
-        )
+    def base_of(self, source: ModelSource, base: Any = None) -> ModelSource | None:
+        """What a candidate is put on if it is an adapter."""
+        return self._base(source, as_source(self.default_base if base is None else base))
+
+    def check(self, source: ModelSource, base: ModelSource | None) -> None:
+        """Find what would keep a model from loading, as far as that shows without its weights.
+
+        Raises:
+            ModelError: it is not there, not readable, or an adapter without a base.
+        """
+        try:
+            check_to_measure(source, base=base, trust_remote_code=self.trust_remote_code)
+        except ModelNotFoundError as error:
+            stated = None if source.adapter is None else adapter_base(source.adapter)
+            if base is None or base.name != stated or self.default_base is not None:
+                raise
+            raise ModelNotFoundError(
+                f"adapter {source.name!r} names {base.name!r} as its base, which is not to be "
+                f"found: give one with --base ({error})"
+            ) from error
+
+    def _tokenizer_of_reference(self, source: ModelSource, base: ModelSource | None) -> Any:
+        home = source if has_tokenizer(source) or base is None else base
+        return load_tokenizer(home, self.trust_remote_code)
+
+    def _load(self, source: ModelSource, base: ModelSource | None, dtype: DtypeName) -> Any:
+        # Models refer to themselves in circles: without this an earlier one may still be here.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            return load_to_measure(
+                source,
+                base=base,
+                dtype=dtype,
+                device=self.device,
+                device_map=self.device_map,
+                trust_remote_code=self.trust_remote_code,
+            )
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"out of memory while {source.name!r} was loaded: try a smaller --dtype, "
+                "--device-map auto or --device cpu"
+            ) from error
 
     def _base(self, source: ModelSource, given: ModelSource | None) -> ModelSource | None:
         """What an adapter is put on: what the user says, what it names, else the reference."""
-        if source.adapter is None or given is not None:
+        if source.adapter is None:
+            return None
+        if given is not None:
             return given
         name = adapter_base(source.adapter)
         stated = None if name is None else ModelSource(name)
@@ -132,5 +204,7 @@ def as_source(model: Any) -> ModelSource | None:
 
 
 def has_tokenizer(source: ModelSource) -> bool:
-    """Whether one lies beside it; adapters often come without."""
-    return source.adapter is None or (source.adapter / "tokenizer_config.json").is_file()
+    """Whether one lies beside it; adapters and checkpoints of a training often come without."""
+    if source.folder is None:
+        return True
+    return any((source.folder / name).is_file() for name in TOKENIZER_FILES)

@@ -19,6 +19,10 @@ class Measurement:
     noise_floor: NoiseFloor | None
     """Of the reference; None if it was not measured."""
     position_decay: float = 1.0
+    reference_dtype: str | None = None
+    """What the reference computed in, for instance `bfloat16`."""
+    candidate_dtype: str | None = None
+    """Where it is another, part of the KL is rounding."""
 
     @property
     def kl(self) -> float:
@@ -37,12 +41,14 @@ class Measurement:
         return compare_paired(self.table, other.table, position_weights=weights)
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary and both floors, JSON-ready."""
+        """The summary, both floors and both dtypes, JSON-ready."""
         floor = self.noise_floor
         return {
             **self.summary.to_dict(),
             "position_decay": self.position_decay,
             "rounding_floor": None if floor is None else floor.rounding,
+            "reference_dtype": self.reference_dtype,
+            "candidate_dtype": self.candidate_dtype,
         }
 
     def __str__(self) -> str:

@@ -7,14 +7,17 @@ itself may be edited in place, trained or dropped afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, get_args
+
+import torch
 
 from heretic_kl.compare.loader import ModelLoader
 from heretic_kl.compare.measurement import Measurement
+from heretic_kl.compare.questions import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
 from heretic_kl.engine import (
     NoiseFloor,
     Runner,
@@ -23,7 +26,7 @@ from heretic_kl.engine import (
     measure_noise_floor,
     model_identity,
 )
-from heretic_kl.errors import MeasurementError, PromptError
+from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
     Direction,
     Head,
@@ -35,15 +38,16 @@ from heretic_kl.kl import (
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel, DtypeName, evaluating, find_layers, prefix_problem
-from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
+from heretic_kl.prompts import fingerprint
 from heretic_kl.requests import Sampling
 
-PromptsLike: TypeAlias = str | Path | DatasetSpec | Sequence[str | Prompt]
-"""A source (file, folder, hub id, builtin:NAME), a part of one, or the prompts themselves."""
-
-DEFAULT_PROMPTS = DatasetSpec("builtin:harmless", "report")
 NOISE_PROMPTS = 16
 """So many prompts are enough to see the size of a noise floor."""
+
+
+STORED_FACTS = frozenset(
+    {"dtype", "direction", "temperature", "position_decay", "batch_size", "share_prefix"}
+)
 
 
 class TeacherForcedKL:
@@ -72,7 +76,10 @@ class TeacherForcedKL:
         enable_thinking: for chat templates that know the switch.
         response_prefix: text put at the start of every answer.
         noise_floor: also measure what an unchanged model shows.
+        base: what adapters that are given by name are put on; None: what each names, or the
+            reference where that is not to be found.
         dtype: for models that are loaded; see `heretic_kl.model.load_model`. So are the next three.
+            Candidates are loaded in the reference's dtype if this is `auto`.
         device: where loaded models run.
         device_map: how loaded models are spread over devices.
         trust_remote_code: run code from a model's repository.
@@ -99,6 +106,7 @@ class TeacherForcedKL:
         enable_thinking: bool | None = None,
         response_prefix: str = "",
         noise_floor: bool = True,
+        base: Any = None,
         dtype: DtypeName = "auto",
         device: str = "auto",
         device_map: str | None = None,
@@ -106,12 +114,12 @@ class TeacherForcedKL:
         notify: Callable[[str], None] = lambda message: None,
     ) -> None:
         _require_in_range(kl_tokens, temperature, position_decay)
-        chosen = _prompts(prompts)
+        chosen = chosen_prompts(prompts)
         self.direction = direction
         self.temperature = temperature
         self.position_decay = position_decay
         self._notify = notify
-        self._loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify)
+        self._loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify, base)
         lm = self._loader.reference(
             reference,
             tokenizer,
@@ -119,15 +127,18 @@ class TeacherForcedKL:
             enable_thinking=enable_thinking,
             response_prefix=response_prefix,
         )
+        if template == "model" and lm.chat.template is None:
+            notify("the reference has no chat template: prompts are given as plain text")
         encoded = [lm.chat.encode(prompt) for prompt in chosen]
         sampling = None if sampling_seed is None else Sampling(sampling_seed)
         identity = model_identity(
             lm,
             {
+                "model": self._loader.reference_name,
                 "prompts": fingerprint(chosen),
                 "kl_tokens": kl_tokens,
                 "answers": "greedy" if sampling is None else f"sampled({sampling.seed})",
-                "dtype": str(lm.dtype).removeprefix("torch."),
+                "dtype": _name(lm.dtype),
             },
         )
         with evaluating(lm.model):
@@ -159,6 +170,11 @@ class TeacherForcedKL:
         """N."""
         return int(self._reference.mask.shape[1])
 
+    @property
+    def reference_dtype(self) -> str:
+        """What the reference computed in, for instance `bfloat16`."""
+        return str(self._reference.identity.settings["dtype"])
+
     def answers(self) -> list[str]:
         """The answers that both models are fed, as text.
 
@@ -172,7 +188,14 @@ class TeacherForcedKL:
 
     # --- measuring ---------------------------------------------------------------------------
 
-    def score(self, candidate: Any, tokenizer: Any = None, *, base: Any = None) -> Measurement:
+    def score(
+        self,
+        candidate: Any,
+        tokenizer: Any = None,
+        *,
+        base: Any = None,
+        dtype: DtypeName | None = None,
+    ) -> Measurement:
         """Measure a candidate.
 
         Args:
@@ -180,8 +203,10 @@ class TeacherForcedKL:
                 in force as they are. A training model is put in evaluation mode meanwhile.
             tokenizer: of the candidate, to be checked against the reference's. One that lies
                 beside a loaded candidate is checked anyway.
-            base: the model that a candidate adapter is put on, as a path or hub id; None: the
-                one it names, or the reference where that is not to be found.
+            base: the model that a candidate adapter is put on, as a path or hub id; None: as the
+                constructor was told.
+            dtype: what a candidate given by name is loaded in; None: as the constructor was told,
+                or in the reference's if that was `auto`.
 
         Raises:
             MeasurementError: another tokenizer, vocabulary or (for a stored reference) head; NaN
@@ -189,7 +214,11 @@ class TeacherForcedKL:
             ModelError: it cannot be loaded.
         """
         lm, own_tokenizer = self._loader.candidate(
-            candidate, tokenizer, base, fallback=self._tokenizer
+            candidate,
+            tokenizer,
+            base,
+            fallback=self._tokenizer,
+            dtype=dtype or self._dtype_for_candidates(),
         )
         if own_tokenizer:
             self._require(tokenizer_hash=lm.tokenizer_hash())
@@ -216,7 +245,14 @@ class TeacherForcedKL:
             weights = geometric_weights(self.kl_tokens, self.position_decay)
         floor = None if self.noise_floor is None else self.noise_floor.value
         summary = summarize(table, position_weights=weights, noise_floor=floor)
-        return Measurement(summary, table, self.noise_floor, self.position_decay)
+        return Measurement(
+            summary,
+            table,
+            self.noise_floor,
+            self.position_decay,
+            reference_dtype=self.reference_dtype,
+            candidate_dtype=_name(lm.dtype),
+        )
 
     # --- storing -----------------------------------------------------------------------------
 
@@ -254,6 +290,7 @@ class TeacherForcedKL:
         path: str | Path,
         tokenizer: Any = None,
         *,
+        base: Any = None,
         dtype: DtypeName = "auto",
         device: str = "auto",
         device_map: str | None = None,
@@ -262,14 +299,24 @@ class TeacherForcedKL:
     ) -> TeacherForcedKL:
         """A saved reference, ready to measure candidates as the one that was saved.
 
+        Args:
+            path: what `save` wrote.
+            tokenizer: of the reference, to read its answers with; not needed to measure.
+            base: as for the constructor. So are the rest.
+            dtype: for candidates.
+            device: where they run.
+            device_map: how they are spread over devices.
+            trust_remote_code: run code from their repositories.
+            notify: told, in words, what the user should know.
+
         Raises:
             MeasurementError: no such file, no reference, or of another metric version.
         """
         self = cls.__new__(cls)
         self._reference = stored = Reference.load(path)
-        if stored.prompts is None:
-            raise MeasurementError(f"{path} holds no prompts: it was not saved by TeacherForcedKL")
         facts: dict[str, Any] = dict(stored.identity.settings)
+        if stored.prompts is None or not STORED_FACTS <= facts.keys():
+            raise MeasurementError(f"{path} is a reference that TeacherForcedKL did not save")
         self.direction = facts["direction"]
         self.temperature = float(facts["temperature"])
         self.position_decay = float(facts["position_decay"])
@@ -281,10 +328,15 @@ class TeacherForcedKL:
         self._tokenizer = tokenizer
         self._kind = None
         self._notify = notify
-        self._loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify)
+        self._loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify, base)
         return self
 
     # --- parts -------------------------------------------------------------------------------
+
+    def _dtype_for_candidates(self) -> DtypeName | None:
+        """The reference's where no other is asked for: a KL should not measure two dtypes."""
+        known: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
+        return known.get(self.reference_dtype) if self._loader.dtype == "auto" else None
 
     def _keep(self, runner: Runner) -> None:
         self._batch_size = runner.batch_size
@@ -326,7 +378,8 @@ class TeacherForcedKL:
     def _cut_to_tokenizer(self, head: Head, own: Head) -> tuple[Head, Head]:
         """Heads padded to different sizes, without their padding."""
         size = 0 if self._tokenizer is None else len(self._tokenizer)
-        if not 0 < size <= min(head.vocabulary, own.vocabulary):
+        used = int(self._reference.tokens.max())
+        if not used < size <= min(head.vocabulary, own.vocabulary):
             raise MeasurementError(
                 f"the models have different vocabularies: {head.vocabulary} tokens in the "
                 f"reference, {own.vocabulary} in the candidate"
@@ -371,20 +424,13 @@ class TeacherForcedKL:
         )
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _kind(lm: CausalModel) -> tuple[str, str]:
     """Models of one kind share prefixes, or do not, alike."""
     return type(lm.model).__name__, str(getattr(lm.model.config, "model_type", ""))
-
-
-def _prompts(given: PromptsLike) -> tuple[Prompt, ...]:
-    if isinstance(given, str | Path):
-        given = DatasetSpec(str(given))
-    if isinstance(given, DatasetSpec):
-        return tuple(load_prompts(given))
-    prompts = tuple(p if isinstance(p, Prompt) else Prompt(p) for p in given)
-    if not prompts:
-        raise PromptError("no prompts are given: pass at least one")
-    return prompts
 
 
 def _require_in_range(kl_tokens: int, temperature: float, position_decay: float) -> None:

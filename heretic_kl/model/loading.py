@@ -149,15 +149,53 @@ def load_to_measure(
     Raises:
         ModelError: see `load_model`; an adapter has no base, or does not fit it.
     """
-    _check_exists(source)
+    _check_parts(source, base)
     if source.adapter is None:
         return _load_working(source, dtype, device, device_map, trust_remote_code)[0]
-    if base is None:
-        raise ModelError(f"{source.name!r} is an adapter, and no model to put it on is given")
-    check_adapter(source.adapter)
-    _check_exists(base)
+    assert base is not None  # `_check_parts`
     model, _, _ = _load_working(base, dtype, device, device_map, trust_remote_code)
     return with_adapter(model, source.adapter, base.name)
+
+
+def check_to_measure(
+    source: ModelSource, *, base: ModelSource | None = None, trust_remote_code: bool = False
+) -> None:
+    """Find what would keep `load_to_measure` from loading that shows without reading weights.
+
+    Raises:
+        ModelError: see `load_to_measure`.
+    """
+    from transformers import AutoConfig
+
+    _check_parts(source, base)
+    whole = source if source.adapter is None or base is None else base
+    if whole.gguf_file is not None:
+        return  # its header is read with its tokenizer
+    name, extra = _hub_arguments(whole)
+    with quiet_transformers(), _readable_errors(whole, "model"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
+        _refuse_encoder_decoder(whole, config)
+    if whole.folder is not None and not any(whole.folder.glob("*.safetensors")):
+        raise _no_safetensors(whole)
+
+
+def _check_parts(source: ModelSource, base: ModelSource | None) -> None:
+    """Whether the model, or the adapter and its base, are there and are what they should be."""
+    _check_exists(source)
+    if source.adapter is None:
+        return
+    check_adapter(source.adapter)
+    if base is None:
+        raise ModelError(
+            f"{source.name!r} is an adapter and names no base model: give the model to put it on "
+            "(--base)"
+        )
+    _check_exists(base)
+    if base.adapter is not None:
+        raise UnsupportedModelError(
+            f"{base.name!r}, to put the adapter {source.name!r} on, is an adapter itself: merge "
+            "one of them first"
+        )
 
 
 def _load_working(
@@ -356,12 +394,16 @@ def _readable_errors(source: ModelSource, what: str) -> Iterator[None]:
                 "--trust-remote-code"
             ) from error
         if "safetensors" in text:
-            raise UnsupportedModelError(
-                f"{source.name!r} has no safetensors weights; pickled weights are not read because "
-                "they can run code: convert them first"
-            ) from error
+            raise _no_safetensors(source) from error
         kind = ModelNotFoundError if isinstance(error, OSError) else UnsupportedModelError
         raise kind(f"cannot load the {what} of {source.name!r}: {_shorten(text)}") from error
+
+
+def _no_safetensors(source: ModelSource) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{source.name!r} has no safetensors weights; pickled weights are not read because they "
+        "can run code: convert them first"
+    )
 
 
 def _shorten(text: str, limit: int = 240) -> str:

@@ -15,6 +15,12 @@ from heretic_kl.report.front_table import (
     front_rows,
     front_table,
 )
+from heretic_kl.report.measurement_table import (
+    MeasuredCandidate,
+    MeasurementReport,
+    measurement_footnotes,
+    measurement_sections,
+)
 from heretic_kl.report.wording import (
     align,
     cell,
@@ -29,6 +35,8 @@ from heretic_kl.report.wording import (
 __all__ = [
     "DetailSection",
     "FrontRow",
+    "MeasuredCandidate",
+    "MeasurementReport",
     "ProfileBar",
     "align",
     "cell",
@@ -42,6 +50,8 @@ __all__ = [
     "front_rows",
     "front_table",
     "label",
+    "measurement_footnotes",
+    "measurement_sections",
     "profile_bars",
     "scores_line",
     "to_ascii",

@@ -1,0 +1,6 @@
+"""Where the plug-in for Heretic is: `python -m heretic_kl.integrations`. Imports no Heretic."""
+
+from heretic_kl.integrations import HERETIC_PLUGIN
+
+if __name__ == "__main__":
+    print(HERETIC_PLUGIN)

@@ -1,0 +1,247 @@
+"""What was measured of candidates against one reference, as sections of lines. Measures nothing.
+
+Every figure that a line shows is in the summaries it was made from; nothing is computed here but
+means over runs of positions, where a profile is longer than a screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from heretic_kl.kl.measurement import PROMPTS_TO_DISTINGUISH
+from heretic_kl.report.details import BAR_WIDTH, MOST_BARS, DetailSection, details_lines
+from heretic_kl.report.wording import MISSING
+
+if TYPE_CHECKING:
+    from heretic_kl.kl import Direction, KLSummary, PairedComparison
+
+WIDTH: Final = 80
+
+_MEASURES: Final[dict[str, str]] = {
+    "forward": "KL(reference || candidate)",
+    "reverse": "KL(candidate || reference)",
+    "jensen_shannon": "Jensen-Shannon divergence",
+}
+
+
+@dataclass(frozen=True)
+class MeasuredCandidate:
+    """One candidate's figures."""
+
+    name: str
+    """As the user gave it."""
+    dtype: str | None
+    summary: KLSummary
+    against_first: PairedComparison | None = None
+    """This candidate minus the first one; None for the first."""
+
+
+@dataclass(frozen=True)
+class MeasurementReport:
+    """What was compared, how, and what came out."""
+
+    reference: str
+    """As the user gave it."""
+    reference_dtype: str | None
+    answers: str
+    """`greedy` or `sampled(SEED)`."""
+    prompts: str
+    """Where they come from, for people."""
+    positions: int
+    """N."""
+    rounding_floor: float | None
+    position_decay: float
+    candidates: tuple[MeasuredCandidate, ...]
+
+
+def measurement_sections(
+    report: MeasurementReport, width: int = WIDTH
+) -> tuple[DetailSection, ...]:
+    """Everything, no line wider than `width` but those that name models.
+
+    Several candidates are columns; where they do not fit beside each other, further sections.
+    """
+    sections = [_compared(report)]
+    numbered = list(enumerate(report.candidates, 1))
+    for rows in (_figure_rows, _profile_rows):
+        start = 0
+        while start < len(numbered):
+            section, taken = _widest(report, numbered[start:], rows, width)
+            sections.append(section)
+            start += taken
+    if len(numbered) > 1:
+        sections.append(_pairs(numbered))
+    return tuple(sections)
+
+
+def measurement_footnotes(report: MeasurementReport) -> list[str]:
+    """What a reader of the sections has to know."""
+    notes = ["After ±: one standard error, clustered by prompt. In parentheses: counted."]
+    summaries = [candidate.summary for candidate in report.candidates]
+    if summaries and summaries[0].noise_floor is not None:
+        notes.append("Floors: the reference against itself, batched or rounded differently.")
+    if any(summary.near_tie_share for summary in summaries):
+        notes.append(
+            f"Near ties: the reference's two best tokens are within {summaries[0].near_tie_margin}."
+        )
+    if any(summary.infinite_count for summary in summaries):
+        notes.append("Infinite positions (a token is excluded that the other allows): in no mean.")
+    if any(c.dtype and c.dtype != report.reference_dtype for c in report.candidates):
+        notes.append("Dtypes differ: part of the divergence is rounding.")
+    return notes
+
+
+# --- sections -------------------------------------------------------------------------------
+
+
+class _Row(NamedTuple):
+    """A label, and the cell of one candidate."""
+
+    label: str
+    cell: str
+
+
+_Numbered = tuple[int, MeasuredCandidate]
+_Rows = Callable[[MeasurementReport, MeasuredCandidate], list[_Row]]
+
+
+def _compared(report: MeasurementReport) -> DetailSection:
+    summary = report.candidates[0].summary
+    several = len(report.candidates) > 1
+    named = [("reference", report.reference, report.reference_dtype)]
+    for number, candidate in enumerate(report.candidates, 1):
+        title = f"candidate {number}" if several else "candidate"
+        named.append((title, candidate.name, candidate.dtype))
+    rows = [(title, f"{name} ({dtype})" if dtype else name) for title, name, dtype in named]
+    rows.append(("prompts", report.prompts))
+    first = "first token" if report.positions == 1 else f"first {report.positions} tokens"
+    rows.append(("answers", f"{report.answers}, of the reference; {first} of each"))
+    measure = f"{_measure(summary.direction)}, temperature {summary.temperature:g}"
+    if report.position_decay != 1.0:
+        measure += f", each position weighs {report.position_decay:g} of the one before"
+    rows.append(("measure", measure))
+    return DetailSection("What was compared", tuple(rows))
+
+
+def _widest(
+    report: MeasurementReport, numbered: Sequence[_Numbered], rows: _Rows, width: int
+) -> tuple[DetailSection, int]:
+    """A section of as many of the first candidates as fit, and how many these are."""
+    for count in range(len(numbered), 1, -1):
+        section = _beside(report, numbered[:count], rows)
+        if all(len(line) <= width for line in details_lines([section])):
+            return section, count
+    return _beside(report, numbered[:1], rows), 1
+
+
+def _beside(report: MeasurementReport, numbered: Sequence[_Numbered], rows: _Rows) -> DetailSection:
+    title = f"{_measure(numbered[0][1].summary.direction)}, nats"
+    corner = "figure"
+    if rows is _profile_rows:
+        corner = "position"
+        title += ", by position of the answer"
+    columns = [rows(report, candidate) for _, candidate in numbered]
+    labels = list(dict.fromkeys(row.label for column in columns for row in column))
+    cells = [dict(column) for column in columns]
+    lines: list[tuple[str, ...]] = []
+    if len(report.candidates) > 1:
+        lines.append((corner, *(f"candidate {number}" for number, _ in numbered)))
+    lines.extend((label, *(column.get(label, MISSING) for column in cells)) for label in labels)
+    return DetailSection(title, tuple(lines))
+
+
+def _figure_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> list[_Row]:
+    summary = candidate.summary
+    rows = [_Row("mean", _with_error(summary.mean, summary.standard_error))]
+    low_high = summary.interval
+    interval = MISSING if low_high is None else f"{low_high.low:.3g} to {low_high.high:.3g}"
+    rows.append(_Row("95% interval", interval))
+    if summary.noise_floor is not None:
+        rows.append(_Row("noise floor, batching", f"{summary.noise_floor:.2g}"))
+        if report.rounding_floor is not None:
+            rows.append(_Row("noise floor, bfloat16", f"{report.rounding_floor:.2g}"))
+        rows.append(_Row("the mean is", _standing(summary, report.rounding_floor)))
+    levels = [(level, value) for level, value in summary.quantiles]
+    for level, value in sorted([*levels, (0.5, summary.median)]):
+        title = "median" if level == 0.5 else f"{100 * level:g}% of positions below"
+        rows.append(_Row(title, f"{value:.3g}"))
+    rows.append(_Row("same best token", f"{summary.top1_agreement:.1%}"))
+    rows.append(_Row("p(answer token)", f"{_signed(summary.mean_probability_change)} on average"))
+    rows.append(_Row("from near ties", f"{summary.near_tie_share:.0%} of the mean"))
+    rows.append(_Row("infinite positions", str(summary.infinite_count)))
+    rows.append(_Row("prompts, positions", f"{summary.prompts}, {summary.rows}"))
+    return rows
+
+
+def _standing(summary: KLSummary, rounding_floor: float | None) -> str:
+    if summary.below_noise_floor:
+        return "below the noise floor"
+    if rounding_floor is not None and summary.mean <= rounding_floor:
+        return "below bfloat16's floor"
+    return "above the noise floor"
+
+
+def _profile_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> list[_Row]:
+    profile = candidate.summary.profile
+    run = -(-len(profile) // MOST_BARS)
+    groups = [profile[start : start + run] for start in range(0, len(profile), run)]
+    means: list[float | None] = []
+    for group in groups:
+        count = sum(place.count for place in group)
+        total = sum(place.mean * place.count for place in group if place.mean is not None)
+        means.append(total / count if count else None)
+    digits = len(str(len(profile)))
+    largest = max((mean for mean in means if mean is not None), default=0.0)
+    rows = []
+    for group, mean in zip(groups, means, strict=True):
+        first, last = group[0].position + 1, group[-1].position + 1
+        place = f"{first:>{digits}}" if first == last else f"{first}-{last}"
+        error = group[0].standard_error if run == 1 else None
+        infinite = sum(each.infinite for each in group)
+        value = MISSING if mean is None else _with_error(mean, error)
+        cell = f"{value} ({sum(each.count for each in group)})"
+        if infinite:
+            cell += f", {infinite} infinite"
+        if len(report.candidates) == 1 and mean is not None and largest > 0.0:
+            bar = "█" * round(BAR_WIDTH * mean / largest)
+            cell = f"{cell:<28} {bar}".rstrip()
+        rows.append(_Row(place, cell))
+    return rows
+
+
+def _pairs(numbered: Sequence[_Numbered]) -> DetailSection:
+    rows: list[tuple[str, ...]] = [("candidate", "difference", "95% interval", "")]
+    for number, candidate in numbered:
+        found = candidate.against_first
+        if found is None:
+            continue
+        interval = MISSING
+        if found.interval is not None:
+            interval = f"{found.interval.low:+.3g} to {found.interval.high:+.3g}"
+        difference = _with_error(found.mean_difference, found.standard_error, sign="+")
+        rows.append((str(number), difference, interval, _verdict(found)))
+    title = "Minus candidate 1, paired by prompt (negative: nearer to the reference)"
+    return DetailSection(title, tuple(rows))
+
+
+def _verdict(found: PairedComparison) -> str:
+    if found.distinguishable:
+        return "distinguishable"
+    if found.prompts < PROMPTS_TO_DISTINGUISH:
+        return "too few prompts to tell"
+    return "not distinguishable"
+
+
+def _measure(direction: Direction) -> str:
+    return _MEASURES[direction]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}" if value else "0"
+
+
+def _with_error(value: float, error: float | None, sign: str = "") -> str:
+    text = f"{value:{sign}.4g}"
+    return text if error is None else f"{text} ± {error:.2g}"

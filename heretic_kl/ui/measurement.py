@@ -1,0 +1,38 @@
+"""A finished measurement on stdout: tables for people, or JSON for programs. Measures nothing."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.console import Console
+
+from heretic_kl.report import (
+    MeasurementReport,
+    details_lines,
+    measurement_footnotes,
+    measurement_sections,
+)
+from heretic_kl.ui.terminal import say
+
+PIPE_WIDTH: Final = 80
+
+
+def print_measurement(console: Console, report: MeasurementReport) -> None:
+    """The sections, headings in bold on a terminal, and the footnotes."""
+    width = console.width if console.is_terminal else PIPE_WIDTH
+    for position, section in enumerate(measurement_sections(report, width)):
+        if position or console.is_terminal:
+            console.print()
+        heading, *lines = details_lines([section])
+        say(console, heading, "bold")
+        for line in lines:
+            say(console, line)
+    console.print()
+    for note in measurement_footnotes(report):
+        say(console, note, "dim")
+
+
+def print_raw(console: Console, text: str) -> None:
+    """Text as it is, never wrapped: it is meant for a program."""
+    console.file.write(text)
+    console.file.flush()
