@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from heretic_kl.ablation import Plan, ResidualMean
 from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.forced_reference import (
     answer_and_force,
-    forced_sequences,
     model_identity,
     reduce_rows,
 )
 from heretic_kl.engine.generation import Answer
+from heretic_kl.engine.passes import CandidatePasses, in_force
 from heretic_kl.engine.runner import Runner
 from heretic_kl.kl import Head, Reference, ReferenceIdentity
-from heretic_kl.model import LanguageModel, common_prefix, edited, last_token_residuals
+from heretic_kl.model import Lanes, LanguageModel, common_prefix, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
     Request,
@@ -34,6 +34,10 @@ from heretic_kl.requests import (
 )
 
 _ReferenceKey: TypeAlias = tuple[tuple[Prompt, ...], int, Sampling | None]
+
+
+MOST_CANDIDATES = 64
+"""Side by side, until memory runs out."""
 
 
 class Engine:
@@ -50,6 +54,8 @@ class Engine:
             `heretic_kl.model.prefix_problem` for models that do not allow it.
         original: the engine of the unedited model, where `lm` is another model to be compared
             with it (a saved edit, say); `measure` then takes its references from there.
+        trunk_bytes: memory for what the unedited model computes below the edited layers, kept so
+            that candidates start there; 0: candidates run all layers.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Engine:
         notify: Callable[[str], None] = lambda message: None,
         share_prefix: bool = True,
         original: Engine | None = None,
+        trunk_bytes: int = 0,
     ) -> None:
         self.lm = lm
         self.runner = Runner(lm, batch_size, share_prefix=share_prefix, notify=notify)
@@ -68,6 +75,10 @@ class Engine:
         self._references: dict[_ReferenceKey, Reference] = {}
         self._references_size = batch_size
         self._reference_answers: dict[tuple[Any, ...], list[Answer]] = {}
+        self._passes: dict[_ReferenceKey, tuple[Reference, CandidatePasses]] = {}
+        self._trunk_bytes = 0 if original is not None else trunk_bytes
+        self._notify = notify
+        self._most_candidates = MOST_CANDIDATES
 
     @property
     def batch_size(self) -> int:
@@ -92,29 +103,64 @@ class Engine:
         Returns:
             A result for each request, in order.
         """
+        return self.measure_many([plan], requests)[0]
+
+    def measure_many(
+        self, plans: Sequence[Plan | None], requests: Sequence[Request]
+    ) -> list[list[Result]]:
+        """Answer requests for K candidates, side by side as far as memory allows.
+
+        Returns:
+            For each candidate, in order, what `measure` would return; equal to it within the
+            noise floor.
+        """
+        results: list[list[Result]] = []
+        while len(results) < len(plans):
+            group = plans[len(results) : len(results) + self._most_candidates]
+            try:
+                found = self._measure_steadily(group, requests)
+            except torch.OutOfMemoryError:
+                found = []
+            if found:
+                results += [[answers[request] for request in requests] for answers in found]
+                continue
+            # Outside the handler, so that the failed attempt's tensors are free.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._most_candidates = max(1, len(group) // 2)
+            self._notify(f"out of memory: {self._most_candidates} candidates run at once now")
+        return results
+
+    def _measure_steadily(
+        self, plans: Sequence[Plan | None], requests: Sequence[Request]
+    ) -> list[dict[Request, Result]]:
         while True:
             size = self.batch_size
-            results = self._measure(plan, requests)
+            results = self._measure(plans, requests)
             if self.batch_size == size:
-                return [results[request] for request in requests]
+                return results
             # Memory ran out and the batches changed: reference and candidate must have run in
             # the same ones, so both are measured again.
 
-    def _measure(self, plan: Plan | None, requests: Sequence[Request]) -> dict[Request, Result]:
+    def _measure(
+        self, plans: Sequence[Plan | None], requests: Sequence[Request]
+    ) -> list[dict[Request, Result]]:
         forced = {r: None for r in requests if isinstance(r, TeacherForcedRequest)}
         asked = [r for r in requests if isinstance(r, ResponseRequest)]
-        references = {r: self.reference(r.prompts, r.tokens, r.sampling) for r in forced}
-        results: dict[Request, Result] = {}
-        with nullcontext() if plan is None else edited(self.lm.architecture, plan):
-            for request in sorted(forced, key=_forced_cost):
-                results[request] = self._forced(request, references[request])
-            groups = _response_groups(asked)
-            for (prompts, max_tokens), rules in sorted(groups.items(), key=_response_cost):
-                answers = self._answers(prompts, max_tokens, rules, unedited=plan is None)
-                texts = tuple(self.lm.chat.decode(answer.tokens) for answer in answers)
+        for request in forced:  # before anything is edited
+            self.reference(request.prompts, request.tokens, request.sampling)
+        results: list[dict[Request, Result]] = [{} for _ in plans]
+        for request in sorted(forced, key=_forced_cost):
+            for found, result in zip(results, self._forced(request, plans), strict=True):
+                found[request] = result
+        groups = _response_groups(asked)
+        for (prompts, max_tokens), rules in sorted(groups.items(), key=_response_cost):
+            answers = self._answers_of(plans, prompts, max_tokens, rules)
+            for found, own in zip(results, answers, strict=True):
+                texts = tuple(self.lm.chat.decode(answer.tokens) for answer in own)
                 for question in asked:
                     if (question.prompts, question.max_tokens) == (prompts, max_tokens):
-                        results[question] = ResponseResult(texts)
+                        found[question] = ResponseResult(texts)
         return results
 
     def prepare(self, requests: Sequence[Request]) -> None:
@@ -147,9 +193,7 @@ class Engine:
         Returns:
             (rows, D), rows ordered as in `reference(prompts, tokens)`.
         """
-        sequences = forced_sequences(self.reference(prompts, tokens))
-        with nullcontext() if plan is None else edited(self.lm.architecture, plan):
-            return self.runner.hidden_states(sequences)
+        return self._candidate_passes(prompts, tokens, None).hidden_states([plan])[0]
 
     def residual_mean(self, prompts: Sequence[Prompt], winsorize_quantile: float) -> Tensor:
         """Mean residual after each layer at the last prompt token, (L, D) float64."""
@@ -176,15 +220,39 @@ class Engine:
         """The unedited model's whole answers."""
         return self._answers(prompts, max_tokens, (), unedited=True)
 
-    def _forced(self, request: TeacherForcedRequest, reference: Reference) -> TeacherForcedResult:
-        columns = reduce_rows(
-            reference,
-            self.runner.hidden_states(forced_sequences(reference)),
-            request.reduction,
-            reference_head=self.reference_head,
-            head=self.lm.head,
-        )
-        return TeacherForcedResult(columns, reference.prompt_index, reference.position)
+    def _forced(
+        self, request: TeacherForcedRequest, plans: Sequence[Plan | None]
+    ) -> list[TeacherForcedResult]:
+        passes = self._candidate_passes(request.prompts, request.tokens, request.sampling)
+        hidden = passes.hidden_states(plans)
+        # After the passes: had memory run out in them, there would be a new one.
+        reference = self.reference(request.prompts, request.tokens, request.sampling)
+        heads = {"reference_head": self.reference_head, "head": self.lm.head}
+        return [
+            TeacherForcedResult(
+                reduce_rows(reference, states, request.reduction, **heads),
+                reference.prompt_index,
+                reference.position,
+            )
+            for states in hidden
+        ]
+
+    def _candidate_passes(
+        self, prompts: tuple[Prompt, ...], tokens: int, sampling: Sampling | None
+    ) -> CandidatePasses:
+        reference = self.reference(prompts, tokens, sampling)
+        key = (prompts, tokens, sampling)
+        known = self._passes.get(key)
+        if known is None or known[0] is not reference:
+            passes = CandidatePasses(
+                self.runner,
+                self.lm.architecture,
+                reference,
+                trunk_bytes=self._trunk_bytes,
+                notify=self._notify,
+            )
+            known = self._passes[key] = (reference, passes)
+        return known[1]
 
     @property
     def reference_head(self) -> Head:
@@ -194,6 +262,22 @@ class Engine:
     @cached_property
     def _identity(self) -> ReferenceIdentity:
         return model_identity(self.lm)
+
+    def _answers_of(
+        self,
+        plans: Sequence[Plan | None],
+        prompts: tuple[Prompt, ...],
+        max_tokens: int,
+        rules: tuple[StopRule, ...],
+    ) -> list[list[Answer]]:
+        if len(plans) == 1:
+            (plan,) = plans
+            with in_force(self.lm.architecture, [plan or {}], None):
+                return [self._answers(prompts, max_tokens, rules, unedited=plan is None)]
+        lanes = Lanes([1] * len(plans))
+        encoded = [self.encode(prompt) for prompt in prompts]
+        with in_force(self.lm.architecture, [plan or {} for plan in plans], lanes):
+            return self.runner.answers_by_lane(encoded, max_tokens, rules, lanes)
 
     def _answers(
         self,

@@ -1,19 +1,22 @@
 """Final hidden states at scored positions, teacher-forced. Knows nothing about divergences.
 
 Sequences are padded on the right and run without an attention mask: under causal attention a
-padded position cannot change one before it. What all prompts begin with runs once.
+padded position cannot change one before it. What all prompts begin with runs once a candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.model import CausalModel, PrefixCache, common_prefix, right_padded
+from heretic_kl.engine.trunk import PREFIX, Trunk
+from heretic_kl.model import CausalModel, Lanes, PrefixCache, common_prefix, right_padded
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,94 @@ class ForcedSequence:
         return range(len(self.prompt) - 1, len(self.prompt) - 1 + len(self.answer))
 
 
-@torch.no_grad()
+class ForcedBatch(NamedTuple):
+    """One rectangle of tokens and where its scored positions go."""
+
+    tokens: Tensor  # (B, T) int64, after the shared prefix, padded with 0
+    row: Tensor  # (scored,) int64, in the batch
+    position: Tensor  # (scored,) int64, in the row
+    target: Tensor  # (scored,) int64, among all scored rows
+
+
+class ForcedBatches:
+    """Sequences laid out once: the reference and every candidate run in the same batches.
+
+    Args:
+        sequences: what to feed; a prompt of at least one token each.
+        max_rows: most sequences in a batch.
+        share_prefix: run the tokens that all prompts begin with once.
+        extra_padding: padding added to every batch, to measure what padding changes.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[ForcedSequence],
+        max_rows: int,
+        *,
+        share_prefix: bool = True,
+        extra_padding: int = 0,
+    ) -> None:
+        self.max_rows = max_rows
+        self.prefix = common_prefix([s.prompt for s in sequences]) if share_prefix else ()
+        skipped = len(self.prefix)
+        starts = [0]
+        for sequence in sequences:
+            starts.append(starts[-1] + len(sequence.answer))
+        self.rows = starts[-1]
+        rest = [s.fed[skipped:] for s in sequences]
+        self.batches: list[ForcedBatch] = []
+        for bucket in length_buckets([len(ids) for ids in rest], max_rows):
+            tokens, _last = right_padded([rest[index] for index in bucket], torch.device("cpu"))
+            if extra_padding:
+                tokens = torch.nn.functional.pad(tokens, (0, extra_padding))
+            places = [
+                (row, position - skipped, starts[index] + step)
+                for row, index in enumerate(bucket)
+                for step, position in enumerate(sequences[index].scored)
+            ]
+            self.batches.append(ForcedBatch(tokens, *torch.tensor(places).unbind(-1)))
+
+    @property
+    def fed_tokens(self) -> int:
+        """Positions that a pass computes, padding included, the prefix once."""
+        return len(self.prefix) + sum(batch.tokens.numel() for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a forward pass begins, and for how many candidates at once."""
+
+    lanes: Lanes | None = None
+    """Of several candidates, in force by `edited_by_lane`; None: one candidate."""
+    trunk: Trunk | None = None
+    """Of the unedited model over the same batches; recorded where `boundary` is None."""
+    boundary: int | None = None
+    """The first layer to run."""
+
+    @property
+    def candidates(self) -> int:
+        """K."""
+        return 1 if self.lanes is None else len(self.lanes.counts)
+
+    @contextmanager
+    def batch(self, index: int, rows: int) -> Iterator[None]:
+        """What is in force while one batch of `rows` a candidate runs."""
+        if self.lanes is not None:
+            self.lanes.counts = [rows] * len(self.lanes.counts)
+        if self.trunk is None:
+            yield
+        elif self.boundary is None:
+            with self.trunk.recording(index):
+                yield
+        else:
+            with self.trunk.resuming(index, self.boundary, self.candidates):
+                yield
+
+
+WHOLE = Start()
+"""One candidate, all layers."""
+
+
 def forced_hidden_states(
     lm: CausalModel,
     sequences: Sequence[ForcedSequence],
@@ -44,32 +134,58 @@ def forced_hidden_states(
     share_prefix: bool = True,
     extra_padding: int = 0,
 ) -> Tensor:
+    """Hidden states of one model at every scored position; see `ForcedBatches` and `run_forced`.
+
+    Returns:
+        (rows, D).
+    """
+    batches = ForcedBatches(
+        sequences, max_rows, share_prefix=share_prefix, extra_padding=extra_padding
+    )
+    return run_forced(lm, batches)[0]
+
+
+@torch.no_grad()
+def run_forced(lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE) -> Tensor:
     """Hidden states after the final norm at every scored position.
 
     Args:
         lm: the model, edited or not.
-        sequences: what to feed; a prompt of at least one token each.
-        max_rows: most sequences in a batch.
-        share_prefix: run the tokens that all prompts begin with once.
-        extra_padding: padding added to every batch, to measure what padding changes.
+        batches: what to feed.
+        start: which layers run, for which candidates.
 
     Returns:
-        (rows, D) in the model's dtype and on its head's device, sequence by sequence, position
+        (K, rows, D) in the model's dtype and on its head's device, sequence by sequence, position
         by position.
     """
-    parts: list[Tensor | None] = [None] * len(sequences)
-    shared = common_prefix([s.prompt for s in sequences]) if share_prefix else ()
-    kept = PrefixCache(lm, shared)
-    rest = [s.fed[kept.length :] for s in sequences]
-    for bucket in length_buckets([len(ids) for ids in rest], max_rows):
-        fed = [rest[index] for index in bucket]
-        tokens, _last = right_padded(fed, lm.device)
-        if extra_padding:
-            tokens = torch.nn.functional.pad(tokens, (0, extra_padding))
-        arguments = kept.arguments(lm, len(bucket))
-        hidden = lm.body(input_ids=tokens, **arguments).last_hidden_state
-        for row, index in enumerate(bucket):
-            scored = sequences[index].scored
-            start, stop = scored.start - kept.length, scored.stop - kept.length
-            parts[index] = hidden[row, start:stop].to(lm.head.weight.device, copy=True)
-    return torch.cat([part for part in parts if part is not None])
+    found: Tensor | None = None
+    count = start.candidates
+    with start.batch(PREFIX, 1) if batches.prefix else nullcontext():
+        kept = PrefixCache(lm, batches.prefix, rows=count)
+    _complete_prefix(kept, start)
+    for index, batch in enumerate(batches.batches):
+        size = batch.tokens.shape[0]
+        tokens = batch.tokens.to(lm.device).repeat(count, 1)
+        with start.batch(index, size):
+            arguments = kept.arguments(lm, size)
+            hidden = lm.body(input_ids=tokens, **arguments).last_hidden_state
+        device = hidden.device
+        by_candidate = hidden.unflatten(0, (count, size))
+        scored = by_candidate[:, batch.row.to(device), batch.position.to(device)]
+        scored = scored.to(lm.head.weight.device)
+        if found is None:
+            found = scored.new_empty(count, batches.rows, hidden.shape[-1])
+        found[:, batch.target.to(found.device)] = scored
+    assert found is not None
+    return found
+
+
+def _complete_prefix(kept: PrefixCache, start: Start) -> None:
+    """Layers that did not run have the unedited model's keys and values."""
+    if start.trunk is None or not kept.length:
+        return
+    if start.boundary is None:
+        start.trunk.prefix = kept
+    else:
+        assert start.trunk.prefix is not None  # recorded with the trunk
+        kept.take_layers(start.trunk.prefix, start.boundary)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heretic_kl.model import CausalModel, PrefixCache, common_prefix, left_padded
+from heretic_kl.model import CausalModel, Lanes, PrefixCache, common_prefix, left_padded
 from heretic_kl.requests import Sampling, StopRule
 
 COMPACT_SHARE = 0.125
@@ -81,6 +81,7 @@ def generate_answers(
     *,
     share_prefix: bool = True,
     chosen: ChosenTokens | None = None,
+    lanes: Lanes | None = None,
 ) -> list[Answer]:
     """Continue every sequence, by its most likely tokens unless told otherwise.
 
@@ -91,15 +92,16 @@ def generate_answers(
         rules: an answer is left where it stands once all of them are decided; none: never.
         share_prefix: run the tokens that all prompts begin with once.
         chosen: which token comes next; None: the most likely one.
+        lanes: of K candidates in force by `edited_by_lane`; None: one candidate.
 
     Returns:
-        One answer a sequence, in order.
+        One answer a sequence, in order; with lanes, those of the first candidate first.
     """
     choose = chosen or ChosenTokens(sequences, None)
-    answers = [Answer() for _ in sequences]
+    answers = [Answer() for _ in range(len(sequences) * (len(lanes.counts) if lanes else 1))]
     if not sequences or max_tokens < 1:
         return answers
-    state = _Decoding(lm, sequences, share_prefix=share_prefix)
+    state = _Decoding(lm, sequences, share_prefix=share_prefix, lanes=lanes)
     for step in range(max_tokens):
         tokens = choose(state.logits(), state.rows)
         for row, token in zip(state.rows, tokens, strict=True):
@@ -155,15 +157,28 @@ class _Decoding:
     """One batch in the model's cache: which rows are in it and what comes next."""
 
     def __init__(
-        self, lm: CausalModel, sequences: Sequence[Sequence[int]], *, share_prefix: bool
+        self,
+        lm: CausalModel,
+        sequences: Sequence[Sequence[int]],
+        *,
+        share_prefix: bool,
+        lanes: Lanes | None = None,
     ) -> None:
-        self.rows = list(range(len(sequences)))
+        count, candidates = len(sequences), 1 if lanes is None else len(lanes.counts)
+        self.rows = list(range(count * candidates))
+        self._lane_rows = count
+        self._lanes = lanes
         self._lm = lm
         self._known = frozenset(inspect.signature(lm.model.forward).parameters)
-        kept = PrefixCache(lm, common_prefix(sequences) if share_prefix else ())
-        self._cache: Any = kept.expanded(lm, len(sequences))
+        if lanes is not None:
+            lanes.counts = [1] * candidates
+        kept = PrefixCache(lm, common_prefix(sequences) if share_prefix else (), rows=candidates)
+        if lanes is not None:
+            lanes.counts = [count] * candidates
+        self._cache: Any = kept.expanded(lm, count)
         tokens, own = left_padded([s[kept.length :] for s in sequences], lm.device)
-        self._mask = torch.cat([own.new_ones(len(sequences), kept.length), own], dim=1)
+        tokens, own = tokens.repeat(candidates, 1), own.repeat(candidates, 1)
+        self._mask = torch.cat([own.new_ones(len(own), kept.length), own], dim=1)
         self._position = self._mask.sum(dim=1, keepdim=True)
         positions = (kept.length + own.cumsum(dim=1) - 1).clamp_min(kept.length)
         self._output = self._forward(tokens, positions)
@@ -184,6 +199,8 @@ class _Decoding:
         """Drop all other rows from the batch and its cache."""
         index = torch.tensor(indices, device=self._mask.device)
         self.rows = [self.rows[i] for i in indices]
+        if self._lanes is not None:
+            self._lanes.set_rows([row // self._lane_rows for row in self.rows])
         self._mask = self._mask[index]
         self._position = self._position[index]
         self._cache.batch_select_indices(index.cpu())  # its layers may be on several devices

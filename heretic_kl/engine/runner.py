@@ -12,7 +12,7 @@ from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.forcing import ForcedSequence, forced_hidden_states
 from heretic_kl.engine.generation import Answer, ChosenTokens, generate_answers
 from heretic_kl.errors import MeasurementError
-from heretic_kl.model import CausalModel
+from heretic_kl.model import CausalModel, Lanes
 from heretic_kl.requests import Sampling, StopRule
 
 T = TypeVar("T")
@@ -60,18 +60,41 @@ class Runner:
         sampling: Sampling | None = None,
     ) -> list[Answer]:
         """An answer to each sequence, in order; greedy, or drawn if `sampling` says how."""
-        return self.within_memory(lambda: self._answers(encoded, max_tokens, rules, sampling))
+        return self.within_memory(
+            lambda: self._answers(encoded, max_tokens, rules, sampling, None)[0]
+        )
 
-    def within_memory(self, work: Callable[[], T]) -> T:
-        """Do work; where memory runs out, again in batches of half the size.
+    def answers_by_lane(
+        self,
+        encoded: Sequence[Sequence[int]],
+        max_tokens: int,
+        rules: Sequence[StopRule],
+        lanes: Lanes,
+    ) -> list[list[Answer]]:
+        """Each candidate's greedy answers to the same sequences; lanes are in force.
 
         Raises:
+            OutOfMemoryError: candidates do not fit side by side.
+        """
+        return self._answers(encoded, max_tokens, rules, None, lanes)
+
+    def within_memory(self, work: Callable[[], T], *, candidates: int = 1) -> T:
+        """Do work; where memory runs out, again in batches of half the size.
+
+        Args:
+            work: what to do; reads the batch size anew each time.
+            candidates: K. Several are for the caller to part first.
+
+        Raises:
+            OutOfMemoryError: it runs out with several candidates.
             MeasurementError: it runs out with single sequences.
         """
         while True:
             try:
                 return work()
             except torch.OutOfMemoryError as error:
+                if candidates > 1:
+                    raise
                 if self.batch_size == 1:
                     raise MeasurementError(
                         "out of memory with a single prompt: use shorter prompts, fewer "
@@ -89,8 +112,10 @@ class Runner:
         max_tokens: int,
         rules: Sequence[StopRule],
         sampling: Sampling | None,
-    ) -> list[Answer]:
-        found: dict[int, Answer] = {}
+        lanes: Lanes | None,
+    ) -> list[list[Answer]]:
+        found: dict[tuple[int, int], Answer] = {}
+        candidates = 1 if lanes is None else len(lanes.counts)
         # Decoding costs a step of the whole model per token: full batches matter more than
         # a few padded positions.
         buckets = length_buckets([len(ids) for ids in encoded], self.batch_size, max_padding=1.0)
@@ -103,6 +128,8 @@ class Runner:
                 rules,
                 share_prefix=self.share_prefix,
                 chosen=ChosenTokens(batch, sampling),
+                lanes=lanes,
             )
-            found.update(zip(bucket, done, strict=True))
-        return [found[index] for index in range(len(encoded))]
+            places = [(lane, index) for lane in range(candidates) for index in bucket]
+            found.update(zip(places, done, strict=True))
+        return [[found[lane, i] for i in range(len(encoded))] for lane in range(candidates)]

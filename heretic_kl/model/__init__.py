@@ -8,6 +8,7 @@ from heretic_kl.model.architecture import Architecture, Site, find_architecture,
 from heretic_kl.model.causal import CausalModel, adopt_model, evaluating, unwrapped
 from heretic_kl.model.chat import ChatEncoder, close_thought, thought_left_open
 from heretic_kl.model.hooks import edited, on_layer_outputs
+from heretic_kl.model.lanes import Lanes, edited_by_lane
 from heretic_kl.model.loading import (
     DtypeName,
     LanguageModel,
@@ -21,12 +22,14 @@ from heretic_kl.model.padding import left_padded, right_padded
 from heretic_kl.model.prefix import PrefixCache, common_prefix, prefix_problem
 from heretic_kl.model.proof import prove_sites
 from heretic_kl.model.residuals import last_token_residuals
+from heretic_kl.model.trunk import layer_inputs, resumed_at, returns_tuple
 
 __all__ = [
     "Architecture",
     "CausalModel",
     "ChatEncoder",
     "DtypeName",
+    "Lanes",
     "LanguageModel",
     "ModelSource",
     "PrefixCache",
@@ -37,10 +40,12 @@ __all__ = [
     "close_thought",
     "common_prefix",
     "edited",
+    "edited_by_lane",
     "evaluating",
     "find_architecture",
     "find_layers",
     "last_token_residuals",
+    "layer_inputs",
     "left_padded",
     "load_model",
     "load_to_measure",
@@ -48,6 +53,8 @@ __all__ = [
     "on_layer_outputs",
     "prefix_problem",
     "prove_sites",
+    "resumed_at",
+    "returns_tuple",
     "right_padded",
     "thought_left_open",
     "unwrapped",

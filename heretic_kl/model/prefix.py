@@ -46,29 +46,47 @@ class PrefixCache:
     Args:
         lm: the model.
         tokens: the prefix; may be empty.
+        rows: K, candidates that each have a prefix of their own.
     """
 
-    def __init__(self, lm: CausalModel, tokens: Sequence[int]) -> None:
+    def __init__(self, lm: CausalModel, tokens: Sequence[int], *, rows: int = 1) -> None:
         self.length = len(tokens)
+        self.rows = rows
         self._cache: Any = None
         if tokens:
             self._cache = new_cache(lm)
-            ids = torch.tensor([list(tokens)], device=lm.device)
+            ids = torch.tensor([list(tokens)] * rows, device=lm.device)
             lm.body(input_ids=ids, past_key_values=self._cache, use_cache=True)
 
+    def take_layers(self, other: PrefixCache, below: int) -> None:
+        """Take keys and values of the layers below from another, one-rowed cache."""
+        for layer in range(below):
+            taken = _copied(other._cache.layers[layer])
+            if self.rows > 1:
+                taken.batch_repeat_interleave(self.rows)
+            self._cache.layers[layer] = taken
+
     def arguments(self, lm: CausalModel, rows: int) -> dict[str, Any]:
-        """What to pass to the model's body for the rest of `rows` sequences."""
+        """What to pass to the model's body for the rest of `rows` sequences a candidate."""
         if self._cache is None:
             return {"use_cache": False}
         return {"past_key_values": self.expanded(lm, rows), "use_cache": True}
 
     def expanded(self, lm: CausalModel, rows: int) -> Any:
-        """A cache of `rows` rows that begins with the prefix; the caller may change it."""
+        """A cache of `rows` rows a candidate that begins with the prefix; it may be changed."""
         if self._cache is None:
             return new_cache(lm)
-        cache = copy.deepcopy(self._cache)
+        cache = copy.copy(self._cache)
+        cache.layers = [_copied(layer) for layer in self._cache.layers]
         cache.batch_repeat_interleave(rows)
         return cache
+
+
+def _copied(layer: Any) -> Any:
+    """A cache layer that can grow without changing the one it was copied from."""
+    # Growing layers make new tensors; others may write into the ones they have.
+    grows = type(layer).__name__ in ("DynamicLayer", "DynamicSlidingWindowLayer")
+    return copy.copy(layer) if grows else copy.deepcopy(layer)
 
 
 def new_cache(lm: CausalModel) -> Any:

@@ -180,18 +180,24 @@ def test_what_the_reference_says_is_computed_once(lm, monkeypatch):
 
 
 def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeypatch):
-    from heretic_kl.engine import runner as module
+    from heretic_kl.engine import passes, runner
 
-    own, notes = module.forced_hidden_states, []
+    notes, run, states = [], passes.run_forced, runner.forced_hidden_states
 
-    def limited(lm, sequences, max_rows, **options):
+    def limited_run(lm, batches, *start):
+        if batches.max_rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(lm, batches, *start)
+
+    def limited_states(lm, sequences, max_rows, **options):
         if max_rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(lm, sequences, max_rows, **options)
+        return states(lm, sequences, max_rows, **options)
 
     engine = Engine(lm, batch_size=8, notify=notes.append)
     engine.reference(PROMPTS, 4)  # from batches of 8
-    monkeypatch.setattr(module, "forced_hidden_states", limited)
+    monkeypatch.setattr(passes, "run_forced", limited_run)
+    monkeypatch.setattr(runner, "forced_hidden_states", limited_states)
     result = kl_result(engine, {}, PROMPTS, 4)
     assert engine.batch_size == 2 and len(notes) == 2
     assert float(result.columns.divergence.max()) == 0.0

@@ -229,11 +229,8 @@ def test_the_teacher_of_an_adapter_is_its_base(tmp_path, checkpointing):
 def test_checkpointing_changes_nothing_but_memory(tmp_path):
     gradients = []
     for checkpointing in (False, True):
-        found = trainer(
-            tmp_path,
-            lora(tiny()),
-            arguments={"max_steps": 1, "gradient_checkpointing": checkpointing},
-        )
+        once = {"max_steps": 1, "gradient_checkpointing": checkpointing}
+        found = trainer(tmp_path, lora(tiny()), arguments=once)
         found.train()
         gradients.append([g for g in found.gradients if g is not None])
     for first, second in zip(*gradients, strict=True):
@@ -352,14 +349,8 @@ class Retaining(KLTrainer):
     ],
 )
 def test_schedules(tmp_path, kind, schedule, betas):
-    found = trainer(
-        tmp_path,
-        kind=kind,
-        teacher=tiny(seed=3),
-        beta_kl=0.4,
-        beta_schedule=schedule,
-        arguments={"max_steps": 4},
-    )
+    options = {"teacher": tiny(seed=3), "beta_kl": 0.4, "beta_schedule": schedule}
+    found = trainer(tmp_path, kind=kind, arguments={"max_steps": 4}, **options)
     found.train()
     assert logged(found, "beta_kl") == pytest.approx(betas)
     assert len(logged(found, "loss_kl")) == sum(beta > 0 for beta in betas)

@@ -1,0 +1,92 @@
+"""Several candidates in one batch: each edits its own rows. Knows nothing about how plans are made.
+
+Rows stand lane by lane: all rows of the first candidate, then all of the second, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heretic_kl.ablation import Operator, Plan
+from heretic_kl.errors import MeasurementError
+from heretic_kl.model.architecture import Architecture
+
+
+class Lanes:
+    """How many rows of the running batch each candidate has; rows may leave.
+
+    Args:
+        counts: rows of each lane, in order.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = list(counts)
+
+    @property
+    def rows(self) -> int:
+        """Of the whole batch."""
+        return sum(self.counts)
+
+    def slices(self) -> Iterator[tuple[int, slice]]:
+        """Each lane that has rows, with its rows."""
+        start = 0
+        for lane, count in enumerate(self.counts):
+            if count:
+                yield lane, slice(start, start + count)
+            start += count
+
+    def set_rows(self, lanes_of_rows: Sequence[int]) -> None:
+        """Count rows anew from the lane of each, in order."""
+        counts = [0] * len(self.counts)
+        for lane in lanes_of_rows:
+            counts[lane] += 1
+        self.counts = counts
+
+
+@contextmanager
+def edited_by_lane(
+    architecture: Architecture, plans: Sequence[Plan], lanes: Lanes
+) -> Iterator[None]:
+    """Apply each plan to its lane's rows until the block is left.
+
+    Raises:
+        MeasurementError: while running, a site's output is not laid out by rows.
+    """
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        for key in dict.fromkeys(key for plan in plans for key in plan):
+            site = architecture.site(key)
+            device = site.weight().device
+            operators = [
+                plan[key].to(device) if key in plan else None  # this candidate leaves it alone
+                for plan in plans
+            ]
+            handles.append(site.module.register_forward_hook(_lane_hook(operators, lanes)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _lane_hook(
+    operators: Sequence[Operator | None], lanes: Lanes
+) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if output.shape[0] != lanes.rows:
+            raise MeasurementError(
+                f"{type(module).__name__} gives {output.shape[0]} rows for {lanes.rows} in the "
+                "batch: candidates cannot share one; use --parallel-candidates 1"
+            )
+        edited = output.clone()
+        for lane, rows in lanes.slices():
+            operator = operators[lane]
+            if operator is not None:
+                edited[rows] = operator(output[rows])
+        return edited
+
+    return hook

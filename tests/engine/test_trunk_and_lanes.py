@@ -1,0 +1,170 @@
+"""Starting at a layer, and several candidates side by side: the same numbers with less work."""
+
+import pytest
+import torch
+
+from heretic_kl.ablation import ablation_operator
+from heretic_kl.engine import Engine
+from heretic_kl.engine.trunk import spread_boundaries
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl import row_statistics
+from heretic_kl.model import Lanes, edited_by_lane
+from heretic_kl.prompts import Prompt
+from heretic_kl.requests import ResponseRequest, TeacherForcedRequest
+from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
+
+WORDS = "how do I make a cake bomb please tell me about the weather in Rome".split()
+SYSTEM = "you need to know what the weather is and I will not wait for it now"
+PROMPTS = tuple(Prompt(" ".join(WORDS[i % 5 : 5 + i]), SYSTEM) for i in range(1, 9))
+FORCED = TeacherForcedRequest(PROMPTS, 5, row_statistics)
+ASKED = ResponseRequest(PROMPTS, 12)
+MEGABYTE = 2**20
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
+def lm(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    config = TINY_CONFIGS[request.param]
+    return load_tiny_model(save_tiny_model(folder / "m", config()))
+
+
+def plan_of(lm, seed, *, lowest=0, weight=0.8):
+    direction = torch.randn(lm.architecture.width, generator=torch.Generator().manual_seed(seed))
+    return {
+        key: ablation_operator(direction, weight)
+        for key in lm.architecture.facts()
+        if key.layer >= lowest
+    }
+
+
+def counted_layers(lm, calls):
+    def hook(index):
+        return lambda *_: calls.append(index)
+
+    return [
+        layer.self_attn.register_forward_hook(hook(index))
+        if hasattr(layer, "self_attn")
+        else layer.attn.register_forward_hook(hook(index))
+        for index, layer in enumerate(lm.architecture.layers)
+    ]
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize("lowest", [1, 2])
+def test_a_replayed_trunk_changes_no_number_and_runs_no_lower_layer(lm, share_prefix, lowest):
+    plan = plan_of(lm, 1, lowest=lowest)
+    whole = Engine(lm, batch_size=3, share_prefix=share_prefix)
+    replaying = Engine(lm, batch_size=3, share_prefix=share_prefix, trunk_bytes=MEGABYTE)
+    replaying.measure(plan, [FORCED])  # records
+    calls = []
+    handles = counted_layers(lm, calls)
+    (ours,) = replaying.measure(plan, [FORCED])
+    for handle in handles:
+        handle.remove()
+    assert calls and min(calls) == lowest
+    (expected,) = whole.measure(plan, [FORCED])
+    assert torch.equal(ours.columns.divergence, expected.columns.divergence)
+    assert not any("forward" in vars(layer) for layer in lm.architecture.layers)
+
+
+def test_an_edit_at_the_first_layer_runs_them_all(lm):
+    plan = plan_of(lm, 1)
+    (ours,) = Engine(lm, batch_size=3, trunk_bytes=MEGABYTE).measure(plan, [FORCED])
+    (expected,) = Engine(lm, batch_size=3).measure(plan, [FORCED])
+    assert torch.equal(ours.columns.divergence, expected.columns.divergence)
+
+
+def test_a_trunk_that_does_not_fit_or_does_not_reproduce_is_left_with_a_reason(lm, monkeypatch):
+    from heretic_kl.engine import trunk as module
+
+    plan, notes = plan_of(lm, 1, lowest=1), []
+    (expected,) = Engine(lm, batch_size=3).measure(plan, [FORCED])
+    (ours,) = Engine(lm, batch_size=3, trunk_bytes=10, notify=notes.append).measure(plan, [FORCED])
+    assert "more than trunk_memory_mb allows" in notes[-1]
+    assert torch.equal(ours.columns.divergence, expected.columns.divergence)
+
+    def scrambled(layers, boundary, hidden, **options):
+        return own(layers, boundary, hidden.flip(-1), **options)
+
+    own = module.resumed_at
+    monkeypatch.setattr(module, "resumed_at", scrambled)
+    engine = Engine(lm, batch_size=3, trunk_bytes=MEGABYTE, notify=notes.append)
+    (ours,) = engine.measure(plan, [FORCED])
+    assert "replayed hidden states differ by" in notes[-1]
+    assert torch.equal(ours.columns.divergence, expected.columns.divergence)
+
+
+def test_boundaries_are_spread_within_the_budget():
+    assert spread_boundaries(30, 100, 10**9) == tuple(range(1, 30))
+    assert spread_boundaries(30, 100, 250) == (10, 20)
+    assert spread_boundaries(30, 100, 99) == ()
+    assert spread_boundaries(1, 100, 10**9) == ()
+
+
+@pytest.mark.parametrize("trunk_bytes", [0, MEGABYTE])
+def test_candidates_side_by_side_measure_as_each_alone(lm, trunk_bytes):
+    plans = [plan_of(lm, 1), plan_of(lm, 2, lowest=1), {}, plan_of(lm, 3, lowest=2, weight=1.2)]
+    engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes)
+    together = engine.measure_many(plans, [FORCED, ASKED])
+    for plan, (forced, asked) in zip(plans, together, strict=True):
+        alone_forced, alone_asked = Engine(lm, batch_size=3).measure(plan, [FORCED, ASKED])
+        torch.testing.assert_close(
+            forced.columns.divergence, alone_forced.columns.divergence, rtol=1e-3, atol=1e-9
+        )
+        assert asked.texts == alone_asked.texts
+
+
+def test_edited_candidates_above_a_common_boundary_start_there(lm):
+    plans = [plan_of(lm, 1, lowest=1), plan_of(lm, 2, lowest=2)]
+    engine = Engine(lm, batch_size=8, trunk_bytes=MEGABYTE)
+    engine.measure_many(plans, [FORCED])
+    calls = []
+    handles = counted_layers(lm, calls)
+    engine.measure_many(plans, [FORCED])
+    for handle in handles:
+        handle.remove()
+    assert min(calls) == 1
+
+
+def test_rows_that_are_done_leave_their_lane(lm):
+    class Decided:
+        def __init__(self, words):
+            self.words = words
+
+        def decided(self, text):
+            return len(text.split()) >= self.words
+
+    plans = [plan_of(lm, seed) for seed in range(3)]
+    asked = ResponseRequest(PROMPTS, 20, Decided(3))
+    engine = Engine(lm, batch_size=8)
+    for plan, (answers,) in zip(plans, engine.measure_many(plans, [asked]), strict=True):
+        assert answers == Engine(lm, batch_size=8).measure(plan, [asked])[0]
+
+
+def test_running_out_of_memory_halves_the_candidates_first(lm, monkeypatch):
+    from heretic_kl.engine import passes as module
+
+    own, notes = module.run_forced, []
+
+    def limited(lm, batches, start=None):
+        if start is not None and start.candidates > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(lm, batches, *([] if start is None else [start]))
+
+    monkeypatch.setattr(module, "run_forced", limited)
+    engine = Engine(lm, batch_size=4, notify=notes.append)
+    plans = [plan_of(lm, seed) for seed in range(4)]
+    found = engine.measure_many(plans, [FORCED])
+    assert len(found) == 4 and engine.batch_size == 4
+    assert notes == [f"out of memory: {k} candidates run at once now" for k in (2, 1)]
+
+
+def test_lanes_know_their_rows(lm):
+    lanes = Lanes([2, 0, 3])
+    assert list(lanes.slices()) == [(0, slice(0, 2)), (2, slice(2, 5))]
+    lanes.set_rows([0, 2, 2])
+    assert lanes.counts == [1, 0, 2] and lanes.rows == 3
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    with edited_by_lane(lm.architecture, [plan_of(lm, 1)], lanes):
+        with pytest.raises(MeasurementError, match="2 rows for 3 in the batch"):
+            lm.model(input_ids=tokens)
