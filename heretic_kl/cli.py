@@ -99,7 +99,8 @@ def _search(words: Sequence[str]) -> int:
 
 
 def _demo(words: Sequence[str]) -> int:
-    from .config import DEMO_PRESET, load_settings
+    from .config import load_settings
+    from .config_presets import DEMO_PRESET
 
     if _asks_for_help(words):
         print(_help("demo"))
@@ -226,8 +227,8 @@ def _asks_for_help(words: Sequence[str]) -> bool:
 
 
 def _help(command: str) -> str:
-    from .config import DEMO_PRESET
     from .config_document import help_entry, settings_help
+    from .config_presets import DEMO_PRESET
 
     width = _help_width()
     usage = "--model MODEL [--SETTING VALUE ...]" if command == "run" else "[--SETTING VALUE ...]"

@@ -40,23 +40,6 @@ DEFAULT_SCORERS: dict[str, dict[str, Any]] = {
     "false_refusals": {"role": "report"},
 }
 
-# What `heretic-kl demo` sets below config.toml, the environment and the command line.
-DEMO_PRESET: dict[str, Any] = {
-    "kl_tokens": 3,
-    "trials": 32,
-    "startup_trials": 14,
-    "max_answer_tokens": 32,
-    "prompt_set": "builtin",
-    "prompts": {
-        kind: {"train": {"limit": 96}, "search": {"limit": 40}} for kind in ("harmful", "harmless")
-    },
-    "confirm_trials": 3,
-    "study_dir": "heretic-kl-demo/studies",
-    "save": "heretic-kl-demo/model",
-    "overwrite": True,
-    "pick": "max-refusals=0.03",
-}
-
 _layers: ContextVar[tuple[Layer, ...]] = ContextVar("_layers", default=())
 
 
@@ -234,6 +217,21 @@ class Settings(BaseSettings):
         100, "Longest answer generated when refusals are counted", group="Measurement", ge=1
     )
     batch_size: Whole = _setting(0, "Prompts run together (0: measured)", group="Measurement", ge=0)
+    parallel_candidates: Whole = _setting(
+        1,
+        "Candidates measured side by side in one batch; the sampler draws them without knowing "
+        "each other's scores",
+        group="Measurement",
+        ge=1,
+        le=64,
+    )
+    trunk_memory_mb: Whole = _setting(
+        1024,
+        "Memory for what the unedited model computes below the edited layers, so that no trial "
+        "computes it again (0: off)",
+        group="Measurement",
+        ge=0,
+    )
     response_prefix: str | None = _setting(
         None,
         "Start of every answer (default: detected; empty: none)",

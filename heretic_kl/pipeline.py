@@ -48,6 +48,7 @@ from heretic_kl.search import (
     check_rule,
     open_storage,
     pick,
+    spread,
 )
 from heretic_kl.study_identity import default_study_name, study_fingerprint
 
@@ -128,7 +129,13 @@ class Session:
         wanted = self.settings.trials if until is None else until
         with self._stage("search", "Searching", wanted):
             start, begun = time.perf_counter(), self._study.finished
-            for record in self._study.run(wanted, self._evaluate):
+            trials = self._study.run(
+                wanted,
+                self._evaluate,
+                together=self._evaluate_together,
+                at_once=self.settings.parallel_candidates,
+            )
+            for record in trials:
                 finished = self._study.finished
                 pace = (time.perf_counter() - start) / max(1, finished - begun)
                 left = pace * (wanted - finished)
@@ -139,7 +146,7 @@ class Session:
 
         Where the front is longer, trials are taken evenly along it, the ends included.
         """
-        chosen = evenly(self.front, self.settings.confirm_trials)
+        chosen = spread(self.front, self.settings.confirm_trials)
         todo = [record for record in chosen if self.report(record.number) is None]
         if not todo:
             return
@@ -302,7 +309,11 @@ class Session:
             self._tell("response prefix", repr(prefix) if prefix else "none")
             self._lm = replace(self._lm, chat=self._lm.chat.with_response_prefix(prefix))
             self._engine = Engine(
-                self._lm, batch_size=size, share_prefix=sharing, notify=self._notice
+                self._lm,
+                batch_size=size,
+                share_prefix=sharing,
+                notify=self._notice,
+                trunk_bytes=settings.trunk_memory_mb * 2**20,
             )
             floor = measure_noise_floor(
                 self._engine.runner,
@@ -402,6 +413,9 @@ class Session:
         plan = self._build(edit)
         return self._suite.evaluate(self._engine, plan, objectives_only=True)
 
+    def _evaluate_together(self, edits: Sequence[EditParameters]) -> list[dict[str, Score]]:
+        return self._suite.evaluate_objectives(self._engine, [self._build(edit) for edit in edits])
+
     def _plan(self, record: TrialRecord) -> Plan:
         assert record.edit is not None
         return self._build(record.edit)
@@ -426,16 +440,6 @@ class Session:
 
     def _notice(self, message: str) -> None:
         self._emit(events.Notice(message))
-
-
-def evenly(front: Sequence[TrialRecord], count: int) -> tuple[TrialRecord, ...]:
-    """At most `count` trials of a front, spread over it, its ends included."""
-    if count >= len(front):
-        return tuple(front)
-    if count < 2:
-        return tuple(front[:count])
-    step = (len(front) - 1) / (count - 1)
-    return tuple(front[round(index * step)] for index in range(count))
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

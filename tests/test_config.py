@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from heretic_kl.cli import default_configuration
-from heretic_kl.config import DEFAULT_SCORERS, DEMO_PRESET, Settings, load_settings
+from heretic_kl.config import DEFAULT_SCORERS, Settings, load_settings
 from heretic_kl.config_document import default_config_toml, settings_help, toml_value
+from heretic_kl.config_presets import DEMO_PRESET
 from heretic_kl.config_sources import file_layer
 from heretic_kl.config_tree import leaves, locate, spell_flag
 from heretic_kl.errors import ConfigError

@@ -227,15 +227,15 @@ class Engine:
         hidden = passes.hidden_states(plans)
         # After the passes: had memory run out in them, there would be a new one.
         reference = self.reference(request.prompts, request.tokens, request.sampling)
-        heads = {"reference_head": self.reference_head, "head": self.lm.head}
-        return [
-            TeacherForcedResult(
-                reduce_rows(reference, states, request.reduction, **heads),
-                reference.prompt_index,
-                reference.position,
-            )
-            for states in hidden
-        ]
+        found = reduce_rows(
+            reference,
+            hidden,
+            request.reduction,
+            reference_head=self.reference_head,
+            head=self.lm.head,
+        )
+        places = reference.prompt_index, reference.position
+        return [TeacherForcedResult(columns, *places) for columns in found]
 
     def _candidate_passes(
         self, prompts: tuple[Prompt, ...], tokens: int, sampling: Sampling | None

@@ -14,6 +14,7 @@ from heretic_kl.engine.forcing import ForcedSequence
 from heretic_kl.engine.runner import Runner
 from heretic_kl.kl import Direction, Head, Reference, ReferenceIdentity
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
+from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel
 from heretic_kl.requests import RowReduction, Sampling
 
@@ -74,24 +75,28 @@ def forced_sequences(reference: Reference) -> tuple[ForcedSequence, ...]:
 
 def reduce_rows(
     reference: Reference,
-    hidden: Tensor,  # (rows, D) of the candidate
+    hidden: Tensor,  # (K, rows, D) of the candidates
     reduction: RowReduction,
     *,
     reference_head: Head,
     head: Head,
-) -> tuple[Tensor, ...]:
-    """Columns of a reduction over all rows, the heads applied to chunks of rows."""
+) -> list[tuple[Tensor, ...]]:
+    """Columns of a reduction over all rows of each candidate, the heads applied to chunks of rows.
+
+    The reference's logits are computed once for all candidates.
+    """
     assert reference.hidden is not None
     tokens = reference.row_tokens.to(hidden.device)
-    step = max(1, MAX_LOGIT_ELEMENTS // head.vocabulary)
-    parts = [
-        reduction(
-            reference_head.logits(reference.hidden[start : start + step]),
-            head.logits(hidden[start : start + step]),
-            tokens[start : start + step],
-        )
-        for start in range(0, hidden.shape[0], step)
-    ]
+    parts: list[list[tuple[Tensor, ...]]] = [[] for _ in hidden]
+    for rows in row_blocks(hidden.shape[1], head.vocabulary, MAX_LOGIT_ELEMENTS):
+        logits = reference_head.logits(reference.hidden[rows])
+        for own, states in zip(parts, hidden, strict=True):
+            own.append(reduction(logits, head.logits(states[rows]), tokens[rows]))
+    return [_joined(own) for own in parts]
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Chunks of columns as whole columns on the CPU, of the reduction's own type."""
     joined = [torch.cat(columns).cpu() for columns in zip(*parts, strict=True)]
     kind = type(parts[0])
     return kind(joined) if kind is tuple else kind(*joined)

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from heretic_kl.kl.metric import Direction
-from heretic_kl.kl.rows import RowStatistics, concatenate_rows, row_statistics
+from heretic_kl.kl.rows import (
+    RowStatistics,
+    concatenate_rows,
+    empty_rows,
+    row_statistics,
+)
 from heretic_kl.kl.terms import row_blocks
 
 MAX_LOGIT_ELEMENTS: Final = 2**24
@@ -191,18 +196,21 @@ def chunked_row_statistics(
         )
     if max_elements < 1:
         raise ValueError(f"max_elements must be at least 1, got {max_elements}")
-    return concatenate_rows(
-        [
-            row_statistics(
-                head.logits(reference_hidden[rows]),
-                other.logits(candidate_hidden[rows]),
-                tokens[rows],
-                direction=direction,
-                temperature=temperature,
-            )
-            for rows in row_blocks(reference_hidden.shape[0], head.vocabulary, max_elements)
-        ]
-    )
+    found: RowStatistics | None = None
+    for rows in row_blocks(reference_hidden.shape[0], head.vocabulary, max_elements):
+        part = row_statistics(
+            head.logits(reference_hidden[rows]),
+            other.logits(candidate_hidden[rows]),
+            tokens[rows],
+            direction=direction,
+            temperature=temperature,
+        )
+        if found is None:
+            found = empty_rows(reference_hidden.shape[0], part.divergence.device)
+        # Kept results of a few bytes among freed chunks of megabytes would fragment the heap.
+        for column, values in zip(found, part, strict=True):
+            column[rows] = values
+    return concatenate_rows([]) if found is None else found
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -60,7 +60,7 @@ def row_statistics(
         raise ValueError(f"logits must be (rows, V), got {tuple(reference_logits.shape)}")
     tokens = _checked_tokens(reference_tokens, reference_logits)
     rows, width = reference_logits.shape
-    found = _empty_rows(rows, working_device(reference_logits))
+    found = empty_rows(rows, working_device(reference_logits))
     for block in row_blocks(rows, width, block_elements(reference_logits.device)):
         first, second = working_pair(reference_logits[block], candidate_logits[block], temperature)
         part = _block_statistics(first, second, tokens[block], direction)
@@ -73,11 +73,11 @@ def row_statistics(
 def concatenate_rows(parts: list[RowStatistics]) -> RowStatistics:
     """Return the rows of all `parts`, in order; no parts give no rows."""
     if not parts:
-        return _empty_rows(0, torch.device("cpu"))
+        return empty_rows(0, torch.device("cpu"))
     return RowStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _empty_rows(rows: int, device: torch.device) -> RowStatistics:
+def empty_rows(rows: int, device: torch.device) -> RowStatistics:
     """Return columns of `rows` places to be filled."""
     flags = ("infinite", "top1_agreement")
     return RowStatistics(

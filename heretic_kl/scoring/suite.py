@@ -36,6 +36,12 @@ class MeasuringEngine(Protocol):
         """Answer requests for one candidate; None is the unedited model."""
         ...
 
+    def measure_many(
+        self, plans: Sequence[Plan | None], requests: Sequence[Request]
+    ) -> list[list[Result]]:
+        """Answer requests for several candidates, in order."""
+        ...
+
 
 @dataclass(frozen=True)
 class MeasuringContext:
@@ -110,15 +116,38 @@ class Suite:
             ScorerError: a scorer raised.
         """
         specs = self.objectives if objectives_only else self.specs
-        asked = {spec.name: self._ask(spec) for spec in specs}
-        flat = [request for requests in asked.values() for request in requests]
-        with _blamed_on(", ".join(asked)):
-            results = iter(engine.measure(plan, flat))
-        scores = {}
+        flat, places = self._asked(specs)
+        with _blamed_on(", ".join(places)):
+            results = engine.measure(plan, flat)
+        return {spec.name: self._score(spec, results[places[spec.name]]) for spec in specs}
+
+    def evaluate_objectives(
+        self, engine: MeasuringEngine, plans: Sequence[Plan]
+    ) -> list[dict[str, Score]]:
+        """Scores of several candidates that run side by side, objectives only.
+
+        Raises:
+            MeasurementError: an objective of any of them has no value.
+            ScorerError: a scorer raised.
+        """
+        specs = self.objectives
+        flat, places = self._asked(specs)
+        with _blamed_on(", ".join(places)):
+            found = engine.measure_many(plans, flat)
+        return [
+            {spec.name: self._score(spec, results[places[spec.name]]) for spec in specs}
+            for results in found
+        ]
+
+    def _asked(self, specs: Sequence[ScorerSpec]) -> tuple[list[Request], dict[str, slice]]:
+        """All requests in a row, and where each scorer's stand."""
+        flat: list[Request] = []
+        places = {}
         for spec in specs:
-            answers = [next(results) for _ in asked[spec.name]]
-            scores[spec.name] = self._score(spec, answers)
-        return scores
+            own = self._ask(spec)
+            places[spec.name] = slice(len(flat), len(flat) + len(own))
+            flat += own
+        return flat, places
 
     def _score(self, spec: ScorerSpec, results: Sequence[Result]) -> Score:
         with _blamed_on(spec.name):

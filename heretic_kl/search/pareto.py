@@ -46,6 +46,16 @@ def knee(front: Sequence[TrialRecord]) -> TrialRecord:
     return min(front, key=lambda trial: (distance(trial), trial.number))
 
 
+def spread(front: Sequence[TrialRecord], count: int) -> tuple[TrialRecord, ...]:
+    """At most `count` trials of a front, spread over it, its ends included."""
+    if count >= len(front):
+        return tuple(front)
+    if count < 2:
+        return tuple(front[:count])
+    step = (len(front) - 1) / (count - 1)
+    return tuple(front[round(index * step)] for index in range(count))
+
+
 def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord]) -> TrialRecord:
     """The trial that a rule names.
 

@@ -25,7 +25,9 @@ REPORT = "heretic-kl:report:"
 OWNER = "owner"
 MOST_FAILURES_IN_A_ROW = 5
 
-Evaluate = Callable[[EditParameters], Mapping[str, Score]]
+Scores = Mapping[str, Score]
+Evaluate = Callable[[EditParameters], Scores]
+EvaluateTogether = Callable[[Sequence[EditParameters]], Sequence[Scores]]
 
 
 class SearchStudy:
@@ -91,7 +93,14 @@ class SearchStudy:
         """Trials that ran to an end, failed ones included, interrupted ones not."""
         return sum(1 for record in self.records if record.state != "interrupted")
 
-    def run(self, until: int, evaluate: Evaluate) -> Iterator[TrialRecord]:
+    def run(
+        self,
+        until: int,
+        evaluate: Evaluate,
+        *,
+        together: EvaluateTogether | None = None,
+        at_once: int = 1,
+    ) -> Iterator[TrialRecord]:
         """Run trials until the study holds `until` finished ones.
 
         A trial that raises is recorded as failed, with what it raised, and the search goes on.
@@ -99,6 +108,9 @@ class SearchStudy:
         Args:
             until: finished trials to hold in the end.
             evaluate: measures one edit on the search prompts.
+            together: measures several side by side; where it raises, each is measured alone.
+            at_once: how many, the last ones aside. The sampler draws them without knowing each
+                other's scores.
 
         Yields:
             A record a trial, as it finishes.
@@ -109,11 +121,12 @@ class SearchStudy:
         self._enqueue_known_good()
         failures = 0
         while self.finished < until:
-            record = self._run_one(evaluate)
-            failures = failures + 1 if record.state == "failed" else 0
-            yield record
-            if failures >= MOST_FAILURES_IN_A_ROW:
-                raise StudyError(f"{failures} trials in a row failed; the last: {record.error}")
+            count = max(1, min(at_once, until - self.finished))
+            for record in self._run_some(count, evaluate, together):
+                failures = failures + 1 if record.state == "failed" else 0
+                yield record
+                if failures >= MOST_FAILURES_IN_A_ROW:
+                    raise StudyError(f"{failures} trials in a row failed; the last: {record.error}")
 
     def report(self, number: int) -> dict[str, Score] | None:
         """A trial's scores on the report prompts, if they were measured."""
@@ -135,28 +148,64 @@ class SearchStudy:
             if parameters not in held:
                 self._study.enqueue_trial(parameters)
 
-    def _run_one(self, evaluate: Evaluate) -> TrialRecord:
-        trial = self._study.ask()
-        trial.set_user_attr(OWNER, this_process())
-        parameters = self._space.suggest(trial)
+    def _run_some(
+        self, count: int, evaluate: Evaluate, together: EvaluateTogether | None
+    ) -> Iterator[TrialRecord]:
+        """Ask for trials, measure them, tell; what does not get that far is marked interrupted."""
+        asked = [self._study.ask() for _ in range(count)]
+        waiting = list(asked)
+        try:
+            edits = []
+            for trial in asked:
+                trial.set_user_attr(OWNER, this_process())
+                edits.append(self._space.edit(self._space.suggest(trial)))
+            start = time.perf_counter()
+            scores = self._together(edits, together)
+            share = (time.perf_counter() - start) / count
+            for index, trial in enumerate(asked):
+                if scores is None:
+                    self._measure(trial, edits[index], evaluate)
+                else:
+                    self._tell(trial, scores[index], share)
+                waiting.remove(trial)
+                yield self._record(self._study.get_trials(deepcopy=False)[trial.number])
+        finally:
+            for trial in waiting:
+                trial.set_user_attr("error", INTERRUPTED)
+                self._study.tell(trial, state=TrialState.FAIL)
+
+    def _together(
+        self, edits: Sequence[EditParameters], together: EvaluateTogether | None
+    ) -> Sequence[Scores] | None:
+        """Scores of several edits measured side by side; None: measure each alone."""
+        if len(edits) == 1 or together is None:
+            return None
+        try:
+            scores = together(edits)
+            for each in scores:
+                self._values(each)
+                _scores_to_json(each)
+        except Exception:  # one bad edit among them: alone, each fails or succeeds for itself
+            return None
+        return scores
+
+    def _measure(self, trial: optuna.Trial, edit: EditParameters, evaluate: Evaluate) -> None:
         start = time.perf_counter()
         try:
-            scores = evaluate(self._space.edit(parameters))
-            values = self._values(scores)
-            stored = _scores_to_json(scores)
+            scores = evaluate(edit)
+            self._values(scores)
+            _scores_to_json(scores)
         except Exception as error:  # plug-ins and drivers may raise anything
             trial.set_user_attr("error", _one_line(error))
             trial.set_user_attr("seconds", time.perf_counter() - start)
             self._study.tell(trial, state=TrialState.FAIL)
-        except KeyboardInterrupt:
-            trial.set_user_attr("error", INTERRUPTED)
-            self._study.tell(trial, state=TrialState.FAIL)
-            raise
         else:
-            trial.set_user_attr("scores", stored)
-            trial.set_user_attr("seconds", time.perf_counter() - start)
-            self._study.tell(trial, values)
-        return self._record(self._study.get_trials(deepcopy=False)[trial.number])
+            self._tell(trial, scores, time.perf_counter() - start)
+
+    def _tell(self, trial: optuna.Trial, scores: Scores, seconds: float) -> None:
+        trial.set_user_attr("scores", _scores_to_json(scores))
+        trial.set_user_attr("seconds", seconds)
+        self._study.tell(trial, self._values(scores))
 
     def _values(self, scores: Mapping[str, Score]) -> list[float]:
         values = []

@@ -94,7 +94,7 @@ def test_round_trip(reference, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokenizer_hash": "x" * 60}, "another tokenizer .stored abcabcabcabc, now xxxx"),
+        ({"tokenizer_hash": "x" * 60}, "another tokenizer .stored 'abcabcabcabc', now 'xxxx"),
         ({"vocabulary_size": 58}, "another vocabulary .stored 57, now 58"),
         ({"head_fingerprint": "y" * 64}, "another head .stored"),
         ({"settings": {**IDENTITY.settings, "seed": 1}}, "setting seed .stored None, now 1"),

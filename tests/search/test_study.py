@@ -272,3 +272,46 @@ def test_unwritable_and_damaged_places_are_one_line(tmp_path):
     with pytest.raises(StudyError, match="damaged"):
         with open_storage(None, tmp_path, "s"):
             pass
+
+
+def test_trials_measured_together_are_told_one_by_one(folder):
+    with open_storage(None, folder, "s") as storage:
+        sizes = []
+
+        def together(edits):
+            sizes.append(len(edits))
+            return [evaluate(edit) for edit in edits]
+
+        ours = study(storage)
+        records = list(ours.run(10, evaluate, together=together, at_once=4))
+        assert [record.number for record in records] == list(range(10))
+        assert sizes == [4, 4, 2]
+        assert all(record.state == "complete" for record in records)
+
+
+def test_where_measuring_together_fails_each_trial_is_measured_alone(folder):
+    with open_storage(None, folder, "s") as storage:
+
+        def together(edits):
+            raise MeasurementError("NaN in one of them")
+
+        def alone(edit):
+            if edit.direction_position is None:
+                raise MeasurementError("NaN")
+            return evaluate(edit)
+
+        records = list(study(storage).run(6, alone, together=together, at_once=3))
+        states = {record.state for record in records}
+        assert states <= {"complete", "failed"} and "complete" in states
+
+
+def test_an_interrupted_group_leaves_no_trial_running(folder):
+    with open_storage(None, folder, "s") as storage:
+
+        def together(edits):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            list(study(storage).run(6, evaluate, together=together, at_once=3))
+        records = study(storage).records
+        assert [record.state for record in records] == ["interrupted"] * 3

@@ -1,0 +1,20 @@
+"""Settings that a command has in place of the defaults. Reads nothing."""
+
+from typing import Any, Final
+
+DEMO_PRESET: Final[dict[str, Any]] = {
+    "kl_tokens": 3,
+    "trials": 32,
+    "startup_trials": 14,
+    "max_answer_tokens": 32,
+    "prompt_set": "builtin",
+    "prompts": {
+        kind: {"train": {"limit": 96}, "search": {"limit": 40}} for kind in ("harmful", "harmless")
+    },
+    "confirm_trials": 3,
+    "study_dir": "heretic-kl-demo/studies",
+    "save": "heretic-kl-demo/model",
+    "overwrite": True,
+    "pick": "max-refusals=0.03",
+}
+"""What `heretic-kl demo` sets below config.toml, the environment and the command line."""
