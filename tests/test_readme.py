@@ -77,3 +77,14 @@ def test_the_demo_figures_are_those_of_the_results_file():
             assert scores[name][which]["text"].split(" (")[0] in README
     saved = scores["teacher_forced_kl"]["saved"]
     assert f"{saved['value']:.3f} ± {saved['standard_error']:.3f}" in README
+
+
+def test_the_cost_of_a_measurement_is_that_of_the_results_file():
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/measurement.json").read_text())
+    memory, time = found["memory"], found["time"]
+    text = " ".join(README.split())
+    assert f"takes {memory['median_extra_mb']:.0f} MB more than the forward pass" in text
+    assert f"take {memory['all_logits_would_be_mb']:,.0f} MB" in text
+    assert f"take {time['measurement_over_bare_forward']:.2f} times a bare forward" in text
