@@ -310,7 +310,7 @@ class Session:
             self._lm = replace(self._lm, chat=self._lm.chat.with_response_prefix(prefix))
             self._engine = Engine(
                 self._lm,
-                batch_size=size,
+                batch_size=engine.batch_size,
                 share_prefix=sharing,
                 notify=self._notice,
                 trunk_bytes=settings.trunk_memory_mb * 2**20,
@@ -326,7 +326,7 @@ class Session:
             dtype=_dtype_name(self._lm.dtype),
             device=str(self._lm.device),
             threads=torch.get_num_threads(),
-            batch_size=size,
+            batch_size=self._engine.batch_size,
             response_prefix=prefix,
             noise_floor=floor,
             site_residue=self._site_residue,

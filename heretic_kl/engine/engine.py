@@ -19,6 +19,7 @@ from heretic_kl.engine.forced_reference import (
 from heretic_kl.engine.generation import Answer
 from heretic_kl.engine.passes import CandidatePasses, in_force
 from heretic_kl.engine.runner import Runner
+from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Head, Reference, ReferenceIdentity
 from heretic_kl.model import Lanes, LanguageModel, common_prefix, last_token_residuals
 from heretic_kl.prompts import Prompt
@@ -40,6 +41,10 @@ MOST_CANDIDATES = 64
 """Side by side, until memory runs out."""
 
 
+class _BatchesChanged(Exception):
+    """Memory ran out in the middle of a round, and batches are smaller now."""
+
+
 class Engine:
     """A frozen model that answers requests, under a plan or as it is.
 
@@ -54,8 +59,8 @@ class Engine:
             `heretic_kl.model.prefix_problem` for models that do not allow it.
         original: the engine of the unedited model, where `lm` is another model to be compared
             with it (a saved edit, say); `measure` then takes its references from there.
-        trunk_bytes: memory for what the unedited model computes below the edited layers, kept so
-            that candidates start there; 0: candidates run all layers.
+        trunk_bytes: memory, in all, for what the unedited model computes below the edited layers,
+            kept so that candidates start there; 0: candidates run all layers.
     """
 
     def __init__(
@@ -119,9 +124,13 @@ class Engine:
             group = plans[len(results) : len(results) + self._most_candidates]
             try:
                 found = self._measure_steadily(group, requests)
-            except torch.OutOfMemoryError:
-                found = []
-            if found:
+            except torch.OutOfMemoryError as error:
+                if len(group) == 1:
+                    raise MeasurementError(
+                        "out of memory with a single candidate: lower --trunk-memory-mb or "
+                        "--batch-size"
+                    ) from error
+            else:
                 results += [[answers[request] for request in requests] for answers in found]
                 continue
             # Outside the handler, so that the failed attempt's tensors are free.
@@ -136,7 +145,10 @@ class Engine:
     ) -> list[dict[Request, Result]]:
         while True:
             size = self.batch_size
-            results = self._measure(plans, requests)
+            try:
+                results = self._measure(plans, requests)
+            except _BatchesChanged:
+                continue
             if self.batch_size == size:
                 return results
             # Memory ran out and the batches changed: reference and candidate must have run in
@@ -178,6 +190,7 @@ class Engine:
         if self._references_size != self.batch_size:
             # Reference and candidate must have run in the same batches.
             self._references.clear()
+            self._passes.clear()
             self._references_size = self.batch_size
         key = (prompts, tokens, sampling)
         if key not in self._references:
@@ -223,10 +236,12 @@ class Engine:
     def _forced(
         self, request: TeacherForcedRequest, plans: Sequence[Plan | None]
     ) -> list[TeacherForcedResult]:
+        size = self.batch_size
+        reference = self.reference(request.prompts, request.tokens, request.sampling)
         passes = self._candidate_passes(request.prompts, request.tokens, request.sampling)
         hidden = passes.hidden_states(plans)
-        # After the passes: had memory run out in them, there would be a new one.
-        reference = self.reference(request.prompts, request.tokens, request.sampling)
+        if self.batch_size != size:
+            raise _BatchesChanged
         found = reduce_rows(
             reference,
             hidden,
@@ -248,11 +263,15 @@ class Engine:
                 self.runner,
                 self.lm.architecture,
                 reference,
-                trunk_bytes=self._trunk_bytes,
+                trunk_bytes=self._trunk_bytes_left,
                 notify=self._notify,
             )
             known = self._passes[key] = (reference, passes)
         return known[1]
+
+    def _trunk_bytes_left(self) -> int:
+        """What the trunks of all references leave of their common budget."""
+        return self._trunk_bytes - sum(p.trunk_bytes for _, p in self._passes.values())
 
     @property
     def reference_head(self) -> Head:

@@ -203,7 +203,7 @@ class _Decoding:
             self._lanes.set_rows([row // self._lane_rows for row in self.rows])
         self._mask = self._mask[index]
         self._position = self._position[index]
-        self._cache.batch_select_indices(index.cpu())  # its layers may be on several devices
+        self._cache.reorder_cache(index)  # each layer moves the index to its own device
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Any:
         optional = {"position_ids": positions, "logits_to_keep": 1}

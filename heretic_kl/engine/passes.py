@@ -19,8 +19,8 @@ from heretic_kl.engine.trunk import Trunk, spread_boundaries
 from heretic_kl.kl import Reference
 from heretic_kl.model import Architecture, Lanes, edited, edited_by_lane
 
-TOLERANCE = 2e-2
-"""Largest relative difference of replayed hidden states; 0 in float32, where nothing differs."""
+TOLERANCE = 5e-3
+"""Largest relative difference of a replayed row; the same kernels in the same batches give 0."""
 
 
 class CandidatePasses:
@@ -30,7 +30,7 @@ class CandidatePasses:
         runner: of the model.
         architecture: of the model.
         reference: what is fed, and what the unedited model computed over it.
-        trunk_bytes: memory for the trunk; 0: every pass runs all layers.
+        trunk_bytes: tells how much memory is left for the trunk; 0: every pass runs all layers.
         notify: told, in words, why the trunk is not used.
     """
 
@@ -40,17 +40,22 @@ class CandidatePasses:
         architecture: Architecture,
         reference: Reference,
         *,
-        trunk_bytes: int,
+        trunk_bytes: Callable[[], int],
         notify: Callable[[str], None],
     ) -> None:
         self._runner = runner
         self._architecture = architecture
         self._sequences = forced_sequences(reference)
-        self._trunk_bytes = trunk_bytes
+        self._trunk_bytes_left = trunk_bytes
         self._notify = notify
         self._batches: ForcedBatches | None = None
         self._trunk: Trunk | None = None
         self._trunk_rows = 0
+
+    @property
+    def trunk_bytes(self) -> int:
+        """Memory that the trunk takes now."""
+        return 0 if self._trunk is None else self._trunk.bytes
 
     def hidden_states(self, plans: Sequence[Plan | None]) -> Tensor:
         """Final hidden states of each candidate, side by side in one batch.
@@ -86,44 +91,55 @@ class CandidatePasses:
 
     def _recorded(self, batches: ForcedBatches) -> Trunk | None:
         """The trunk of these batches, recorded and checked the first time it is asked for."""
-        if self._trunk_bytes <= 0:
+        if self._trunk_rows == batches.max_rows:
+            return self._trunk
+        self._trunk_rows, self._trunk = batches.max_rows, None  # the old one makes room
+        budget = self._trunk_bytes_left()
+        if budget <= 0:
             return None
-        if self._trunk_rows != batches.max_rows:
-            self._trunk_rows = batches.max_rows
-            self._trunk = self._record(batches)
+        try:
+            self._trunk = self._record(batches, budget)
+        except torch.OutOfMemoryError:
+            self._notify("lower layers run for every candidate: memory ran out for their states")
+        if self._trunk is None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
         return self._trunk
 
-    def _record(self, batches: ForcedBatches) -> Trunk | None:
+    def _record(self, batches: ForcedBatches, budget: int) -> Trunk | None:
         layers = self._architecture.layers
         each = batches.fed_tokens * self._architecture.width * self._runner.lm.dtype.itemsize
-        boundaries = spread_boundaries(len(layers), each, self._trunk_bytes)
+        boundaries = spread_boundaries(len(layers), each, budget)
         if not boundaries:
             self._notify(
                 f"lower layers run for every candidate: their states take {each / 2**20:.0f} MB a "
-                "layer, more than trunk_memory_mb allows"
+                "layer, more than is left of trunk_memory_mb"
             )
             return None
         trunk = Trunk(layers, boundaries)
-        whole = run_forced(self._runner.lm, batches, Start(trunk=trunk))
-        problem = self._problem(batches, trunk, whole)
+        problem = self._problem(batches, trunk)
         if problem is not None:
             self._notify(f"lower layers run for every candidate: {problem}")
             return None
         return trunk
 
-    def _problem(self, batches: ForcedBatches, trunk: Trunk, whole: Tensor) -> str | None:
-        """Why replaying the trunk would not be exact; None: it is."""
-        boundary = trunk.boundaries[len(trunk.boundaries) // 2]
+    def _problem(self, batches: ForcedBatches, trunk: Trunk) -> str | None:
+        """Record the trunk; why replaying it would not be exact, or None: it is."""
+        lm, boundaries = self._runner.lm, trunk.boundaries
         try:
-            replayed = run_forced(self._runner.lm, batches, Start(trunk=trunk, boundary=boundary))
+            whole = run_forced(lm, batches, Start(trunk=trunk)).float()
+            worst = 0.0
+            # The highest one too: its layers may need what skipped ones would have left.
+            for boundary in {boundaries[len(boundaries) // 2], boundaries[-1]}:
+                replayed = run_forced(lm, batches, Start(trunk=trunk, boundary=boundary)).float()
+                rows = (replayed - whole).norm(dim=-1) / whole.norm(dim=-1).clamp_min(1e-30)
+                worst = max(worst, float(rows.max()))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # models raise whatever they like
             return f"this model cannot start at a layer ({type(error).__name__})"
-        difference = float((replayed - whole).float().norm() / whole.float().norm())
-        if difference < TOLERANCE:
+        if worst < TOLERANCE:
             return None
-        return f"replayed hidden states differ by {difference:.1%}"
+        return f"replayed hidden states differ by up to {worst:.1%}"
 
 
 def in_force(

@@ -58,9 +58,9 @@ class Trunk:
     @contextmanager
     def resuming(self, batch: int, boundary: int, candidates: int) -> Iterator[None]:
         """Have a forward pass of the batch, K times over, start at the boundary."""
-        hidden = self._states[batch, boundary]
-        if candidates > 1:
-            hidden = hidden.repeat(candidates, 1, 1)
+        kept = self._states[batch, boundary]
+        # A copy also for one candidate: a layer may write into what it is given.
+        hidden = kept.repeat(candidates, *[1] * (kept.dim() - 1))
         with resumed_at(self._layers, boundary, hidden, as_tuple=self._as_tuple[0]):
             yield
 

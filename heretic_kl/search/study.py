@@ -152,13 +152,15 @@ class SearchStudy:
         self, count: int, evaluate: Evaluate, together: EvaluateTogether | None
     ) -> Iterator[TrialRecord]:
         """Ask for trials, measure them, tell; what does not get that far is marked interrupted."""
-        asked = [self._study.ask() for _ in range(count)]
-        waiting = list(asked)
+        waiting: list[optuna.Trial] = []
+        edits = []
         try:
-            edits = []
-            for trial in asked:
+            for _ in range(count):
+                trial = self._study.ask()
+                waiting.append(trial)
                 trial.set_user_attr(OWNER, this_process())
                 edits.append(self._space.edit(self._space.suggest(trial)))
+            asked = list(waiting)
             start = time.perf_counter()
             scores = self._together(edits, together)
             share = (time.perf_counter() - start) / count
@@ -170,9 +172,11 @@ class SearchStudy:
                 waiting.remove(trial)
                 yield self._record(self._study.get_trials(deepcopy=False)[trial.number])
         finally:
+            known = self._study.get_trials(deepcopy=False)
             for trial in waiting:
-                trial.set_user_attr("error", INTERRUPTED)
-                self._study.tell(trial, state=TrialState.FAIL)
+                if not known[trial.number].state.is_finished():
+                    trial.set_user_attr("error", INTERRUPTED)
+                    self._study.tell(trial, state=TrialState.FAIL)
 
     def _together(
         self, edits: Sequence[EditParameters], together: EvaluateTogether | None
