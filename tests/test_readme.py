@@ -88,3 +88,17 @@ def test_the_cost_of_a_measurement_is_that_of_the_results_file():
     assert f"takes {memory['median_extra_mb']:.0f} MB more than the forward pass" in text
     assert f"take {memory['all_logits_would_be_mb']:,.0f} MB" in text
     assert f"take {time['measurement_over_bare_forward']:.2f} times a bare forward" in text
+
+
+def test_seconds_beside_peers_are_those_of_the_results_file():
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/peers.json").read_text())
+    forced, generation = found["teacher_forced"], found["generation"]
+    peer, ours = forced["temaq"]["median_seconds"], forced["ours"]["median_seconds"]
+    assert f"Temaq 1.1.1 {peer:.1f} s" in README
+    for name in ("from layer 0, 1 at once", "from layer 12, 1 at once", "from layer 12, 4 at once"):
+        assert f"{ours[name]:.1f} s ({peer / ours[name]:.1f} times as many)" in README
+    peer, mine = generation["heretic"]["median_seconds"], generation["ours"]["median_seconds"]
+    assert f"Heretic 1.4.0 {peer:.1f} s | {mine:.1f} s ({peer / mine:.1f} times as many)" in README
+    assert generation["ours"]["trials_with_verdicts_of_plain_generation"] == 8
