@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test install lint types unit e2e bench clean
+.PHONY: demo test install lint types unit architectures e2e bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/heretic-kl demo
@@ -33,7 +33,10 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not e2e and not gpu"
+	$(BIN)/python -m pytest -m "not e2e and not gpu and not architectures"
+
+architectures: $(INSTALLED)
+	$(BIN)/python -m pytest -m architectures
 
 e2e: $(INSTALLED)
 	$(BIN)/python -m pytest -m e2e

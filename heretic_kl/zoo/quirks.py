@@ -1,0 +1,36 @@
+"""What the installed transformers does not let a tiny decoder do, and why. Data only.
+
+`tests/zoo` holds every entry to be true, so that one which a later release mends shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+NEEDS_LIBRARY: Mapping[str, str] = {
+    "gemma3n": "timm",  # its vision tower
+}
+"""Model type -> a library without which its class cannot be built at all."""
+
+NOT_RELOADED: Mapping[str, str] = {
+    "emu3": "saves the config of its text half, `emu3_text_model`, which has no auto class",
+    "mllama": "saves the config of its text half, `mllama_text_model`, which has no auto class",
+}
+"""Model type -> why `AutoModelForCausalLM` cannot load what its model saved; its class can."""
+
+OWN_CACHE: Mapping[str, str] = {
+    "falcon_mamba": "`cache_params`",
+    "mamba": "`cache_params`",
+    "mamba2": "`cache_params`",
+    "minimax": "its own class of `past_key_values`, refuses a `DynamicCache`",
+    "openai-gpt": "none",
+    "recurrent_gemma": "none outside: its layers keep their state from call to call",
+    "rwkv": "`state`",
+    "xlstm": "`cache_params`",
+}
+"""Decoder -> what it has instead of a `DynamicCache` under `past_key_values`."""
+
+FULL_PRECISION_ONLY: Mapping[str, str] = {
+    "xlstm": "multiplies its float32 state with weights as they are stored",
+}
+"""Decoder -> why its forward pass fails in half precision on a CPU."""
