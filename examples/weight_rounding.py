@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from heretic_kl import DatasetSpec, TeacherForcedKL
 from heretic_kl.demo import ensure_demo_model
 from heretic_kl.integrations import KLObjective, MeasurementError
-from heretic_kl.model import find_layers
+from heretic_kl.model import likely_layers
 
 GROUPS = 3
 BITS = (3, 8)
@@ -37,7 +37,7 @@ class RoundedWeights:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.parts: dict[str, list[nn.Parameter]] = {}
-        layers = find_layers(model) or []
+        layers = likely_layers(model) or []
         for index, layer in enumerate(layers):
             for name, module in layer.named_modules():
                 if isinstance(module, nn.Linear):

@@ -133,7 +133,7 @@ class Session:
                 wanted,
                 self._evaluate,
                 together=self._evaluate_together,
-                at_once=self.settings.parallel_candidates,
+                at_once=self.settings.parallel_candidates if self._lm.architecture.by_rows else 1,
             )
             for record in trials:
                 finished = self._study.finished
@@ -282,7 +282,11 @@ class Session:
                 enable_thinking=settings.enable_thinking,
             )
             self._site_residue = prove_sites(self._lm)
-        lm = self._lm
+        lm, edit = self._lm, self.settings.edit
+        keep = edit.norm != "none"
+        self._components = lm.architecture.editable(edit.components, restore_norms=keep)
+        for remark in lm.architecture.remarks():
+            self._notice(remark)
         self._emit(
             events.ModelLoaded(
                 name=settings.model,
@@ -380,7 +384,7 @@ class Session:
             fingerprint=fingerprint,
             space=SearchSpace(
                 layers=len(self._lm.architecture.layers),
-                components=settings.edit.components,
+                components=self._components,
                 norm=settings.edit.norm,
             ),
             objectives=self._suite.objectives,

@@ -68,7 +68,8 @@ def weights_fingerprint(lm: LanguageModel) -> str:
     """sha256 over a strided sample of the head's and every site's weights."""
     digest = hashlib.sha256(lm.head.fingerprint().encode())
     for site in lm.architecture.sites:
-        flat = site.weight().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLES)]
-        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+        for parameter in site.module.parameters():
+            flat = parameter.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // SAMPLES)]
+            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()

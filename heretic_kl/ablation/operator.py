@@ -58,12 +58,18 @@ class Operator:
         Returns:
             (..., D) in the same dtype, computed in float32.
         """
-        y = output.float()
-        edited = y if self.scale is None else y * self.scale
-        edited = edited + (y @ self.right) @ self.left.T
+        edited = self.linear(output.float())
         if self.shift is not None:
             edited = edited + self.shift
         return edited.to(output.dtype)
+
+    def linear(self, vectors: Tensor) -> Tensor:
+        """`scale * y + left (right^T y)` of float32 vectors (..., D): the edit without its shift.
+
+        What makes it permanent in a weight, whose every column is such a vector.
+        """
+        kept = vectors if self.scale is None else vectors * self.scale
+        return kept + (vectors @ self.right) @ self.left.T
 
     def to(self, device: torch.device) -> Operator:
         """The same operator on another device."""
@@ -84,16 +90,14 @@ class Operator:
         Returns:
             (D, F) float32 and (D,) float32, the latter None where there is neither bias nor shift.
         """
-        w = weight.float()
-        baked = w if self.scale is None else w * self.scale[:, None]
-        baked = baked + self.left @ (self.right.T @ w)
+        baked = self.linear(weight.float().T).T
         if bias is None:
             return baked, None if self.shift is None else self.shift.clone()
         return baked, self(bias.float())
 
 
 def ablation_operator(
-    direction: Tensor,  # (D,) any length but zero
+    direction: Tensor,  # (D,) any length but zero; (R, D) to remove all that they span
     weight: float,
     *,
     norm: NormMode = "none",
@@ -110,9 +114,12 @@ def ablation_operator(
       `y' = r * (y - w (n * v) (v . (y / n)))`.
 
     Raises:
-        ValueError: the direction is zero, or the mode needs `site_weight` and it is missing.
+        ValueError: the direction is zero, the mode needs `site_weight` and it is missing, or it is
+            not `none` and there are several directions.
     """
     v = direction.float()
+    if v.ndim == 2:
+        return _span_operator(v, weight, norm)
     length = v.norm()
     if not torch.isfinite(length) or length == 0:
         raise ValueError("direction must be finite and not zero")
@@ -140,6 +147,13 @@ def ablation_operator(
     bias = site_bias.float()
     projected = bias - weight * v * (v @ bias)
     return Operator(operator.left, operator.right, restore, shift=projected - operator(bias))
+
+
+def _span_operator(directions: Tensor, weight: float, norm: NormMode) -> Operator:
+    if norm != "none":
+        raise ValueError(f"norm mode {norm!r} is not defined for several directions")
+    basis, _ = torch.linalg.qr(directions.double().T)
+    return Operator(left=(-weight * basis).float(), right=basis.float())
 
 
 def _row_restoration(

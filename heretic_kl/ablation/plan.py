@@ -32,8 +32,20 @@ class SiteFacts:
     """() -> (D, F), rows write to the residual stream."""
     bias: Callable[[], Tensor | None]
     """() -> (D,) or None."""
-    gain: Tensor | None = None
-    """(D,) gain of a root-mean-square norm between the site and the stream; None: no norm."""
+    gains: Tensor | None = None
+    """(G, D) gains between the site and the stream, of a norm or scale; None: there are none.
+    More than one where a short convolution adds what was written for earlier tokens."""
+    centred: bool = False
+    """A LayerNorm between them takes the mean off first."""
+
+    def pull_back(self, direction: Tensor) -> Tensor:
+        """(D,) or (G, D): what to remove from the site's output to remove it from the stream."""
+        if self.gains is None:
+            return direction
+        pulled = direction * self.gains.to(direction)
+        if self.centred:
+            pulled = pulled - pulled.mean(dim=-1, keepdim=True)
+        return pulled[0] if len(pulled) == 1 else pulled
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,8 @@ def build_plan(
     """An operator for every site that the parameters reach.
 
     Where a norm stands between the site and the residual stream, the direction is pulled back
-    through it: to remove `v` from `g * y / rms(y)`, remove `g * v` from `y`.
+    through it: to remove `v` from `g * y / rms(y)`, remove `g * v` from `y`; for a LayerNorm, its
+    centred form.
 
     Raises:
         ValueError: a norm-restoring mode meets a site behind a norm, where row norms of the
@@ -81,9 +94,8 @@ def build_plan(
 
 def _site_operator(direction: Tensor, weight: float, facts: SiteFacts, norm: NormMode) -> Operator:
     if norm == "none":
-        pulled = direction if facts.gain is None else direction * facts.gain.to(direction)
-        return ablation_operator(pulled, weight)
-    if facts.gain is not None:
+        return ablation_operator(facts.pull_back(direction), weight)
+    if facts.gains is not None or facts.centred:
         raise ValueError(f"norm mode {norm!r} is not defined for sites behind a norm; use 'none'")
     site_weight = facts.weight()
     operator = ablation_operator(

@@ -37,7 +37,7 @@ from heretic_kl.kl import (
 )
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
-from heretic_kl.model import CausalModel, DtypeName, evaluating, find_layers, prefix_problem
+from heretic_kl.model import CausalModel, DtypeName, evaluating, likely_layers, prefix_problem
 from heretic_kl.prompts import fingerprint
 from heretic_kl.requests import Sampling
 
@@ -350,7 +350,7 @@ class TeacherForcedKL:
         return measure_noise_floor(
             runner,
             self._reference.first_prompts(NOISE_PROMPTS),
-            find_layers(runner.lm.model),
+            likely_layers(runner.lm.model),
             direction=self.direction,
             temperature=self.temperature,
         )

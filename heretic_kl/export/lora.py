@@ -103,6 +103,7 @@ def save_lora(
     check_target(folder, overwrite=overwrite, source=lm.source.folder)
     if not plan:
         raise ExportError("this edit changes nothing, so there is no adapter to save")
+    _check_sites(lm, plan)
     _refuse_fused_experts(lm, plan)
     wanted = _rank(lm, plan, rank)
     fits = {
@@ -255,6 +256,16 @@ def _config(lm: LanguageModel, plan: Plan, rank: int, *, has_bias: bool) -> dict
         "fan_in_fan_out": conv1d,
         "target_modules": sorted(key.path for key in plan),
     }
+
+
+def _check_sites(lm: LanguageModel, plan: Plan) -> None:
+    """An adapter is a product of two matrices added to one."""
+    for key in plan:
+        if lm.architecture.site(key).matrix() is None:
+            raise ExportError(
+                f"an adapter cannot hold the edit of {key.path}, which is no single matrix: save "
+                "the merged model"
+            )
 
 
 def _refuse_fused_experts(lm: LanguageModel, plan: Plan) -> None:

@@ -11,8 +11,7 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from heretic_kl.errors import ExportError
 from heretic_kl.export.checkpoint import Checkpoint, OtherFiles, find_checkpoint, other_files
 from heretic_kl.export.folder import check_target, new_folder
 from heretic_kl.export.shards import FLOAT_TYPES, TensorEdit, fitted, rewrite, rewritten_bytes
-from heretic_kl.model import LanguageModel, Site
+from heretic_kl.model import LanguageModel
 from heretic_kl.quiet import quiet_transformers
 
 
@@ -66,86 +65,125 @@ def save_merged(
     check_target(folder, overwrite=overwrite, source=lm.source.folder)
     edits = _parameter_edits(lm, plan)
     checkpoint = find_checkpoint(lm)
-    names = None if checkpoint is None else _stored_names(lm, checkpoint, edits)
-    if checkpoint is None or names is None:
+    stored = None if checkpoint is None else _stored_edits(lm, checkpoint, edits)
+    if checkpoint is None or stored is None:
         return _save_from_memory(lm, edits, folder, checkpoint, dtype, overwrite)
-    by_name = {names[parameter]: edit for parameter, edit in edits.items()}
-    return _save_streamed(by_name, folder, checkpoint, dtype, overwrite)
+    return _save_streamed(stored, folder, checkpoint, dtype, overwrite)
 
 
-def _parameter_edits(lm: LanguageModel, plan: Plan) -> dict[str, TensorEdit]:
+@dataclass(frozen=True)
+class _Bake:
+    """An operator made permanent in a tensor that writes along one of its axes."""
+
+    operator: Operator
+    axis: int
+
+    def __call__(self, stored: Tensor) -> Tensor:
+        """The edited tensor, float32; many experts are edited one after the other."""
+        if stored.ndim > 2 and self.axis != 0:
+            inner = replace(self, axis=self.axis - 1)
+            return torch.stack([inner(part) for part in stored])
+        vectors = stored.float().movedim(self.axis, -1)
+        edited = self.operator(vectors) if stored.ndim == 1 else self.operator.linear(vectors)
+        return edited.movedim(-1, self.axis)
+
+
+def _parameter_edits(lm: LanguageModel, plan: Plan) -> dict[str, _Bake]:
     """What to do with each parameter of the model, by its name in the model."""
     if getattr(lm.model, "hf_quantizer", None) is not None:
         raise ExportError(
             "a quantized model cannot be saved merged: save a LoRA adapter, "
             "or search on the unquantized original"
         )
-    edits: dict[str, TensorEdit] = {}
+    edits: dict[str, _Bake] = {}
     for key, operator in plan.items():
         site = lm.architecture.site(key)
         placed = operator.to(torch.device("cpu"))
-        has_bias = site.bias() is not None
-        if operator.shift is not None and not has_bias:
+        if not site.tensors:
+            raise ExportError(f"{key.path} has no weights that an edit could be written into")
+        if operator.shift is not None and site.bias() is None:
             raise ExportError(
                 f"{key.path} has no bias, which the norm mode of this edit needs: "
                 "use norm mode none"
             )
-        edits[f"{key.path}.weight"] = partial(_bake_weight, placed, _is_transposed(site))
-        if has_bias:
-            edits[f"{key.path}.bias"] = partial(_bake_bias, placed)
+        for tensor in site.tensors:
+            edits[f"{key.path}.{tensor.name}"] = _Bake(placed, tensor.axis)
     return edits
-
-
-def _bake_weight(operator: Operator, transposed: bool, stored: Tensor) -> Tensor:
-    weight = stored.float()
-    baked, _ = operator.bake(weight.T if transposed else weight)
-    return baked.T if transposed else baked
-
-
-def _bake_bias(operator: Operator, stored: Tensor) -> Tensor:
-    return operator(stored.float())
-
-
-def _is_transposed(site: Site) -> bool:
-    """Whether the module stores (F, D), as Conv1D does."""
-    stored: Any = site.module.weight
-    return bool(site.weight().stride() != stored.stride())
 
 
 # --- from the original's files ---------------------------------------------------------------
 
 
-def _stored_names(
-    lm: LanguageModel, checkpoint: Checkpoint, edits: Mapping[str, TensorEdit]
-) -> dict[str, str] | None:
-    """Model parameter -> tensor in the files; None where one is not stored as it is held."""
-    names: dict[str, str] = {}
-    for parameter in edits:
-        held = lm.model.get_parameter(parameter)
-        candidates = _candidates(lm.model, parameter, held)
-        found = next((name for name in candidates if _same(checkpoint, name, held)), None)
-        if found is None:
+def _stored_edits(
+    lm: LanguageModel, checkpoint: Checkpoint, edits: Mapping[str, _Bake]
+) -> dict[str, TensorEdit] | None:
+    """What to do with each tensor in the files; None where one cannot be found there.
+
+    Files may hold a parameter under another name, or in parts: a tensor of many experts is
+    stored expert by expert.
+    """
+    found: dict[str, TensorEdit] = {}
+    for parameter, edit in edits.items():
+        held = lm.model.get_parameter(parameter).detach()
+        stored = _stored_parts(lm.model, checkpoint, parameter, held, edit)
+        if stored is None:
             return None
-        names[parameter] = found
-    return names
+        found.update(stored)
+    return found
 
 
-def _candidates(model: Any, parameter: str, held: Tensor) -> list[str]:
-    """Names under which files may store a parameter, likeliest first."""
-    prefix = f"{model.base_model_prefix}."
-    found = [parameter]
+def _stored_parts(
+    model: Any, checkpoint: Checkpoint, parameter: str, held: Tensor, edit: _Bake
+) -> dict[str, TensorEdit] | None:
+    """The tensors of the files that make up one parameter, each with its own axis."""
+    for name in _with_and_without_prefix(model, parameter):
+        if _same(checkpoint, name, held):
+            return {name: edit}
+    parts, axes = _reverted(model, parameter, held), _axes(model, parameter, held, edit.axis)
+    if parts is None or axes is None or parts.keys() != axes.keys():
+        return None
+    found: dict[str, TensorEdit] = {}
+    for name, part in parts.items():
+        names = _with_and_without_prefix(model, name)
+        place = next((n for n in names if _same(checkpoint, n, part)), None)
+        if place is None:
+            return None
+        found[place] = replace(edit, axis=axes[name])
+    return found
+
+
+def _reverted(model: Any, parameter: str, tensor: Tensor) -> dict[str, Tensor] | None:
+    """A parameter as `transformers` stores it: by name in the files; None: it cannot say."""
     try:
         from transformers.core_model_loading import revert_weight_conversion
 
-        found.extend(revert_weight_conversion(model, {parameter: held.detach()}))
+        reverted: dict[str, Tensor] = revert_weight_conversion(model, {parameter: tensor})
     except (ImportError, AttributeError, KeyError, ValueError, TypeError, RuntimeError):
-        # Not a public function of transformers: without it the plain names remain to be tried,
-        # and what is not found is written from memory.
-        pass
-    for name in list(found):
-        # Checkpoints of a bare body carry no prefix, those of a whole model may.
-        found.append(name.removeprefix(prefix) if name.startswith(prefix) else prefix + name)
-    return list(dict.fromkeys(found))
+        # Not a public function of transformers, and some conversions need several parameters
+        # at once: then the model is written from memory.
+        return None
+    return reverted
+
+
+def _axes(model: Any, parameter: str, held: Tensor, axis: int) -> dict[str, int] | None:
+    """Along which axis each stored part of a parameter writes, seen by where coordinates go."""
+    width = held.shape[axis]
+    shape = [width if index == axis else 1 for index in range(held.ndim)]
+    coordinates = torch.arange(width, dtype=torch.int32)
+    parts = _reverted(model, parameter, coordinates.reshape(shape).expand(held.shape))
+    found: dict[str, int] = {}
+    for name, part in ({} if parts is None else parts).items():
+        for place, size in enumerate(part.shape):
+            if size == width and bool((part.movedim(place, -1) == coordinates).all()):
+                found[name] = place
+    return found or None
+
+
+def _with_and_without_prefix(model: Any, name: str) -> tuple[str, str]:
+    """Checkpoints of a bare body carry no prefix, those of a whole model may."""
+    prefix = f"{model.base_model_prefix}."
+    other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
+    return name, other
 
 
 def _same(checkpoint: Checkpoint, name: str, held: Tensor) -> bool:

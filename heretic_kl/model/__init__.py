@@ -4,7 +4,7 @@ Dimensions: B sequences, T positions, L layers, D residual width, F input width 
 """
 
 from heretic_kl.model.adapters import adapter_base
-from heretic_kl.model.architecture import Architecture, Site, find_architecture, find_layers
+from heretic_kl.model.architecture import Architecture, Site, find_architecture
 from heretic_kl.model.causal import CausalModel, adopt_model, evaluating, unwrapped
 from heretic_kl.model.chat import ChatEncoder, close_thought, thought_left_open
 from heretic_kl.model.hooks import edited, on_layer_outputs
@@ -22,6 +22,7 @@ from heretic_kl.model.padding import left_padded, right_padded
 from heretic_kl.model.prefix import PrefixCache, common_prefix, prefix_problem
 from heretic_kl.model.proof import prove_sites
 from heretic_kl.model.residuals import last_token_residuals
+from heretic_kl.model.stack import likely_layers
 from heretic_kl.model.trunk import layer_inputs, resumed_at, returns_tuple
 
 __all__ = [
@@ -43,10 +44,10 @@ __all__ = [
     "edited_by_lane",
     "evaluating",
     "find_architecture",
-    "find_layers",
     "last_token_residuals",
     "layer_inputs",
     "left_padded",
+    "likely_layers",
     "load_model",
     "load_to_measure",
     "load_tokenizer",

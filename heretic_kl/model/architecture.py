@@ -1,67 +1,29 @@
 """A causal language model seen as layers and sites. Knows nothing about prompts or edits.
 
-Families are declared: where their layers stand, which modules of a layer write to the residual
-stream, and which norm, if any, stands between. A layout that is not declared raises, listing
-what was tried; nothing is skipped in silence.
+Nothing is declared by family: layers, sites and what stands between a site and the residual
+stream are found by forward passes over a few tokens (`stack`, `discovery`, `writing`), and
+`proof` shows that they are right. What cannot be edited exactly raises; nothing is skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from heretic_kl.ablation import Component, SiteFacts, SiteKey
 from heretic_kl.errors import UnsupportedModelError
+from heretic_kl.model.discovery import FoundSite, find_sites, layer_constants
+from heretic_kl.model.passage import Passage
+from heretic_kl.model.probe import ROWS, TOKENS, Probe, probe_tokens
+from heretic_kl.model.stack import LayerStack, find_stack
+from heretic_kl.model.writing import Located, WritingTensor, writing_tensors
 
-LAYER_PATHS = (
-    "model.layers",
-    "model.language_model.layers",
-    "language_model.model.layers",
-    "model.decoder.layers",
-    "transformer.h",
-    "gpt_neox.layers",
-    "transformer.layers",
-    "transformer.blocks",
-    "backbone.layers",
-)
-"""Where the list of layers stands, tried in order."""
-
-SITE_PATHS: dict[Component, tuple[str, ...]] = {
-    "attention": (
-        "self_attn.o_proj",
-        "self_attn.out_proj",
-        "self_attn.dense",
-        "self_attention.dense",
-        "attention.o_proj",
-        "attention.dense",
-        "attention.wo",
-        "attn.o_proj",
-        "attn.c_proj",
-        "attn.out_proj",
-    ),
-    "mlp": (
-        "mlp.down_proj",
-        "mlp.c_proj",
-        "mlp.fc2",
-        "mlp.fc_out",
-        "mlp.dense_4h_to_h",
-        "feed_forward.w2",
-        "feed_forward.down_proj",
-        "fc2",
-    ),
-}
-"""Modules of a layer that write to the residual stream, tried in order."""
-
-POST_NORM_PATHS: tuple[dict[Component, str], ...] = (
-    # Gemma 2 and 3, OLMo 2 and 3
-    {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"},
-    # GLM-4
-    {"attention": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"},
-)
-"""Norms between a site and the residual stream; a layer has them if it has both of a pair."""
+Streams = Literal["one", "first", "third", "side by side"]
 
 
 @dataclass(frozen=True)
@@ -70,30 +32,49 @@ class Site:
 
     key: SiteKey
     module: nn.Module
-    post_norm: nn.Module | None = None
+    tensors: tuple[WritingTensor, ...] = ()
+    """Its weights and biases that write; none where they are quantized."""
+    passage: Passage = Passage(None)
+    """What its output passes on its way to the stream."""
+    by_rows: bool = True
+    """Its output is laid out sequence by sequence."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it gives its output."""
+        return _first_tensor(self.module).device
+
+    def matrix(self) -> WritingTensor | None:
+        """The weight, where the site is one matrix; None: experts in one tensor, or quantized."""
+        weights = [t for t in self.tensors if self.module.get_parameter(t.name).ndim > 1]
+        if len(weights) != 1 or not weights[0].name.endswith("weight"):
+            return None  # such as the experts of DBRX, one below the other in a tensor "w2"
+        return weights[0] if self.module.get_parameter(weights[0].name).ndim == 2 else None
 
     def weight(self) -> Tensor:
-        """(D, F): rows write to the residual stream."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)  # checked when the site was found
-        return weight.detach().T if _is_conv1d(self.module) else weight.detach()
+        """(D, F): rows write to the residual stream.
+
+        Raises:
+            UnsupportedModelError: the site is not one matrix that can be read.
+        """
+        matrix = self.matrix()
+        if matrix is None:
+            kind = type(self.module).__name__
+            what = "holds several experts in one tensor" if self.tensors else "is quantized"
+            raise UnsupportedModelError(f"{self.key.path} ({kind}) {what}: it has no one weight")
+        return matrix.vectors(self.module.get_parameter(matrix.name).detach()).T
 
     def bias(self) -> Tensor | None:
         """(D,), or None."""
-        bias = getattr(self.module, "bias", None)
-        return bias.detach() if isinstance(bias, Tensor) else None
+        for tensor in self.tensors:
+            stored = self.module.get_parameter(tensor.name).detach()
+            if stored.ndim == 1:
+                return stored
+        return None
 
-    @torch.no_grad()
     def facts(self) -> SiteFacts:
         """What building an operator needs to know of this site."""
-        gain = None
-        if self.post_norm is not None:
-            # A root-mean-square norm maps the all-ones vector to its gain, whatever form the
-            # gain is stored in (Gemma stores gain - 1).
-            width = self.weight().shape[0]
-            ones = torch.ones(1, width, dtype=self.weight().dtype, device=self.weight().device)
-            gain = self.post_norm(ones)[0].float()
-        return SiteFacts(weight=self.weight, bias=self.bias, gain=gain)
+        return SiteFacts(self.weight, self.bias, self.passage.gains, self.passage.centred)
 
 
 @dataclass(frozen=True)
@@ -105,6 +86,18 @@ class Architecture:
     sites: tuple[Site, ...]
     width: int
     """D, the width of the residual stream."""
+    streams: Streams = "one"
+    """How layers pass the stream on: as one, or as several, counted by the first or third of four
+    dimensions or standing side by side in the last of three."""
+    shared: frozenset[SiteKey] = frozenset()
+    """Sites whose module is part of further layers."""
+    constant_layers: tuple[int, ...] = ()
+    """Layers that also add a constant which no site writes, such as the bias of a norm on the
+    stream: the same for every token, and left as it is."""
+    _by_key: dict[SiteKey, Site] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._by_key.update({site.key: site for site in self.sites})
 
     def facts(self) -> dict[SiteKey, SiteFacts]:
         """Facts of every site, in layer order."""
@@ -112,115 +105,151 @@ class Architecture:
 
     def site(self, key: SiteKey) -> Site:
         """The site of a key."""
-        for site in self.sites:
-            if site.key == key:
-                return site
-        raise KeyError(key)
+        return self._by_key[key]
 
     @property
     def components(self) -> frozenset[Component]:
         """The components that have sites."""
         return frozenset(site.key.component for site in self.sites)
 
+    def norm_problem(self, components: Collection[Component]) -> str | None:
+        """Why row norms of the weights of some components cannot be restored; None: they can."""
+        for site in self.sites:
+            if site.key.component not in components:
+                continue
+            if site.passage.gains is not None or site.passage.centred:
+                return (
+                    f"{site.key.path} stands behind a norm or scale: the norms of its rows say "
+                    "nothing about what reaches the residual stream"
+                )
+            if site.matrix() is None:
+                what = "holds several experts in one tensor" if site.tensors else "is quantized"
+                return f"{site.key.path} {what}: the norms of single experts cannot be restored"
+        return None
 
-def find_architecture(model: nn.Module, width: int) -> Architecture:
+    def editable(
+        self, components: Sequence[Component], *, restore_norms: bool
+    ) -> tuple[Component, ...]:
+        """Those of the components that this model has.
+
+        Raises:
+            UnsupportedModelError: it has none of them, or row norms cannot be restored.
+        """
+        own = tuple(component for component in components if component in self.components)
+        if not own:
+            raise UnsupportedModelError(
+                f"this model has no {' or '.join(components)} modules to edit, only "
+                f"{' and '.join(sorted(self.components))}: set edit.components"
+            )
+        problem = self.norm_problem(own) if restore_norms else None
+        if problem is not None:
+            raise UnsupportedModelError(f"only edit.norm none is possible here: {problem}")
+        return own
+
+    def remarks(self) -> list[str]:
+        """What a user should know of how this model can be edited."""
+        found = []
+        if not self.by_rows:
+            found.append("this model mixes the rows of a batch: candidates run one by one")
+        if self.constant_layers:
+            found.append(
+                f"{len(self.constant_layers)} layers add a constant that no site writes (biases "
+                "outside them); it stays as it is"
+            )
+        return found
+
+    @cached_property
+    def by_rows(self) -> bool:
+        """Whether sequences of one batch can be edited differently."""
+        return all(site.by_rows for site in self.sites)
+
+    def stream(self, hidden: Tensor) -> Tensor:
+        """What a layer passes on as one stream (B, T, D): the mean, where there are several."""
+        if self.streams == "one":
+            return hidden
+        if self.streams == "side by side":
+            return hidden.reshape(*hidden.shape[:-1], -1, self.width).mean(dim=-2)
+        return hidden.mean(dim=0 if self.streams == "first" else 2)
+
+
+def find_architecture(
+    model: Any, width: int, *, layers: str | None = None, sites: Sequence[str] = ()
+) -> Architecture:
     """Locate layers and sites.
 
     Args:
-        model: a causal language model.
+        model: a `transformers` causal LM in evaluation mode.
         width: D, the width of its residual stream.
+        layers: dotted path of the list of layers, if that is to be taken as given.
+        sites: shell patterns of module paths inside a layer; where given, no other module is
+            considered.
 
     Raises:
-        UnsupportedModelError: no declared path leads to a list of layers, or a layer has no
-            module of a component under a declared name, or such a module is not D wide.
+        UnsupportedModelError: no list of layers, or a layer changes the residual stream by other
+            means than modules that can be edited.
     """
-    layers_path, layers = _find_layers(model)
-    sites = tuple(_find_sites(layers_path, list(layers), width))
-    return Architecture(layers_path, tuple(layers), sites, width)
-
-
-def find_layers(model: nn.Module) -> tuple[nn.Module, ...] | None:
-    """The layers at a declared path, else the longest list of modules; None: there is none.
-
-    Good enough to watch what passes from layer to layer; editing asks `find_architecture`.
-    """
-    try:
-        return tuple(_find_layers(model)[1])
-    except UnsupportedModelError:
-        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-        longest = max(lists, key=len, default=None)
-        return tuple(longest) if longest is not None and _is_layer_list(longest) else None
-
-
-def submodule(root: nn.Module, path: str) -> nn.Module | None:
-    """The module at a dotted path, or None."""
-    current: nn.Module = root
-    for name in path.split("."):
-        child = getattr(current, name, None)
-        if not isinstance(child, nn.Module):
-            return None
-        current = child
-    return current
-
-
-def _find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    for path in LAYER_PATHS:
-        found = submodule(model, path)
-        if isinstance(found, nn.ModuleList) and len(found) > 0:
-            return path, found
-    lists = [f"{name} ({len(m)})" for name, m in model.named_modules() if _is_layer_list(m)]
-    raise UnsupportedModelError(
-        f"no list of layers found in {type(model).__name__}: tried {', '.join(LAYER_PATHS)}; "
-        f"its module lists are {', '.join(lists[:8]) or 'none'}"
+    probe = probe_layers(model, width, layers)
+    found = find_sites(probe, tuple(sites))
+    if not found:
+        raise UnsupportedModelError(
+            f"no module of {type(model).__name__} writes to its residual stream"
+            + (f"; looked among {', '.join(sites)}" if sites else "")
+        )
+    tensors = writing_tensors(probe, [Located(site.layer, site.path) for site in found])
+    placed = [_site(probe.stack, s, tensors[Located(s.layer, s.path)]) for s in found]
+    first: dict[nn.Module, Site] = {}
+    shared: set[SiteKey] = set()
+    for site in placed:
+        if site.module in first:  # a module of several layers is one site, of the first of them
+            shared.add(first[site.module].key)
+        else:
+            first[site.module] = site
+    return Architecture(
+        layers_path=probe.stack.path,
+        layers=probe.stack.layers,
+        sites=tuple(first.values()),
+        width=width,
+        streams=_streams(probe),
+        shared=frozenset(shared),
+        constant_layers=_constant_layers(probe, found),
     )
 
 
-def _is_layer_list(module: nn.Module) -> bool:
-    return isinstance(module, nn.ModuleList) and len(module) > 1
+def probe_layers(model: Any, width: int, layers: str | None = None) -> Probe:
+    """The model's layers, ready to be examined."""
+    tokens = probe_tokens(model)
+
+    @torch.no_grad()
+    def run() -> None:
+        model.base_model(input_ids=tokens, use_cache=False)
+
+    return Probe(model, find_stack(model, width, run, path=layers), width)
 
 
-def _find_sites(layers_path: str, layers: Sequence[nn.Module], width: int) -> Iterator[Site]:
-    for index, layer in enumerate(layers):
-        norms = _post_norms(layer)
-        for component, paths in SITE_PATHS.items():
-            found = [path for path in paths if submodule(layer, path) is not None]
-            if not found:
-                named = ", ".join(name for name, _ in layer.named_children())
-                raise UnsupportedModelError(
-                    f"layer {index} ({type(layer).__name__}) has no known {component} output: "
-                    f"tried {', '.join(paths)}; the layer holds {named}"
-                )
-            module = submodule(layer, found[0])
-            assert module is not None
-            key = SiteKey(index, component, f"{layers_path}.{index}.{found[0]}")
-            site = Site(key, module, norms.get(component))
-            _check_width(site, width)
-            yield site
-
-
-def _post_norms(layer: nn.Module) -> dict[Component, nn.Module]:
-    for pair in POST_NORM_PATHS:
-        found = {component: submodule(layer, path) for component, path in pair.items()}
-        present = {component: norm for component, norm in found.items() if norm is not None}
-        if len(present) == len(pair):
-            return present
-    return {}
-
-
-def _check_width(site: Site, width: int) -> None:
-    weight = getattr(site.module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+def _site(stack: LayerStack, found: FoundSite, tensors: tuple[WritingTensor, ...]) -> Site:
+    key = SiteKey(found.layer, found.component, f"{stack.names[found.layer]}.{found.path}")
+    if found.passage.problem is not None:
         raise UnsupportedModelError(
-            f"{site.key.path} ({type(site.module).__name__}) has no plain floating-point weight "
-            "matrix; quantized checkpoints and fused experts are not supported yet"
+            f"{key.path} ({type(found.module).__name__}) writes to the residual stream, but "
+            f"{found.passage.problem}: it cannot be edited exactly"
         )
-    if site.weight().shape[0] != width:
-        raise UnsupportedModelError(
-            f"{site.key.path} writes {site.weight().shape[0]} features, "
-            f"but the residual stream has {width}"
-        )
+    return Site(key, found.module, tensors, found.passage, found.by_rows)
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    # transformers' Conv1D (GPT-2) stores (F, D); importing the class would load pytorch_utils.
-    return type(module).__name__ == "Conv1D"
+def _first_tensor(module: nn.Module) -> Tensor:
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor
+    return torch.empty(0)
+
+
+def _constant_layers(probe: Probe, found: Sequence[FoundSite]) -> tuple[int, ...]:
+    constants = layer_constants(probe, {(site.layer, site.module) for site in found})
+    pairs = zip(probe.calls, constants, strict=True)
+    return tuple(sorted({call.layer for call, constant in pairs if constant is not None}))
+
+
+def _streams(probe: Probe) -> Streams:
+    before = probe.calls[0].before
+    if before.ndim == 3:
+        return "one" if before.shape[-1] == probe.width else "side by side"
+    return "third" if before.shape[:2] == (ROWS, TOKENS) else "first"

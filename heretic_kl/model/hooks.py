@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from heretic_kl.ablation import Operator, Plan
 from heretic_kl.model.architecture import Architecture
+from heretic_kl.model.stack import stream_out_of, with_stream_out
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def edited(architecture: Architecture, plan: Plan) -> Iterator[None]:
     try:
         for key, operator in plan.items():
             site = architecture.site(key)
-            placed = operator.to(site.weight().device)
+            placed = operator.to(site.device)
             handles.append(site.module.register_forward_hook(_output_hook(placed)))
         yield
     finally:
@@ -34,9 +35,9 @@ def edited(architecture: Architecture, plan: Plan) -> Iterator[None]:
             handle.remove()
 
 
-def _output_hook(operator: Operator) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return operator(output)
+def _output_hook(operator: Operator) -> Callable[[nn.Module, Any, Any], Any]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return with_stream_out(output, operator(stream_out_of(output)))
 
     return hook
 
@@ -60,11 +61,7 @@ def on_layer_outputs(layers: Sequence[nn.Module], visit: LayerOutputHook) -> Ite
 
 def _layer_hook(index: int, visit: LayerOutputHook) -> Callable[[nn.Module, Any, Any], Any]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        # Layers return the hidden state alone, or first in a tuple.
-        hidden = output[0] if isinstance(output, tuple) else output
-        replaced = visit(index, hidden)
-        if replaced is None:
-            return None
-        return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
+        replaced = visit(index, stream_out_of(output))
+        return None if replaced is None else with_stream_out(output, replaced)
 
     return hook

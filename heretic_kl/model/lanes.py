@@ -61,7 +61,7 @@ def edited_by_lane(
     try:
         for key in dict.fromkeys(key for plan in plans for key in plan):
             site = architecture.site(key)
-            device = site.weight().device
+            device = site.device
             operators = [
                 plan[key].to(device) if key in plan else None  # this candidate leaves it alone
                 for plan in plans

@@ -43,8 +43,9 @@ def last_token_residuals(
             last: Tensor = last,
             columns: list[Tensor] = columns,
         ) -> None:
-            index = rows.to(hidden.device), last.to(hidden.device)
-            columns.append(hidden[index].float().cpu())
+            stream = lm.architecture.stream(hidden)
+            index = rows.to(stream.device), last.to(stream.device)
+            columns.append(stream[index].float().cpu())
 
         with on_layer_outputs(lm.architecture.layers, keep):
             lm.body(input_ids=tokens, **kept.arguments(lm, len(batch)))

@@ -16,7 +16,9 @@ WIDTH, LAYERS = 8, 6
 
 def sites(gain=None):
     weight = torch.randn(WIDTH, 12, generator=torch.Generator().manual_seed(0))
-    facts = SiteFacts(weight=lambda: weight, bias=lambda: None, gain=gain)
+    facts = SiteFacts(
+        weight=lambda: weight, bias=lambda: None, gains=None if gain is None else gain[None]
+    )
     return {
         SiteKey(layer, component, f"layers.{layer}.{component}"): facts
         for layer in range(LAYERS)

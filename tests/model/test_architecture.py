@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from heretic_kl.model import (
     on_layer_outputs,
     prove_sites,
 )
+from heretic_kl.model.passage import Passage
 from heretic_kl.model.proof import direction_residue
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model, tiny_llama
 
@@ -38,15 +41,19 @@ def test_sites_are_all_that_writes(lm):
     assert prove_sites(lm) < 1e-5
 
 
-def test_a_missing_site_is_noticed(lm, monkeypatch):
-    facts = type(lm.architecture).facts
-    monkeypatch.setattr(
-        type(lm.architecture),
-        "facts",
-        lambda self: {k: v for k, v in facts(self).items() if k[:2] != (1, "mlp")},
-    )
-    with pytest.raises(UnsupportedModelError, match="layer 1 still adds"):
-        prove_sites(lm)
+def test_a_missing_site_is_noticed(lm):
+    kept = [site for site in lm.architecture.sites if site.key[:2] != (1, "mlp")]
+    partial = replace(lm, architecture=replace(lm.architecture, sites=tuple(kept)))
+    with pytest.raises(UnsupportedModelError, match="layer 1 changes the residual stream"):
+        prove_sites(partial)
+
+
+def test_a_wrong_gain_names_the_site(lm):
+    (first, *rest) = lm.architecture.sites
+    wrong = replace(first, passage=Passage(torch.linspace(0.1, 2, lm.architecture.width)[None]))
+    changed = replace(lm, architecture=replace(lm.architecture, sites=(wrong, *rest)))
+    with pytest.raises(UnsupportedModelError, match=f"{first.key.path} .* still writes"):
+        prove_sites(changed)
 
 
 def test_leaving_the_context_restores_logits_bit_for_bit(lm):
@@ -98,18 +105,68 @@ def test_head_gives_the_models_own_logits(lm):
     torch.testing.assert_close(lm.head.logits(hidden), logits(lm)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_unknown_layouts_list_what_was_tried():
-    with pytest.raises(UnsupportedModelError, match=r"tried model\.layers"):
-        find_architecture(torch.nn.Linear(2, 2), 2)
+def test_a_model_without_a_stack_of_layers_says_what_was_looked_at(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama()))
+    with pytest.raises(UnsupportedModelError, match=r"\(model\.layers \(3\)\) none takes"):
+        find_architecture(lm.model, 31)
+    with pytest.raises(UnsupportedModelError, match="no list of modules at 'model.blocks'"):
+        find_architecture(lm.model, 32, layers="model.blocks")
+    assert find_architecture(lm.model, 32, layers="model.layers").layers_path == "model.layers"
 
 
-def test_an_unknown_writer_lists_what_was_tried(tmp_path):
+def test_names_do_not_matter(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama()))
+    for layer in lm.model.model.layers:
+        mlp = layer.mlp
+        mlp.strange = mlp.down_proj
+        del mlp.down_proj
+        mlp.forward = lambda x, m=mlp: m.strange(m.act_fn(m.gate_proj(x)) * m.up_proj(x))
+    found = find_architecture(lm.model, 32)
+    assert {site.key.path.rpartition(".")[2] for site in found.sites} == {"o_proj", "strange"}
+
+
+def test_patterns_limit_what_is_considered_and_may_not_leave_a_writer_out(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama()))
+    found = find_architecture(lm.model, 32, sites=("*.o_proj", "mlp.down*"))
+    assert found.sites == lm.architecture.sites
+    with pytest.raises(UnsupportedModelError, match="layer 0 .* changes the residual stream"):
+        find_architecture(lm.model, 32, sites=("*.o_proj",))
+
+
+def test_a_layer_that_writes_by_no_module_is_refused(tmp_path):
     lm = load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama()))
     layer = lm.model.model.layers[1]
-    layer.mlp.strange_proj = layer.mlp.down_proj
-    del layer.mlp.down_proj
-    with pytest.raises(UnsupportedModelError, match=r"layer 1 .* no known mlp output: tried mlp"):
+    forward = layer.forward
+    table = torch.randn(32, 32)
+    layer.forward = lambda h, *a, **k: forward(h, *a, **k) + torch.tanh(h @ table)
+    with pytest.raises(UnsupportedModelError, match="layer 1 .* changes the residual stream"):
         find_architecture(lm.model, 32)
-    layer.mlp.down_proj = torch.nn.Linear(8, 16)
-    with pytest.raises(UnsupportedModelError, match="writes 16 features"):
-        find_architecture(lm.model, 32)
+
+
+def test_a_constant_of_a_layer_is_noted(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama()))
+    layer = lm.model.model.layers[2]
+    forward = layer.forward
+    layer.forward = lambda h, *a, **k: forward(h, *a, **k) + torch.ones(32)
+    assert find_architecture(lm.model, 32).constant_layers == (2,)
+
+
+def test_a_gate_that_differs_from_token_to_token_is_refused(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama()))
+    mlp = lm.model.model.layers[0].mlp
+    plain, gate = mlp.forward, torch.nn.Linear(32, 32)
+    mlp.forward = lambda x: plain(x) * torch.sigmoid(gate(x))
+    changed = replace(lm, architecture=find_architecture(lm.model, 32))
+    with pytest.raises(UnsupportedModelError, match="mlp.down_proj .* still writes"):
+        prove_sites(changed)
+
+
+def test_components_are_told_apart_by_what_they_do(lm):
+    by_component = {
+        component: {
+            s.key.path.split(".")[3] for s in lm.architecture.sites if s.key.component == component
+        }
+        for component in ("attention", "mlp")
+    }
+    assert by_component["attention"] <= {"self_attn", "attn"}
+    assert by_component["mlp"] == {"mlp"}

@@ -1,0 +1,181 @@
+"""The list of layers that the residual stream passes through. Knows nothing about sites.
+
+Which list of modules that is, and which of a layer's arguments is the stream, is seen in a
+forward pass, not read off names: layer lists stand in more than a dozen places in transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from heretic_kl.errors import UnsupportedModelError
+
+STREAM_ARGUMENTS = ("hidden_states", "hidden_state", "hidden", "x")
+"""Names under which layers take the stream, where they take it by name."""
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """Where the layers are."""
+
+    path: str
+    """Dotted path of the list inside the model; several, separated by commas, where the stream
+    passes through several."""
+    layers: tuple[nn.Module, ...]
+    names: tuple[str, ...]
+    """Dotted path of each layer."""
+
+
+def find_stack(
+    model: nn.Module, width: int, run: Callable[[], object], *, path: str | None = None
+) -> LayerStack:
+    """The list of modules that the residual stream passes through.
+
+    Args:
+        model: a causal language model.
+        width: D, the width of its residual stream.
+        run: a forward pass over a few tokens.
+        path: where the list stands, if that is to be taken as given; several with commas between.
+
+    Raises:
+        UnsupportedModelError: no list, or not the named one, has modules that take a stream D
+            wide and give one.
+    """
+    lists = _outer_lists(model)
+    if path is not None:
+        lists = {name: _named_list(model, name, lists) for name in path.split(", ")}
+    fitting = _passed(lists, width, run)
+    if not fitting:
+        tried = ", ".join(f"{name} ({len(modules)})" for name, modules in lists.items()) or "none"
+        raise UnsupportedModelError(
+            f"no list of layers found in {type(model).__name__}: of its lists of modules "
+            f"({tried}) none takes and gives a residual stream {width} wide"
+        )
+    places = [(name, index) for name in fitting for index in range(len(lists[name]))]
+    return LayerStack(
+        ", ".join(fitting),
+        tuple(lists[name][index] for name, index in places),
+        tuple(f"{name}.{index}" for name, index in places),
+    )
+
+
+def _named_list(model: nn.Module, name: str, known: Mapping[str, nn.ModuleList]) -> nn.ModuleList:
+    found = submodule(model, name)
+    if isinstance(found, nn.ModuleList):
+        return found
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no list of modules at {name!r}; its lists are "
+        f"{', '.join(known) or 'none'}"
+    )
+
+
+def likely_layers(model: nn.Module) -> tuple[nn.Module, ...] | None:
+    """The longest list of modules, without running the model; None: there is none.
+
+    Good enough to watch what passes from layer to layer; editing asks `find_stack`.
+    """
+    longest = max(_outer_lists(model).values(), key=len, default=None)
+    return None if longest is None or len(longest) < 2 else tuple(longest)
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path, or None."""
+    current: nn.Module = root
+    for name in path.split("."):
+        child = getattr(current, name, None)
+        if not isinstance(child, nn.Module):
+            return None
+        current = child
+    return current
+
+
+def stream_into(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """The residual stream among a layer's arguments."""
+    _, stream = _place_in(args, kwargs)
+    return stream
+
+
+def with_stream(
+    args: Sequence[Any], kwargs: Mapping[str, Any], stream: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A layer's arguments with another residual stream."""
+    place, _ = _place_in(args, kwargs)
+    if isinstance(place, int):
+        return (*args[:place], stream, *args[place + 1 :]), dict(kwargs)
+    return tuple(args), {**kwargs, place: stream}
+
+
+def stream_out_of(output: Any) -> Tensor:
+    """The residual stream in what a layer returns: alone, or first in a tuple."""
+    first = output
+    if isinstance(output, Mapping):
+        first = next(iter(output.values()))
+    elif isinstance(output, (tuple, list)):
+        first = output[0]
+    if not isinstance(first, Tensor):
+        raise UnsupportedModelError(f"a layer returns a {type(output).__name__} without a tensor")
+    return first
+
+
+def with_stream_out(output: Any, stream: Tensor) -> Any:
+    """What a layer returns, with another residual stream."""
+    if isinstance(output, tuple):
+        return (stream, *output[1:])
+    if isinstance(output, list):
+        return [stream, *output[1:]]
+    if isinstance(output, Mapping):
+        changed = dict(output)
+        changed[next(iter(changed))] = stream
+        return type(output)(changed)  # type: ignore[call-arg]
+    return stream
+
+
+def _place_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int | str, Tensor]:
+    for index, value in enumerate(args):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return index, value
+    for name in STREAM_ARGUMENTS:
+        if isinstance(kwargs.get(name), Tensor):
+            return name, kwargs[name]
+    raise UnsupportedModelError("a layer takes no residual stream that could be recognized")
+
+
+def _outer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Lists of modules that stand in no other list, by dotted path."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) and not inside:
+            found[name] = module
+    return found
+
+
+def _passed(
+    lists: Mapping[str, nn.ModuleList], width: int, run: Callable[[], object]
+) -> dict[str, set[int]]:
+    """Which modules of which lists take a stream and give one, in a forward pass."""
+    seen: dict[str, set[int]] = {}
+
+    def watch(name: str, index: int) -> Callable[..., None]:
+        def observe(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            try:
+                before, after = stream_into(args, kwargs), stream_out_of(output)
+            except (UnsupportedModelError, IndexError, StopIteration):
+                return
+            if before.shape == after.shape and before.shape[-1] % width == 0:
+                seen.setdefault(name, set()).add(index)
+
+        return observe
+
+    with ExitStack() as held:
+        for name, modules in lists.items():
+            for index, module in enumerate(modules):
+                hook = watch(name, index)
+                held.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        run()
+    return seen
