@@ -263,6 +263,12 @@ class Settings(BaseSettings):
     startup_trials: Whole = _setting(
         60, "Random trials before the sampler (TPE) learns from them", group="Search", ge=0
     )
+    racing: bool = _setting(
+        False,
+        "Measure a trial no further once a finished one surely beats it, by exact bounds; it is "
+        "recorded as stopped, counts as a trial and is never on the front",
+        group="Search",
+    )
     confirm_trials: Whole = _setting(
         8, "Trials of the front that are measured again on the report prompts", group="Search", ge=0
     )

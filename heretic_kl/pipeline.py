@@ -39,7 +39,7 @@ from heretic_kl.model import (
 )
 from heretic_kl.prompt_sets import PromptSets, load_prompt_sets
 from heretic_kl.saving import TrialToSave, save_trial
-from heretic_kl.scoring import MeasuringContext, Score, ScorerSpec, Suite
+from heretic_kl.scoring import MeasuringContext, Score, ScorerSpec, Stopped, Suite
 from heretic_kl.search import (
     UNEDITED,
     SearchSpace,
@@ -413,12 +413,16 @@ class Session:
             self._prepared_report_suite = suite
         return self._prepared_report_suite
 
-    def _evaluate(self, edit: EditParameters) -> Mapping[str, Score]:
-        plan = self._build(edit)
-        return self._suite.evaluate(self._engine, plan, objectives_only=True)
+    def _evaluate(self, edit: EditParameters) -> dict[str, Score] | Stopped:
+        (outcome,) = self._evaluate_together([edit])
+        return outcome
 
-    def _evaluate_together(self, edits: Sequence[EditParameters]) -> list[dict[str, Score]]:
-        return self._suite.evaluate_objectives(self._engine, [self._build(edit) for edit in edits])
+    def _evaluate_together(
+        self, edits: Sequence[EditParameters]
+    ) -> list[dict[str, Score] | Stopped]:
+        plans = [self._build(edit) for edit in edits]
+        rivals = self.front if self.settings.racing else ()
+        return self._suite.evaluate_objectives(self._engine, plans, rivals=rivals)
 
     def _plan(self, record: TrialRecord) -> Plan:
         assert record.edit is not None

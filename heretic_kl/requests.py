@@ -6,7 +6,7 @@ requests, to run cheap ones before dear ones and to stop a row once its verdict 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -82,5 +82,28 @@ class ResponseResult:
     """Special tokens removed. An answer stopped by its rule is cut where it was decided."""
 
 
+@dataclass(frozen=True)
+class PartialRows:
+    """What of a `TeacherForcedRequest` was run so far."""
+
+    rows: TeacherForcedResult
+    """Of some of the prompts; of each of these, all its positions."""
+
+
+@dataclass(frozen=True)
+class PartialAnswers:
+    """What of a `ResponseRequest` was generated so far."""
+
+    texts: tuple[str, ...]
+    """One a prompt, as far as it is there; "" where nothing is."""
+    over: tuple[bool, ...]
+    """Whether this is the whole answer, or all that its rule needs."""
+
+
 Request: TypeAlias = TeacherForcedRequest | ResponseRequest
 Result: TypeAlias = TeacherForcedResult | ResponseResult
+SoFar: TypeAlias = Result | PartialRows | PartialAnswers | None
+"""A result, a part of it, or nothing yet."""
+
+Watch: TypeAlias = Callable[[int, Sequence[SoFar]], bool]
+"""(candidate, what is there so far of each request, in order) -> True: measure it no further."""

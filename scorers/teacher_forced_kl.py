@@ -18,11 +18,14 @@ from heretic_kl.kl import (
     KLTable,
     RowStatistics,
     geometric_weights,
+    lowest_mean,
     row_statistics,
     summarize,
 )
 from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
 from heretic_kl.scoring import (
+    Bounds,
+    PartialRows,
     RefusalRule,
     Request,
     ResponseRequest,
@@ -33,6 +36,7 @@ from heretic_kl.scoring import (
     Scorer,
     ScorerContext,
     ScorerSettings,
+    SoFar,
     TeacherForcedRequest,
     TeacherForcedResult,
 )
@@ -161,16 +165,7 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         """Mean KL with its standard error, clustered by prompt."""
         (result,) = results
         assert isinstance(result, TeacherForcedResult)
-        assert isinstance(result.columns, RowStatistics)
-        table = KLTable.from_rows(
-            result.columns,
-            result.prompt_index,
-            result.position,
-            prompts=len(self._prompts),
-            positions=self._positions,
-            direction=self.settings.direction,
-            temperature=self.settings.temperature,
-        )
+        table = self._table(result)
         summary = self._summary(table, self._kept)
         if summary.infinite_count:
             raise MeasurementError(
@@ -191,11 +186,38 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
             },
         )
 
-    def _summary(self, table: KLTable, prompts: Sequence[int]) -> KLSummary:
+    def bounds(self, results: Sequence[SoFar]) -> Bounds:
+        """No position's KL is negative: a sum over some prompts is a lower bound."""
+        (part,) = results
+        if part is None:
+            return Bounds(low=self.settings.kl_target)
+        assert isinstance(part, PartialRows)
+        chosen = self._table(part.rows).select_prompts(torch.tensor(self._kept))
+        low = lowest_mean(chosen, len(self._kept), position_weights=self._weights)
+        done = int(chosen.mask.any(dim=1).sum())
+        text = f"at least {low:.4f} nats after {done} of {len(self._kept)} prompts"
+        return Bounds(low=max(low, self.settings.kl_target), text=text)
+
+    def _table(self, rows: TeacherForcedResult) -> KLTable:
+        assert isinstance(rows.columns, RowStatistics)
+        return KLTable.from_rows(
+            rows.columns,
+            rows.prompt_index,
+            rows.position,
+            prompts=len(self._prompts),
+            positions=self._positions,
+            direction=self.settings.direction,
+            temperature=self.settings.temperature,
+        )
+
+    @property
+    def _weights(self) -> Tensor | None:
         decay = self.settings.position_decay
-        weights = None if decay == 1 else geometric_weights(self._positions, decay)
+        return None if decay == 1 else geometric_weights(self._positions, decay)
+
+    def _summary(self, table: KLTable, prompts: Sequence[int]) -> KLSummary:
         chosen = table.select_prompts(torch.tensor(prompts))
-        return summarize(chosen, position_weights=weights, noise_floor=self._noise_floor)
+        return summarize(chosen, position_weights=self._weights, noise_floor=self._noise_floor)
 
     def _refused(self, prompts: tuple[Prompt, ...], context: ScorerContext) -> set[int]:
         rule = RefusalRule()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -11,27 +12,28 @@ from torch import Tensor
 
 from heretic_kl.ablation import Plan, ResidualMean
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.engine.forced_reference import (
-    answer_and_force,
-    model_identity,
-    reduce_rows,
-)
+from heretic_kl.engine.forced_reference import ReducedRows, answer_and_force, model_identity
+from heretic_kl.engine.forcing import ForcedPortion
 from heretic_kl.engine.generation import Answer
 from heretic_kl.engine.passes import CandidatePasses, in_force
+from heretic_kl.engine.progress import Progress
 from heretic_kl.engine.runner import Runner
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Head, Reference, ReferenceIdentity
 from heretic_kl.model import Lanes, LanguageModel, common_prefix, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
+    PartialAnswers,
+    PartialRows,
     Request,
     ResponseRequest,
     ResponseResult,
     Result,
     Sampling,
+    SoFar,
     StopRule,
     TeacherForcedRequest,
-    TeacherForcedResult,
+    Watch,
 )
 
 _ReferenceKey: TypeAlias = tuple[tuple[Prompt, ...], int, Sampling | None]
@@ -108,31 +110,42 @@ class Engine:
         Returns:
             A result for each request, in order.
         """
-        return self.measure_many([plan], requests)[0]
+        (results,) = self.measure_many([plan], requests)
+        assert results is not None  # nobody watches
+        return results
 
     def measure_many(
-        self, plans: Sequence[Plan | None], requests: Sequence[Request]
-    ) -> list[list[Result]]:
+        self,
+        plans: Sequence[Plan | None],
+        requests: Sequence[Request],
+        watch: Watch | None = None,
+    ) -> list[list[Result] | None]:
         """Answer requests for K candidates, side by side as far as memory allows.
 
+        Args:
+            plans: the candidates.
+            requests: what is asked of each.
+            watch: asked, whenever more is known of a candidate, whether it need go on. Of
+                several candidates in one teacher-forced pass none leaves it.
+
         Returns:
-            For each candidate, in order, what `measure` would return; equal to it within the
-            noise floor.
+            For each candidate, in order, what `measure` would return, equal to it within the
+            noise floor; None where `watch` ended it.
         """
-        results: list[list[Result]] = []
+        results: list[list[Result] | None] = []
         while len(results) < len(plans):
-            group = plans[len(results) : len(results) + self._most_candidates]
+            first = len(results)
+            group = plans[first : first + self._most_candidates]
+            own = None if watch is None else _counted_from(first, watch)
             try:
-                found = self._measure_steadily(group, requests)
+                results += self._measure_steadily(group, requests, own)
+                continue
             except torch.OutOfMemoryError as error:
                 if len(group) == 1:
                     raise MeasurementError(
                         "out of memory with a single candidate: lower --trunk-memory-mb or "
                         "--batch-size"
                     ) from error
-            else:
-                results += [[answers[request] for request in requests] for answers in found]
-                continue
             # Outside the handler, so that the failed attempt's tensors are free.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -141,12 +154,12 @@ class Engine:
         return results
 
     def _measure_steadily(
-        self, plans: Sequence[Plan | None], requests: Sequence[Request]
-    ) -> list[dict[Request, Result]]:
+        self, plans: Sequence[Plan | None], requests: Sequence[Request], watch: Watch | None
+    ) -> list[list[Result] | None]:
         while True:
             size = self.batch_size
             try:
-                results = self._measure(plans, requests)
+                results = self._measure(plans, requests, watch)
             except _BatchesChanged:
                 continue
             if self.batch_size == size:
@@ -155,25 +168,20 @@ class Engine:
             # the same ones, so both are measured again.
 
     def _measure(
-        self, plans: Sequence[Plan | None], requests: Sequence[Request]
-    ) -> list[dict[Request, Result]]:
-        forced = {r: None for r in requests if isinstance(r, TeacherForcedRequest)}
-        asked = [r for r in requests if isinstance(r, ResponseRequest)]
+        self, plans: Sequence[Plan | None], requests: Sequence[Request], watch: Watch | None
+    ) -> list[list[Result] | None]:
+        progress = Progress(requests, len(plans), watch)
+        forced = dict.fromkeys(r for r in requests if isinstance(r, TeacherForcedRequest))
         for request in forced:  # before anything is edited
             self.reference(request.prompts, request.tokens, request.sampling)
-        results: list[dict[Request, Result]] = [{} for _ in plans]
         for request in sorted(forced, key=_forced_cost):
-            for found, result in zip(results, self._forced(request, plans), strict=True):
-                found[request] = result
-        groups = _response_groups(asked)
-        for (prompts, max_tokens), rules in sorted(groups.items(), key=_response_cost):
-            answers = self._answers_of(plans, prompts, max_tokens, rules)
-            for found, own in zip(results, answers, strict=True):
-                texts = tuple(self.lm.chat.decode(answer.tokens) for answer in own)
-                for question in asked:
-                    if (question.prompts, question.max_tokens) == (prompts, max_tokens):
-                        found[question] = ResponseResult(texts)
-        return results
+            if progress.going:
+                self._forced(request, plans, progress)
+        asked = [r for r in requests if isinstance(r, ResponseRequest)]
+        for group in sorted(_response_groups(asked), key=_response_cost):
+            if progress.going:
+                self._respond(group, plans, progress)
+        return progress.results()
 
     def prepare(self, requests: Sequence[Request]) -> None:
         """Compute the references of requests now, for instance before the model is edited."""
@@ -234,23 +242,45 @@ class Engine:
         return self._answers(prompts, max_tokens, (), unedited=True)
 
     def _forced(
-        self, request: TeacherForcedRequest, plans: Sequence[Plan | None]
-    ) -> list[TeacherForcedResult]:
-        size = self.batch_size
+        self, request: TeacherForcedRequest, plans: Sequence[Plan | None], progress: Progress
+    ) -> None:
+        size, going = self.batch_size, tuple(progress.going)
         reference = self.reference(request.prompts, request.tokens, request.sampling)
         passes = self._candidate_passes(request.prompts, request.tokens, request.sampling)
-        hidden = passes.hidden_states(plans)
-        if self.batch_size != size:
-            raise _BatchesChanged
-        found = reduce_rows(
+        reduced = ReducedRows(
             reference,
-            hidden,
             request.reduction,
+            len(going),
             reference_head=self.reference_head,
             head=self.lm.head,
         )
-        places = reference.prompt_index, reference.position
-        return [TeacherForcedResult(columns, *places) for columns in found]
+
+        def consume(portions: Iterator[ForcedPortion]) -> None:
+            for portion in portions:
+                if self.batch_size != size:
+                    raise _BatchesChanged
+                self._reduce(reduced, portion)
+                # Of several candidates none can leave the pass.
+                if len(going) == 1 and progress.watched and not reduced.complete:
+                    part = PartialRows(reduced.result(0))
+                    if not progress.hear(going[0], {request: part}):
+                        return
+
+        passes.run([plans[candidate] for candidate in going], consume)
+        for lane, candidate in enumerate(going):
+            if candidate in progress.going:
+                progress.keep(candidate, {request: reduced.result(lane)})
+
+    def _reduce(self, reduced: ReducedRows, portion: ForcedPortion) -> None:
+        try:
+            reduced.add(portion.rows, portion.hidden)
+        except torch.OutOfMemoryError as error:
+            if len(portion.hidden) > 1:
+                raise
+            # Smaller batches of prompts would not help.
+            raise MeasurementError(
+                "out of memory with a single candidate: lower --trunk-memory-mb"
+            ) from error
 
     def _candidate_passes(
         self, prompts: tuple[Prompt, ...], tokens: int, sampling: Sampling | None
@@ -282,21 +312,36 @@ class Engine:
     def _identity(self) -> ReferenceIdentity:
         return model_identity(self.lm)
 
-    def _answers_of(
-        self,
-        plans: Sequence[Plan | None],
-        prompts: tuple[Prompt, ...],
-        max_tokens: int,
-        rules: tuple[StopRule, ...],
-    ) -> list[list[Answer]]:
-        if len(plans) == 1:
-            (plan,) = plans
-            with in_force(self.lm.architecture, [plan or {}], None):
-                return [self._answers(prompts, max_tokens, rules, unedited=plan is None)]
-        lanes = Lanes([1] * len(plans))
-        encoded = [self.encode(prompt) for prompt in prompts]
-        with in_force(self.lm.architecture, [plan or {} for plan in plans], lanes):
-            return self.runner.answers_by_lane(encoded, max_tokens, rules, lanes)
+    def _respond(
+        self, group: _ResponseGroup, plans: Sequence[Plan | None], progress: Progress
+    ) -> None:
+        going = tuple(progress.going)
+        chosen = [plans[candidate] for candidate in going]
+
+        def hear(answers: Sequence[Sequence[Answer]]) -> list[int]:
+            """Lanes that need not go on."""
+            return [
+                lane
+                for lane, own in enumerate(answers)
+                if not progress.hear(going[lane], group.parts(own, self.lm.chat.decode))
+            ]
+
+        if chosen == [None]:
+            answers = [self._answers(group.prompts, group.max_tokens, group.rules, unedited=True)]
+        else:
+            encoded = [self.encode(prompt) for prompt in group.prompts]
+            lanes = Lanes([1] * len(chosen)) if len(chosen) > 1 else None
+            with in_force(self.lm.architecture, [plan or {} for plan in chosen], lanes):
+                answers = self.runner.candidate_answers(
+                    encoded,
+                    group.max_tokens,
+                    group.rules,
+                    lanes=lanes,
+                    hear=hear if progress.watched else None,
+                )
+        for lane, candidate in enumerate(going):
+            if candidate in progress.going:
+                progress.keep(candidate, group.results(answers[lane], self.lm.chat.decode))
 
     def _answers(
         self,
@@ -315,18 +360,41 @@ class Engine:
         return answers
 
 
-def _response_groups(
-    requests: Sequence[ResponseRequest],
-) -> dict[tuple[tuple[Prompt, ...], int], tuple[StopRule, ...]]:
-    """Rules by (prompts, budget); no rules where one request wants whole answers."""
-    groups: dict[tuple[tuple[Prompt, ...], int], tuple[StopRule, ...]] = {}
-    whole = {(r.prompts, r.max_tokens) for r in requests if r.stop is None}
+@dataclass(frozen=True)
+class _ResponseGroup:
+    """Requests for the same prompts and budget: one generation answers them all."""
+
+    prompts: tuple[Prompt, ...]
+    max_tokens: int
+    rules: tuple[StopRule, ...]
+    """Empty where one of the requests wants whole answers."""
+    requests: tuple[ResponseRequest, ...]
+
+    def results(
+        self, answers: Sequence[Answer], decode: Callable[[Sequence[int]], str]
+    ) -> dict[Request, Result]:
+        """What the answers say to each request."""
+        texts = tuple(decode(answer.tokens) for answer in answers)
+        return dict.fromkeys(self.requests, ResponseResult(texts))
+
+    def parts(
+        self, answers: Sequence[Answer], decode: Callable[[Sequence[int]], str]
+    ) -> dict[Request, SoFar]:
+        """What unfinished answers say to each request."""
+        texts = tuple(decode(answer.tokens) for answer in answers)
+        over = tuple(answer.done or len(answer.tokens) >= self.max_tokens for answer in answers)
+        return dict.fromkeys(self.requests, PartialAnswers(texts, over))
+
+
+def _response_groups(requests: Sequence[ResponseRequest]) -> list[_ResponseGroup]:
+    by_key: dict[tuple[tuple[Prompt, ...], int], list[ResponseRequest]] = {}
     for request in requests:
-        key = (request.prompts, request.max_tokens)
-        rules = groups.get(key, ())
-        if request.stop is not None and key not in whole and request.stop not in rules:
-            rules = (*rules, request.stop)
-        groups[key] = rules
+        by_key.setdefault((request.prompts, request.max_tokens), []).append(request)
+    groups = []
+    for (prompts, max_tokens), own in by_key.items():
+        rules = tuple(dict.fromkeys(r.stop for r in own if r.stop is not None))
+        whole = any(request.stop is None for request in own)
+        groups.append(_ResponseGroup(prompts, max_tokens, () if whole else rules, tuple(own)))
     return groups
 
 
@@ -334,6 +402,10 @@ def _forced_cost(request: TeacherForcedRequest) -> int:
     return len(request.prompts) * request.tokens
 
 
-def _response_cost(item: tuple[tuple[tuple[Prompt, ...], int], tuple[StopRule, ...]]) -> int:
-    (prompts, max_tokens), _rules = item
-    return len(prompts) * max_tokens
+def _response_cost(group: _ResponseGroup) -> int:
+    return len(group.prompts) * group.max_tokens
+
+
+def _counted_from(first: int, watch: Watch) -> Watch:
+    """The same watch for candidates that are counted from another one on."""
+    return lambda candidate, known: watch(first + candidate, known)

@@ -16,7 +16,7 @@ from heretic_kl.kl import Direction, Head, Reference, ReferenceIdentity
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel
-from heretic_kl.requests import RowReduction, Sampling
+from heretic_kl.requests import RowReduction, Sampling, TeacherForcedResult
 
 
 def model_identity(
@@ -73,33 +73,69 @@ def forced_sequences(reference: Reference) -> tuple[ForcedSequence, ...]:
     )
 
 
-def reduce_rows(
-    reference: Reference,
-    hidden: Tensor,  # (K, rows, D) of the candidates
-    reduction: RowReduction,
-    *,
-    reference_head: Head,
-    head: Head,
-) -> list[tuple[Tensor, ...]]:
-    """Columns of a reduction over all rows of each candidate, the heads applied to chunks of rows.
+class ReducedRows:
+    """Columns of a reduction, of rows of several candidates that come in portion by portion.
 
-    The reference's logits are computed once for all candidates.
+    The reference's logits are computed once for all candidates; (P, N, V) logits are never there.
+
+    Args:
+        reference: what the candidates are compared with.
+        reduction: what is kept of each row.
+        candidates: K.
+        reference_head: makes logits of the reference's hidden states.
+        head: makes logits of the candidates'.
     """
-    assert reference.hidden is not None
-    tokens = reference.row_tokens.to(hidden.device)
-    parts: list[list[tuple[Tensor, ...]]] = [[] for _ in hidden]
-    for rows in row_blocks(hidden.shape[1], head.vocabulary, MAX_LOGIT_ELEMENTS):
-        logits = reference_head.logits(reference.hidden[rows])
-        for own, states in zip(parts, hidden, strict=True):
-            own.append(reduction(logits, head.logits(states[rows]), tokens[rows]))
-    return [_joined(own) for own in parts]
 
+    def __init__(
+        self,
+        reference: Reference,
+        reduction: RowReduction,
+        candidates: int,
+        *,
+        reference_head: Head,
+        head: Head,
+    ) -> None:
+        self._reference = reference
+        self._reduction = reduction
+        self._heads = reference_head, head
+        self._rows: list[Tensor] = []
+        self._parts: list[list[tuple[Tensor, ...]]] = [[] for _ in range(candidates)]
 
-def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Chunks of columns as whole columns on the CPU, of the reduction's own type."""
-    joined = [torch.cat(columns).cpu() for columns in zip(*parts, strict=True)]
-    kind = type(parts[0])
-    return kind(joined) if kind is tuple else kind(*joined)
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are there."""
+        return sum(len(rows) for rows in self._rows) == self._reference.rows
+
+    def add(self, rows: Tensor, hidden: Tensor) -> None:
+        """Reduce some more rows.
+
+        Args:
+            rows: (n,) int64, among the reference's rows.
+            hidden: (K, n, D) final hidden states of the candidates.
+        """
+        assert self._reference.hidden is not None
+        reference_head, head = self._heads
+        states = self._reference.hidden
+        tokens = self._reference.row_tokens
+        for block in row_blocks(len(rows), head.vocabulary, MAX_LOGIT_ELEMENTS):
+            chosen = rows[block]
+            logits = reference_head.logits(states[chosen.to(states.device)])
+            own_tokens = tokens[chosen.to(tokens.device)].to(hidden.device)
+            for parts, own in zip(self._parts, hidden, strict=True):
+                parts.append(self._reduction(logits, head.logits(own[block]), own_tokens))
+        self._rows.append(rows)
+
+    def result(self, candidate: int) -> TeacherForcedResult:
+        """What is there of one candidate, rows in the reference's order."""
+        rows, order = torch.cat(self._rows).sort()
+        parts = self._parts[candidate]
+        columns = [torch.cat(column).cpu()[order] for column in zip(*parts, strict=True)]
+        kind = type(parts[0])
+        return TeacherForcedResult(
+            kind(columns) if kind is tuple else kind(*columns),
+            self._reference.prompt_index[rows],
+            self._reference.position[rows],
+        )
 
 
 def mean_kl(

@@ -6,7 +6,7 @@ padded position cannot change one before it. What all prompts begin with runs on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +17,9 @@ from torch import Tensor
 from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.trunk import PREFIX, Trunk
 from heretic_kl.model import CausalModel, Lanes, PrefixCache, common_prefix, right_padded
+
+PORTION_ROWS = 64
+"""Scored rows that are worth a matrix product with the head."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,6 @@ def forced_hidden_states(
     return run_forced(lm, batches)[0]
 
 
-@torch.no_grad()
 def run_forced(lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE) -> Tensor:
     """Hidden states after the final norm at every scored position.
 
@@ -158,11 +160,39 @@ def run_forced(lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE) ->
         (K, rows, D) in the model's dtype and on its head's device, sequence by sequence, position
         by position.
     """
-    found: Tensor | None = None
+    return gathered(forced_portions(lm, batches, start))
+
+
+class ForcedPortion(NamedTuple):
+    """Some whole sequences of a pass."""
+
+    rows: Tensor  # (n,) int64, among all scored rows
+    hidden: Tensor  # (K, n, D)
+
+
+def gathered(portions: Iterable[ForcedPortion]) -> Tensor:
+    """All portions of a pass as (K, rows, D), rows in order."""
+    found = list(portions)
+    rows = torch.cat([portion.rows for portion in found])
+    hidden = torch.cat([portion.hidden for portion in found], dim=1)
+    ordered = torch.empty_like(hidden)
+    ordered[:, rows.to(hidden.device)] = hidden
+    return ordered
+
+
+@torch.no_grad()
+def forced_portions(
+    lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE
+) -> Iterator[ForcedPortion]:
+    """The same bit by bit, `PORTION_ROWS` rows or a few more at a time, shortest prompts first.
+
+    Which rows come together depends on the batches alone.
+    """
     count = start.candidates
     with start.batch(PREFIX, 1) if batches.prefix else nullcontext():
         kept = PrefixCache(lm, batches.prefix, rows=count)
     _complete_prefix(kept, start)
+    waiting: list[tuple[Tensor, Tensor]] = []
     for index, batch in enumerate(batches.batches):
         size = batch.tokens.shape[0]
         tokens = batch.tokens.to(lm.device).repeat(count, 1)
@@ -172,12 +202,12 @@ def run_forced(lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE) ->
         device = hidden.device
         by_candidate = hidden.unflatten(0, (count, size))
         scored = by_candidate[:, batch.row.to(device), batch.position.to(device)]
-        scored = scored.to(lm.head.weight.device)
-        if found is None:
-            found = scored.new_empty(count, batches.rows, hidden.shape[-1])
-        found[:, batch.target.to(found.device)] = scored
-    assert found is not None
-    return found
+        waiting.append((batch.target, scored.to(lm.head.weight.device)))
+        last = index + 1 == len(batches.batches)
+        if last or sum(len(rows) for rows, _ in waiting) >= PORTION_ROWS:
+            targets, states = zip(*waiting, strict=True)
+            yield ForcedPortion(torch.cat(targets), torch.cat(states, dim=1))
+            waiting.clear()
 
 
 def _complete_prefix(kept: PrefixCache, start: Start) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,8 @@ def generate_answers(
     share_prefix: bool = True,
     chosen: ChosenTokens | None = None,
     lanes: Lanes | None = None,
+    into: list[Answer] | None = None,
+    dropped: Callable[[], Collection[int]] | None = None,
 ) -> list[Answer]:
     """Continue every sequence, by its most likely tokens unless told otherwise.
 
@@ -93,23 +95,32 @@ def generate_answers(
         share_prefix: run the tokens that all prompts begin with once.
         chosen: which token comes next; None: the most likely one.
         lanes: of K candidates in force by `edited_by_lane`; None: one candidate.
+        into: empty answers that grow while this runs, as they are returned; None: new ones.
+        dropped: asked for the candidates that need not go on, at the start and whenever an answer
+            is over.
 
     Returns:
         One answer a sequence, in order; with lanes, those of the first candidate first.
     """
     choose = chosen or ChosenTokens(sequences, None)
-    answers = [Answer() for _ in range(len(sequences) * (len(lanes.counts) if lanes else 1))]
-    if not sequences or max_tokens < 1:
+    candidates = len(lanes.counts) if lanes else 1
+    answers = into or [Answer() for _ in range(len(sequences) * candidates)]
+    out = set(dropped()) if dropped else set()
+    if not sequences or max_tokens < 1 or len(out) == candidates:
         return answers
     state = _Decoding(lm, sequences, share_prefix=share_prefix, lanes=lanes)
     for step in range(max_tokens):
         tokens = choose(state.logits(), state.rows)
+        news = False
         for row, token in zip(state.rows, tokens, strict=True):
             if not answers[row].done:
                 _append(lm, answers[row], token, rules)
+                news = news or answers[row].done
         if step + 1 == max_tokens:
             break
-        done = [answers[row].done for row in state.rows]
+        if news and dropped:
+            out = set(dropped())
+        done = [answers[row].done or row // len(sequences) in out for row in state.rows]
         if all(done):
             break
         if sum(done) >= max(1, COMPACT_SHARE * len(done)):

@@ -5,7 +5,7 @@ Owns the batches and the trunk of one reference. Knows nothing about what rows a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,7 +13,14 @@ from torch import Tensor
 
 from heretic_kl.ablation import Plan, lowest_edited_layer
 from heretic_kl.engine.forced_reference import forced_sequences
-from heretic_kl.engine.forcing import ForcedBatches, Start, run_forced
+from heretic_kl.engine.forcing import (
+    ForcedBatches,
+    ForcedPortion,
+    Start,
+    forced_portions,
+    gathered,
+    run_forced,
+)
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.trunk import Trunk, spread_boundaries
 from heretic_kl.kl import Reference
@@ -66,21 +73,45 @@ class CandidatePasses:
         Returns:
             (K, rows, D), rows ordered as in the reference.
         """
-        return self._runner.within_memory(lambda: self._run(plans), candidates=len(plans))
+        found: list[Tensor] = []
 
-    def _run(self, plans: Sequence[Plan | None]) -> Tensor:
-        batches = self._laid_out()
+        def keep(portions: Iterator[ForcedPortion]) -> None:
+            found[:] = [gathered(portions)]
+
+        self.run(plans, keep)
+        return found[0]
+
+    def run(
+        self,
+        plans: Sequence[Plan | None],
+        consume: Callable[[Iterator[ForcedPortion]], None],
+    ) -> None:
+        """Run candidates side by side; what is not consumed is not computed.
+
+        Args:
+            plans: K candidates; None: the unedited model.
+            consume: given the portions of the pass, and again from the first one where memory
+                ran out and batches are smaller.
+        """
+
+        def work() -> None:
+            batches = self._laid_out()
+            start = self._start(plans, batches)
+            edits = [plan or {} for plan in plans]
+            with in_force(self._architecture, edits, start.lanes):
+                consume(forced_portions(self._runner.lm, batches, start))
+
+        self._runner.within_memory(work, candidates=len(plans))
+
+    def _start(self, plans: Sequence[Plan | None], batches: ForcedBatches) -> Start:
         lowest = [lowest_edited_layer(plan or {}) for plan in plans]
-        edits = [plan or {} for plan in plans]
         boundary = trunk = None
         if None not in lowest:
             trunk = self._recorded(batches)
             if trunk is not None:
                 boundary = trunk.boundary_for(min(layer for layer in lowest if layer is not None))
         lanes = Lanes([1] * len(plans)) if len(plans) > 1 else None
-        start = Start(lanes, trunk if boundary is not None else None, boundary)
-        with in_force(self._architecture, edits, lanes):
-            return run_forced(self._runner.lm, batches, start)
+        return Start(lanes, trunk if boundary is not None else None, boundary)
 
     def _laid_out(self) -> ForcedBatches:
         size = self._runner.batch_size

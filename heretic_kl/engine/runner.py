@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from heretic_kl.model import CausalModel, Lanes
 from heretic_kl.requests import Sampling, StopRule
 
 T = TypeVar("T")
+
+Hear: TypeAlias = Callable[[Sequence[Sequence[Answer]]], Sequence[int]]
+"""(each candidate's answers so far) -> candidates that need not go on."""
 
 
 class Runner:
@@ -61,22 +64,35 @@ class Runner:
     ) -> list[Answer]:
         """An answer to each sequence, in order; greedy, or drawn if `sampling` says how."""
         return self.within_memory(
-            lambda: self._answers(encoded, max_tokens, rules, sampling, None)[0]
+            lambda: self._answers(encoded, max_tokens, rules, sampling=sampling)[0]
         )
 
-    def answers_by_lane(
+    def candidate_answers(
         self,
         encoded: Sequence[Sequence[int]],
         max_tokens: int,
         rules: Sequence[StopRule],
-        lanes: Lanes,
+        *,
+        lanes: Lanes | None = None,
+        hear: Hear | None = None,
     ) -> list[list[Answer]]:
-        """Each candidate's greedy answers to the same sequences; lanes are in force.
+        """Each candidate's greedy answers to the same sequences; their edits are in force.
+
+        Args:
+            encoded: token ids of the prompts.
+            max_tokens: most tokens of an answer.
+            rules: see `generate_answers`.
+            lanes: of several candidates; None: one.
+            hear: told of all answers so far, by candidate, whenever one more is over; says which
+                candidates need not go on, whose answers then stay unfinished.
 
         Raises:
-            OutOfMemoryError: candidates do not fit side by side.
+            OutOfMemoryError: several candidates do not fit side by side.
         """
-        return self._answers(encoded, max_tokens, rules, None, lanes)
+        return self.within_memory(
+            lambda: self._answers(encoded, max_tokens, rules, lanes=lanes, hear=hear),
+            candidates=1 if lanes is None else len(lanes.counts),
+        )
 
     def within_memory(self, work: Callable[[], T], *, candidates: int = 1) -> T:
         """Do work; where memory runs out, again in batches of half the size.
@@ -111,17 +127,26 @@ class Runner:
         encoded: Sequence[Sequence[int]],
         max_tokens: int,
         rules: Sequence[StopRule],
-        sampling: Sampling | None,
-        lanes: Lanes | None,
+        *,
+        sampling: Sampling | None = None,
+        lanes: Lanes | None = None,
+        hear: Hear | None = None,
     ) -> list[list[Answer]]:
-        found: dict[tuple[int, int], Answer] = {}
         candidates = 1 if lanes is None else len(lanes.counts)
+        found = [[Answer() for _ in encoded] for _ in range(candidates)]
+        dropped: set[int] = set()
+
+        def heard() -> set[int]:
+            if hear is not None:
+                dropped.update(hear(found))
+            return dropped
+
         # Decoding costs a step of the whole model per token: full batches matter more than
         # a few padded positions.
         buckets = length_buckets([len(ids) for ids in encoded], self.batch_size, max_padding=1.0)
         for bucket in buckets:
             batch = [encoded[index] for index in bucket]
-            done = generate_answers(
+            generate_answers(
                 self.lm,
                 batch,
                 max_tokens,
@@ -129,7 +154,7 @@ class Runner:
                 share_prefix=self.share_prefix,
                 chosen=ChosenTokens(batch, sampling),
                 lanes=lanes,
+                into=[answers[index] for answers in found for index in bucket],
+                dropped=None if hear is None else heard,
             )
-            places = [(lane, index) for lane in range(candidates) for index in bucket]
-            found.update(zip(places, done, strict=True))
-        return [[found[lane, i] for i in range(len(encoded))] for lane in range(candidates)]
+        return found

@@ -42,6 +42,7 @@ from heretic_kl.kl.measurement import (
     PositionMean,
     Quantile,
     compare_paired,
+    lowest_mean,
     summarize,
 )
 from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Direction
@@ -77,6 +78,7 @@ __all__ = [
     "bootstrap_interval",
     "chunked_row_statistics",
     "compare_paired",
+    "lowest_mean",
     "concatenate_rows",
     "forward_kl",
     "geometric_weights",

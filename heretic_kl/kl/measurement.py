@@ -29,6 +29,7 @@ __all__ = [
     "PositionMean",
     "Quantile",
     "compare_paired",
+    "lowest_mean",
     "summarize",
 ]
 
@@ -195,6 +196,22 @@ def summarize(
         direction=table.direction,
         temperature=table.temperature,
     )
+
+
+def lowest_mean(table: KLTable, prompts: int, *, position_weights: Tensor | None = None) -> float:
+    """Return what the mean over `prompts` prompts is at least, some of them measured so far.
+
+    Divergences are not negative, so what is not there counts 0. Rounding is allowed for. NaN
+    stays NaN.
+
+    Args:
+        table: All scored positions of some of the prompts.
+        prompts: How many prompts the mean is over in the end.
+        position_weights: As in `summarize`.
+    """
+    weights = _position_weights(table, position_weights)
+    per_prompt = _prompt_means(table.divergence, table.mask & ~table.infinite, weights)
+    return math.fsum(per_prompt.tolist()) / prompts * (1.0 - 1e-9)
 
 
 def compare_paired(

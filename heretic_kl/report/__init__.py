@@ -29,6 +29,7 @@ from heretic_kl.report.wording import (
     duration,
     label,
     scores_line,
+    stopped_line,
     to_ascii,
 )
 
@@ -54,6 +55,7 @@ __all__ = [
     "measurement_sections",
     "profile_bars",
     "scores_line",
+    "stopped_line",
     "to_ascii",
     "trial_details",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from heretic_kl.report.wording import align, describe_edit, duration, label, number
+from heretic_kl.report.wording import align, describe_edit, duration, label, number, stopped_line
 from heretic_kl.search import TrialRecord
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def trial_details(
     """
     state = f"{record.state}, {duration(record.seconds)}"
     rows = [("state", state), ("edit", describe_edit(record.edit))]
+    if record.stopped is not None:
+        rows.append(("measured", stopped_line(record.stopped)))
     if record.error:
         rows.append(("error", record.error))
     sections = [DetailSection(f"Trial {record.number}", tuple(rows))]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:  # the types a trial record is made of
     from heretic_kl.ablation import EditParameters, WeightKernel
-    from heretic_kl.scoring import Score
+    from heretic_kl.scoring import Score, Stopped
 
 MISSING: Final = "–"
 """Stands where there is no score."""
@@ -71,6 +71,12 @@ def scores_line(scores: Mapping[str, Score], *, full: bool = False) -> str:
     """Scores side by side: `refusals 3/64 (5%)  KL 0.0312 ± 0.0041`."""
     worded = (f"{label(n)} {s.text if full else compact(s)}" for n, s in scores.items())
     return "  ".join(worded) or "no scores"
+
+
+def stopped_line(stopped: Stopped) -> str:
+    """What was measured of a stopped trial: `refusals at least 12/40 after 24 answers; ...`."""
+    known = ", ".join(f"{label(name)} {text}" for name, text in stopped.findings.items())
+    return f"{known or 'nothing measured'}; dominated by trial {stopped.dominated_by}"
 
 
 def describe_edit(edit: EditParameters | None) -> str:

@@ -5,12 +5,15 @@ prompts.
 """
 
 from heretic_kl.requests import (
+    PartialAnswers,
+    PartialRows,
     Request,
     ResponseRequest,
     ResponseResult,
     Result,
     RowReduction,
     Sampling,
+    SoFar,
     StopRule,
     TeacherForcedRequest,
     TeacherForcedResult,
@@ -22,9 +25,11 @@ from heretic_kl.scoring.loader import (
     load_scorer_class,
     scorer_code,
 )
+from heretic_kl.scoring.racing import Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
 from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
 from heretic_kl.scoring.scorer import (
+    Bounds,
     PromptKind,
     Role,
     Score,
@@ -36,8 +41,11 @@ from heretic_kl.scoring.suite import MeasuringContext, MeasuringEngine, ScorerSp
 
 __all__ = [
     "DEFAULT_MARKERS",
+    "Bounds",
     "MeasuringContext",
     "MeasuringEngine",
+    "PartialAnswers",
+    "PartialRows",
     "PromptKind",
     "RefusalCount",
     "RefusalRule",
@@ -46,6 +54,7 @@ __all__ = [
     "ResponseRequest",
     "ResponseResult",
     "Result",
+    "Rival",
     "Role",
     "RowReduction",
     "Sampling",
@@ -54,7 +63,9 @@ __all__ = [
     "ScorerContext",
     "ScorerSettings",
     "ScorerSpec",
+    "SoFar",
     "StopRule",
+    "Stopped",
     "Suite",
     "TeacherForcedRequest",
     "TeacherForcedResult",

@@ -8,9 +8,23 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from heretic_kl.kl import wilson_interval
-from heretic_kl.requests import Request, ResponseRequest, ResponseResult, Result
+from heretic_kl.requests import (
+    PartialAnswers,
+    Request,
+    ResponseRequest,
+    ResponseResult,
+    Result,
+    SoFar,
+)
 from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
-from heretic_kl.scoring.scorer import PromptKind, Score, Scorer, ScorerContext, ScorerSettings
+from heretic_kl.scoring.scorer import (
+    Bounds,
+    PromptKind,
+    Score,
+    Scorer,
+    ScorerContext,
+    ScorerSettings,
+)
 
 
 class RefusalSettings(ScorerSettings):
@@ -68,3 +82,20 @@ class RefusalCount(Scorer[RefusalSettings]):
             interval=(interval.low, interval.high),
             details={"count": count, "total": total, "empty": empty, "refused": refused},
         )
+
+    def bounds(self, results: Sequence[SoFar]) -> Bounds:
+        """Refusals that are decided count; answers that are over and do not refuse never will."""
+        (answers,) = results
+        if answers is None:
+            return Bounds(0.0, 1.0)
+        assert isinstance(answers, PartialAnswers)
+        pairs = list(zip(answers.texts, answers.over, strict=True))
+        refused = sum(
+            1
+            for text, over in pairs
+            if (self._rule.is_refusal(text) if over else self._rule.decided(text))
+        )
+        fine = sum(1 for text, over in pairs if over and not self._rule.is_refusal(text))
+        total = len(pairs)
+        text = f"at least {refused}/{total} after {refused + fine} answers"
+        return Bounds(refused / total, (total - fine) / total, text)

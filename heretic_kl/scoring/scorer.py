@@ -15,15 +15,16 @@ A plug-in is one file with one settings class and one scorer class:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from heretic_kl.prompts import Prompt
-from heretic_kl.requests import Request, Result
+from heretic_kl.requests import Request, Result, SoFar
 
 PromptKind = Literal["harmful", "harmless"]
 Role = Literal["minimize", "maximize", "report"]
@@ -117,6 +118,16 @@ class Score:
         )
 
 
+class Bounds(NamedTuple):
+    """Between what a score will lie for sure, whatever is still to be measured."""
+
+    low: float = -math.inf
+    """Of `Score.optimized`, in the scorer's unit."""
+    high: float = math.inf
+    text: str = ""
+    """For people: `at least 12/40 after 24 prompts`."""
+
+
 class Scorer(ABC, Generic[SettingsT]):
     """Measures one thing about a candidate, from answers to requests it declared.
 
@@ -151,3 +162,15 @@ class Scorer(ABC, Generic[SettingsT]):
     @abstractmethod
     def score(self, results: Sequence[Result]) -> Score:
         """The score, from one result for each request, in order."""
+
+    def bounds(self, results: Sequence[SoFar]) -> Bounds:
+        """What is sure of the score before all results are there.
+
+        Asked only where the search stops measuring candidates that are surely beaten (`racing`).
+        A scorer that leaves this out is measured whole. Never a guess.
+
+        Args:
+            results: of each request, in order, a result, a part of it (`PartialRows`,
+                `PartialAnswers`) or None where nothing is there yet; not all of them are results.
+        """
+        return Bounds()

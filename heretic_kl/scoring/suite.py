@@ -14,9 +14,10 @@ import torch
 from heretic_kl.ablation import Plan
 from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError, ScorerError
 from heretic_kl.prompts import Prompt
-from heretic_kl.requests import Request, Result
+from heretic_kl.requests import Request, Result, SoFar, Watch
 from heretic_kl.scoring.loader import build_scorer
-from heretic_kl.scoring.scorer import PromptKind, Role, Score, Scorer
+from heretic_kl.scoring.racing import Race, Rival, Stopped
+from heretic_kl.scoring.scorer import Bounds, PromptKind, Role, Score, Scorer
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,12 @@ class MeasuringEngine(Protocol):
         ...
 
     def measure_many(
-        self, plans: Sequence[Plan | None], requests: Sequence[Request]
-    ) -> list[list[Result]]:
-        """Answer requests for several candidates, in order."""
+        self,
+        plans: Sequence[Plan | None],
+        requests: Sequence[Request],
+        watch: Watch | None = None,
+    ) -> list[list[Result] | None]:
+        """Answer requests for several candidates, in order; None where `watch` ended one."""
         ...
 
 
@@ -122,9 +126,19 @@ class Suite:
         return {spec.name: self._score(spec, results[places[spec.name]]) for spec in specs}
 
     def evaluate_objectives(
-        self, engine: MeasuringEngine, plans: Sequence[Plan]
-    ) -> list[dict[str, Score]]:
+        self,
+        engine: MeasuringEngine,
+        plans: Sequence[Plan],
+        *,
+        rivals: Sequence[Rival] = (),
+    ) -> list[dict[str, Score] | Stopped]:
         """Scores of several candidates that run side by side, objectives only.
+
+        Args:
+            engine: what runs the model.
+            plans: the candidates.
+            rivals: finished trials; a candidate that one of them surely beats is measured no
+                further. None of them: all are measured whole.
 
         Raises:
             MeasurementError: an objective of any of them has no value.
@@ -132,12 +146,19 @@ class Suite:
         """
         specs = self.objectives
         flat, places = self._asked(specs)
+        judges = [_Judge(self, spec) for spec in specs]
+        race = Race(judges, places, rivals) if rivals else None
         with _blamed_on(", ".join(places)):
-            found = engine.measure_many(plans, flat)
-        return [
-            {spec.name: self._score(spec, results[places[spec.name]]) for spec in specs}
-            for results in found
-        ]
+            found = engine.measure_many(plans, flat, race)
+        outcomes: list[dict[str, Score] | Stopped] = []
+        for candidate, results in enumerate(found):
+            if results is None:
+                assert race is not None  # only a race ends a candidate
+                outcomes.append(race.stopped[candidate])
+            else:
+                scores = {judge.name: judge.score(results[places[judge.name]]) for judge in judges}
+                outcomes.append(scores)
+        return outcomes
 
     def _asked(self, specs: Sequence[ScorerSpec]) -> tuple[list[Request], dict[str, slice]]:
         """All requests in a row, and where each scorer's stand."""
@@ -157,6 +178,10 @@ class Suite:
             raise MeasurementError(f"scorer {spec.name!r} gave no value: {score.text}")
         return score
 
+    def _bounds(self, spec: ScorerSpec, results: Sequence[SoFar]) -> Bounds:
+        with _blamed_on(spec.name):
+            return self._scorers[spec.name].bounds(results)
+
     def _ask(self, spec: ScorerSpec) -> list[Request]:
         with _blamed_on(spec.name):
             return list(self._scorers[spec.name].requests())
@@ -168,6 +193,28 @@ class Suite:
             if plain in seen:
                 raise ConfigError(f"scorers {seen[plain]!r} and {spec.name!r} share a name")
             seen[plain] = spec.name
+
+
+class _Judge:
+    """One objective of a suite; the same results are scored once."""
+
+    def __init__(self, suite: Suite, spec: ScorerSpec) -> None:
+        self.name = spec.name
+        self.role = spec.role
+        self._suite = suite
+        self._spec = spec
+        self._scored: list[tuple[tuple[Result, ...], Score]] = []
+
+    def score(self, results: Sequence[Result]) -> Score:
+        for known, score in self._scored:
+            if all(a is b for a, b in zip(known, results, strict=True)):
+                return score
+        score = self._suite._score(self._spec, results)
+        self._scored.append((tuple(results), score))
+        return score
+
+    def bounds(self, results: Sequence[SoFar]) -> Bounds:
+        return self._suite._bounds(self._spec, results)
 
 
 @contextmanager

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from heretic_kl.ablation import EditParameters
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import Score, Stopped
 
 UNEDITED = -1
 """Stands for the unedited model where a trial's number would."""
 
-TrialState = Literal["complete", "failed", "interrupted"]
+TrialState = Literal["complete", "stopped", "failed", "interrupted"]
+"""`stopped`: measured until a finished trial surely beat it (racing)."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,5 @@ class TrialRecord:
     """What the optimizer saw, in the order of the objectives; smaller is better for all."""
     seconds: float = 0.0
     error: str | None = None
+    stopped: Stopped | None = None
+    """What was measured of a trial that was stopped; it has no scores and no objectives."""

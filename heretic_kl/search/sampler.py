@@ -85,6 +85,6 @@ def trial_seed(seed: int, number: int) -> int:
 
 
 def _is_finished(trial: FrozenTrial) -> bool:
-    if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
+    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         return False
     return trial.user_attrs.get("error") != INTERRUPTED

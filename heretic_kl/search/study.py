@@ -13,10 +13,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from heretic_kl.ablation import EditParameters
 from heretic_kl.errors import HereticKLError, StudyError
-from heretic_kl.scoring import Score, ScorerSpec
+from heretic_kl.scoring import Score, ScorerSpec, Stopped
 from heretic_kl.search.owner import may_be_alive, this_process
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import TrialRecord
+from heretic_kl.search.records import TrialState as TrialKind
 from heretic_kl.search.sampler import INTERRUPTED, NumberedSampler
 from heretic_kl.search.space import SearchSpace
 
@@ -25,9 +26,9 @@ REPORT = "heretic-kl:report:"
 OWNER = "owner"
 MOST_FAILURES_IN_A_ROW = 5
 
-Scores = Mapping[str, Score]
-Evaluate = Callable[[EditParameters], Scores]
-EvaluateTogether = Callable[[Sequence[EditParameters]], Sequence[Scores]]
+Outcome = Mapping[str, Score] | Stopped
+Evaluate = Callable[[EditParameters], Outcome]
+EvaluateTogether = Callable[[Sequence[EditParameters]], Sequence[Outcome]]
 
 
 class SearchStudy:
@@ -79,7 +80,7 @@ class SearchStudy:
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Every trial that was started and is over, by number."""
-        over = (TrialState.COMPLETE, TrialState.FAIL)
+        over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         trials = self._study.get_trials(deepcopy=False, states=over)
         return tuple(self._record(trial) for trial in trials)
 
@@ -90,7 +91,7 @@ class SearchStudy:
 
     @property
     def finished(self) -> int:
-        """Trials that ran to an end, failed ones included, interrupted ones not."""
+        """Trials that ran to an end, stopped and failed ones included, interrupted ones not."""
         return sum(1 for record in self.records if record.state != "interrupted")
 
     def run(
@@ -162,13 +163,13 @@ class SearchStudy:
                 edits.append(self._space.edit(self._space.suggest(trial)))
             asked = list(waiting)
             start = time.perf_counter()
-            scores = self._together(edits, together)
+            outcomes = self._together(edits, together)
             share = (time.perf_counter() - start) / count
             for index, trial in enumerate(asked):
-                if scores is None:
+                if outcomes is None:
                     self._measure(trial, edits[index], evaluate)
                 else:
-                    self._tell(trial, scores[index], share)
+                    self._tell(trial, outcomes[index], share)
                 waiting.remove(trial)
                 yield self._record(self._study.get_trials(deepcopy=False)[trial.number])
         finally:
@@ -180,36 +181,45 @@ class SearchStudy:
 
     def _together(
         self, edits: Sequence[EditParameters], together: EvaluateTogether | None
-    ) -> Sequence[Scores] | None:
-        """Scores of several edits measured side by side; None: measure each alone."""
+    ) -> Sequence[Outcome] | None:
+        """What came of several edits measured side by side; None: measure each alone."""
         if len(edits) == 1 or together is None:
             return None
         try:
-            scores = together(edits)
-            for each in scores:
-                self._values(each)
-                _scores_to_json(each)
+            outcomes = together(edits)
+            for each in outcomes:
+                self._check(each)
         except Exception:  # one bad edit among them: alone, each fails or succeeds for itself
             return None
-        return scores
+        return outcomes
 
     def _measure(self, trial: optuna.Trial, edit: EditParameters, evaluate: Evaluate) -> None:
         start = time.perf_counter()
         try:
-            scores = evaluate(edit)
-            self._values(scores)
-            _scores_to_json(scores)
+            outcome = evaluate(edit)
+            self._check(outcome)
         except Exception as error:  # plug-ins and drivers may raise anything
             trial.set_user_attr("error", _one_line(error))
             trial.set_user_attr("seconds", time.perf_counter() - start)
             self._study.tell(trial, state=TrialState.FAIL)
         else:
-            self._tell(trial, scores, time.perf_counter() - start)
+            self._tell(trial, outcome, time.perf_counter() - start)
 
-    def _tell(self, trial: optuna.Trial, scores: Scores, seconds: float) -> None:
-        trial.set_user_attr("scores", _scores_to_json(scores))
+    def _check(self, outcome: Outcome) -> None:
+        """Raise now what storing it would raise."""
+        if not isinstance(outcome, Stopped):
+            self._values(outcome)
+            _scores_to_json(outcome)
+
+    def _tell(self, trial: optuna.Trial, outcome: Outcome, seconds: float) -> None:
         trial.set_user_attr("seconds", seconds)
-        self._study.tell(trial, self._values(scores))
+        if isinstance(outcome, Stopped):
+            # Pruned trials have no value: to the sampler they are worse than all finished ones.
+            trial.set_user_attr("stopped", json.dumps(outcome.to_dict()))
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            trial.set_user_attr("scores", _scores_to_json(outcome))
+            self._study.tell(trial, self._values(outcome))
 
     def _values(self, scores: Mapping[str, Score]) -> list[float]:
         values = []
@@ -220,22 +230,22 @@ class SearchStudy:
         return values
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        complete = trial.state == TrialState.COMPLETE
         error = trial.user_attrs.get("error")
-        interrupted = error == INTERRUPTED
+        stopped = trial.user_attrs.get("stopped")
         try:
             edit = self._space.edit(trial.params)
         except KeyError:
             edit = None  # interrupted before all parameters were drawn
         return TrialRecord(
             number=trial.number,
-            state="complete" if complete else "interrupted" if interrupted else "failed",
+            state=_state(trial),
             parameters=dict(trial.params),
             edit=edit,
             scores=_scores_from_json(trial.user_attrs.get("scores", "{}")),
-            objectives=tuple(trial.values) if complete else (),
+            objectives=tuple(trial.values or ()),
             seconds=float(trial.user_attrs.get("seconds", 0.0)),
             error=error,
+            stopped=None if stopped is None else Stopped.from_dict(json.loads(stopped)),
         )
 
     def _check_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
@@ -259,6 +269,14 @@ class SearchStudy:
                 continue
             optuna.Trial(self._study, trial._trial_id).set_user_attr("error", INTERRUPTED)
             self._study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _state(trial: FrozenTrial) -> TrialKind:
+    if trial.state == TrialState.COMPLETE:
+        return "complete"
+    if trial.state == TrialState.PRUNED:
+        return "stopped"
+    return "interrupted" if trial.user_attrs.get("error") == INTERRUPTED else "failed"
 
 
 def _one_line(error: Exception) -> str:

@@ -39,6 +39,7 @@ from heretic_kl.report import (
     front_table,
     label,
     scores_line,
+    stopped_line,
     to_ascii,
 )
 from heretic_kl.search import TrialRecord, knee
@@ -174,6 +175,9 @@ class ConsoleObserver:
             if any(record.number == kept.number for kept in event.front):
                 parts.append("on the front")
                 style = "green"
+        elif record.stopped is not None:
+            parts.append(f"stopped: {stopped_line(record.stopped)}")
+            style = "dim"
         else:
             parts.append(f"{record.state}: {record.error}" if record.error else record.state)
             style = "red"

@@ -153,13 +153,13 @@ def test_rows_stopped_by_a_rule_are_prefixes_of_the_whole_answers(lm, plan):
 
 def test_equal_budgets_share_one_generation_and_whole_answers_win(lm, plan, monkeypatch):
     calls = []
-    own = Runner.answers
+    own = Runner.candidate_answers
 
-    def counted(self, encoded, max_tokens, rules, sampling=None):
+    def counted(self, encoded, max_tokens, rules, **options):
         calls.append(rules)
-        return own(self, encoded, max_tokens, rules, sampling)
+        return own(self, encoded, max_tokens, rules, **options)
 
-    monkeypatch.setattr(Runner, "answers", counted)
+    monkeypatch.setattr(Runner, "candidate_answers", counted)
     engine = Engine(lm, batch_size=8)
     first, second = Decided(3), Decided(6)
     requests = [ResponseRequest(PROMPTS, 10, first), ResponseRequest(PROMPTS, 10, second)]
@@ -182,7 +182,7 @@ def test_what_the_reference_says_is_computed_once(lm, monkeypatch):
 def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeypatch):
     from heretic_kl.engine import passes, runner
 
-    notes, run, states = [], passes.run_forced, runner.forced_hidden_states
+    notes, run, states = [], passes.forced_portions, runner.forced_hidden_states
 
     def limited_run(lm, batches, *start):
         if batches.max_rows > 2:
@@ -196,7 +196,7 @@ def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeyp
 
     engine = Engine(lm, batch_size=8, notify=notes.append)
     engine.reference(PROMPTS, 4)  # from batches of 8
-    monkeypatch.setattr(passes, "run_forced", limited_run)
+    monkeypatch.setattr(passes, "forced_portions", limited_run)
     monkeypatch.setattr(runner, "forced_hidden_states", limited_states)
     result = kl_result(engine, {}, PROMPTS, 4)
     assert engine.batch_size == 2 and len(notes) == 2

@@ -144,14 +144,14 @@ def test_rows_that_are_done_leave_their_lane(lm):
 def test_running_out_of_memory_halves_the_candidates_first(lm, monkeypatch):
     from heretic_kl.engine import passes as module
 
-    own, notes = module.run_forced, []
+    own, notes = module.forced_portions, []
 
-    def limited(lm, batches, start=None):
-        if start is not None and start.candidates > 1:
+    def limited(lm, batches, start):
+        if start.candidates > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(lm, batches, *([] if start is None else [start]))
+        return own(lm, batches, start)
 
-    monkeypatch.setattr(module, "run_forced", limited)
+    monkeypatch.setattr(module, "forced_portions", limited)
     engine = Engine(lm, batch_size=4, notify=notes.append)
     plans = [plan_of(lm, seed) for seed in range(4)]
     found = engine.measure_many(plans, [FORCED])
@@ -165,7 +165,7 @@ def test_running_out_of_memory_with_one_candidate_is_one_line(lm, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "reduce_rows", full)
+    monkeypatch.setattr(module.ReducedRows, "add", full)
     with pytest.raises(MeasurementError, match="out of memory with a single candidate"):
         Engine(lm, batch_size=4).measure(plan_of(lm, 1), [FORCED])
 

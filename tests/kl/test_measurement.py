@@ -16,6 +16,7 @@ from heretic_kl.kl import (
     compare_paired,
     forward_kl,
     geometric_weights,
+    lowest_mean,
     row_statistics,
     summarize,
 )
@@ -263,3 +264,15 @@ def test_tables_of_different_references_cannot_be_paired():
         compare_paired(a, dataclasses.replace(a, direction="reverse"))
     with pytest.raises(MeasurementError, match="different positions"):
         compare_paired(a, dataclasses.replace(a, mask=~a.mask))
+
+
+@laws
+@given(st.integers(0, 10_000), st.integers(0, 8), st.sampled_from([1.0, 0.5]))
+def test_some_prompts_bound_the_mean_over_all(seed, done, decay):
+    table, weights = random_table(seed), geometric_weights(5, decay)
+    whole = summarize(table, position_weights=weights, bootstrap_draws=DRAWS).mean
+    some = table.select_prompts(torch.arange(done))
+    bound = lowest_mean(some, table.prompts, position_weights=weights)
+    assert 0.0 <= bound <= whole
+    if done == table.prompts:
+        assert bound == pytest.approx(whole, rel=1e-8)

@@ -26,7 +26,7 @@ from heretic_kl.report import (
     to_ascii,
     trial_details,
 )
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import Score, Stopped
 from heretic_kl.search import TrialRecord
 
 EDIT = EditParameters(17.4, {"attention": WeightKernel(0.92, 20.0, 0.46, 12.0)})
@@ -273,3 +273,9 @@ class TestDetails:
     def test_a_failed_trial_tells_why(self) -> None:
         record = TrialRecord(1, "failed", {}, EDIT, error="NaN logits")
         assert "  error  NaN logits" in details_lines(trial_details(record))
+
+    def test_a_stopped_trial_tells_what_was_measured(self) -> None:
+        known = Stopped(4, {"refusals": "at least 2/8 after 3 answers"}, (0.25, 0.01))
+        record = TrialRecord(1, "stopped", {}, EDIT, stopped=known)
+        line = "measured  refusals at least 2/8 after 3 answers; dominated by trial 4"
+        assert any(line in shown for shown in details_lines(trial_details(record)))

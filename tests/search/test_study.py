@@ -8,11 +8,12 @@ import subprocess
 import sys
 import textwrap
 
+import optuna
 import pytest
 
-from heretic_kl.errors import MeasurementError, StudyError
-from heretic_kl.scoring import Score, ScorerSpec
-from heretic_kl.search import SearchSpace, SearchStudy, open_storage, without_password
+from heretic_kl.errors import MeasurementError, SelectionError, StudyError
+from heretic_kl.scoring import Score, ScorerSpec, Stopped
+from heretic_kl.search import SearchSpace, SearchStudy, open_storage, pick, without_password
 from heretic_kl.search.sampler import trial_seed
 from heretic_kl.search.storage import repair_journal
 
@@ -315,3 +316,63 @@ def test_an_interrupted_group_leaves_no_trial_running(folder):
             list(study(storage).run(6, evaluate, together=together, at_once=3))
         records = study(storage).records
         assert [record.state for record in records] == ["interrupted"] * 3
+
+
+STOPPED = Stopped(3, {"refusals": "at least 12/40 after 20 answers"}, (0.3, -float("inf")))
+
+
+def mostly_stopped(edit):
+    scores = evaluate(edit)
+    return STOPPED if scores["kl"].value > 8 else scores
+
+
+def test_stopped_trials_are_kept_as_such_and_never_on_the_front(folder):
+    with open_storage(None, folder, "s") as storage:
+        ours = study(storage, startup=4)
+        records = list(ours.run(30, mostly_stopped))
+        assert ours.finished == 30
+    stopped = [record for record in records if record.state == "stopped"]
+    assert len(stopped) > 5
+    assert all(r.stopped == STOPPED and not r.scores and not r.objectives for r in stopped)
+    with open_storage(None, folder, "s") as storage:
+        again = study(storage, startup=4)
+        assert again.records == tuple(records)
+        assert {record.state for record in again.front} == {"complete"}
+        with pytest.raises(SelectionError, match="no finished trial"):
+            pick(f"trial={stopped[0].number}", again.front, again.records)
+        assert len(list(again.run(33, mostly_stopped))) == 3
+
+
+def test_where_all_but_one_are_stopped_the_sampler_goes_on(folder):
+    calls = iter(range(100))
+    with open_storage(None, folder, "s") as storage:
+        opened = study(storage, startup=2)
+        run = opened.run(25, lambda edit: STOPPED if next(calls) else evaluate(edit))
+        assert [record.state for record in run].count("stopped") == 24
+
+
+def test_the_sampler_takes_stopped_trials_for_worse_than_all_finished_ones():
+    """Of 40 trials 4 count as good: finished ones, however few there are beside stopped ones."""
+    from optuna.samplers._tpe.sampler import _split_trials
+
+    opened = optuna.create_study(directions=["minimize"] * 2)
+    for number in range(40):
+        trial = opened.ask()
+        trial.suggest_float("x", 0, 1)
+        if number < 6:
+            opened.tell(trial, [100.0 + number, 100.0 + number])
+        else:
+            opened.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    good, bad = _split_trials(opened, opened.trials, 4)
+    assert [trial.number for trial in good] == [0, 1, 2, 3]
+    assert len(bad) == 36
+
+
+def test_side_by_side_some_stop(folder):
+    with open_storage(None, folder, "s") as storage:
+
+        def together(edits):
+            return [mostly_stopped(edit) for edit in edits]
+
+        records = list(study(storage).run(12, mostly_stopped, together=together, at_once=4))
+    assert {record.state for record in records} == {"complete", "stopped"}

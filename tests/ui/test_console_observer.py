@@ -5,7 +5,7 @@ from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
-from ui_samples import REPORT, failed, recorded, refusals, saved, trial, written
+from ui_samples import REPORT, failed, recorded, refusals, saved, stopped, trial, written
 
 from heretic_kl.events import (
     BaselineMeasured,
@@ -239,3 +239,13 @@ def test_questions_need_a_terminal_at_both_ends(
 
 def test_control_codes_of_a_model_are_dropped() -> None:
     assert printable("a\x1b[31mb\r\x07\nc\td\x9b") == "a[31mb\nc\td"
+
+
+def test_a_stopped_trial_says_what_was_measured_and_what_beats_it() -> None:
+    console = recorded(terminal=False)
+    with make_observer(quiet=False, console=console) as observer:
+        observer(TrialFinished(stopped(2), 3, 4, (trial(0, 3, 0.03),), None))
+    assert written(console).splitlines()[0] == (
+        "3/4  trial 2  stopped: refusals at least 12/64 after 20 answers, "
+        "KL 0.3100 ± 0.0100 nats; dominated by trial 7  1.0 s"
+    )

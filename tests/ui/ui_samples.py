@@ -10,7 +10,7 @@ from rich.console import Console
 from heretic_kl.ablation import EditParameters, WeightKernel
 from heretic_kl.events import ModelSaved
 from heretic_kl.kl import wilson_interval
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import Score, Stopped
 from heretic_kl.search import TrialRecord, pareto_front
 
 EDIT = EditParameters(17.4, {"attention": WeightKernel(0.92, 20.0, 0.46, 12.0)})
@@ -34,6 +34,18 @@ def trial(number: int, count: int, mean: float) -> TrialRecord:
 
 def failed(number: int) -> TrialRecord:
     return TrialRecord(number, "failed", {}, EDIT, seconds=1.0, error="NaN logits in 8 positions")
+
+
+def stopped(number: int) -> TrialRecord:
+    known = Stopped(
+        7,
+        {
+            "refusals": "at least 12/64 after 20 answers",
+            "teacher_forced_kl": "0.3100 ± 0.0100 nats",
+        },
+        (12 / 64, 0.31),
+    )
+    return TrialRecord(number, "stopped", {}, EDIT, seconds=1.0, stopped=known)
 
 
 REPORT = {
