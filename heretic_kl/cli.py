@@ -123,6 +123,15 @@ def _score(words: Sequence[str]) -> int:
     return run_score(words)
 
 
+def _inspect(words: Sequence[str]) -> int:
+    from .inspect_command import ABOUT, USAGE, run_inspect
+
+    if _asks_for_help(words):
+        print(f"{USAGE}\n{ABOUT}")
+        return 0
+    return run_inspect(words)
+
+
 def _config(words: Sequence[str]) -> int:
     if _asks_for_help(words):
         print(f"usage: {PROGRAM} config\n\n{COMMANDS['config'].summary}.")
@@ -218,6 +227,7 @@ COMMANDS = {
         "The same on the demo model, with settings for a short run", _demo, TRIALS_KEPT
     ),
     "score": Command("Measure any models against a reference (flags: score --help)", _score),
+    "inspect": Command("Show a model's layers and sites, and what a run would edit", _inspect),
     "config": Command("Print the default configuration, documented, for a config.toml", _config),
 }
 

@@ -11,24 +11,24 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-)
-from pydantic.config import JsonDict
+from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .config_sources import Layer, argv_layer, environ_layer, file_layer, mapping_layer
+from .config_tables import (
+    DirectionsTable,
+    EditTable,
+    Location,
+    PromptsTable,
+    ScorerTable,
+    Text,
+    Whole,
+    setting,
+)
 from .config_tree import allowed, locate, same_name, spell_key
 from .errors import ConfigError
 
@@ -43,136 +43,6 @@ DEFAULT_SCORERS: dict[str, dict[str, Any]] = {
 _layers: ContextVar[tuple[Layer, ...]] = ContextVar("_layers", default=())
 
 
-def _no_bool(value: object) -> object:
-    # pydantic reads true as the number 1; `seed = true` is a slip, not a seed.
-    if isinstance(value, bool):
-        raise PydanticCustomError("bool_as_number", "a truth value is not a number")
-    return value
-
-
-def _no_empty_path(value: object) -> object:
-    # Path("") is the current folder: never what an empty string meant.
-    if value == "":
-        raise PydanticCustomError("empty_path", "an empty path")
-    return value
-
-
-Text = Annotated[str, StringConstraints(min_length=1)]
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[float, BeforeValidator(_no_bool)]
-Location = Annotated[Path, BeforeValidator(_no_empty_path), AfterValidator(Path.expanduser)]
-
-
-def _setting(
-    default: Any, description: str, *, group: str = "", example: Any = None, **limits: Any
-) -> Any:
-    extra: JsonDict = {"group": group}
-    examples = None if example is None else [example]
-    return Field(
-        default, description=description, examples=examples, json_schema_extra=extra, **limits
-    )
-
-
-class _Table(BaseModel):
-    """A frozen table that refuses unknown keys, built only when first used (for `--help`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
-
-
-class PromptTable(_Table):
-    """Where the prompts of one split come from."""
-
-    source: Text | None = _setting(
-        None,
-        "Prompts to use instead of the prompt set's: builtin:harmful, builtin:harmless, a hub "
-        "dataset id, a dataset folder, or a .txt, .jsonl, .json, .csv or .parquet file",
-        example="my_prompts.txt",
-    )
-    split: Text | None = _setting(
-        None, "Split, with an optional slice (default: the only one)", example="train[:400]"
-    )
-    column: Text | None = _setting(
-        None, "Column of the prompts (default: text, or the only text column)", example="text"
-    )
-    prefix: str = _setting("", "Put before every prompt")
-    suffix: str = _setting("", "Put after every prompt")
-    system: str | None = _setting(None, "System prompt", example="You are a helpful assistant.")
-    limit: Whole | None = Field(
-        None, ge=1, description="Use at most this many prompts", examples=[100]
-    )
-
-
-class PromptKindTable(_Table):
-    """The three disjoint uses of one kind of prompt."""
-
-    train: PromptTable = _setting(PromptTable.model_construct(), "find the directions")
-    search: PromptTable = _setting(PromptTable.model_construct(), "measure every trial")
-    report: PromptTable = _setting(PromptTable.model_construct(), "measure the final trials only")
-
-
-class PromptsTable(_Table):
-    """Which prompts are used, per kind and use."""
-
-    harmful: PromptKindTable = _setting(
-        PromptKindTable.model_construct(), "prompts that draw the behaviour to remove"
-    )
-    harmless: PromptKindTable = _setting(
-        PromptKindTable.model_construct(), "prompts whose answers must not change"
-    )
-
-
-class DirectionsTable(_Table):
-    """How the directions are computed from residuals."""
-
-    project_off_harmless: bool = _setting(
-        False, "Take out of each direction what it shares with the mean of the harmless prompts"
-    )
-    winsorize_quantile: Number = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Clip each prompt's residual to this quantile of its magnitudes before "
-        "averaging (1: no clipping)",
-    )
-
-
-class EditTable(_Table):
-    """Which edits are searched."""
-
-    norm: Literal["none", "row", "normalized_row"] = _setting(
-        "none",
-        "What keeps its norm: none; row ablates and then restores the norms of the weight's "
-        "rows; normalized_row normalizes, ablates and restores, and leaves more of the direction",
-    )
-    components: tuple[Literal["attention", "mlp"], ...] = _setting(
-        ("attention", "mlp"), "Which modules may be edited"
-    )
-
-    @field_validator("components")
-    @classmethod
-    def _some_components(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) != len(value):
-            raise PydanticCustomError("components", "at least one of attention, mlp, each once")
-        return value
-
-
-class ScorerTable(_Table):
-    """One scorer: what it measures is in its plug-in."""
-
-    use: Text | None = _setting(
-        None,
-        "Plug-in: a short name, or path/to/file.py:Class (default: the scorer's own name)",
-        example="path/to/file.py:MyScorer",
-    )
-    role: Literal["minimize", "maximize", "report"] = _setting(
-        "minimize", "An objective of the search (minimize, maximize), or shown only (report)"
-    )
-    enabled: bool = _setting(True, "false leaves the scorer out")
-    settings: dict[str, Any] = Field(
-        default_factory=dict, description="The scorer's own settings, checked by the scorer"
-    )
-
-
 def _default_scorers() -> dict[str, ScorerTable]:
     return {name: ScorerTable.model_validate(table) for name, table in DEFAULT_SCORERS.items()}
 
@@ -182,30 +52,30 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    model: Text | None = _setting(
+    model: Text | None = setting(
         None,
         "Hub id, local folder or .gguf file (required)",
         group="Model",
         example="Qwen/Qwen3-4B-Instruct-2507",
     )
-    revision: Text | None = _setting(
+    revision: Text | None = setting(
         None, "Branch, tag or commit of a hub model", group="Model", example="main"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Type of the weights; auto tries them by a forward pass", group="Model"
     )
-    device: Text = _setting(
+    device: Text = setting(
         "auto", "auto, cpu, cuda, cuda:1, mps or another device of torch", group="Model"
     )
-    device_map: Text | None = _setting(
+    device_map: Text | None = setting(
         None, "Spread a large model over devices, as accelerate does", group="Model", example="auto"
     )
-    trust_remote_code: bool = _setting(
+    trust_remote_code: bool = setting(
         False, "Run Python code that comes with the model", group="Model"
     )
-    threads: Whole = _setting(0, "CPU threads (0: torch's default)", group="Model", ge=0)
+    threads: Whole = setting(0, "CPU threads (0: torch's default)", group="Model", ge=0)
 
-    kl_tokens: Whole = _setting(
+    kl_tokens: Whole = setting(
         3,
         "Positions of the original's answer over which the KL is averaged, in one "
         "teacher-forced pass (1: first-token KL)",
@@ -213,11 +83,11 @@ class Settings(BaseSettings):
         ge=1,
         le=1024,
     )
-    max_answer_tokens: Whole = _setting(
+    max_answer_tokens: Whole = setting(
         100, "Longest answer generated when refusals are counted", group="Measurement", ge=1
     )
-    batch_size: Whole = _setting(0, "Prompts run together (0: measured)", group="Measurement", ge=0)
-    parallel_candidates: Whole = _setting(
+    batch_size: Whole = setting(0, "Prompts run together (0: measured)", group="Measurement", ge=0)
+    parallel_candidates: Whole = setting(
         1,
         "Candidates measured side by side in one batch; the sampler draws them without knowing "
         "each other's scores",
@@ -225,31 +95,31 @@ class Settings(BaseSettings):
         ge=1,
         le=64,
     )
-    trunk_memory_mb: Whole = _setting(
+    trunk_memory_mb: Whole = setting(
         1024,
         "Memory for what the unedited model computes below the edited layers, so that no trial "
         "computes it again (0: off)",
         group="Measurement",
         ge=0,
     )
-    response_prefix: str | None = _setting(
+    response_prefix: str | None = setting(
         None,
         "Start of every answer (default: detected; empty: none)",
         group="Measurement",
         example="<think></think>",
     )
-    chat_template: Text = _setting(
+    chat_template: Text = setting(
         "model",
         "model: the tokenizer's own; none: plain-text prompts, for base models; or a Jinja file",
         group="Measurement",
     )
-    enable_thinking: bool | None = _setting(
+    enable_thinking: bool | None = setting(
         None,
         "Passed to chat templates that know this switch (default: off there)",
         group="Measurement",
         example=False,
     )
-    prompt_set: Literal["auto", "hub", "builtin"] = _setting(
+    prompt_set: Literal["auto", "hub", "builtin"] = setting(
         "auto",
         "Prompts of the tables that name no source: hub (mlabonne/harmful_behaviors and "
         "mlabonne/harmless_alpaca, column text, train[:400] to find directions, test[:100] to "
@@ -257,59 +127,55 @@ class Settings(BaseSettings):
         group="Measurement",
     )
 
-    trials: Whole = _setting(
-        200, "Finished trials the study holds in the end", group="Search", ge=0
-    )
-    startup_trials: Whole = _setting(
+    trials: Whole = setting(200, "Finished trials the study holds in the end", group="Search", ge=0)
+    startup_trials: Whole = setting(
         60, "Random trials before the sampler (TPE) learns from them", group="Search", ge=0
     )
-    racing: bool = _setting(
+    racing: bool = setting(
         False,
         "Measure a trial no further once a finished one surely beats it, by exact bounds; it is "
         "recorded as stopped, counts as a trial and is never on the front",
         group="Search",
     )
-    confirm_trials: Whole = _setting(
+    confirm_trials: Whole = setting(
         8, "Trials of the front that are measured again on the report prompts", group="Search", ge=0
     )
-    seed: Whole = _setting(0, "Seed of everything random", group="Search", ge=0)
-    study_dir: Location = _setting(Path("studies"), "Folder of the studies", group="Search")
-    storage: Text | None = _setting(
+    seed: Whole = setting(0, "Seed of everything random", group="Search", ge=0)
+    study_dir: Location = setting(Path("studies"), "Folder of the studies", group="Search")
+    storage: Text | None = setting(
         None,
         "Optuna storage URL (default: a journal file in study_dir)",
         group="Search",
         example="sqlite:///studies.db",
     )
-    study_name: Text | None = _setting(
+    study_name: Text | None = setting(
         None,
         "Name of the study (default: from the model and the settings that matter)",
         group="Search",
         example="my-study",
     )
-    quiet: bool = _setting(False, "Show results and errors only", group="Search")
+    quiet: bool = setting(False, "Show results and errors only", group="Search")
 
-    pick: Text | None = _setting(
+    pick: Text | None = setting(
         None,
         "Choose a trial without asking: knee, max-refusals=0.05, trial=17",
         group="Result",
         example="knee",
     )
-    save: Location | None = _setting(
+    save: Location | None = setting(
         None, "Save the chosen model to this folder", group="Result", example="edited-model"
     )
-    save_as: Literal["merged", "lora"] = _setting(
+    save_as: Literal["merged", "lora"] = setting(
         "merged", "A whole model, or a LoRA adapter", group="Result"
     )
-    save_dtype: Literal["source", "float32", "bfloat16", "float16"] = _setting(
+    save_dtype: Literal["source", "float32", "bfloat16", "float16"] = setting(
         "source", "Type of the saved weights; source: that of the original", group="Result"
     )
-    overwrite: bool = _setting(False, "Save into a folder that is not empty", group="Result")
+    overwrite: bool = setting(False, "Save into a folder that is not empty", group="Result")
 
-    prompts: PromptsTable = _setting(PromptsTable.model_construct(), "", group="Prompts")
-    directions: DirectionsTable = _setting(
-        DirectionsTable.model_construct(), "", group="Directions"
-    )
-    edit: EditTable = _setting(EditTable.model_construct(), "", group="Edit")
+    prompts: PromptsTable = setting(PromptsTable.model_construct(), "", group="Prompts")
+    directions: DirectionsTable = setting(DirectionsTable.model_construct(), "", group="Directions")
+    edit: EditTable = setting(EditTable.model_construct(), "", group="Edit")
     scorers: dict[str, ScorerTable] = Field(
         default_factory=_default_scorers, json_schema_extra={"group": "Scorers"}
     )

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from .config import DEFAULT_SCORERS, PromptKindTable, PromptsTable, PromptTable, Settings
+from .config import DEFAULT_SCORERS, Settings
+from .config_tables import PromptKindTable, PromptsTable, PromptTable
 from .config_tree import (
     ANY_NAME,
     KeyPath,

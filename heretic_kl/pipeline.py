@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -17,13 +16,9 @@ import torch
 
 from heretic_kl import events
 from heretic_kl.ablation import Directions, EditParameters, Plan, build_plan, difference_of_means
+from heretic_kl.calibrating import calibrate
 from heretic_kl.config import Settings
 from heretic_kl.engine import (
-    Calibration,
-    Engine,
-    find_batch_size,
-    find_response_prefix,
-    measure_noise_floor,
     stream_answer,
 )
 from heretic_kl.errors import MeasurementError, ModelError
@@ -31,10 +26,8 @@ from heretic_kl.events import Observer
 from heretic_kl.export import SavedForm, check_target
 from heretic_kl.model import (
     ModelSource,
-    common_prefix,
     edited,
     load_model,
-    prefix_problem,
     prove_sites,
 )
 from heretic_kl.prompt_sets import PromptSets, load_prompt_sets
@@ -51,10 +44,6 @@ from heretic_kl.search import (
     spread,
 )
 from heretic_kl.study_identity import default_study_name, study_fingerprint
-
-CALIBRATION_PROMPTS = 12
-"""Of each kind, to look for a common response prefix."""
-NOISE_PROMPTS = 16
 
 
 class Session:
@@ -280,12 +269,14 @@ class Session:
                 trust_remote_code=settings.trust_remote_code,
                 template=settings.chat_template,
                 enable_thinking=settings.enable_thinking,
+                layers=settings.edit.layers,
+                sites=settings.edit.sites,
             )
-            self._site_residue = prove_sites(self._lm)
+            self._site_residue = prove_sites(self._lm).residue
         lm, edit = self._lm, self.settings.edit
         keep = edit.norm != "none"
         self._components = lm.architecture.editable(edit.components, restore_norms=keep)
-        for remark in lm.architecture.remarks():
+        for remark in lm.remarks(plain_text_wanted=settings.chat_template == "none"):
             self._notice(remark)
         self._emit(
             events.ModelLoaded(
@@ -293,60 +284,22 @@ class Session:
                 parameters=lm.parameter_count,
                 layers=len(lm.architecture.layers),
                 sites=len(lm.architecture.sites),
-                dtype=_dtype_name(lm.dtype),
+                dtype=lm.dtype_name,
                 device=str(lm.device),
             )
         )
 
     def _calibrate(self) -> None:
-        settings, sets = self.settings, self._prompts
         with self._stage("calibrate", "Calibrating"):
-            sharing = self._can_share_prefix()
-            size = settings.batch_size or find_batch_size(
-                self._lm, sets.search_prompts, share_prefix=sharing
-            )
-            self._tell("batch size", str(size))
-            engine = Engine(self._lm, batch_size=size, share_prefix=sharing, notify=self._notice)
-            prefix = settings.response_prefix
-            if prefix is None:
-                prefix = find_response_prefix(engine, sets.sample(CALIBRATION_PROMPTS))
-            self._tell("response prefix", repr(prefix) if prefix else "none")
-            self._lm = replace(self._lm, chat=self._lm.chat.with_response_prefix(prefix))
-            self._engine = Engine(
+            self._engine, self.calibration = calibrate(
                 self._lm,
-                batch_size=engine.batch_size,
-                share_prefix=sharing,
+                self.settings,
+                self._prompts,
+                site_residue=self._site_residue,
+                tell=lambda name, value: self._emit(events.CalibrationStep(name, value)),
                 notify=self._notice,
-                trunk_bytes=settings.trunk_memory_mb * 2**20,
             )
-            floor = measure_noise_floor(
-                self._engine.runner,
-                self._engine.reference(sets.harmless_search[:NOISE_PROMPTS], settings.kl_tokens),
-                self._lm.architecture.layers,
-                seed=settings.seed,
-            )
-            self._tell("KL noise floor", floor.text)
-        self.calibration = Calibration(
-            dtype=_dtype_name(self._lm.dtype),
-            device=str(self._lm.device),
-            threads=torch.get_num_threads(),
-            batch_size=self._engine.batch_size,
-            response_prefix=prefix,
-            noise_floor=floor,
-            site_residue=self._site_residue,
-        )
-
-    def _can_share_prefix(self) -> bool:
-        lengths = []
-        for prompts in self._prompts.of("search").values():
-            encoded = [self._lm.chat.encode(prompt) for prompt in prompts]
-            problem = prefix_problem(self._lm, encoded)
-            if problem is not None:
-                self._tell("shared prefix", f"off: {problem}")
-                return False
-            lengths.append(len(common_prefix(encoded)))
-        self._tell("shared prefix", f"{' and '.join(map(str, sorted(set(lengths))))} tokens")
-        return True
+            self._lm = self._engine.lm
 
     def _find_directions(self) -> None:
         table, sets = self.settings.directions, self._prompts
@@ -443,12 +396,5 @@ class Session:
         yield
         self._emit(events.StageFinished(stage, time.perf_counter() - start))
 
-    def _tell(self, name: str, value: str) -> None:
-        self._emit(events.CalibrationStep(name, value))
-
     def _notice(self, message: str) -> None:
         self._emit(events.Notice(message))
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

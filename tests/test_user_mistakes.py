@@ -48,10 +48,13 @@ def test_a_missing_model(here, capsys):
     assert "no model at './no/such/model'" in one_line(capsys, code)
 
 
-def test_no_chat_template(here, capsys, tmp_path_factory):
+def test_a_model_without_chat_template_is_prompted_with_plain_text(here, capsys, tmp_path_factory):
     folder = save_tiny_model(tmp_path_factory.mktemp("bare") / "bare", tiny_llama())
     (folder / "chat_template.jinja").unlink()
-    assert "--chat-template none" in one_line(capsys, cli.main(arguments(folder)))
+    assert cli.main(arguments(folder)) == 0
+    assert "no chat template: it is prompted with plain text" in capsys.readouterr().err
+    assert cli.main(arguments(folder, "--chat-template", "none")) == 0
+    assert "no chat template" not in capsys.readouterr().err
 
 
 def test_an_unknown_scorer(here, capsys, model):

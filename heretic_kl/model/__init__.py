@@ -8,6 +8,7 @@ from heretic_kl.model.architecture import Architecture, Site, find_architecture
 from heretic_kl.model.causal import CausalModel, adopt_model, evaluating, unwrapped
 from heretic_kl.model.chat import ChatEncoder, close_thought, thought_left_open
 from heretic_kl.model.hooks import edited, on_layer_outputs
+from heretic_kl.model.inspection import ModelInspection, SiteGroup, inspect_model
 from heretic_kl.model.lanes import Lanes, edited_by_lane
 from heretic_kl.model.loading import (
     DtypeName,
@@ -32,9 +33,11 @@ __all__ = [
     "DtypeName",
     "Lanes",
     "LanguageModel",
+    "ModelInspection",
     "ModelSource",
     "PrefixCache",
     "Site",
+    "SiteGroup",
     "adapter_base",
     "adopt_model",
     "check_to_measure",
@@ -44,6 +47,7 @@ __all__ = [
     "edited_by_lane",
     "evaluating",
     "find_architecture",
+    "inspect_model",
     "last_token_residuals",
     "layer_inputs",
     "left_padded",

@@ -82,6 +82,8 @@ class Architecture:
     """Where a model's layers and sites are."""
 
     layers_path: str
+    layer_names: tuple[str, ...]
+    """Dotted path of each layer."""
     layers: tuple[nn.Module, ...]
     sites: tuple[Site, ...]
     width: int
@@ -206,6 +208,7 @@ def find_architecture(
             first[site.module] = site
     return Architecture(
         layers_path=probe.stack.path,
+        layer_names=probe.stack.names,
         layers=probe.stack.layers,
         sites=tuple(first.values()),
         width=width,

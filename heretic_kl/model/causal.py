@@ -35,6 +35,11 @@ class CausalModel:
         return device
 
     @property
+    def dtype_name(self) -> str:
+        """For instance `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def body(self) -> nn.Module:
         """The model without its head: token ids to final hidden states."""
         body: nn.Module = self.model.base_model
@@ -79,8 +84,6 @@ def adopt_model(
         raise UnsupportedModelError(
             f"{type(model).__name__} is no transformers causal language model"
         )
-    if template == "model" and not getattr(tokenizer, "chat_template", None):
-        template = "none"
     with evaluating(inner):
         head = find_head(inner, vocabulary_size=vocabulary_size)
     return CausalModel(

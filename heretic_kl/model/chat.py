@@ -101,8 +101,11 @@ def chat_template(tokenizer: Any, setting: str) -> str | None:
         tokenizer: a `transformers` tokenizer.
         setting: `model` for the tokenizer's own, `none` for plain text, else a Jinja file.
 
+    Returns:
+        None for plain text: asked for, or because the tokenizer of a base model has no template.
+
     Raises:
-        UnsupportedModelError: there is none to use.
+        UnsupportedModelError: the file is not there.
     """
     if setting == "none":
         return None
@@ -110,12 +113,7 @@ def chat_template(tokenizer: Any, setting: str) -> str | None:
         template = getattr(tokenizer, "chat_template", None)
         if isinstance(template, dict):
             template = template.get("default") or next(iter(template.values()), None)
-        if not template:
-            raise UnsupportedModelError(
-                "the model has no chat template: pass --chat-template none to prompt it with "
-                "plain text, or --chat-template FILE with a Jinja template"
-            )
-        return str(template)
+        return str(template) if template else None
     path = Path(setting)
     if not path.is_file():
         raise UnsupportedModelError(

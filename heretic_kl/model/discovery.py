@@ -73,9 +73,10 @@ def find_sites(probe: Probe, patterns: tuple[str, ...] = ()) -> list[FoundSite]:
     """
     groups, base = _silenced(probe, patterns)
     writers, silent = _writers(probe, groups, base)
+    quiet = probe.run(silent, inputs=[torch.zeros_like(call.before) for call in probe.calls])
     found: list[FoundSite] = []
     for turn in _turns(writers):
-        found += _described(probe, turn, silent, base)
+        found += _described(probe, turn, silent, base, quiet)
     # By layer, and there in the order of the calls: the sort is stable.
     return sorted(found, key=lambda site: site.layer)
 
@@ -234,12 +235,17 @@ def _holds_matrix(module: nn.Module, deep: bool) -> bool:
 
 
 def _described(
-    probe: Probe, turn: Sequence[Group], silent: set[Placed], base: Sequence[Tensor]
+    probe: Probe,
+    turn: Sequence[Group],
+    silent: set[Placed],
+    base: Sequence[Tensor],
+    quiet: Sequence[Tensor],
 ) -> list[FoundSite]:
     """Sites of writing groups, at most one of them a layer."""
     others = silent - {placed for group in turn for placed in group.placed}
     mixing, by_rows = _mixing(probe, turn, others, base)
-    passages = find_passages(probe, {g.layer: list(g.modules.values()) for g in turn}, others)
+    modules = {group.layer: list(group.modules.values()) for group in turn}
+    passages = find_passages(probe, modules, others, quiet)
     return [
         FoundSite(
             group.layer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,17 @@ class LanguageModel(CausalModel):
     stored_dtype: torch.dtype
     """What its checkpoint is stored in."""
 
+    def remarks(self, *, plain_text_wanted: bool = False) -> list[str]:
+        """What a user should know of how this model is prompted and can be edited."""
+        found = self.architecture.remarks()
+        if self.chat.template is None and not plain_text_wanted:
+            found.insert(
+                0,
+                "this model has no chat template: it is prompted with plain text "
+                "(--chat-template FILE for a Jinja template, none to leave this unsaid)",
+            )
+        return found
+
 
 def load_model(
     source: ModelSource,
@@ -86,6 +97,8 @@ def load_model(
     trust_remote_code: bool = False,
     template: str = "model",
     enable_thinking: bool | None = None,
+    layers: str | None = None,
+    sites: Sequence[str] = (),
 ) -> LanguageModel:
     """Load a model to edit, in the first dtype whose forward pass gives finite logits.
 
@@ -98,6 +111,8 @@ def load_model(
         trust_remote_code: run code from the model's repository.
         template: see `heretic_kl.model.chat.chat_template`.
         enable_thinking: see `ChatEncoder`.
+        layers: see `find_architecture`.
+        sites: see `find_architecture`.
 
     Raises:
         ModelNotFoundError: nothing there, or the hub cannot be reached.
@@ -114,7 +129,7 @@ def load_model(
     model, computed, stored = _load_working(source, dtype, device, device_map, trust_remote_code)
     width = int(model.get_input_embeddings().weight.shape[1])
     hidden = getattr(model.config.get_text_config(), "hidden_size", width)
-    architecture = find_architecture(model, int(hidden))
+    architecture = find_architecture(model, int(hidden), layers=layers, sites=sites)
     return LanguageModel(
         source=source,
         model=model,

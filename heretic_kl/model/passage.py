@@ -38,7 +38,10 @@ class Passage:
 
 
 def find_passages(
-    probe: Probe, modules: Mapping[int, Sequence[nn.Module]], silent: Collection[Placed]
+    probe: Probe,
+    modules: Mapping[int, Sequence[nn.Module]],
+    silent: Collection[Placed],
+    quiet: Sequence[Tensor],
 ) -> dict[int, Passage]:
     """What the output of modules of one place passes, by layer.
 
@@ -46,6 +49,7 @@ def find_passages(
         probe: the layers under examination.
         modules: by layer; those of one layer are sent through together.
         silent: all other sites.
+        quiet: what the layers give for a stream of zeros with all sites silent.
     """
     signs = sign_vector(probe.width)
     zeros = [torch.zeros_like(call.before) for call in probe.calls]
@@ -55,18 +59,19 @@ def find_passages(
             return vector.to(output).expand_as(output).clone()
 
         sent = [((layer, m), give) for layer, group in modules.items() for m in group]
-        after = probe.run(silent, inputs=zeros, hooks=sent)
+        return rows(probe.run(silent, inputs=zeros, hooks=sent))
+
+    def rows(after: Sequence[Tensor]) -> dict[int, Tensor]:
         return {
             call.layer: probe.tokens_first(given).float().flatten(0, 2).cpu()
             for call, given in zip(probe.calls, after, strict=True)
             if call.layer in modules
         }
 
-    plus, minus, ones = through(signs), through(-signs), through(torch.ones_like(signs))
-    constant = {layer: (plus[layer] + minus[layer]) / 2 for layer in modules}
+    sent, ones, nothing = through(signs), through(torch.ones_like(signs)), rows(quiet)
     steady = STEADY.get(zeros[0].dtype, STEADY_LOW_PRECISION)
     return {
-        layer: _passage(plus[layer] - constant[layer], ones[layer] - constant[layer], signs, steady)
+        layer: _passage(sent[layer] - nothing[layer], ones[layer] - nothing[layer], signs, steady)
         for layer in modules
     }
 

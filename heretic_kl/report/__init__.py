@@ -15,6 +15,7 @@ from heretic_kl.report.front_table import (
     front_rows,
     front_table,
 )
+from heretic_kl.report.inspection_table import InspectedAs, inspection_sections
 from heretic_kl.report.measurement_table import (
     MeasuredCandidate,
     MeasurementReport,
@@ -36,6 +37,7 @@ from heretic_kl.report.wording import (
 __all__ = [
     "DetailSection",
     "FrontRow",
+    "InspectedAs",
     "MeasuredCandidate",
     "MeasurementReport",
     "ProfileBar",
@@ -50,6 +52,7 @@ __all__ = [
     "front_markdown",
     "front_rows",
     "front_table",
+    "inspection_sections",
     "label",
     "measurement_footnotes",
     "measurement_sections",

@@ -1,12 +1,14 @@
-"""A finished measurement on stdout: tables for people, or JSON for programs. Measures nothing."""
+"""Finished tables on stdout for people, or JSON for programs. Measures nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from rich.console import Console
 
 from heretic_kl.report import (
+    DetailSection,
     MeasurementReport,
     details_lines,
     measurement_footnotes,
@@ -18,18 +20,23 @@ PIPE_WIDTH: Final = 80
 
 
 def print_measurement(console: Console, report: MeasurementReport) -> None:
-    """The sections, headings in bold on a terminal, and the footnotes."""
+    """The sections and the footnotes."""
     width = console.width if console.is_terminal else PIPE_WIDTH
-    for position, section in enumerate(measurement_sections(report, width)):
+    print_sections(console, measurement_sections(report, width))
+    console.print()
+    for note in measurement_footnotes(report):
+        say(console, note, "dim")
+
+
+def print_sections(console: Console, sections: Sequence[DetailSection]) -> None:
+    """Sections, headings in bold on a terminal."""
+    for position, section in enumerate(sections):
         if position or console.is_terminal:
             console.print()
         heading, *lines = details_lines([section])
         say(console, heading, "bold")
         for line in lines:
             say(console, line)
-    console.print()
-    for note in measurement_footnotes(report):
-        say(console, note, "dim")
 
 
 def print_raw(console: Console, text: str) -> None:

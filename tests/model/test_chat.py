@@ -37,10 +37,9 @@ def test_plain_text_prompting(tokenizer):
     assert encoder.text(Prompt("make a cake", system="you wait")) == "you wait\n\nmake a cake"
 
 
-def test_no_template_is_an_error_that_says_what_to_do(tmp_path):
+def test_without_a_template_prompts_are_plain_text_unless_a_file_is_given(tmp_path):
     bare = SimpleNamespace(chat_template=None)
-    with pytest.raises(UnsupportedModelError, match="no chat template: pass --chat-template none"):
-        chat_template(bare, "model")
+    assert chat_template(bare, "model") is None
     with pytest.raises(UnsupportedModelError, match="does not exist"):
         chat_template(bare, str(tmp_path / "missing.jinja"))
     file = tmp_path / "own.jinja"

@@ -1,0 +1,144 @@
+"""A model's layers, sites and proof as sections of lines. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from heretic_kl.report.details import DetailSection
+
+if TYPE_CHECKING:
+    from heretic_kl.model import ModelInspection, SiteGroup
+
+STREAMS = {
+    "one": "one",
+    "first": "several, counted by the first of four dimensions",
+    "third": "several, counted by the third of four dimensions",
+    "side by side": "several, side by side in the last dimension",
+}
+
+
+@dataclass(frozen=True)
+class InspectedAs:
+    """What of the settings the tables mention."""
+
+    name: str
+    """The model, as the user gave it."""
+    norm: str
+    components: Sequence[str]
+    trunk_memory_mb: int
+
+
+def inspection_sections(found: ModelInspection, settings: InspectedAs) -> tuple[DetailSection, ...]:
+    """Model, layers, sites, what an edit reaches and what it needs."""
+    return (
+        DetailSection("Model", tuple(_model_rows(found, settings))),
+        DetailSection("Layers", tuple(_layer_rows(found))),
+        DetailSection("Sites: what writes to the residual stream", tuple(_site_rows(found))),
+        DetailSection("Edit", tuple(_edit_rows(found, settings))),
+        DetailSection("Memory", tuple(_memory_rows(found, settings))),
+    )
+
+
+def _model_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
+    yield "name", settings.name
+    yield "class", f"{found.model} ({found.model_type})"
+    yield "parameters", f"{found.parameters:,}"
+    yield "dtype", f"{found.dtype} on {found.device}, stored as {found.stored_dtype}"
+    yield "vocabulary", f"{found.vocabulary:,}"
+    yield "chat template", "yes" if found.chat_template else "none: plain text"
+
+
+def _layer_rows(found: ModelInspection) -> Iterator[tuple[str, ...]]:
+    yield "path", found.layers_path
+    yield "layers", f"{found.layers}, residual stream {found.width} wide"
+    if found.streams != "one":
+        yield "streams", STREAMS[found.streams]
+    if found.constant_layers:
+        yield "constants", f"in layers {ranges(found.constant_layers)}; no edit reaches them"
+
+
+def _site_rows(found: ModelInspection) -> Iterator[tuple[str, ...]]:
+    yield "place", "component", "layers", "sites", "weights (the axis that writes)", "behind"
+    for group in found.sites:
+        yield (
+            group.place,
+            group.component,
+            ranges(group.layers),
+            str(group.sites),
+            _tensors(group),
+            _behind(group),
+        )
+
+
+def _tensors(group: SiteGroup) -> str:
+    if not group.tensors:
+        return f"{group.module}, quantized"
+    return ", ".join(
+        f"{tensor.name} {' x '.join(map(str, tensor.shape))} ({tensor.axis})"
+        for tensor in group.tensors
+    )
+
+
+def _behind(group: SiteGroup) -> str:
+    if group.gains > 1:
+        return f"a convolution of {group.gains} taps"
+    if group.centred:
+        return "a LayerNorm"
+    return "a norm or scale" if group.gains else "nothing"
+
+
+def _edit_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
+    chosen = [g for g in found.sites if g.component in settings.components]
+    count = sum(group.sites for group in chosen)
+    yield (
+        "proof",
+        (
+            "silencing the sites silences every layer; a direction removed at all of them is gone "
+            f"but for {found.residue:.1e} (layer {found.residue_layer})"
+        ),
+    )
+    yield "would be edited", f"{count} sites ({', '.join(settings.components)})"
+    share = found.edited_parameters / found.parameters
+    yield "weights of all sites", f"{found.edited_parameters:,} ({share:.0%} of all)"
+    yield "norm modes", found.norm_problem or "none, row, normalized_row"
+    rows = all(group.by_rows for group in found.sites)
+    yield "candidates at once", "possible" if rows else "no: rows of a batch are mixed"
+    if any(not group.tensors for group in found.sites):
+        yield "saving", "not merged: weights are quantized"
+    elif any(len(tensor.shape) > 2 for group in found.sites for tensor in group.tensors):
+        yield "saving", "merged; no adapter (experts in one tensor)"
+    else:
+        yield "saving", "merged or as an adapter"
+    for remark in found.remarks:
+        yield "note", remark
+
+
+def _memory_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
+    yield "weights", megabytes(found.weight_bytes)
+    if found.cache_bytes_per_token is not None:
+        each = found.cache_bytes_per_token
+        yield "cache", f"{each / 1000:,.1f} kB a token of each sequence in a batch"
+    yield "unedited states", f"at most {settings.trunk_memory_mb:,} MB (trunk_memory_mb)"
+    yield "to read a saved model back", f"{megabytes(found.weight_bytes)} more (weights, once more)"
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:,.0f} MB"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers as runs and steps: `0-29`, `3, 7, 11`, `0-58 by 2`."""
+    if len(numbers) > 2:
+        step = numbers[1] - numbers[0]
+        if all(b - a == step for a, b in zip(numbers, numbers[1:], strict=False)):
+            return f"{numbers[0]}-{numbers[-1]}" + (f" by {step}" if step > 1 else "")
+    runs: list[list[int]] = []
+    for value in numbers:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
