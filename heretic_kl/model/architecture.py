@@ -120,13 +120,10 @@ class Architecture:
             if site.key.component not in components:
                 continue
             if site.passage.gains is not None or site.passage.centred:
-                return (
-                    f"{site.key.path} stands behind a norm or scale: the norms of its rows say "
-                    "nothing about what reaches the residual stream"
-                )
+                return f"{site.key.path} writes through a norm or scale, which undoes row norms"
             if site.matrix() is None:
-                what = "holds several experts in one tensor" if site.tensors else "is quantized"
-                return f"{site.key.path} {what}: the norms of single experts cannot be restored"
+                what = "holds many experts in one tensor" if site.tensors else "is quantized"
+                return f"{site.key.path} {what}"
         return None
 
     def editable(

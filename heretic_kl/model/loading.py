@@ -127,6 +127,7 @@ def load_model(
     tokenizer = load_tokenizer(source, trust_remote_code)
     encoder = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
     model, computed, stored = _load_working(source, dtype, device, device_map, trust_remote_code)
+    _refuse_two_way(source, model)
     width = int(model.get_input_embeddings().weight.shape[1])
     hidden = getattr(model.config.get_text_config(), "hidden_size", width)
     architecture = find_architecture(model, int(hidden), layers=layers, sites=sites)
@@ -365,6 +366,21 @@ def _refuse_encoder_decoder(source: ModelSource, config: Any) -> None:
         raise UnsupportedModelError(
             f"{source.name!r} ({config.model_type}) is an encoder-decoder; "
             "only decoder-only language models can be edited"
+        )
+
+
+@torch.no_grad()
+def _refuse_two_way(source: ModelSource, model: Any) -> None:
+    """Refuse encoders, whose earlier tokens see later ones."""
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    device = model.get_input_embeddings().weight.device
+    tokens = (torch.arange(PROBE_TOKENS) * 97 % vocabulary).repeat(2, 1)
+    tokens[1, -1] = (tokens[1, -1] + 1) % vocabulary
+    first, second = model(input_ids=tokens.to(device), use_cache=False).logits[:, 0].float()
+    if float((first - second).norm()) > 0.05 * float(first.norm()):
+        raise UnsupportedModelError(
+            f"{source.name!r} ({model.config.model_type}) reads in both directions, as encoders "
+            "do; only decoder-only language models can be edited"
         )
 
 

@@ -175,6 +175,8 @@ def _passed(
     with ExitStack() as held:
         for name, modules in lists.items():
             for index, module in enumerate(modules):
+                if not any(module.children()):
+                    continue  # a projection, not a layer
                 hook = watch(name, index)
                 held.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         run()

@@ -92,21 +92,17 @@ def _behind(group: SiteGroup) -> str:
 def _edit_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
     chosen = [g for g in found.sites if g.component in settings.components]
     count = sum(group.sites for group in chosen)
-    yield (
-        "proof",
-        (
-            "silencing the sites silences every layer; a direction removed at all of them is gone "
-            f"but for {found.residue:.1e} (layer {found.residue_layer})"
-        ),
-    )
+    yield "all writers found", "yes: with the sites silenced, no layer adds anything"
+    yield "a direction removed", f"but for {found.residue:.1e} (layer {found.residue_layer})"
     yield "would be edited", f"{count} sites ({', '.join(settings.components)})"
     share = found.edited_parameters / found.parameters
     yield "weights of all sites", f"{found.edited_parameters:,} ({share:.0%} of all)"
-    yield "norm modes", found.norm_problem or "none, row, normalized_row"
+    problem = found.norm_problem
+    yield "norm modes", f"none ({problem})" if problem else "none, row, normalized_row"
     rows = all(group.by_rows for group in found.sites)
     yield "candidates at once", "possible" if rows else "no: rows of a batch are mixed"
     if any(not group.tensors for group in found.sites):
-        yield "saving", "not merged: weights are quantized"
+        yield "saving", "none: weights are quantized"
     elif any(len(tensor.shape) > 2 for group in found.sites for tensor in group.tensors):
         yield "saving", "merged; no adapter (experts in one tensor)"
     else:
