@@ -51,6 +51,8 @@ class TeacherForcedRequest:
     """What is kept of each row's logits. Requests are equal only if this is."""
     sampling: Sampling | None = None
     """How the reference answers; None: greedily."""
+    reference_logits: bool = True
+    """Whether the reduction reads them; False: they are not computed, it is given none (0, V)."""
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from heretic_kl.ablation import Plan, ResidualMean
+from heretic_kl.engine.answering import CandidateAnswers
 from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.forced_reference import ReducedRows, answer_and_force, model_identity
 from heretic_kl.engine.forcing import ForcedPortion
 from heretic_kl.engine.generation import Answer
-from heretic_kl.engine.passes import CandidatePasses, in_force
+from heretic_kl.engine.passes import CandidatePasses
 from heretic_kl.engine.progress import Progress
 from heretic_kl.engine.runner import Runner
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Head, Reference, ReferenceIdentity
-from heretic_kl.model import Lanes, LanguageModel, common_prefix, last_token_residuals
+from heretic_kl.model import LanguageModel, common_prefix, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
     PartialAnswers,
@@ -37,6 +38,7 @@ from heretic_kl.requests import (
 )
 
 _ReferenceKey: TypeAlias = tuple[tuple[Prompt, ...], int, Sampling | None]
+_AnswersKey: TypeAlias = tuple[tuple[Prompt, ...], int, tuple[StopRule, ...]]
 
 
 MOST_CANDIDATES = 64
@@ -81,7 +83,8 @@ class Engine:
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
         self._references: dict[_ReferenceKey, Reference] = {}
         self._references_size = batch_size
-        self._reference_answers: dict[tuple[Any, ...], list[Answer]] = {}
+        self._reference_answers: dict[_AnswersKey, list[Answer]] = {}
+        self._answering: dict[_AnswersKey, CandidateAnswers] = {}
         self._passes: dict[_ReferenceKey, tuple[Reference, CandidatePasses]] = {}
         self._trunk_bytes = 0 if original is not None else trunk_bytes
         self._notify = notify
@@ -208,6 +211,25 @@ class Engine:
             )
         return self._references[key]
 
+    def release(self) -> None:
+        """Give back the memory of all trunks; each is recorded anew when it is needed."""
+        for _, passes in self._passes.values():
+            passes.release()
+        for answering in self._answering.values():
+            answering.release()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def reference_under(
+        self, plan: Plan | None, prompts: tuple[Prompt, ...], tokens: int
+    ) -> Reference:
+        """`reference(prompts, tokens)` with the hidden states of a plan, from the same batches."""
+        while True:
+            size, reference = self.batch_size, self.reference(prompts, tokens)
+            hidden = self.hidden_states(plan, prompts, tokens)
+            if self.batch_size == size:
+                return reference.with_hidden(hidden)
+
     def hidden_states(self, plan: Plan | None, prompts: tuple[Prompt, ...], tokens: int) -> Tensor:
         """Final hidden states under a plan while being fed the unedited model's greedy answers.
 
@@ -239,7 +261,7 @@ class Engine:
 
     def answers(self, prompts: tuple[Prompt, ...], max_tokens: int) -> list[Answer]:
         """The unedited model's whole answers."""
-        return self._answers(prompts, max_tokens, (), unedited=True)
+        return self._answers(prompts, max_tokens, ())
 
     def _forced(
         self, request: TeacherForcedRequest, plans: Sequence[Plan | None], progress: Progress
@@ -251,6 +273,7 @@ class Engine:
             reference,
             request.reduction,
             len(going),
+            reads_reference=request.reference_logits,
             reference_head=self.reference_head,
             head=self.lm.head,
         )
@@ -301,7 +324,9 @@ class Engine:
 
     def _trunk_bytes_left(self) -> int:
         """What the trunks of all references leave of their common budget."""
-        return self._trunk_bytes - sum(p.trunk_bytes for _, p in self._passes.values())
+        taken = sum(passes.trunk_bytes for _, passes in self._passes.values())
+        taken += sum(answering.trunk_bytes for answering in self._answering.values())
+        return self._trunk_bytes - taken
 
     @property
     def reference_head(self) -> Head:
@@ -327,37 +352,38 @@ class Engine:
             ]
 
         if chosen == [None]:
-            answers = [self._answers(group.prompts, group.max_tokens, group.rules, unedited=True)]
+            answers = [self._answers(group.prompts, group.max_tokens, group.rules)]
         else:
-            encoded = [self.encode(prompt) for prompt in group.prompts]
-            lanes = Lanes([1] * len(chosen)) if len(chosen) > 1 else None
-            with in_force(self.lm.architecture, [plan or {} for plan in chosen], lanes):
-                answers = self.runner.candidate_answers(
-                    encoded,
-                    group.max_tokens,
-                    group.rules,
-                    lanes=lanes,
-                    hear=hear if progress.watched else None,
-                )
+            answering = self._candidate_answers(group)
+            answers = answering.answers(chosen, hear if progress.watched else None)
         for lane, candidate in enumerate(going):
             if candidate in progress.going:
                 progress.keep(candidate, group.results(answers[lane], self.lm.chat.decode))
 
+    def _candidate_answers(self, group: _ResponseGroup) -> CandidateAnswers:
+        key = (group.prompts, group.max_tokens, group.rules)
+        if key not in self._answering:
+            self._answering[key] = CandidateAnswers(
+                self.runner,
+                self.lm.architecture,
+                [self.encode(prompt) for prompt in group.prompts],
+                group.max_tokens,
+                group.rules,
+                originals=self._reference_answers.get(key),
+                trunk_bytes=self._trunk_bytes_left,
+                notify=self._notify,
+            )
+        return self._answering[key]
+
     def _answers(
-        self,
-        prompts: tuple[Prompt, ...],
-        max_tokens: int,
-        rules: tuple[StopRule, ...],
-        unedited: bool,
+        self, prompts: tuple[Prompt, ...], max_tokens: int, rules: tuple[StopRule, ...]
     ) -> list[Answer]:
+        """The unedited model's, kept."""
         key = (prompts, max_tokens, rules)
-        if unedited and key in self._reference_answers:
-            return self._reference_answers[key]
-        encoded = [self.encode(prompt) for prompt in prompts]
-        answers = self.runner.answers(encoded, max_tokens, rules)
-        if unedited:
-            self._reference_answers[key] = answers
-        return answers
+        if key not in self._reference_answers:
+            encoded = [self.encode(prompt) for prompt in prompts]
+            self._reference_answers[key] = self.runner.answers(encoded, max_tokens, rules)
+        return self._reference_answers[key]
 
 
 @dataclass(frozen=True)

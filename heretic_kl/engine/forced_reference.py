@@ -81,6 +81,7 @@ class ReducedRows:
     Args:
         reference: what the candidates are compared with.
         reduction: what is kept of each row.
+        reads_reference: whether the reduction reads the reference's logits.
         candidates: K.
         reference_head: makes logits of the reference's hidden states.
         head: makes logits of the candidates'.
@@ -92,9 +93,11 @@ class ReducedRows:
         reduction: RowReduction,
         candidates: int,
         *,
+        reads_reference: bool,
         reference_head: Head,
         head: Head,
     ) -> None:
+        self._reads_reference = reads_reference
         self._reference = reference
         self._reduction = reduction
         self._heads = reference_head, head
@@ -119,7 +122,8 @@ class ReducedRows:
         tokens = self._reference.row_tokens
         for block in row_blocks(len(rows), head.vocabulary, MAX_LOGIT_ELEMENTS):
             chosen = rows[block]
-            logits = reference_head.logits(states[chosen.to(states.device)])
+            read = chosen if self._reads_reference else chosen[:0]
+            logits = reference_head.logits(states[read.to(states.device)])
             own_tokens = tokens[chosen.to(tokens.device)].to(hidden.device)
             for parts, own in zip(self._parts, hidden, strict=True):
                 parts.append(self._reduction(logits, head.logits(own[block]), own_tokens))

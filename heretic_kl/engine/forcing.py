@@ -7,7 +7,7 @@ padded position cannot change one before it. What all prompts begin with runs on
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.engine.trunk import PREFIX, Trunk
-from heretic_kl.model import CausalModel, Lanes, PrefixCache, common_prefix, right_padded
+from heretic_kl.engine.trunk import PREFIX, WHOLE, Start
+from heretic_kl.model import CausalModel, PrefixCache, common_prefix, right_padded
 
 PORTION_ROWS = 64
 """Scored rows that are worth a matrix product with the head."""
@@ -94,41 +94,6 @@ class ForcedBatches:
         return len(self.prefix) + sum(batch.tokens.numel() for batch in self.batches)
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a forward pass begins, and for how many candidates at once."""
-
-    lanes: Lanes | None = None
-    """Of several candidates, in force by `edited_by_lane`; None: one candidate."""
-    trunk: Trunk | None = None
-    """Of the unedited model over the same batches; recorded where `boundary` is None."""
-    boundary: int | None = None
-    """The first layer to run."""
-
-    @property
-    def candidates(self) -> int:
-        """K."""
-        return 1 if self.lanes is None else len(self.lanes.counts)
-
-    @contextmanager
-    def batch(self, index: int, rows: int) -> Iterator[None]:
-        """What is in force while one batch of `rows` a candidate runs."""
-        if self.lanes is not None:
-            self.lanes.counts = [rows] * len(self.lanes.counts)
-        if self.trunk is None:
-            yield
-        elif self.boundary is None:
-            with self.trunk.recording(index):
-                yield
-        else:
-            with self.trunk.resuming(index, self.boundary, self.candidates):
-                yield
-
-
-WHOLE = Start()
-"""One candidate, all layers."""
-
-
 def forced_hidden_states(
     lm: CausalModel,
     sequences: Sequence[ForcedSequence],
@@ -191,7 +156,7 @@ def forced_portions(
     count = start.candidates
     with start.batch(PREFIX, 1) if batches.prefix else nullcontext():
         kept = PrefixCache(lm, batches.prefix, rows=count)
-    _complete_prefix(kept, start)
+    start.complete_prefix(kept)
     waiting: list[tuple[Tensor, Tensor]] = []
     for index, batch in enumerate(batches.batches):
         size = batch.tokens.shape[0]
@@ -208,14 +173,3 @@ def forced_portions(
             targets, states = zip(*waiting, strict=True)
             yield ForcedPortion(torch.cat(targets), torch.cat(states, dim=1))
             waiting.clear()
-
-
-def _complete_prefix(kept: PrefixCache, start: Start) -> None:
-    """Layers that did not run have the unedited model's keys and values."""
-    if start.trunk is None or not kept.length:
-        return
-    if start.boundary is None:
-        start.trunk.prefix = kept
-    else:
-        assert start.trunk.prefix is not None  # recorded with the trunk
-        kept.take_layers(start.trunk.prefix, start.boundary)

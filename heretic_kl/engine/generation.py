@@ -6,15 +6,16 @@ Knows nothing about refusals or plans: edits are in force around the call, rules
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from heretic_kl.model import CausalModel, Lanes, PrefixCache, common_prefix, left_padded
+from heretic_kl.engine.decoding import Decoding
+from heretic_kl.engine.trunk import WHOLE, Start
+from heretic_kl.model import CausalModel
 from heretic_kl.requests import Sampling, StopRule
 
 COMPACT_SHARE = 0.125
@@ -60,6 +61,14 @@ class ChosenTokens:
             seeds = (_row_seed(sampling.seed, sequence) for sequence in sequences)
             self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
 
+    def after_drafts(self, logits: Tensor, rows: Sequence[int]) -> list[list[int]]:
+        """Each row's next token and those after each drafted one, from (rows, 1 + G, V) logits."""
+        if self._draws is None:
+            most_likely: list[list[int]] = logits.argmax(dim=-1).tolist()
+            return most_likely
+        assert logits.shape[1] == 1  # what is drawn is not drafted
+        return [[token] for token in self(logits[:, 0], rows)]
+
     def __call__(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
         """The next token of each of the rows, from its (rows, V) logits."""
         if self._draws is None:
@@ -72,6 +81,22 @@ class ChosenTokens:
         return [int(token) for token in tokens.clamp_max(logits.shape[-1] - 1).tolist()]
 
 
+class Guesses(Protocol):
+    """What rows may say, to be checked several tokens at once."""
+
+    def first(self, row: int) -> Sequence[int]:
+        """The beginning of a row's answer."""
+        ...
+
+    def following(self, row: int, answer: Sequence[int], rows: int) -> Sequence[int]:
+        """What may follow an unfinished answer, in a batch of so many rows."""
+        ...
+
+    def checked(self, right: int, wrong: int) -> None:
+        """So many of the tokens that were to follow were right; each wrong one ended a guess."""
+        ...
+
+
 @torch.no_grad()
 def generate_answers(
     lm: CausalModel,
@@ -81,7 +106,9 @@ def generate_answers(
     *,
     share_prefix: bool = True,
     chosen: ChosenTokens | None = None,
-    lanes: Lanes | None = None,
+    guesses: Guesses | None = None,
+    start: Start = WHOLE,
+    batch: int = 0,
     into: list[Answer] | None = None,
     dropped: Callable[[], Collection[int]] | None = None,
 ) -> list[Answer]:
@@ -94,50 +121,67 @@ def generate_answers(
         rules: an answer is left where it stands once all of them are decided; none: never.
         share_prefix: run the tokens that all prompts begin with once.
         chosen: which token comes next; None: the most likely one.
-        lanes: of K candidates in force by `edited_by_lane`; None: one candidate.
+        guesses: drafts of the answers, by sequence; they save time and change nothing. Not for
+            drawn answers.
+        start: which layers read the prompts, for which candidates in force.
+        batch: which batch of the start's trunk this is.
         into: empty answers that grow while this runs, as they are returned; None: new ones.
         dropped: asked for the candidates that need not go on, at the start and whenever an answer
             is over.
 
     Returns:
-        One answer a sequence, in order; with lanes, those of the first candidate first.
+        One answer a sequence, in order; of several candidates, those of the first one first.
     """
-    choose = chosen or ChosenTokens(sequences, None)
-    candidates = len(lanes.counts) if lanes else 1
-    answers = into or [Answer() for _ in range(len(sequences) * candidates)]
+    count, candidates = len(sequences), start.candidates
+    answers = into or [Answer() for _ in range(count * candidates)]
     out = set(dropped()) if dropped else set()
     if not sequences or max_tokens < 1 or len(out) == candidates:
         return answers
-    state = _Decoding(lm, sequences, share_prefix=share_prefix, lanes=lanes)
-    for step in range(max_tokens):
-        tokens = choose(state.logits(), state.rows)
+    drafts = [guesses.first(row) if guesses else () for row in range(count)]
+    state = Decoding(lm, sequences, drafts, share_prefix=share_prefix, start=start, batch=batch)
+    drafts = drafts * candidates
+    choose = chosen or ChosenTokens(sequences, None)
+    first = True
+    while True:
+        tokens = choose.after_drafts(state.logits, state.rows)
+        agreed = [_agreed(draft, own) for draft, own in zip(drafts, tokens, strict=True)]
+        if guesses and not first:
+            wrong = sum(right < len(draft) for draft, right in zip(drafts, agreed, strict=True))
+            guesses.checked(sum(agreed), wrong)
         news = False
-        for row, token in zip(state.rows, tokens, strict=True):
-            if not answers[row].done:
-                _append(lm, answers[row], token, rules)
-                news = news or answers[row].done
-        if step + 1 == max_tokens:
-            break
+        for row, own, right in zip(state.rows, tokens, agreed, strict=True):
+            news |= _extend(lm, answers[row], own[: right + 1], max_tokens, rules)
         if news and dropped:
             out = set(dropped())
-        done = [answers[row].done or row // len(sequences) in out for row in state.rows]
-        if all(done):
-            break
-        if sum(done) >= max(1, COMPACT_SHARE * len(done)):
-            state.keep([index for index, is_done in enumerate(done) if not is_done])
-            tokens = [token for token, is_done in zip(tokens, done, strict=True) if not is_done]
-        state.advance(tokens)
-    return answers
+        leaving = [_is_over(answers[row], max_tokens) or row // count in out for row in state.rows]
+        if all(leaving):
+            return answers
+        state.settle(agreed)
+        following = [own[right] for own, right in zip(tokens, agreed, strict=True)]
+        if sum(leaving) >= max(1, COMPACT_SHARE * len(leaving)):
+            staying = [index for index, leaves in enumerate(leaving) if not leaves]
+            state.keep(staying)
+            following = [following[index] for index in staying]
+            leaving = [False] * len(staying)
+        rows = len(state.rows)
+        drafts = [
+            guesses.following(row % count, answers[row].tokens, rows)
+            if guesses and not leaves
+            else ()
+            for row, leaves in zip(state.rows, leaving, strict=True)
+        ]
+        state.advance(following, drafts)
+        first = False
 
 
 @torch.no_grad()
 def stream_answer(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
     """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
-    state = _Decoding(lm, [sequence], share_prefix=False)
+    state = Decoding(lm, [sequence], [()], share_prefix=False)
     tokens: list[int] = []
     shown = ""
     for _ in range(max_tokens):
-        token = int(state.logits().argmax(dim=-1))
+        token = int(state.logits[0, -1].argmax())
         if token in lm.stop_ids:
             break
         tokens.append(token)
@@ -146,7 +190,7 @@ def stream_answer(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> 
         if not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text
-        state.advance([token])
+        state.advance([token], [()])
 
 
 def _row_seed(seed: int, sequence: Sequence[int]) -> int:
@@ -154,74 +198,33 @@ def _row_seed(seed: int, sequence: Sequence[int]) -> int:
     return int.from_bytes(digest[:7], "little")
 
 
-def _append(lm: CausalModel, answer: Answer, token: int, rules: Sequence[StopRule]) -> None:
-    if token in lm.stop_ids:
-        answer.end_token = token
-        return
-    answer.tokens.append(token)
-    if rules:
-        text = lm.chat.decode(answer.tokens)
-        answer.decided = all(rule.decided(text) for rule in rules)
+def _agreed(draft: Sequence[int], own: Sequence[int]) -> int:
+    """How many drafted tokens greedy decoding would have chosen, one after the other."""
+    return next((i for i, token in enumerate(draft) if own[i] != token), len(draft))
 
 
-class _Decoding:
-    """One batch in the model's cache: which rows are in it and what comes next."""
+def _is_over(answer: Answer, max_tokens: int) -> bool:
+    return answer.done or len(answer.tokens) >= max_tokens
 
-    def __init__(
-        self,
-        lm: CausalModel,
-        sequences: Sequence[Sequence[int]],
-        *,
-        share_prefix: bool,
-        lanes: Lanes | None = None,
-    ) -> None:
-        count, candidates = len(sequences), 1 if lanes is None else len(lanes.counts)
-        self.rows = list(range(count * candidates))
-        self._lane_rows = count
-        self._lanes = lanes
-        self._lm = lm
-        self._known = frozenset(inspect.signature(lm.model.forward).parameters)
-        if lanes is not None:
-            lanes.counts = [1] * candidates
-        kept = PrefixCache(lm, common_prefix(sequences) if share_prefix else (), rows=candidates)
-        if lanes is not None:
-            lanes.counts = [count] * candidates
-        self._cache: Any = kept.expanded(lm, count)
-        tokens, own = left_padded([s[kept.length :] for s in sequences], lm.device)
-        tokens, own = tokens.repeat(candidates, 1), own.repeat(candidates, 1)
-        self._mask = torch.cat([own.new_ones(len(own), kept.length), own], dim=1)
-        self._position = self._mask.sum(dim=1, keepdim=True)
-        positions = (kept.length + own.cumsum(dim=1) - 1).clamp_min(kept.length)
-        self._output = self._forward(tokens, positions)
 
-    def logits(self) -> Tensor:
-        """(rows, V) of the next token."""
-        last: Tensor = self._output.logits[:, -1]
-        return last
-
-    def advance(self, chosen: Sequence[int]) -> None:
-        """Feed one token to every row."""
-        tokens = torch.tensor(chosen, device=self._mask.device)[:, None]
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(chosen), 1)], dim=1)
-        self._output = self._forward(tokens, self._position)
-        self._position = self._position + 1
-
-    def keep(self, indices: Sequence[int]) -> None:
-        """Drop all other rows from the batch and its cache."""
-        index = torch.tensor(indices, device=self._mask.device)
-        self.rows = [self.rows[i] for i in indices]
-        if self._lanes is not None:
-            self._lanes.set_rows([row // self._lane_rows for row in self.rows])
-        self._mask = self._mask[index]
-        self._position = self._position[index]
-        self._cache.reorder_cache(index)  # each layer moves the index to its own device
-
-    def _forward(self, tokens: Tensor, positions: Tensor) -> Any:
-        optional = {"position_ids": positions, "logits_to_keep": 1}
-        return self._lm.model(
-            input_ids=tokens,
-            attention_mask=self._mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            **{name: value for name, value in optional.items() if name in self._known},
-        )
+def _extend(
+    lm: CausalModel,
+    answer: Answer,
+    tokens: Sequence[int],
+    max_tokens: int,
+    rules: Sequence[StopRule],
+) -> bool:
+    """Add tokens until the answer is over; whether it is over only now."""
+    if _is_over(answer, max_tokens):
+        return False
+    for token in tokens:
+        if token in lm.stop_ids:
+            answer.end_token = token
+        else:
+            answer.tokens.append(token)
+            if rules:
+                text = lm.chat.decode(answer.tokens)
+                answer.decided = all(rule.decided(text) for rule in rules)
+        if _is_over(answer, max_tokens):
+            return True
+    return False

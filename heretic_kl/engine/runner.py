@@ -12,7 +12,7 @@ from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.forcing import ForcedSequence, forced_hidden_states
 from heretic_kl.engine.generation import Answer, ChosenTokens, generate_answers
 from heretic_kl.errors import MeasurementError
-from heretic_kl.model import CausalModel, Lanes
+from heretic_kl.model import CausalModel
 from heretic_kl.requests import Sampling, StopRule
 
 T = TypeVar("T")
@@ -63,36 +63,7 @@ class Runner:
         sampling: Sampling | None = None,
     ) -> list[Answer]:
         """An answer to each sequence, in order; greedy, or drawn if `sampling` says how."""
-        return self.within_memory(
-            lambda: self._answers(encoded, max_tokens, rules, sampling=sampling)[0]
-        )
-
-    def candidate_answers(
-        self,
-        encoded: Sequence[Sequence[int]],
-        max_tokens: int,
-        rules: Sequence[StopRule],
-        *,
-        lanes: Lanes | None = None,
-        hear: Hear | None = None,
-    ) -> list[list[Answer]]:
-        """Each candidate's greedy answers to the same sequences; their edits are in force.
-
-        Args:
-            encoded: token ids of the prompts.
-            max_tokens: most tokens of an answer.
-            rules: see `generate_answers`.
-            lanes: of several candidates; None: one.
-            hear: told of all answers so far, by candidate, whenever one more is over; says which
-                candidates need not go on, whose answers then stay unfinished.
-
-        Raises:
-            OutOfMemoryError: several candidates do not fit side by side.
-        """
-        return self.within_memory(
-            lambda: self._answers(encoded, max_tokens, rules, lanes=lanes, hear=hear),
-            candidates=1 if lanes is None else len(lanes.counts),
-        )
+        return self.within_memory(lambda: self._answers(encoded, max_tokens, rules, sampling))
 
     def within_memory(self, work: Callable[[], T], *, candidates: int = 1) -> T:
         """Do work; where memory runs out, again in batches of half the size.
@@ -127,20 +98,9 @@ class Runner:
         encoded: Sequence[Sequence[int]],
         max_tokens: int,
         rules: Sequence[StopRule],
-        *,
-        sampling: Sampling | None = None,
-        lanes: Lanes | None = None,
-        hear: Hear | None = None,
-    ) -> list[list[Answer]]:
-        candidates = 1 if lanes is None else len(lanes.counts)
-        found = [[Answer() for _ in encoded] for _ in range(candidates)]
-        dropped: set[int] = set()
-
-        def heard() -> set[int]:
-            if hear is not None:
-                dropped.update(hear(found))
-            return dropped
-
+        sampling: Sampling | None,
+    ) -> list[Answer]:
+        answers = [Answer() for _ in encoded]
         # Decoding costs a step of the whole model per token: full batches matter more than
         # a few padded positions.
         buckets = length_buckets([len(ids) for ids in encoded], self.batch_size, max_padding=1.0)
@@ -153,8 +113,6 @@ class Runner:
                 rules,
                 share_prefix=self.share_prefix,
                 chosen=ChosenTokens(batch, sampling),
-                lanes=lanes,
-                into=[answers[index] for answers in found for index in bucket],
-                dropped=None if hear is None else heard,
+                into=[answers[index] for index in bucket],
             )
-        return found
+        return answers

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from heretic_kl.model import PrefixCache, layer_inputs, resumed_at, returns_tuple
+from heretic_kl.model import (
+    Lanes,
+    PrefixCache,
+    copied_layer,
+    layer_inputs,
+    resumed_at,
+    returns_tuple,
+)
 
 PREFIX = -1
 """Stands for the shared prefix where batches are numbered."""
@@ -30,12 +40,17 @@ class Trunk:
         self.prefix: PrefixCache | None = None
         self._layers = layers
         self._states: dict[tuple[int, int], Tensor] = {}  # (batch, boundary) -> (B, T, D)
+        self._caches: dict[int, list[Any]] = {}
         self._as_tuple: list[bool] = []
 
     @property
     def bytes(self) -> int:
         """Memory that the kept states take."""
-        return sum(state.numel() * state.element_size() for state in self._states.values())
+        kept = [*self._states.values()]
+        for layers in self._caches.values():
+            for layer in layers:
+                kept += [t for t in vars(layer).values() if isinstance(t, Tensor)]
+        return sum(state.numel() * state.element_size() for state in kept)
 
     def boundary_for(self, lowest: int | None) -> int | None:
         """The highest boundary at or below the lowest edited layer; None: run all layers."""
@@ -63,6 +78,73 @@ class Trunk:
         hidden = kept.repeat(candidates, *[1] * (kept.dim() - 1))
         with resumed_at(self._layers, boundary, hidden, as_tuple=self._as_tuple[0]):
             yield
+
+    def keep_cache(self, batch: int, cache: Any) -> None:
+        """Keep what the unedited model's layers hold after a batch; the cache may go on growing."""
+        self._caches[batch] = [copied_layer(layer) for layer in cache.layers]
+
+    def fill_cache(self, batch: int, cache: Any, boundary: int, candidates: int) -> None:
+        """Put it in place of the layers below the boundary, K times over, lane by lane."""
+        for index in range(boundary):
+            layer = copied_layer(self._caches[batch][index])
+            if candidates > 1:
+                rows = torch.arange(layer.keys.shape[0]).repeat(candidates)
+                layer.batch_select_indices(rows.to(layer.keys.device))
+            cache.layers[index] = layer
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a forward pass begins, and for how many candidates at once."""
+
+    lanes: Lanes | None = None
+    """Of several candidates, in force by `edited_by_lane`; None: one candidate."""
+    trunk: Trunk | None = None
+    """Of the unedited model over the same batches; recorded where `boundary` is None."""
+    boundary: int | None = None
+    """The first layer to run."""
+
+    @property
+    def candidates(self) -> int:
+        """K."""
+        return 1 if self.lanes is None else len(self.lanes.counts)
+
+    @contextmanager
+    def batch(self, index: int, rows: int) -> Iterator[None]:
+        """What is in force while one batch of `rows` a candidate runs."""
+        if self.lanes is not None:
+            self.lanes.counts = [rows] * len(self.lanes.counts)
+        if self.trunk is None:
+            yield
+        elif self.boundary is None:
+            with self.trunk.recording(index):
+                yield
+        else:
+            with self.trunk.resuming(index, self.boundary, self.candidates):
+                yield
+
+    def complete_prefix(self, kept: PrefixCache) -> None:
+        """Give layers of the prefix that did not run the unedited model's keys and values."""
+        if self.trunk is None or not kept.length:
+            return
+        if self.boundary is None:
+            self.trunk.prefix = kept
+        else:
+            assert self.trunk.prefix is not None  # recorded with the trunk
+            kept.take_layers(self.trunk.prefix, self.boundary)
+
+    def complete_cache(self, index: int, cache: Any) -> None:
+        """Do the same for the cache of one batch that goes on growing, or keep it as recorded."""
+        if self.trunk is None:
+            return
+        if self.boundary is None:
+            self.trunk.keep_cache(index, cache)
+        else:
+            self.trunk.fill_cache(index, cache, self.boundary, self.candidates)
+
+
+WHOLE = Start()
+"""One candidate, all layers."""
 
 
 def spread_boundaries(layers: int, bytes_each: int, budget: int) -> tuple[int, ...]:

@@ -20,7 +20,14 @@ from heretic_kl.model.loading import (
     load_tokenizer,
 )
 from heretic_kl.model.padding import left_padded, right_padded
-from heretic_kl.model.prefix import PrefixCache, common_prefix, prefix_problem
+from heretic_kl.model.prefix import (
+    PrefixCache,
+    common_prefix,
+    copied_layer,
+    grows_plainly,
+    new_cache,
+    prefix_problem,
+)
 from heretic_kl.model.proof import prove_sites
 from heretic_kl.model.residuals import last_token_residuals
 from heretic_kl.model.stack import likely_layers
@@ -43,10 +50,12 @@ __all__ = [
     "check_to_measure",
     "close_thought",
     "common_prefix",
+    "copied_layer",
     "edited",
     "edited_by_lane",
     "evaluating",
     "find_architecture",
+    "grows_plainly",
     "inspect_model",
     "last_token_residuals",
     "layer_inputs",
@@ -56,6 +65,7 @@ __all__ = [
     "load_to_measure",
     "load_tokenizer",
     "on_layer_outputs",
+    "new_cache",
     "prefix_problem",
     "prove_sites",
     "resumed_at",

@@ -61,7 +61,7 @@ class PrefixCache:
     def take_layers(self, other: PrefixCache, below: int) -> None:
         """Take keys and values of the layers below from another, one-rowed cache."""
         for layer in range(below):
-            taken = _copied(other._cache.layers[layer])
+            taken = copied_layer(other._cache.layers[layer])
             if self.rows > 1:
                 taken.batch_repeat_interleave(self.rows)
             self._cache.layers[layer] = taken
@@ -77,16 +77,21 @@ class PrefixCache:
         if self._cache is None:
             return new_cache(lm)
         cache = copy.copy(self._cache)
-        cache.layers = [_copied(layer) for layer in self._cache.layers]
+        cache.layers = [copied_layer(layer) for layer in self._cache.layers]
         cache.batch_repeat_interleave(rows)
         return cache
 
 
-def _copied(layer: Any) -> Any:
+def copied_layer(layer: Any) -> Any:
     """A cache layer that can grow without changing the one it was copied from."""
     # Growing layers make new tensors; others may write into the ones they have.
     grows = type(layer).__name__ in ("DynamicLayer", "DynamicSlidingWindowLayer")
     return copy.copy(layer) if grows else copy.deepcopy(layer)
+
+
+def grows_plainly(cache: Any) -> bool:
+    """Whether all layers keep every key and value in order, so that the last ones can be undone."""
+    return all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
 
 
 def new_cache(lm: CausalModel) -> Any:

@@ -16,7 +16,7 @@ from heretic_kl.engine import (
     stream_answer,
 )
 from heretic_kl.engine.forcing import ForcedSequence
-from heretic_kl.kl import RowStatistics, row_statistics
+from heretic_kl.kl import Head, RowStatistics, row_statistics
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseRequest, Sampling, TeacherForcedRequest
@@ -152,14 +152,16 @@ def test_rows_stopped_by_a_rule_are_prefixes_of_the_whole_answers(lm, plan):
 
 
 def test_equal_budgets_share_one_generation_and_whole_answers_win(lm, plan, monkeypatch):
+    from heretic_kl.engine import answering
+
     calls = []
-    own = Runner.candidate_answers
+    own = answering.generate_answers
 
-    def counted(self, encoded, max_tokens, rules, **options):
+    def counted(lm, encoded, max_tokens, rules, **options):
         calls.append(rules)
-        return own(self, encoded, max_tokens, rules, **options)
+        return own(lm, encoded, max_tokens, rules, **options)
 
-    monkeypatch.setattr(Runner, "candidate_answers", counted)
+    monkeypatch.setattr(answering, "generate_answers", counted)
     engine = Engine(lm, batch_size=8)
     first, second = Decided(3), Decided(6)
     requests = [ResponseRequest(PROMPTS, 10, first), ResponseRequest(PROMPTS, 10, second)]
@@ -315,3 +317,28 @@ def test_no_prompts_and_no_budget_give_no_tokens(lm):
     assert answer.tokens == [] and not answer.done
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         Engine(lm, batch_size=0)
+
+
+def test_logits_of_the_reference_are_computed_only_where_they_are_read(lm, plan, monkeypatch):
+    """A refusal's own tokens, say, need the candidate's logits alone."""
+    rows = []
+    own = Head.logits
+
+    def counted(self, hidden, **options):
+        rows.append(len(hidden))
+        return own(self, hidden, **options)
+
+    def kept(reference, candidate, tokens):
+        chosen = candidate.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+        return (chosen, torch.full_like(chosen, len(reference)))
+
+    both = TeacherForcedRequest(PROMPTS, 4, kept)
+    alone = TeacherForcedRequest(PROMPTS, 4, kept, reference_logits=False)
+    engine = Engine(lm, batch_size=4)
+    engine.prepare([both])
+    monkeypatch.setattr(Head, "logits", counted)
+    first, second = (engine.measure(plan, [request])[0] for request in (both, alone))
+    total = len(first.prompt_index)
+    assert sum(rows) == 3 * total
+    assert torch.equal(first.columns[0], second.columns[0])
+    assert float(second.columns[1].max()) == 0.0 < float(first.columns[1].min())

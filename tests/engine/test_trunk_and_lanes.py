@@ -80,7 +80,7 @@ def test_a_trunk_that_does_not_fit_or_does_not_reproduce_is_left_with_a_reason(l
     plan, notes = plan_of(lm, 1, lowest=1), []
     (expected,) = Engine(lm, batch_size=3).measure(plan, [FORCED])
     (ours,) = Engine(lm, batch_size=3, trunk_bytes=10, notify=notes.append).measure(plan, [FORCED])
-    assert "more than is left of trunk_memory_mb" in notes[-1]
+    assert "left of trunk_memory_mb" in notes[-1]
     assert torch.equal(ours.columns.divergence, expected.columns.divergence)
 
     def scrambled(layers, boundary, hidden, **options):
@@ -90,7 +90,7 @@ def test_a_trunk_that_does_not_fit_or_does_not_reproduce_is_left_with_a_reason(l
     monkeypatch.setattr(module, "resumed_at", scrambled)
     engine = Engine(lm, batch_size=3, trunk_bytes=MEGABYTE, notify=notes.append)
     (ours,) = engine.measure(plan, [FORCED])
-    assert "replayed hidden states differ by up to" in notes[-1]
+    assert "replayed states differ by up to" in notes[-1]
     assert torch.equal(ours.columns.divergence, expected.columns.divergence)
 
 
@@ -206,3 +206,34 @@ def test_lanes_know_their_rows(lm):
     with edited_by_lane(lm.architecture, [plan_of(lm, 1)], lanes):
         with pytest.raises(MeasurementError, match="2 rows for 3 in the batch"):
             lm.model(input_ids=tokens)
+
+
+def test_trunks_are_given_back_and_recorded_anew(lm):
+    engine = Engine(lm, batch_size=4, trunk_bytes=MEGABYTE)
+    plan = plan_of(lm, 1, lowest=2)
+    before = engine.measure(plan, [FORCED, ASKED])
+    assert engine._trunk_bytes_left() < MEGABYTE
+    engine.release()
+    assert engine._trunk_bytes_left() == MEGABYTE
+    after = engine.measure(plan, [FORCED, ASKED])
+    assert torch.equal(before[0].columns.divergence, after[0].columns.divergence)
+    assert before[1] == after[1] and engine._trunk_bytes_left() < MEGABYTE
+
+
+def test_a_plans_states_and_the_reference_come_from_the_same_batches(lm, monkeypatch):
+    """Memory runs out between the two: both are computed in smaller batches."""
+    from heretic_kl.engine import passes as module
+
+    own = module.forced_portions
+
+    def limited(lm, batches, start):
+        if batches.max_rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(lm, batches, start)
+
+    engine = Engine(lm, batch_size=4)
+    engine.reference(PROMPTS, 3)
+    monkeypatch.setattr(module, "forced_portions", limited)
+    under = engine.reference_under({}, PROMPTS, 3)
+    assert engine.batch_size == 2
+    assert torch.equal(under.hidden, engine.reference(PROMPTS, 3).hidden)
