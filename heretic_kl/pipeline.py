@@ -6,7 +6,7 @@ Translates settings into plain arguments, tells an observer what happens, prints
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -123,6 +123,7 @@ class Session:
                 self._evaluate,
                 together=self._evaluate_together,
                 at_once=self.settings.parallel_candidates if self._lm.architecture.by_rows else 1,
+                notify=self._notice,
             )
             for record in trials:
                 finished = self._study.finished
@@ -216,8 +217,8 @@ class Session:
         record: TrialRecord | None,
         messages: Sequence[Mapping[str, str]],
         max_tokens: int,
-    ) -> Iterator[str]:
-        """Answer a conversation piece by piece, under a trial's edit or (None) without one."""
+    ) -> Generator[str, None, None]:
+        """Answer a conversation piece by piece, under a trial's edit (None: none) until closed."""
         chat = self._lm.chat
         ids = chat.encode_text(chat.conversation([dict(message) for message in messages]))
         plan = {} if record is None else self._plan(record)
@@ -367,8 +368,7 @@ class Session:
         return self._prepared_report_suite
 
     def _evaluate(self, edit: EditParameters) -> dict[str, Score] | Stopped:
-        (outcome,) = self._evaluate_together([edit])
-        return outcome
+        return self._evaluate_together([edit])[0]
 
     def _evaluate_together(
         self, edits: Sequence[EditParameters]

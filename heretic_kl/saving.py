@@ -82,6 +82,7 @@ def save_trial(
         ExportError: it cannot be written, or does not load again.
     """
     lm = engine.lm
+    engine.release()  # a second model is about to be loaded
     lora = None
     if form == "lora":
         written = save_lora(lm, trial.plan, folder, overwrite=overwrite)
@@ -97,9 +98,7 @@ def save_trial(
             dtype = getattr(torch, settings.save_dtype)
         save_merged(lm, trial.plan, folder, dtype=dtype, overwrite=overwrite)
     positions = prompts.prompts["harmless", "report"], settings.kl_tokens
-    reference = engine.reference(*positions).with_hidden(
-        engine.hidden_states(trial.plan, *positions)
-    )
+    reference = engine.reference_under(trial.plan, *positions)
     # Before the adapter's hooks are on the original: references are the unedited model's.
     engine.prepare(suite.requests())
     with saved_model(folder, form, lm) as saved:

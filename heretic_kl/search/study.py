@@ -101,6 +101,7 @@ class SearchStudy:
         *,
         together: EvaluateTogether | None = None,
         at_once: int = 1,
+        notify: Callable[[str], None] = lambda message: None,
     ) -> Iterator[TrialRecord]:
         """Run trials until the study holds `until` finished ones.
 
@@ -112,6 +113,7 @@ class SearchStudy:
             together: measures several side by side; where it raises, each is measured alone.
             at_once: how many, the last ones aside. The sampler draws them without knowing each
                 other's scores.
+            notify: told, in words, when several could not be measured side by side.
 
         Yields:
             A record a trial, as it finishes.
@@ -123,7 +125,7 @@ class SearchStudy:
         failures = 0
         while self.finished < until:
             count = max(1, min(at_once, until - self.finished))
-            for record in self._run_some(count, evaluate, together):
+            for record in self._run_some(count, evaluate, together, notify):
                 failures = failures + 1 if record.state == "failed" else 0
                 yield record
                 if failures >= MOST_FAILURES_IN_A_ROW:
@@ -150,7 +152,11 @@ class SearchStudy:
                 self._study.enqueue_trial(parameters)
 
     def _run_some(
-        self, count: int, evaluate: Evaluate, together: EvaluateTogether | None
+        self,
+        count: int,
+        evaluate: Evaluate,
+        together: EvaluateTogether | None,
+        notify: Callable[[str], None],
     ) -> Iterator[TrialRecord]:
         """Ask for trials, measure them, tell; what does not get that far is marked interrupted."""
         waiting: list[optuna.Trial] = []
@@ -163,7 +169,7 @@ class SearchStudy:
                 edits.append(self._space.edit(self._space.suggest(trial)))
             asked = list(waiting)
             start = time.perf_counter()
-            outcomes = self._together(edits, together)
+            outcomes = self._together(edits, together, notify)
             share = (time.perf_counter() - start) / count
             for index, trial in enumerate(asked):
                 if outcomes is None:
@@ -180,7 +186,10 @@ class SearchStudy:
                     self._study.tell(trial, state=TrialState.FAIL)
 
     def _together(
-        self, edits: Sequence[EditParameters], together: EvaluateTogether | None
+        self,
+        edits: Sequence[EditParameters],
+        together: EvaluateTogether | None,
+        notify: Callable[[str], None],
     ) -> Sequence[Outcome] | None:
         """What came of several edits measured side by side; None: measure each alone."""
         if len(edits) == 1 or together is None:
@@ -189,7 +198,8 @@ class SearchStudy:
             outcomes = together(edits)
             for each in outcomes:
                 self._check(each)
-        except Exception:  # one bad edit among them: alone, each fails or succeeds for itself
+        except Exception as error:  # one bad edit among them: alone, each fails for itself
+            notify(f"{len(edits)} candidates are measured one by one: {_one_line(error)}")
             return None
         return outcomes
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -24,8 +25,8 @@ class AnsweringSession(Protocol):
 
     def stream_answer(
         self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
-    ) -> Iterator[str]:
-        """Pieces of an answer's text; a record of None is the unedited model."""
+    ) -> Generator[str, None, None]:
+        """Pieces of an answer's text, to be closed; a record of None is the unedited model."""
         ...
 
 
@@ -89,9 +90,11 @@ def _answer(
     writer = _WordWriter(console)
     stopped = False
     try:
-        for piece in session.stream_answer(speaker.record, messages, max_tokens):
-            pieces.append(piece)
-            writer.write(piece)
+        # Closed at once, whatever happens: while it is open its edit is in force.
+        with closing(session.stream_answer(speaker.record, messages, max_tokens)) as stream:
+            for piece in stream:
+                pieces.append(piece)
+                writer.write(piece)
     except KeyboardInterrupt:
         stopped = True
     except HereticKLError as error:

@@ -5,7 +5,7 @@ Whatever goes wrong in an action is one line, and the menu comes back: finished 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -78,8 +78,8 @@ class PickerSession(Protocol):
 
     def stream_answer(
         self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
-    ) -> Iterator[str]:
-        """Pieces of an answer's text; a record of None is the unedited model."""
+    ) -> Generator[str, None, None]:
+        """Pieces of an answer's text, to be closed; a record of None is the unedited model."""
         ...
 
 

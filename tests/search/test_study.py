@@ -301,9 +301,11 @@ def test_where_measuring_together_fails_each_trial_is_measured_alone(folder):
                 raise MeasurementError("NaN")
             return evaluate(edit)
 
-        records = list(study(storage).run(6, alone, together=together, at_once=3))
-        states = {record.state for record in records}
+        notes = []
+        run = study(storage).run(6, alone, together=together, at_once=3, notify=notes.append)
+        states = {record.state for record in run}
         assert states <= {"complete", "failed"} and "complete" in states
+    assert notes == ["3 candidates are measured one by one: NaN in one of them"] * 2
 
 
 def test_an_interrupted_group_leaves_no_trial_running(folder):

@@ -1,6 +1,6 @@
 """A fake session, real events and recorded consoles for the tests of this folder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -126,10 +126,10 @@ class FakeSession:
 
     def stream_answer(
         self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         number = None if record is None else record.number
         self.asked.append((number, [message["content"] for message in messages]))
-        return self.answer(number)
+        yield from self.answer(number)
 
     def _raise(self) -> None:
         trouble, self.trouble = self.trouble, None
