@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Type of the weights; auto tries them by a forward pass", group="Model"
     )
+    quantization: Literal["none", "bnb_4bit", "bnb_8bit"] = setting(
+        "none",
+        "Search on weights quantized by bitsandbytes as they are loaded, to fit a small GPU; what "
+        "is saved is the original in full precision, edited",
+        group="Model",
+    )
     device: Text = setting(
         "auto", "auto, cpu, cuda, cuda:1, mps or another device of torch", group="Model"
     )

@@ -267,6 +267,7 @@ class Session:
                 dtype=settings.dtype,
                 device=settings.device,
                 device_map=settings.device_map,
+                quantization=settings.quantization,
                 trust_remote_code=settings.trust_remote_code,
                 template=settings.chat_template,
                 enable_thinking=settings.enable_thinking,

@@ -261,7 +261,8 @@ def _config(lm: LanguageModel, plan: Plan, rank: int, *, has_bias: bool) -> dict
 def _check_sites(lm: LanguageModel, plan: Plan) -> None:
     """An adapter is a product of two matrices added to one."""
     for key in plan:
-        if lm.architecture.site(key).matrix() is None:
+        site = lm.architecture.site(key)
+        if site.matrix() is None and not site.quantized_inputs:
             raise ExportError(
                 f"an adapter cannot hold the edit of {key.path}, which is no single matrix: save "
                 "the merged model"

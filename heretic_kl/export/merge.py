@@ -26,6 +26,9 @@ from heretic_kl.export.shards import FLOAT_TYPES, TensorEdit, fitted, rewrite, r
 from heretic_kl.model import LanguageModel
 from heretic_kl.quiet import quiet_transformers
 
+QUANTIZATION_ERROR = 0.25
+"""Largest relative difference between a weight and what quantization made of it."""
+
 
 @dataclass(frozen=True)
 class MergedSaved:
@@ -90,17 +93,17 @@ class _Bake:
 
 def _parameter_edits(lm: LanguageModel, plan: Plan) -> dict[str, _Bake]:
     """What to do with each parameter of the model, by its name in the model."""
-    if getattr(lm.model, "hf_quantizer", None) is not None:
-        raise ExportError(
-            "a quantized model cannot be saved merged: save a LoRA adapter, "
-            "or search on the unquantized original"
-        )
     edits: dict[str, _Bake] = {}
     for key, operator in plan.items():
         site = lm.architecture.site(key)
         placed = operator.to(torch.device("cpu"))
-        if not site.tensors:
-            raise ExportError(f"{key.path} has no weights that an edit could be written into")
+        quantized = bool(site.quantized_inputs)
+        if (quantized and lm.quantization == "none") or not (quantized or site.tensors):
+            raise ExportError(
+                f"the weights of {key.path} are quantized, and an edit cannot be written into "
+                "them: save an adapter, or search on the unquantized original (with "
+                "--quantization if memory is short)"
+            )
         if operator.shift is not None and site.bias() is None:
             raise ExportError(
                 f"{key.path} has no bias, which the norm mode of this edit needs: "
@@ -108,6 +111,8 @@ def _parameter_edits(lm: LanguageModel, plan: Plan) -> dict[str, _Bake]:
             )
         for tensor in site.tensors:
             edits[f"{key.path}.{tensor.name}"] = _Bake(placed, tensor.axis)
+        if quantized:  # as it was loaded: the files hold it (D, F)
+            edits[f"{key.path}.weight"] = _Bake(placed, 0)
     return edits
 
 
@@ -123,12 +128,19 @@ def _stored_edits(
     stored expert by expert.
     """
     found: dict[str, TensorEdit] = {}
+    sites = {f"{site.key.path}.weight": site for site in lm.architecture.sites}
     for parameter, edit in edits.items():
         held = lm.model.get_parameter(parameter).detach()
-        stored = _stored_parts(lm.model, checkpoint, parameter, held, edit)
-        if stored is None:
+        if parameter in sites and sites[parameter].quantized_inputs:
+            held = sites[parameter].weight()
+            names = _with_and_without_prefix(lm.model, parameter)
+            place = next((name for name in names if _alike(checkpoint, name, held)), None)
+            parts: dict[str, TensorEdit] | None = None if place is None else {place: edit}
+        else:
+            parts = _stored_parts(lm.model, checkpoint, parameter, held, edit)
+        if parts is None:
             return None
-        found.update(stored)
+        found.update(parts)
     return found
 
 
@@ -197,6 +209,17 @@ def _same(checkpoint: Checkpoint, name: str, held: Tensor) -> bool:
     if held.device.type == "meta":  # offloaded: nothing in memory to compare with
         return True
     return torch.equal(shard.read(name).to(held.dtype), held.detach().cpu())
+
+
+def _alike(checkpoint: Checkpoint, name: str, measured: Tensor) -> bool:
+    """Whether the files hold what a weight was before it was quantized."""
+    shard = checkpoint.shard_of(name)
+    if shard is None or shard.tensors[name].type_name not in FLOAT_TYPES:
+        return False
+    if shard.tensors[name].shape != tuple(measured.shape):
+        return False
+    stored = shard.read(name).float()
+    return bool((stored - measured.cpu()).norm() <= QUANTIZATION_ERROR * stored.norm())
 
 
 def _save_streamed(
@@ -272,6 +295,11 @@ def _save_from_memory(
     overwrite: bool,
 ) -> MergedSaved:
     saved_dtype = dtype or lm.stored_dtype
+    if lm.quantization != "none":
+        raise ExportError(
+            "the original's files hold weights in another form than the model, so the edit cannot "
+            "be written into them: search without --quantization to save it merged"
+        )
     if any(parameter.device.type == "meta" for parameter in lm.model.parameters()):
         raise ExportError(
             "parts of the model are offloaded and its files cannot be rewritten as they are: "

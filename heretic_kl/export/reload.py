@@ -53,7 +53,8 @@ def saved_model(folder: Path, form: SavedForm, like: LanguageModel) -> Iterator[
 def _out_of_the_way(lm: LanguageModel) -> Iterator[None]:
     """Keep a model off a GPU meanwhile: two whole models rarely fit beside each other."""
     home = lm.device
-    if home.type != "cuda" or getattr(lm.model, "hf_device_map", None) is not None:
+    placed = getattr(lm.model, "hf_device_map", None) is not None  # also where quantized
+    if home.type != "cuda" or placed:
         yield
         return
     lm.model.to("cpu")
@@ -79,6 +80,7 @@ def load_merged(folder: Path, like: LanguageModel, device: torch.device) -> Lang
             dtype=cast(DtypeName, dtype),
             device=str(device),
             device_map="auto" if spread else None,
+            quantization=like.quantization,
             trust_remote_code=own_code,
             template="none",
         )

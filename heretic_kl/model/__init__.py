@@ -13,7 +13,6 @@ from heretic_kl.model.lanes import Lanes, edited_by_lane
 from heretic_kl.model.loading import (
     DtypeName,
     LanguageModel,
-    ModelSource,
     check_to_measure,
     load_model,
     load_to_measure,
@@ -30,6 +29,7 @@ from heretic_kl.model.prefix import (
 )
 from heretic_kl.model.proof import prove_sites
 from heretic_kl.model.residuals import last_token_residuals
+from heretic_kl.model.source import ModelSource
 from heretic_kl.model.stack import likely_layers
 from heretic_kl.model.trunk import layer_inputs, resumed_at, returns_tuple
 

@@ -23,6 +23,8 @@ from heretic_kl.model.probe import ROWS, TOKENS, Probe, probe_tokens
 from heretic_kl.model.stack import LayerStack, find_stack
 from heretic_kl.model.writing import Located, WritingTensor, writing_tensors
 
+MOST_UNITS = 1024
+"""Inputs at once where a quantized weight is measured."""
 Streams = Literal["one", "first", "third", "side by side"]
 
 
@@ -52,17 +54,37 @@ class Site:
         return weights[0] if self.module.get_parameter(weights[0].name).ndim == 2 else None
 
     def weight(self) -> Tensor:
-        """(D, F): rows write to the residual stream.
+        """(D, F): rows write to the residual stream; of a quantized site, what it multiplies by.
 
         Raises:
-            UnsupportedModelError: the site is not one matrix that can be read.
+            UnsupportedModelError: the site is not one matrix.
         """
         matrix = self.matrix()
+        if matrix is None and self.quantized_inputs:
+            return self._measured_weight()
         if matrix is None:
             kind = type(self.module).__name__
-            what = "holds several experts in one tensor" if self.tensors else "is quantized"
+            what = "is quantized" if not self.tensors else "holds several experts in one tensor"
             raise UnsupportedModelError(f"{self.key.path} ({kind}) {what}: it has no one weight")
         return matrix.vectors(self.module.get_parameter(matrix.name).detach()).T
+
+    @property
+    def quantized_inputs(self) -> int:
+        """F of a quantized matrix; 0: the site is something else."""
+        plain = any(self.module.get_parameter(t.name).ndim > 1 for t in self.tensors)
+        return 0 if plain else int(getattr(self.module, "in_features", 0))
+
+    @torch.no_grad()
+    def _measured_weight(self) -> Tensor:
+        """(D, F) float32, from the outputs for unit inputs, whatever format the weight is in."""
+        inputs = self.quantized_inputs
+        dtype = getattr(self.module, "compute_dtype", None) or torch.float32
+        units = torch.eye(inputs, dtype=dtype, device=self.device)
+        constant = self.module(torch.zeros_like(units[:1])).float()
+        columns = [
+            self.module(block).float() - constant for block in torch.split(units, MOST_UNITS)
+        ]
+        return torch.cat(columns).T
 
     def bias(self) -> Tensor | None:
         """(D,), or None."""
@@ -122,7 +144,8 @@ class Architecture:
             if site.passage.gains is not None or site.passage.centred:
                 return f"{site.key.path} writes through a norm or scale, which undoes row norms"
             if site.matrix() is None:
-                what = "holds many experts in one tensor" if site.tensors else "is quantized"
+                quantized = site.quantized_inputs or not site.tensors
+                what = "is quantized" if quantized else "holds many experts in one tensor"
                 return f"{site.key.path} {what}"
         return None
 

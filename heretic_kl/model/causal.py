@@ -48,7 +48,7 @@ class CausalModel:
     @property
     def parameter_count(self) -> int:
         """Number of weights, shared ones once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return int(self.model.num_parameters())  # knows how many a packed tensor stands for
 
     def tokenizer_hash(self) -> str:
         """What two models must share for their positions to be comparable: the vocabulary."""

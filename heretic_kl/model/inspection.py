@@ -40,7 +40,8 @@ class SiteGroup:
     layers: tuple[int, ...]
     sites: int
     tensors: tuple[TensorFacts, ...]
-    """Of the first of them; none where weights are quantized."""
+    """Of the first of them; no weight where it is quantized."""
+    quantized: bool
     gains: int
     """Gains of the channels between site and stream: 0 none, 1 a norm or scale, more a short
     convolution."""
@@ -140,6 +141,7 @@ def _groups(sites: Sequence[Site], names: Sequence[str]) -> tuple[SiteGroup, ...
             layers=tuple(sorted({site.key.layer for site in some})),
             sites=len(some),
             tensors=_tensor_facts(some[0]),
+            quantized=bool(some[0].quantized_inputs) or not some[0].tensors,
             gains=_gain_count(some[0]),
             centred=some[0].passage.centred,
             by_rows=some[0].by_rows,

@@ -2,69 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
-from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
-from heretic_kl.model.adapters import ADAPTER_CONFIG, check_adapter, with_adapter
+from heretic_kl.errors import ModelError, UnsupportedModelError
+from heretic_kl.model.adapters import check_adapter, with_adapter
 from heretic_kl.model.architecture import Architecture, find_architecture
 from heretic_kl.model.causal import CausalModel
 from heretic_kl.model.chat import ChatEncoder, chat_template, stop_token_ids
 from heretic_kl.model.head import find_head
+from heretic_kl.model.quantizing import (
+    Quantization,
+    forget_gguf_quantization,
+    is_quantized,
+    quantization_arguments,
+)
+from heretic_kl.model.source import (
+    ModelSource,
+    check_exists,
+    hub_arguments,
+    no_safetensors,
+    readable_errors,
+)
 from heretic_kl.quiet import quiet_transformers
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 PROBE_TOKENS = 8
 """Length of the forward pass that shows whether a dtype works."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from."""
-
-    name: str
-    """As the user gave it: hub id, folder or GGUF file."""
-    revision: str | None = None
-
-    @property
-    def gguf_file(self) -> Path | None:
-        """The GGUF file, if the source is one."""
-        path = Path(self.name).expanduser()
-        return path if path.suffix.lower() == ".gguf" else None
-
-    @property
-    def folder(self) -> Path | None:
-        """The local folder, if the source is one."""
-        path = Path(self.name).expanduser()
-        return path if path.is_dir() else None
-
-    @property
-    def adapter(self) -> Path | None:
-        """The folder, if what it holds is a PEFT adapter and no whole model."""
-        folder = self.folder
-        if folder is None or (folder / "config.json").is_file():
-            return None
-        return folder if (folder / ADAPTER_CONFIG).is_file() else None
-
-    @property
-    def looks_local(self) -> bool:
-        """Whether the name can only be a path: no hub id is written like that."""
-        name = self.name
-        return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-
-    @property
-    def short_name(self) -> str:
-        """A name fit for a folder: the last part of the path or id."""
-        if self.gguf_file is not None:
-            return self.gguf_file.stem
-        return self.name.split("/")[-1] if self.folder is None else self.folder.resolve().name
 
 
 @dataclass(frozen=True)
@@ -75,6 +43,8 @@ class LanguageModel(CausalModel):
     architecture: Architecture
     stored_dtype: torch.dtype
     """What its checkpoint is stored in."""
+    quantization: Quantization = "none"
+    """Done as it was loaded; its checkpoint is not quantized."""
 
     def remarks(self, *, plain_text_wanted: bool = False) -> list[str]:
         """What a user should know of how this model is prompted and can be edited."""
@@ -94,6 +64,7 @@ def load_model(
     dtype: DtypeName = "auto",
     device: str = "auto",
     device_map: str | None = None,
+    quantization: Quantization = "none",
     trust_remote_code: bool = False,
     template: str = "model",
     enable_thinking: bool | None = None,
@@ -108,6 +79,7 @@ def load_model(
             where the processor multiplies it in hardware, else float32.
         device: `auto` (CUDA, MPS or CPU) or a torch device.
         device_map: passed to transformers, for models spread over devices; overrides `device`.
+        quantization: of the weights as they are loaded, by bitsandbytes.
         trust_remote_code: run code from the model's repository.
         template: see `heretic_kl.model.chat.chat_template`.
         enable_thinking: see `ChatEncoder`.
@@ -119,14 +91,16 @@ def load_model(
         UnsupportedModelError: it is there, but is not something we can edit.
         ModelError: no dtype gives finite logits.
     """
-    _check_exists(source)
+    check_exists(source)
     if source.adapter is not None:
         raise UnsupportedModelError(
             f"{source.name!r} is an adapter: merge it into its base model first"
         )
     tokenizer = load_tokenizer(source, trust_remote_code)
     encoder = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
-    model, computed, stored = _load_working(source, dtype, device, device_map, trust_remote_code)
+    model, computed, stored = _load_working(
+        source, dtype, device, device_map, trust_remote_code, quantization
+    )
     _refuse_two_way(source, model)
     width = int(model.get_input_embeddings().weight.shape[1])
     hidden = getattr(model.config.get_text_config(), "hidden_size", width)
@@ -140,6 +114,7 @@ def load_model(
         head=find_head(model),
         dtype=computed,
         stored_dtype=stored,
+        quantization=quantization,
     )
 
 
@@ -187,17 +162,17 @@ def check_to_measure(
     whole = source if source.adapter is None or base is None else base
     if whole.gguf_file is not None:
         return  # its header is read with its tokenizer
-    name, extra = _hub_arguments(whole)
-    with quiet_transformers(), _readable_errors(whole, "model"):
+    name, extra = hub_arguments(whole)
+    with quiet_transformers(), readable_errors(whole, "model"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
         _refuse_encoder_decoder(whole, config)
     if whole.folder is not None and not any(whole.folder.glob("*.safetensors")):
-        raise _no_safetensors(whole)
+        raise no_safetensors(whole)
 
 
 def _check_parts(source: ModelSource, base: ModelSource | None) -> None:
     """Whether the model, or the adapter and its base, are there and are what they should be."""
-    _check_exists(source)
+    check_exists(source)
     if source.adapter is None:
         return
     check_adapter(source.adapter)
@@ -206,7 +181,7 @@ def _check_parts(source: ModelSource, base: ModelSource | None) -> None:
             f"{source.name!r} is an adapter and names no base model: give the model to put it on "
             "(--base)"
         )
-    _check_exists(base)
+    check_exists(base)
     if base.adapter is not None:
         raise UnsupportedModelError(
             f"{base.name!r}, to put the adapter {source.name!r} on, is an adapter itself: merge "
@@ -220,16 +195,23 @@ def _load_working(
     device: str,
     device_map: str | None,
     trust_remote_code: bool,
+    quantization: Quantization = "none",
 ) -> tuple[Any, torch.dtype, torch.dtype]:
     """The model in evaluation mode, the dtype it computes in and the one it is stored in."""
     target = resolve_device(device)
     place: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    if not device_map and (quantization != "none" or is_quantized(source, trust_remote_code)):
+        place = {"device_map": {"": str(target)}}  # quantized weights cannot be moved afterwards
     failures: list[str] = []
     model: Any = None
     for candidate in dtype_candidates(dtype, target):
         model = None  # free the failed attempt before the next one
-        model, stored = _load_weights(source, candidate, trust_remote_code, place)
-        if not device_map:
+        extra = {
+            **place,
+            **quantization_arguments(source, quantization, candidate, trust_remote_code),
+        }
+        model, stored = _load_weights(source, candidate, trust_remote_code, extra)
+        if not place:
             model = _moved(model, target, source)
         model.eval().requires_grad_(False)
         if _gives_finite_logits(model):
@@ -278,31 +260,6 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
 
 
-def _check_exists(source: ModelSource) -> None:
-    name = source.name
-    if source.gguf_file is not None:
-        if not source.gguf_file.is_file():
-            raise ModelNotFoundError(f"no such GGUF file: {name!r}")
-        return
-    if source.folder is not None:
-        if not (source.folder / "config.json").is_file() and source.adapter is None:
-            ggufs = sorted(source.folder.glob("*.gguf"))
-            hint = f"; give the file itself, for instance {ggufs[0]}" if ggufs else ""
-            raise ModelNotFoundError(f"folder {name!r} holds no config.json{hint}")
-        return
-    if source.looks_local or Path(name).exists():
-        raise ModelNotFoundError(f"no model at {name!r}: give a folder, a .gguf file or a hub id")
-
-
-def _hub_arguments(source: ModelSource) -> tuple[str, dict[str, Any]]:
-    if source.gguf_file is not None:
-        path = source.gguf_file.resolve()
-        return str(path.parent), {"gguf_file": path.name}
-    if source.folder is not None:
-        return str(source.folder), {}
-    return source.name, {} if source.revision is None else {"revision": source.revision}
-
-
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
     """The tokenizer that lies beside a model or adapter.
 
@@ -311,8 +268,8 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-    name, extra = _hub_arguments(source)
-    with quiet_transformers(), _readable_errors(source, "tokenizer"):
+    name, extra = hub_arguments(source)
+    with quiet_transformers(), readable_errors(source, "tokenizer"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
 
 
@@ -322,8 +279,8 @@ def _load_weights(
     """The model, and the dtype its checkpoint is stored in."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    name, extra = _hub_arguments(source)
-    with quiet_transformers(), _readable_errors(source, "model"):
+    name, extra = hub_arguments(source)
+    with quiet_transformers(), readable_errors(source, "model"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
         _refuse_encoder_decoder(source, config)
         stored = getattr(config, "dtype", None)
@@ -341,7 +298,7 @@ def _load_weights(
         )
     _check_complete(source, model, info)
     if source.gguf_file is not None:
-        _forget_gguf_quantization(model)
+        forget_gguf_quantization(model)
         stored = torch.bfloat16  # a quantized file has no dtype to go back to
     return model, stored if isinstance(stored, torch.dtype) else torch.bfloat16
 
@@ -384,14 +341,6 @@ def _refuse_two_way(source: ModelSource, model: Any) -> None:
         )
 
 
-def _forget_gguf_quantization(model: Any) -> None:
-    # The weights are dequantized; the marks would make save_pretrained refuse.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-
-
 def _moved(model: Any, device: torch.device, source: ModelSource) -> Any:
     try:
         return model.to(device)
@@ -408,34 +357,3 @@ def _gives_finite_logits(model: Any) -> bool:
     device = model.get_input_embeddings().weight.device
     logits = model(input_ids=tokens[None].to(device), use_cache=False).logits
     return bool(torch.isfinite(logits).all())
-
-
-@contextmanager
-def _readable_errors(source: ModelSource, what: str) -> Iterator[None]:
-    """Turn what transformers raises on a bad source into one line."""
-    try:
-        yield
-    except (ModelError, torch.OutOfMemoryError):
-        raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        text = " ".join(str(error).split())
-        if "trust_remote_code" in text:
-            raise UnsupportedModelError(
-                f"{source.name!r} needs code from its own repository: read that code, then pass "
-                "--trust-remote-code"
-            ) from error
-        if "safetensors" in text:
-            raise _no_safetensors(source) from error
-        kind = ModelNotFoundError if isinstance(error, OSError) else UnsupportedModelError
-        raise kind(f"cannot load the {what} of {source.name!r}: {_shorten(text)}") from error
-
-
-def _no_safetensors(source: ModelSource) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{source.name!r} has no safetensors weights; pickled weights are not read because they "
-        "can run code: convert them first"
-    )
-
-
-def _shorten(text: str, limit: int = 240) -> str:
-    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."

@@ -73,12 +73,11 @@ def _site_rows(found: ModelInspection) -> Iterator[tuple[str, ...]]:
 
 
 def _tensors(group: SiteGroup) -> str:
-    if not group.tensors:
-        return f"{group.module}, quantized"
-    return ", ".join(
+    shown = [
         f"{tensor.name} {' x '.join(map(str, tensor.shape))} ({tensor.axis})"
         for tensor in group.tensors
-    )
+    ]
+    return ", ".join([*([f"quantized ({group.module})"] if group.quantized else []), *shown])
 
 
 def _behind(group: SiteGroup) -> str:
@@ -101,8 +100,8 @@ def _edit_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tuple[
     yield "norm modes", f"none ({problem})" if problem else "none, row, normalized_row"
     rows = all(group.by_rows for group in found.sites)
     yield "candidates at once", "possible" if rows else "no: rows of a batch are mixed"
-    if any(not group.tensors for group in found.sites):
-        yield "saving", "none: weights are quantized"
+    if any(group.quantized for group in found.sites):
+        yield "saving", "an adapter; merged only where --quantization did it"
     elif any(len(tensor.shape) > 2 for group in found.sites for tensor in group.tensors):
         yield "saving", "merged; no adapter (experts in one tensor)"
     else:

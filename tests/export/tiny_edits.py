@@ -19,10 +19,12 @@ from heretic_kl.model import LanguageModel, edited
 from heretic_kl.testing import LAYERS, WIDTH
 
 
-def make_plan(lm: LanguageModel, norm: NormMode = "none", seed: int = 1) -> Plan:
+def make_plan(
+    lm: LanguageModel, norm: NormMode = "none", seed: int = 1, width: int = WIDTH
+) -> Plan:
     """Every site edited, each layer with a direction and a weight of its own."""
     generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(LAYERS, WIDTH, generator=generator)
+    vectors = torch.randn(LAYERS, width, generator=generator)
     kernel = WeightKernel(peak_weight=1.1, peak_position=1.0, floor_weight=0.4, reach=3.0)
     parameters = EditParameters(None, {"attention": kernel, "mlp": kernel}, norm)
     directions = Directions(vectors / vectors.norm(dim=1, keepdim=True))
