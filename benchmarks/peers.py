@@ -8,9 +8,12 @@ sides: the model, float32, threads, 40 prompts of each kind, and what a trial me
 - teacher-forced objective: 8 positions of every prompt (Temaq drops harmful prompts that the
   model does not refuse; ours then runs as many). Temaq's seconds are those it prints for each
   trial; ours are medians over candidates that edit all layers, or those from a given layer on.
+  A search of ours with the same objectives (`refusal_mass.py` and KL), racing off and on, says
+  what a trial costs on the edits that a search really draws.
 - generation objective: refusals among 40 harmful prompts with 40-token answers, first-token KL on
   40 harmless ones. Heretic's seconds are those between start and end in its journal; ours are
-  those of random edits from our search space, each checked against plain generation.
+  those of random edits from our search space, each checked against plain generation, and of
+  searches, racing off and on.
 """
 
 from __future__ import annotations
@@ -212,6 +215,56 @@ def our_generation(lm, harmful, harmless, trials: int) -> dict:
     }
 
 
+def our_search(model: Path, trials: int, *, generate: bool, racing: bool) -> dict:
+    """Seconds of each trial of a search of ours, as its records have them."""
+    from heretic_kl import Session, Settings
+
+    kl = {"settings": {"set_aside_refused": False}}
+    mass = {"use": str(Path(__file__).parent / "refusal_mass.py"), "enabled": not generate}
+    limit = {"search": {"limit": PROMPTS}}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(
+            model=str(model),
+            dtype="float32",
+            prompt_set="builtin",
+            prompts={"harmful": limit, "harmless": limit},
+            kl_tokens=1 if generate else POSITIONS,
+            max_answer_tokens=TOKENS,
+            batch_size=PROMPTS if generate else 16,
+            trials=trials,
+            startup_trials=trials // 2,
+            seed=SEED,
+            racing=racing,
+            study_dir=folder,
+            scorers={
+                "refusals": {"enabled": generate},
+                "refusal_mass": mass,
+                "teacher_forced_kl": kl,
+                "false_refusals": {"enabled": False},
+            },
+        )
+        with Session(settings, lambda event: None) as session:
+            session.search()
+            records, front = session.trials, session.front
+    seconds = [record.seconds for record in records[1:]]  # the first one records the trunk
+    return {
+        "trials": len(records),
+        "stopped": sum(record.state == "stopped" for record in records),
+        "front": [record.number for record in front],
+        "seconds": seconds,
+        "median_seconds": statistics.median(seconds),
+        "trials_per_minute": 60 / statistics.mean(seconds),
+    }
+
+
+def our_searches(model: Path, trials: int, *, generate: bool) -> dict:
+    """The same search without racing and with it."""
+    return {
+        name: our_search(model, trials, generate=generate, racing=racing)
+        for name, racing in (("measured whole", False), ("racing", True))
+    }
+
+
 def main() -> None:
     """Run what is asked for, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -250,6 +303,8 @@ def main() -> None:
             result["teacher_forced"] = {
                 "temaq": peer,
                 "ours": ours,
+                "our_searches": our_searches(model, 2 * trials, generate=False),
+                "temaq_trials_per_minute": 60 / statistics.mean(peer["seconds"]),
                 "temaq_median_over_ours": ratios,
                 "temaq_slowest_over_ours_all_layers": peer["slowest_seconds"]
                 / ours["median_seconds"]["from layer 0, 1 at once"],
@@ -261,6 +316,8 @@ def main() -> None:
             result["generation"] = {
                 "heretic": peer,
                 "ours": ours,
+                "our_searches": our_searches(model, 2 * trials, generate=True),
+                "heretic_trials_per_minute": 60 / statistics.mean(peer["seconds"]),
                 "heretic_median_over_ours": peer["median_seconds"] / ours["median_seconds"],
             }
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,186 @@
+"""Trials per minute on a GPU, on random weights of real models' shapes.
+
+    python benchmarks/gpu.py [--prompts 100] [--tokens 100] [--repeats 3]
+
+For each shape and K candidates at once: a teacher-forced objective (8 positions) and generation
+without a rule that ends answers early (every candidate another edit, so that no answer was said
+before: the worst case for drafts), with all layers edited and from the middle one on; medians,
+and how busy the device was by `nvidia-smi` (where `pynvml` is installed). bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+from machine import library_versions, machine_facts
+
+SHAPES = {
+    "0.5B": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    },
+    "4B": {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+}
+CANDIDATES, POSITIONS, VOCABULARY, SEED = (1, 4, 8), 8, 151_936, 1
+
+
+def model(shape: dict, device: str, vocabulary: int):
+    """Random weights in bfloat16, with the tests' small tokenizer."""
+    from transformers import Qwen3Config
+
+    from heretic_kl.model import ModelSource, load_model
+    from heretic_kl.testing import save_tiny_model, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    config = Qwen3Config(
+        **shape,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        save_tiny_model(Path(folder), config, dtype=torch.bfloat16, seed=SEED)
+        return load_model(ModelSource(folder), dtype="bfloat16", device=device)
+
+
+def prompts(count: int) -> tuple:
+    """Prompts of 12 to 42 words behind a common system prompt."""
+    from heretic_kl.prompts import Prompt
+    from heretic_kl.testing import WORDS
+
+    system = " ".join(WORDS[:20])
+    return tuple(
+        Prompt(" ".join(WORDS[(i + j) % len(WORDS)] for j in range(12 + i % 31)), system)
+        for i in range(count)
+    )
+
+
+def busy_share() -> Callable[[], float | None]:
+    """Starts to watch the device; the returned function gives the share of samples it was busy."""
+    try:
+        torch.cuda.utilization()
+    except (ImportError, ModuleNotFoundError, RuntimeError):
+        return lambda: None
+    import threading
+
+    samples: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            samples.append(torch.cuda.utilization())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+
+    def stop() -> float | None:
+        over.set()
+        thread.join()
+        return statistics.mean(samples) / 100 if samples else None
+
+    return stop
+
+
+def timed(work: Callable[[int], object], repeats: int, candidates: int) -> dict:
+    """Median seconds a candidate after one run that does not count; `work` is told which run."""
+    work(0)
+    seconds = []
+    stop = busy_share()
+    for index in range(repeats):
+        start = time.perf_counter()
+        work(1 + index)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - start) / candidates)
+    median = statistics.median(seconds)
+    return {"seconds": median, "trials_per_minute": 60 / median, "busy": stop()}
+
+
+def measure(lm, count: int, tokens: int, repeats: int) -> dict:
+    """Both objectives for each K and each lowest edited layer."""
+    from heretic_kl.ablation import ablation_operator
+    from heretic_kl.engine import Engine
+    from heretic_kl.kl import row_statistics
+    from heretic_kl.requests import ResponseRequest, TeacherForcedRequest
+
+    asked = prompts(count)
+    forced = TeacherForcedRequest(asked, POSITIONS, row_statistics)
+    spoken = ResponseRequest(asked, tokens)
+    direction = torch.randn(lm.architecture.width, generator=torch.Generator().manual_seed(SEED))
+    sites, layers = lm.architecture.facts(), len(lm.architecture.layers)
+
+    def plan(lowest: int, number: int) -> dict:
+        operator = ablation_operator(direction, 0.3 + 0.01 * number)
+        return {key: operator for key in sites if key.layer >= lowest}
+
+    found: dict[str, object] = {}
+    for lowest in (0, layers // 2):
+        for candidates in CANDIDATES:
+            engine = Engine(lm, batch_size=count, trunk_bytes=4 * 2**30)
+            engine.measure(None, [spoken])
+
+            def run(index: int, request) -> object:
+                first = index * candidates  # noqa: B023 (called before the loop goes on)
+                plans = [plan(lowest, first + i) for i in range(candidates)]  # noqa: B023
+                return engine.measure_many(plans, [request])  # noqa: B023
+
+            found[f"from layer {lowest}, {candidates} at once"] = {
+                "teacher_forced": timed(lambda i: run(i, forced), repeats, candidates),  # noqa: B023
+                "generation": timed(lambda i: run(i, spoken), repeats, candidates),  # noqa: B023
+            }
+    return found
+
+
+def main() -> None:
+    """Measure, print, write; a line where there is no GPU."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/gpu.json")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device: this benchmark needs one")
+    result = {
+        "command": "python benchmarks/gpu.py",
+        "date": date.today().isoformat(),
+        "seed": SEED,
+        "machine": {**machine_facts(torch.get_num_threads()), "gpu": torch.cuda.get_device_name()},
+        "versions": library_versions(),
+        "prompts": arguments.prompts,
+        "tokens": arguments.tokens,
+        "shapes": {},
+    }
+    for name, shape in SHAPES.items():
+        lm = model(shape, "cuda", VOCABULARY)
+        found = measure(lm, arguments.prompts, arguments.tokens, arguments.repeats)
+        result["shapes"][name] = found
+        del lm
+        torch.cuda.empty_cache()
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
