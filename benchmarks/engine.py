@@ -71,6 +71,47 @@ class Bench:
         work = lambda: engine.measure_many(plans, [request])  # noqa: E731
         return median_seconds(work, self.repeats) / candidates
 
+    def raced(self, prompts: int, positions: int) -> dict[str, float]:
+        """Seconds of a trial that half its prompts show to be beaten, whole and raced."""
+        from heretic_kl.engine import Engine
+        from heretic_kl.kl import row_statistics
+        from heretic_kl.requests import PartialRows, TeacherForcedRequest
+
+        engine = Engine(self.lm, batch_size=BATCH, trunk_bytes=2**30)
+        request = TeacherForcedRequest(self.prompts[:prompts], positions, row_statistics)
+        plan = self.plan(0)
+
+        def watch(_candidate: int, known: list) -> bool:
+            part = known[0]
+            if not isinstance(part, PartialRows):
+                return False
+            return len(part.rows.prompt_index.unique()) >= prompts / 2
+
+        def measure(*watching: object) -> object:
+            return engine.measure_many([plan], [request], *watching)
+
+        whole = median_seconds(measure, self.repeats)
+        return {"whole": whole, "raced": median_seconds(lambda: measure(watch), self.repeats)}
+
+    def drafted(self, prompts: int, tokens: int) -> dict[str, float]:
+        """Median seconds of answers of a row of ever stronger edits, token by token and drafted."""
+        from heretic_kl.engine import Engine, answering
+        from heretic_kl.requests import ResponseRequest
+        from heretic_kl.scoring import RefusalRule
+
+        request = ResponseRequest(self.prompts[-prompts:], tokens, RefusalRule())
+        plans = [self.plan(0, 0.1 * (1 + index)) for index in range(6)]
+        found = {}
+        own = answering.guessing_problem
+        for name, problem in (("token by token", lambda lm: "off"), ("drafted", own)):
+            answering.guessing_problem = problem
+            engine = Engine(self.lm, batch_size=prompts)
+            engine.measure(None, [request])
+            works = [lambda p=plan, e=engine: e.measure(p, [request]) for plan in plans]
+            found[name] = statistics.median([seconds_of(work) for work in works][1:])
+        answering.guessing_problem = own
+        return found
+
     def breakdown(self, prompts: int, positions: int, lowest: int) -> dict[str, object]:
         """Seconds of each part of one trial, and the arithmetic it needs."""
         from heretic_kl.engine import Engine
@@ -127,6 +168,13 @@ class Bench:
         }
 
 
+def seconds_of(work: Callable[[], object]) -> float:
+    """Of one run."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def matrix_rate(rows: int, width: int, repeats: int) -> float:
     """Floating-point operations a second of (rows, D) @ (D, 2.67 D), a gate projection's shape."""
     a, b = torch.randn(rows, width), torch.randn(width, width * 8 // 3)
@@ -150,10 +198,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bench = Bench(arguments.repeats)
-    by_positions = {n: bench.trial(40, n, 0) for n in (1, 8, 32)}
-    by_prompts = {p: bench.trial(p, 8, 12) for p in (20, 40, 80, 160)}
+    by_positions = {n: bench.trial(40, n, 0) for n in (1, 2, 4, 8, 16, 32)}
+    by_prompts = {p: bench.trial(p, 8, 12) for p in (20, 40, 80, 160, 320)}
     by_layer = {layer: bench.trial(80, 8, layer) for layer in (0, 6, 12, 18, 24)}
-    by_candidates = {k: bench.trial(40, 8, 12, k) for k in (1, 2, 4, 8)}
+    by_candidates = {k: bench.trial(40, 8, 12, k) for k in (1, 2, 4, 8, 16)}
     result = {
         "command": "python benchmarks/engine.py",
         "date": date.today().isoformat(),
@@ -163,12 +211,15 @@ def main() -> None:
         "model": "demo model, 135M, float32, 30 layers",
         "breakdown": [bench.breakdown(80, 8, layer) for layer in (0, 12)],
         "seconds_by_positions_40_prompts_all_layers": by_positions,
+        "seconds_per_position_slope": slope(by_positions),
         "n32_over_n1": by_positions[32] / by_positions[1],
         "seconds_by_prompts_8_positions_from_layer_12": by_prompts,
         "seconds_per_prompt_slope": slope(by_prompts),
         "seconds_by_first_edited_layer_80_prompts_8_positions": by_layer,
         "seconds_per_layer_slope": slope(by_layer),
         "seconds_a_candidate_by_candidates_at_once_40_prompts_from_layer_12": by_candidates,
+        "racing": bench.raced(40, 8),
+        "drafts": bench.drafted(40, 40),
     }
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

@@ -14,7 +14,7 @@ from torch import Tensor
 from heretic_kl.ablation import Plan
 from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.decoding import Decoding, guessing_problem
-from heretic_kl.engine.drafts import LONGEST_DRAFT, DraftLength, Drafts
+from heretic_kl.engine.drafts import DraftLength, Drafts
 from heretic_kl.engine.generation import Answer, generate_answers
 from heretic_kl.engine.replay import Replay, in_force
 from heretic_kl.engine.runner import Hear, Runner
@@ -22,9 +22,9 @@ from heretic_kl.engine.trunk import Start
 from heretic_kl.model import Architecture, CausalModel, PrefixCache, common_prefix
 from heretic_kl.requests import StopRule
 
-FIRST_DRAFT = 4
-"""Tokens of the unedited model's answer that are checked while the prompt is read, where it did not
-end or was not decided within `LONGEST_DRAFT`."""
+FIRST_DRAFT, SOON_OVER = 4, 6
+"""Tokens of the unedited model's answer that are checked while the prompt is read: all of one that
+is over after a few, else its first ones."""
 
 
 class CandidateAnswers:
@@ -60,6 +60,7 @@ class CandidateAnswers:
         self._rules = rules
         self._layout: _Layout | None = None
         self._drafts: Drafts | None = None
+        self._length = DraftLength(runner.lm.device.type)
         problem = guessing_problem(runner.lm)
         if problem is None:
             known = originals or [Answer() for _ in encoded]
@@ -101,6 +102,7 @@ class CandidateAnswers:
         for own in found:
             for prompt, answer in enumerate(own):
                 self._learn(prompt, answer)
+        self._length.fade()
         return found
 
     def _run(self, plans: Sequence[Plan | None], hear: Hear | None) -> list[list[Answer]]:
@@ -133,8 +135,7 @@ class CandidateAnswers:
     def _guesses(self, bucket: Sequence[int]) -> _BucketGuesses | None:
         if self._drafts is None:
             return None
-        device = self._runner.lm.device.type
-        return _BucketGuesses(bucket, self._opening, self._drafts, self._max_tokens, device)
+        return _BucketGuesses(bucket, self._opening, self._drafts, self._length, self._max_tokens)
 
     def _learn(self, prompt: int, answer: Answer) -> None:
         if self._drafts is not None:
@@ -154,14 +155,14 @@ class _BucketGuesses:
         bucket: Sequence[int],
         opening: Sequence[Sequence[int]],
         drafts: Drafts,
+        length: DraftLength,
         max_tokens: int,
-        device: str,
     ) -> None:
         self._bucket = bucket
         self._opening = opening
         self._drafts = drafts
         self._max_tokens = max_tokens
-        self._length = DraftLength(device)
+        self._length = length
 
     def first(self, row: int) -> Sequence[int]:
         """The same for every candidate: what the trunk was recorded over."""
@@ -235,6 +236,6 @@ class _Layout:
 
 def _opening(answer: Answer) -> tuple[int, ...]:
     """What of the unedited model's answer is checked at once: all of it where it is soon over."""
-    tokens = answer.reference_tokens(LONGEST_DRAFT + 1)
-    soon_over = answer.done and len(tokens) <= LONGEST_DRAFT
+    tokens = answer.reference_tokens(SOON_OVER + 1)
+    soon_over = answer.done and len(tokens) <= SOON_OVER
     return tuple(tokens if soon_over else tokens[:FIRST_DRAFT])

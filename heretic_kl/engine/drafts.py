@@ -15,8 +15,11 @@ SHORTEST_MATCH = 3
 """Tokens that must agree with an earlier answer where the answers began differently."""
 LONGEST_MATCH = 8
 LONGEST_DRAFT = 12
-EXPECTED_RIGHT, EXPECTED_WRONG = 6, 2
-"""Guessed tokens thought to have been checked before the first one is."""
+EXPECTED_RIGHT, EXPECTED_WRONG = 2, 2
+"""Guessed tokens thought to have been checked before the first one is: few, and half of them
+wrong, so that guessing begins where it is cheap, in steps of few rows."""
+MEMORY = 0.5
+"""What checks of one generation count in the next one."""
 STEP_COSTS = {"cpu": 40, "cuda": 200}
 """What a decoding step costs whatever is in it, in tokens (read all weights, grow the cache)."""
 
@@ -74,7 +77,12 @@ class DraftLength:
 
     def __init__(self, device: str) -> None:
         self._fixed = STEP_COSTS.get(device, STEP_COSTS["cuda"])
-        self._right, self._wrong = EXPECTED_RIGHT, EXPECTED_WRONG
+        self._right = self._wrong = 0.0
+
+    def fade(self) -> None:
+        """A generation is over: what it taught counts less from now on."""
+        self._right *= MEMORY
+        self._wrong *= MEMORY
 
     def learn(self, right: int, wrong: int) -> None:
         """So many guessed tokens were checked; those after a wrong one were not."""
@@ -83,7 +91,8 @@ class DraftLength:
 
     def best(self, rows: int) -> int:
         """Tokens to guess for each of so many rows."""
-        share = self._right / (self._right + self._wrong)
+        right, wrong = self._right + EXPECTED_RIGHT, self._wrong + EXPECTED_WRONG
+        share = right / (right + wrong)
 
         def rate(guessed: int) -> float:
             given = (1 - share ** (guessed + 1)) / (1 - share)

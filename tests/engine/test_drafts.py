@@ -178,8 +178,11 @@ def test_guesses_come_from_the_latest_answer_that_began_alike():
 
 def test_how_much_is_guessed_follows_what_was_right():
     length = DraftLength("cpu")
-    assert 0 < length.best(40) < length.best(8) <= length.best(1)
+    assert length.best(40) < length.best(8) <= length.best(1)
     length.learn(right=300, wrong=1)
     assert length.best(1) == LONGEST_DRAFT
     length.learn(right=0, wrong=3000)
     assert length.best(40) == 0
+    for _ in range(15):
+        length.fade()
+    assert length.best(8) == DraftLength("cpu").best(8)
