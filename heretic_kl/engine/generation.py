@@ -93,7 +93,7 @@ class Guesses(Protocol):
         ...
 
     def checked(self, right: int, wrong: int) -> None:
-        """So many of the tokens that were to follow were right; each wrong one ended a guess."""
+        """So many tokens that were to follow were right; so many rows gained less than others."""
         ...
 
 
@@ -146,8 +146,9 @@ def generate_answers(
         tokens = choose.after_drafts(state.logits, state.rows)
         agreed = [_agreed(draft, own) for draft, own in zip(drafts, tokens, strict=True)]
         if guesses and not first:
-            wrong = sum(right < len(draft) for draft, right in zip(drafts, agreed, strict=True))
-            guesses.checked(sum(agreed), wrong)
+            # A row without a guess is fed as many places as the longest one has.
+            width = max(map(len, drafts))
+            guesses.checked(sum(agreed), sum(right < width for right in agreed))
         news = False
         for row, own, right in zip(state.rows, tokens, agreed, strict=True):
             news |= _extend(lm, answers[row], own[: right + 1], max_tokens, rules)
