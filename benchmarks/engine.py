@@ -127,7 +127,7 @@ class Bench:
         plan = self.plan(lowest)
         total = median_seconds(lambda: engine.measure(plan, [request]), self.repeats)
         passes = engine._candidate_passes(chosen, positions, None)
-        batches, reference = passes._laid_out(), engine.reference(chosen, positions)
+        batches, reference = passes._laid_out().batches, engine.reference(chosen, positions)
         blocks = list(row_blocks(reference.rows, lm.head.vocabulary, MAX_LOGIT_ELEMENTS))
         hidden = reference.hidden
         logits = lm.head.logits(hidden[blocks[0]])
