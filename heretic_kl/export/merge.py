@@ -356,6 +356,13 @@ def _edited_state(
 def _save_pretrained(model: Any, state: dict[str, Tensor], folder: Path) -> None:
     """`save_pretrained`, which writes into the model's config as it goes, undone there."""
     config = copy.deepcopy(model.config.__dict__)
+    quantizer = getattr(model, "hf_quantizer", None)
+    marked = getattr(model, "is_quantized", False)
+    if quantizer is not None:
+        _refuse_quantized(model)
+        # Dequantized as it was loaded: what is saved is in full precision.
+        model.hf_quantizer, model.is_quantized = None, False
+        model.config.__dict__.pop("quantization_config", None)
     try:
         with quiet_transformers():
             model.save_pretrained(folder, state_dict=state)
@@ -363,8 +370,20 @@ def _save_pretrained(model: Any, state: dict[str, Tensor], folder: Path) -> None
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"transformers cannot write this model: {first}") from error
     finally:
+        if quantizer is not None:
+            model.hf_quantizer, model.is_quantized = quantizer, marked
         model.config.__dict__.clear()
         model.config.__dict__.update(config)
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    """Weights left in a quantized form cannot go into a file of full precision."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
+            raise ExportError(
+                f"{name} is quantized, so the model cannot be saved merged: save an adapter, or "
+                "search on the unquantized original"
+            )
 
 
 def _tensor_names(folder: Path) -> frozenset[str]:

@@ -310,11 +310,20 @@ def test_a_shift_without_a_bias_is_an_error(build, tmp_path):
         save_merged(lm, plan, tmp_path / "new")
 
 
-def test_a_quantized_model_is_refused(build, tmp_path):
+def test_a_model_dequantized_as_it_was_loaded_is_saved_in_full_precision(
+    build, tmp_path, monkeypatch
+):
     lm = build()
-    lm.model.hf_quantizer = object()
-    with pytest.raises(ExportError, match="quantized"):
-        save_merged(lm, make_plan(lm), tmp_path / "new")
+    marks = object()
+    lm.model.hf_quantizer, lm.model.is_quantized = marks, True
+    lm.model.config.quantization_config = {"quant_method": "mxfp4"}
+    monkeypatch.setattr("heretic_kl.export.merge.find_checkpoint", lambda lm: None)
+    save_merged(lm, make_plan(lm), tmp_path / "new")
+    assert lm.model.hf_quantizer is marks and lm.model.config.quantization_config
+    config = json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in config
+    saved = load_tiny_model(tmp_path / "new")
+    torch.testing.assert_close(logits(saved.model), edited_logits(lm, make_plan(lm)))
 
 
 def test_a_hub_snapshot_is_streamed_with_all_its_files(build, tmp_path, monkeypatch):
