@@ -15,6 +15,7 @@ from heretic_kl.ablation import Operator
 from heretic_kl.errors import ExportError
 from heretic_kl.export import merge, save_merged
 from heretic_kl.model import ModelSource
+from heretic_kl.testing import load_tiny_model
 
 MODES = ["none", "row", "normalized_row"]
 CASES = [
