@@ -54,12 +54,18 @@ class Settings(BaseSettings):
 
     model: Text | None = setting(
         None,
-        "Hub id, local folder or .gguf file (required)",
+        "Hub id, local folder, .gguf file or folder of a PEFT adapter (required)",
         group="Model",
         example="Qwen/Qwen3-4B-Instruct-2507",
     )
     revision: Text | None = setting(
         None, "Branch, tag or commit of a hub model", group="Model", example="main"
+    )
+    base: Text | None = setting(
+        None,
+        "Model that an adapter is put on (default: the one it names)",
+        group="Model",
+        example="path/to/base",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Type of the weights; auto tries them by a forward pass", group="Model"

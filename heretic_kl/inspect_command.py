@@ -48,6 +48,7 @@ def run_inspect(words: Sequence[str]) -> int:
     with make_observer(quiet=True, results=results):
         lm = load_model(
             ModelSource(settings.model, settings.revision),
+            base=None if settings.base is None else ModelSource(settings.base),
             dtype=settings.dtype,
             device=settings.device,
             device_map=settings.device_map,

@@ -264,6 +264,7 @@ class Session:
         with self._stage("load", f"Loading {source.short_name}"):
             self._lm = load_model(
                 source,
+                base=None if settings.base is None else ModelSource(settings.base),
                 dtype=settings.dtype,
                 device=settings.device,
                 device_map=settings.device_map,

@@ -72,9 +72,9 @@ def find_checkpoint(lm: LanguageModel) -> Checkpoint | None:
 
 
 def original_folder(lm: LanguageModel) -> Path | None:
-    """The folder the model came from, for a hub model its snapshot; None for a GGUF file."""
-    if lm.source.gguf_file is not None:
-        return None
+    """The folder the model came from, a hub model's snapshot; None for a GGUF file or adapter."""
+    if lm.source.gguf_file is not None or lm.source.adapter is not None:
+        return None  # no file holds these weights
     return lm.source.folder or _snapshot(lm)
 
 

@@ -259,7 +259,12 @@ def _config(lm: LanguageModel, plan: Plan, rank: int, *, has_bias: bool) -> dict
 
 
 def _check_sites(lm: LanguageModel, plan: Plan) -> None:
-    """An adapter is a product of two matrices added to one."""
+    """An adapter is a product of two matrices added to one, of a model that others can load."""
+    if lm.source.adapter is not None:
+        raise ExportError(
+            f"{lm.source.name!r} is an adapter already, on which another cannot be put: save the "
+            "merged model"
+        )
     for key in plan:
         site = lm.architecture.site(key)
         if site.matrix() is None and not site.quantized_inputs:

@@ -71,6 +71,25 @@ def with_adapter(model: Any, folder: Path, base_name: str) -> Any:
     return wrapped.eval().requires_grad_(False)
 
 
+def merged_adapter(model: Any, folder: Path, base_name: str) -> Any:
+    """The model with an adapter written into its weights.
+
+    Raises:
+        UnsupportedModelError: it is not an adapter of this model, or of a kind that cannot be
+            written into weights.
+    """
+    wrapped = with_adapter(model, folder, base_name)
+    try:
+        with quiet_transformers():
+            merged = wrapped.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError, RuntimeError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"adapter {str(folder)!r} cannot be written into the weights of {base_name!r}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    return merged.eval().requires_grad_(False)
+
+
 def _stated(folder: Path) -> dict[str, Any]:
     """What the adapter's config says."""
     try:

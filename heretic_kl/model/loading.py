@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from heretic_kl.errors import ModelError, UnsupportedModelError
-from heretic_kl.model.adapters import check_adapter, with_adapter
+from heretic_kl.model.adapters import adapter_base, check_adapter, merged_adapter, with_adapter
 from heretic_kl.model.architecture import Architecture, find_architecture
 from heretic_kl.model.causal import CausalModel
 from heretic_kl.model.chat import ChatEncoder, chat_template, stop_token_ids
@@ -23,6 +23,7 @@ from heretic_kl.model.quantizing import (
 from heretic_kl.model.source import (
     ModelSource,
     check_exists,
+    has_tokenizer,
     hub_arguments,
     no_safetensors,
     readable_errors,
@@ -61,6 +62,7 @@ class LanguageModel(CausalModel):
 def load_model(
     source: ModelSource,
     *,
+    base: ModelSource | None = None,
     dtype: DtypeName = "auto",
     device: str = "auto",
     device_map: str | None = None,
@@ -74,7 +76,8 @@ def load_model(
     """Load a model to edit, in the first dtype whose forward pass gives finite logits.
 
     Args:
-        source: where it comes from.
+        source: where it comes from; the folder of a PEFT adapter is put on its base, for good.
+        base: the model that an adapter is put on; None: the one it names.
         dtype: a dtype, or `auto`: bfloat16, float16, float32 on a GPU; on a CPU bfloat16 only
             where the processor multiplies it in hardware, else float32.
         device: `auto` (CUDA, MPS or CPU) or a torch device.
@@ -91,16 +94,24 @@ def load_model(
         UnsupportedModelError: it is there, but is not something we can edit.
         ModelError: no dtype gives finite logits.
     """
-    check_exists(source)
+    whole = source
     if source.adapter is not None:
-        raise UnsupportedModelError(
-            f"{source.name!r} is an adapter: merge it into its base model first"
-        )
-    tokenizer = load_tokenizer(source, trust_remote_code)
+        named = adapter_base(source.adapter)
+        whole = base or (source if named is None else ModelSource(named))
+        _check_parts(source, None if whole is source else whole)
+        if quantization != "none":
+            raise UnsupportedModelError(
+                f"{source.name!r} is an adapter, which cannot be put on quantized weights for "
+                "good: leave out --quantization, or merge it first"
+            )
+    check_exists(whole)
+    tokenizer = load_tokenizer(source if has_tokenizer(source) else whole, trust_remote_code)
     encoder = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
     model, computed, stored = _load_working(
-        source, dtype, device, device_map, trust_remote_code, quantization
+        whole, dtype, device, device_map, trust_remote_code, quantization
     )
+    if source.adapter is not None:
+        model = merged_adapter(model, source.adapter, whole.name)
     _refuse_two_way(source, model)
     width = int(model.get_input_embeddings().weight.shape[1])
     hidden = getattr(model.config.get_text_config(), "hidden_size", width)

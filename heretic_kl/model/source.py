@@ -78,6 +78,11 @@ def check_exists(source: ModelSource) -> None:
         raise ModelNotFoundError(f"no model at {name!r}: give a folder, a .gguf file or a hub id")
 
 
+def has_tokenizer(source: ModelSource) -> bool:
+    """Whether a source brings a tokenizer of its own: adapters often do not."""
+    return source.adapter is None or (source.adapter / "tokenizer_config.json").is_file()
+
+
 def hub_arguments(source: ModelSource) -> tuple[str, dict[str, Any]]:
     """What transformers is called with: name or folder, and further arguments."""
     if source.gguf_file is not None:
