@@ -162,8 +162,8 @@ def not_carried(probe: Probe, groups: Iterable[Group], base: Sequence[Tensor]) -
     gains: dict[int, list[Tensor]] | None = None
     for call, given, constant in zip(probe.calls, base, constants, strict=True):
         after = given if constant is None else given - constant
-        views = probe.tokens_first(call.before), probe.tokens_first(after.to(call.before.dtype))
-        if carries(*views, dtype=call.before.dtype):
+        views = probe.tokens_first(call.before), probe.tokens_first(after.to(call.before))
+        if carries(*views, dtype=probe.dtype):
             continue
         if not bool(after.any()) and any(other.ndim == 4 for other in call.others):
             continue  # what came so far is kept among the states of earlier blocks
@@ -171,7 +171,7 @@ def not_carried(probe: Probe, groups: Iterable[Group], base: Sequence[Tensor]) -
         others = [probe.tokens_first(o) for o in call.others if o.ndim == call.before.ndim]
         # What a norm made of the stream may be added to it.
         others += [views[0] * gain.to(views[0]) for gain in gains.get(call.layer, [])]
-        if not carries(*views, others, dtype=call.before.dtype):
+        if not carries(*views, others, dtype=probe.dtype):
             failing.add(call.layer)
     return failing
 

@@ -17,7 +17,7 @@ from heretic_kl.model.probe import OutputHook, Placed, Probe
 
 STEADY = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Gains of different tokens that differ by less than this share are one."""
-STEADY_LOW_PRECISION = 0.02
+STEADY_LOW_PRECISION = 0.005
 MOST_GAINS = 8
 """Short convolutions have four taps or so."""
 
@@ -69,7 +69,7 @@ def find_passages(
         }
 
     sent, ones, nothing = through(signs), through(torch.ones_like(signs)), rows(quiet)
-    steady = STEADY.get(zeros[0].dtype, STEADY_LOW_PRECISION)
+    steady = STEADY.get(probe.dtype, STEADY_LOW_PRECISION)
     return {
         layer: _passage(sent[layer] - nothing[layer], ones[layer] - nothing[layer], signs, steady)
         for layer in modules

@@ -73,6 +73,8 @@ class Probe:
     def __init__(self, model: Any, stack: LayerStack, width: int) -> None:
         self.width = width
         self.stack = stack
+        self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+        """What the weights are in: streams may be kept in more."""
         self._body = model.base_model
         self._tokens = probe_tokens(model)
         self.modules: list[ModuleCall] = []

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from heretic_kl.errors import UnsupportedModelError
 
+ModuleSequence: TypeAlias = nn.ModuleList | nn.Sequential
 STREAM_ARGUMENTS = ("hidden_states", "hidden_state", "hidden", "x")
 """Names under which layers take the stream, where they take it by name."""
 
@@ -64,9 +65,9 @@ def find_stack(
     )
 
 
-def _named_list(model: nn.Module, name: str, known: Mapping[str, nn.ModuleList]) -> nn.ModuleList:
+def _named_list(model: nn.Module, name: str, known: Mapping[str, ModuleSequence]) -> ModuleSequence:
     found = submodule(model, name)
-    if isinstance(found, nn.ModuleList):
+    if isinstance(found, nn.ModuleList | nn.Sequential):
         return found
     raise UnsupportedModelError(
         f"{type(model).__name__} has no list of modules at {name!r}; its lists are "
@@ -145,18 +146,18 @@ def _place_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int | str
     raise UnsupportedModelError("a layer takes no residual stream that could be recognized")
 
 
-def _outer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+def _outer_lists(model: nn.Module) -> dict[str, ModuleSequence]:
     """Lists of modules that stand in no other list, by dotted path."""
-    found: dict[str, nn.ModuleList] = {}
+    found: dict[str, ModuleSequence] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and len(module) and not inside:
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) and not inside:
             found[name] = module
     return found
 
 
 def _passed(
-    lists: Mapping[str, nn.ModuleList], width: int, run: Callable[[], object]
+    lists: Mapping[str, ModuleSequence], width: int, run: Callable[[], object]
 ) -> dict[str, set[int]]:
     """Which modules of which lists take a stream and give one, in a forward pass."""
     seen: dict[str, set[int]] = {}
