@@ -103,7 +103,7 @@ class Bench:
         plans = [self.plan(0, 0.1 * (1 + index)) for index in range(6)]
         found = {}
         own = answering.guessing_problem
-        for name, problem in (("token by token", lambda lm: "off"), ("drafted", own)):
+        for name, problem in (("token by token", lambda lm, way: "off"), ("drafted", own)):
             answering.guessing_problem = problem
             engine = Engine(self.lm, batch_size=prompts)
             engine.measure(None, [request])

@@ -41,7 +41,7 @@ def large_vocabulary_case(measure: bool) -> None:
     from heretic_kl.engine import Runner, forced_sequences
     from heretic_kl.kl import Reference, ReferenceIdentity, summarize
     from heretic_kl.model import CausalModel
-    from heretic_kl.model.head import find_head
+    from heretic_kl.model.head import find_body_and_head
 
     torch.manual_seed(SEED)
     config = LlamaConfig(
@@ -54,7 +54,7 @@ def large_vocabulary_case(measure: bool) -> None:
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    lm = CausalModel(model, None, frozenset(), find_head(model), torch.float32)  # no text needed
+    lm = CausalModel(model, None, frozenset(), *find_body_and_head(model), torch.float32)  # no text
     ids = torch.randint(VOCABULARY, (PROMPTS, PROMPT_TOKENS + POSITIONS))
     mask = torch.ones(PROMPTS, POSITIONS, dtype=torch.bool)
     empty = torch.zeros(PROMPTS * POSITIONS, WIDTH)

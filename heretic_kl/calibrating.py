@@ -14,6 +14,7 @@ from heretic_kl.config import Settings
 from heretic_kl.engine import (
     Calibration,
     Engine,
+    continuing,
     find_batch_size,
     find_response_prefix,
     measure_noise_floor,
@@ -45,6 +46,9 @@ def calibrate(
         tell: told the name and value of each finding.
         notify: told, in words, what a user should know.
     """
+    answers = continuing(lm)
+    if answers.problem is not None:
+        notify(answers.problem)
     sharing = _can_share_prefix(lm, sets, tell)
     size = settings.batch_size or find_batch_size(lm, sets.search_prompts, share_prefix=sharing)
     tell("batch size", str(size))

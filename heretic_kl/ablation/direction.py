@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6
+"""Means that differ by less than this share of their length coincide."""
+
 
 class ResidualMean:
     """A streaming mean of residuals (L, D), accumulated in float64.
@@ -98,6 +101,10 @@ def difference_of_means(
 ) -> Directions:
     """Unit directions from the baseline mean to the target mean, one a layer.
 
+    Layers where the means coincide take the direction of the next layer above where they do not,
+    else of the last below: below the first layer that looks further back than the tokens which
+    end every prompt (a short convolution sees three), nothing tells prompts apart.
+
     Args:
         target_mean: (L, D) residuals averaged over prompts that elicit the behaviour.
         baseline_mean: (L, D) residuals averaged over prompts that do not.
@@ -105,7 +112,7 @@ def difference_of_means(
             the direction leaves the baseline mean itself where it was.
 
     Raises:
-        ValueError: shapes differ, or the two means coincide in some layer.
+        ValueError: shapes differ, means are not finite, or they coincide in every layer.
     """
     if target_mean.shape != baseline_mean.shape:
         raise ValueError(
@@ -118,7 +125,10 @@ def difference_of_means(
         unit = unit / unit.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         difference = difference - (difference * unit).sum(dim=-1, keepdim=True) * unit
     lengths = difference.norm(dim=-1, keepdim=True)
-    if not torch.isfinite(lengths).all() or (lengths == 0).any():
-        layers = torch.nonzero(~(lengths.squeeze(-1) > 0)).flatten().tolist()
-        raise ValueError(f"the two mean residuals give no direction in layers {layers}")
-    return Directions((difference / lengths).float())
+    apart = lengths > ROUNDING * baseline_mean.double().norm(dim=-1, keepdim=True)
+    told = torch.nonzero(apart.squeeze(-1)).flatten()
+    if not torch.isfinite(lengths).all() or not len(told):
+        raise ValueError("the two mean residuals give no direction in any layer")
+    layers = torch.arange(len(lengths))
+    nearest = told[torch.searchsorted(told, layers).clamp_max(len(told) - 1)]
+    return Directions((difference / lengths)[nearest].float())

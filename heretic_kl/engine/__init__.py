@@ -5,6 +5,7 @@ scored positions of all prompts.
 """
 
 from heretic_kl.engine.calibration import Calibration, find_batch_size, find_response_prefix
+from heretic_kl.engine.continuing import continuing
 from heretic_kl.engine.engine import Engine
 from heretic_kl.engine.forced_reference import (
     answer_and_force,
@@ -12,7 +13,12 @@ from heretic_kl.engine.forced_reference import (
     mean_kl,
     model_identity,
 )
-from heretic_kl.engine.generation import Answer, ChosenTokens, generate_answers, stream_answer
+from heretic_kl.engine.generation import (
+    Answer,
+    ChosenTokens,
+    generate_answers,
+    stream_answer,
+)
 from heretic_kl.engine.noise import NoiseFloor, measure_noise_floor
 from heretic_kl.engine.runner import Runner
 
@@ -32,4 +38,5 @@ __all__ = [
     "measure_noise_floor",
     "model_identity",
     "stream_answer",
+    "continuing",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from heretic_kl.ablation import Plan
 from heretic_kl.engine.batching import length_buckets
+from heretic_kl.engine.continuing import continuing
 from heretic_kl.engine.decoding import Decoding, guessing_problem
 from heretic_kl.engine.drafts import DraftLength, Drafts
 from heretic_kl.engine.generation import Answer, generate_answers
@@ -61,11 +62,12 @@ class CandidateAnswers:
         self._layout: _Layout | None = None
         self._drafts: Drafts | None = None
         self._length = DraftLength(runner.lm.device.type)
-        problem = guessing_problem(runner.lm)
+        way = continuing(runner.lm)
+        problem = guessing_problem(runner.lm, way)
         if problem is None:
             known = originals or [Answer() for _ in encoded]
             self._drafts = Drafts([answer.reference_tokens(max_tokens) for answer in known])
-        else:
+        elif way.cached:
             notify(f"answers are generated token by token: {problem}")
         self._opening = [_opening(answer) for answer in originals or ()]
         if self._drafts is None or not self._opening:
@@ -73,7 +75,7 @@ class CandidateAnswers:
         self._replay = Replay(
             architecture,
             runner.lm.dtype.itemsize,
-            left=trunk_bytes,
+            left=trunk_bytes if way.cached else lambda: 0,
             notify=notify,
             consequence="all layers read the prompts of every answer",
         )
@@ -143,7 +145,7 @@ class CandidateAnswers:
 
     def _laid_out(self) -> _Layout:
         if self._layout is None or self._layout.max_rows != self._runner.batch_size:
-            self._layout = _Layout(self._runner, self._encoded, self._opening)
+            self._layout = _Layout(self._runner, self._encoded, self._opening, self._max_tokens)
         return self._layout
 
 
@@ -184,8 +186,10 @@ class _Layout:
         runner: Runner,
         encoded: Sequence[Sequence[int]],
         opening: Sequence[Sequence[int]],
+        most: int,
     ) -> None:
         self._lm: CausalModel = runner.lm
+        self._most = most
         self._share_prefix = runner.share_prefix
         self.max_rows = runner.batch_size
         # Decoding costs a step of the whole model per token: full batches matter more than
@@ -213,6 +217,8 @@ class _Layout:
                 self._lm,
                 sequences,
                 self._opening[number],
+                way=continuing(self._lm),
+                most=self._most,
                 share_prefix=self._share_prefix,
                 start=start,
                 batch=number,

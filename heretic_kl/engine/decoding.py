@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,20 +18,74 @@ from heretic_kl.engine.trunk import PREFIX, WHOLE, Start
 from heretic_kl.model import (
     CausalModel,
     PrefixCache,
+    cache_argument,
     common_prefix,
     grows_plainly,
     left_padded,
     new_cache,
+    right_padded,
 )
 
 
-def guessing_problem(lm: CausalModel) -> str | None:
+class Continuing(NamedTuple):
+    """What of a model's cache can be used; see `heretic_kl.engine.continuing`."""
+
+    cached: bool
+    """Rows of different lengths, padded on the left, can grow in it, and leave."""
+    gaps: bool
+    """Places between tokens can be masked out: padding behind a common prefix."""
+    window: int | None = None
+    """Some layer sees so many places back, gaps included; None: all see everything."""
+    problem: str | None = None
+    """Why there is no cache; None: there is."""
+
+    def shares_prefix(self, sequences: Sequence[Sequence[int]], most: int) -> bool:
+        """Whether sequences can grow by so many tokens behind what they have in common."""
+        lengths = [len(sequence) for sequence in sequences]
+        if not self.cached or min(lengths) == max(lengths):
+            return self.cached and self.gaps
+        return self.gaps and (self.window is None or max(lengths) + most <= self.window)
+
+
+def guessing_problem(lm: CausalModel, way: Continuing) -> str | None:
     """Why guessed tokens could not be taken back; None: they can."""
+    if not way.cached:
+        return "its cache is not used"
     if "position_ids" not in inspect.signature(lm.model.forward).parameters:
         return "the model counts positions itself"
     if not grows_plainly(new_cache(lm)):
         return "its cache does not keep all keys and values"
+    if not way.gaps or way.window is not None:
+        return "its layers see how far tokens lie apart in the cache"
     return None
+
+
+class WithoutCache:
+    """The tokens so far, in place of a cache: all are read again for each new one."""
+
+    def __init__(self) -> None:
+        self._tokens: Tensor | None = None
+        self.layers: list[Any] = []
+
+    def reorder_cache(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        assert self._tokens is not None
+        self._tokens = self._tokens[indices]
+
+    def logits(
+        self,
+        lm: CausalModel,
+        tokens: Tensor,  # (B, T) new ones
+        mask: Tensor,  # (B, all so far) 1 where a token counts
+    ) -> Tensor:
+        """(B, V) of the next token."""
+        seen = [] if self._tokens is None else [self._tokens]
+        self._tokens = torch.cat([*seen, tokens], dim=1)
+        pairs = zip(self._tokens, mask.bool(), strict=True)
+        fed, last = right_padded([row[real].tolist() for row, real in pairs], lm.device)
+        hidden = lm.body(input_ids=fed, use_cache=False).last_hidden_state
+        rows = torch.arange(len(last), device=hidden.device)
+        return lm.head.logits(hidden[rows, last.to(hidden.device)])
 
 
 class Decoding:
@@ -43,6 +97,8 @@ class Decoding:
         lm: the model, edited or not.
         sequences: token ids of the prompts, one batch.
         guesses: tokens of each sequence's answer to be fed at once; may differ in number.
+        way: what of the model's cache can be used.
+        most: tokens that an answer can have; a prefix is shared where that leaves room for them.
         share_prefix: run the tokens that all prompts begin with once.
         start: which layers read the sequences, for which candidates.
         batch: which batch of the start's trunk this is.
@@ -54,6 +110,8 @@ class Decoding:
         sequences: Sequence[Sequence[int]],
         guesses: Sequence[Sequence[int]],
         *,
+        way: Continuing,
+        most: int,
         share_prefix: bool,
         start: Start = WHOLE,
         batch: int = 0,
@@ -65,6 +123,8 @@ class Decoding:
         self._lanes = start.lanes
         self._lm = lm
         self._known = frozenset(inspect.signature(lm.model.forward).parameters)
+        self._cache_argument = cache_argument(lm)
+        share_prefix = share_prefix and way.shares_prefix(sequences, most)
         prefix = common_prefix(sequences) if share_prefix else ()
         with start.batch(PREFIX, 1) if prefix else nullcontext():
             kept = PrefixCache(lm, prefix, rows=candidates)
@@ -78,9 +138,9 @@ class Decoding:
         positions = (kept.length + own.cumsum(dim=1) - 1).clamp_min(kept.length)
         self._position = self._mask[:, : self._mask.shape[1] - self._guessed].sum(1, keepdim=True)
         with start.batch(batch, count):
-            self._cache: Any = kept.expanded(lm, count)
+            self._cache: Any = kept.expanded(lm, count) if way.cached else WithoutCache()
             self._forward(tokens, positions)
-        start.complete_cache(batch, self._cache)
+        start.complete_cache(batch, self._cache, count)
 
     @property
     def logits(self) -> Tensor:
@@ -130,16 +190,24 @@ class Decoding:
         self._cache.reorder_cache(index)  # each layer moves the index to its own device
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> None:
+        if isinstance(self._cache, WithoutCache):
+            self._logits: Tensor = self._cache.logits(self._lm, tokens, self._mask)[:, None]
+            return
         wanted = 1 + self._guessed
-        optional = {"position_ids": positions, "logits_to_keep": wanted}
+        optional = {
+            "position_ids": positions,
+            "logits_to_keep": wanted,
+            "attention_mask": self._mask,
+        }
+        if self._cache_argument != "past_key_values" and tokens.shape[1] == 1:
+            del optional["attention_mask"]  # a state has no places that could be masked
         output = self._lm.model(
             input_ids=tokens,
-            attention_mask=self._mask,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_argument: self._cache},
             **{name: value for name, value in optional.items() if name in self._known},
         )
-        self._logits: Tensor = output.logits[:, -wanted:]
+        self._logits = output.logits[:, -wanted:]
 
 
 def _right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

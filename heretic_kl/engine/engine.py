@@ -13,6 +13,7 @@ from torch import Tensor
 from heretic_kl.ablation import Plan, ResidualMean
 from heretic_kl.engine.answering import CandidateAnswers
 from heretic_kl.engine.batching import length_buckets
+from heretic_kl.engine.continuing import continuing
 from heretic_kl.engine.forced_reference import ReducedRows, answer_and_force, model_identity
 from heretic_kl.engine.forcing import ForcedPortion
 from heretic_kl.engine.generation import Answer
@@ -79,6 +80,7 @@ class Engine:
     ) -> None:
         self.lm = lm
         self.runner = Runner(lm, batch_size, share_prefix=share_prefix, notify=notify)
+        continuing(lm)  # now: later an edit may be in force
         self._original = original
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
         self._references: dict[_ReferenceKey, Reference] = {}

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from heretic_kl.engine.continuing import continuing
 from heretic_kl.engine.decoding import Decoding
 from heretic_kl.engine.trunk import WHOLE, Start
 from heretic_kl.model import CausalModel
@@ -138,7 +139,16 @@ def generate_answers(
     if not sequences or max_tokens < 1 or len(out) == candidates:
         return answers
     drafts = [guesses.first(row) if guesses else () for row in range(count)]
-    state = Decoding(lm, sequences, drafts, share_prefix=share_prefix, start=start, batch=batch)
+    state = Decoding(
+        lm,
+        sequences,
+        drafts,
+        way=continuing(lm),
+        most=max_tokens,
+        share_prefix=share_prefix,
+        start=start,
+        batch=batch,
+    )
     drafts = drafts * candidates
     choose = chosen or ChosenTokens(sequences, None)
     first = True
@@ -178,7 +188,8 @@ def generate_answers(
 @torch.no_grad()
 def stream_answer(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
     """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
-    state = Decoding(lm, [sequence], [()], share_prefix=False)
+    way = continuing(lm)
+    state = Decoding(lm, [sequence], [()], way=way, most=max_tokens, share_prefix=False)
     tokens: list[int] = []
     shown = ""
     for _ in range(max_tokens):

@@ -83,13 +83,13 @@ class Trunk:
         """Keep what the unedited model's layers hold after a batch; the cache may go on growing."""
         self._caches[batch] = [copied_layer(layer) for layer in cache.layers]
 
-    def fill_cache(self, batch: int, cache: Any, boundary: int, candidates: int) -> None:
+    def fill_cache(self, batch: int, cache: Any, boundary: int, candidates: int, rows: int) -> None:
         """Put it in place of the layers below the boundary, K times over, lane by lane."""
         for index in range(boundary):
             layer = copied_layer(self._caches[batch][index])
             if candidates > 1:
-                rows = torch.arange(layer.keys.shape[0]).repeat(candidates)
-                layer.batch_select_indices(rows.to(layer.keys.device))
+                # Recurrent layers have no keys, and ones that did not run none yet.
+                layer.reorder_cache(torch.arange(rows).repeat(candidates))
             cache.layers[index] = layer
 
 
@@ -133,14 +133,14 @@ class Start:
             assert self.trunk.prefix is not None  # recorded with the trunk
             kept.take_layers(self.trunk.prefix, self.boundary)
 
-    def complete_cache(self, index: int, cache: Any) -> None:
+    def complete_cache(self, index: int, cache: Any, rows: int) -> None:
         """Do the same for the cache of one batch that goes on growing, or keep it as recorded."""
         if self.trunk is None:
             return
         if self.boundary is None:
             self.trunk.keep_cache(index, cache)
         else:
-            self.trunk.fill_cache(index, cache, self.boundary, self.candidates)
+            self.trunk.fill_cache(index, cache, self.boundary, self.candidates, rows)
 
 
 WHOLE = Start()

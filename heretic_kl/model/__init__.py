@@ -21,12 +21,16 @@ from heretic_kl.model.loading import (
 from heretic_kl.model.padding import left_padded, right_padded
 from heretic_kl.model.prefix import (
     PrefixCache,
+    cache_argument,
     common_prefix,
     copied_layer,
     grows_plainly,
+    inexact,
     new_cache,
     prefix_problem,
+    shortest_window,
 )
+from heretic_kl.model.probe import probe_tokens
 from heretic_kl.model.proof import prove_sites
 from heretic_kl.model.residuals import last_token_residuals
 from heretic_kl.model.source import ModelSource
@@ -47,6 +51,7 @@ __all__ = [
     "SiteGroup",
     "adapter_base",
     "adopt_model",
+    "cache_argument",
     "check_to_measure",
     "close_thought",
     "common_prefix",
@@ -56,6 +61,7 @@ __all__ = [
     "evaluating",
     "find_architecture",
     "grows_plainly",
+    "inexact",
     "inspect_model",
     "last_token_residuals",
     "layer_inputs",
@@ -67,10 +73,12 @@ __all__ = [
     "on_layer_outputs",
     "new_cache",
     "prefix_problem",
+    "probe_tokens",
     "prove_sites",
     "resumed_at",
     "returns_tuple",
     "right_padded",
+    "shortest_window",
     "thought_left_open",
     "unwrapped",
 ]

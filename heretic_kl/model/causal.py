@@ -13,7 +13,7 @@ from torch import nn
 from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.kl import Head, vocabulary_hash
 from heretic_kl.model.chat import ChatEncoder, chat_template, stop_token_ids
-from heretic_kl.model.head import find_head
+from heretic_kl.model.head import find_body_and_head
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class CausalModel:
     """A `transformers` causal LM."""
     chat: ChatEncoder
     stop_ids: frozenset[int]
+    body: Any
+    """The model without its head: called with token ids, gives `last_hidden_state`."""
     head: Head
     dtype: torch.dtype
     """What it computes in."""
@@ -38,12 +40,6 @@ class CausalModel:
     def dtype_name(self) -> str:
         """For instance `float32`."""
         return str(self.dtype).removeprefix("torch.")
-
-    @property
-    def body(self) -> nn.Module:
-        """The model without its head: token ids to final hidden states."""
-        body: nn.Module = self.model.base_model
-        return body
 
     @property
     def parameter_count(self) -> int:
@@ -85,13 +81,14 @@ def adopt_model(
             f"{type(model).__name__} is no transformers causal language model"
         )
     with evaluating(inner):
-        head = find_head(inner, vocabulary_size=vocabulary_size)
+        body, head = find_body_and_head(inner, vocabulary_size=vocabulary_size)
     return CausalModel(
         model=inner,
         chat=ChatEncoder(
             tokenizer, chat_template(tokenizer, template), enable_thinking, response_prefix
         ),
         stop_ids=stop_token_ids(tokenizer, getattr(inner, "generation_config", None)),
+        body=body,
         head=head,
         dtype=head.weight.dtype,
     )

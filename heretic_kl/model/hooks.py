@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from heretic_kl.ablation import Operator, Plan
-from heretic_kl.model.architecture import Architecture
+from heretic_kl.model.architecture import Architecture, Site
 from heretic_kl.model.stack import stream_out_of, with_stream_out
+from heretic_kl.model.writing import without
 
 
 @contextmanager
@@ -27,19 +28,33 @@ def edited(architecture: Architecture, plan: Plan) -> Iterator[None]:
     try:
         for key, operator in plan.items():
             site = architecture.site(key)
-            placed = operator.to(site.device)
-            handles.append(site.module.register_forward_hook(_output_hook(placed)))
+            hook = _output_hook(site, operator.to(site.device))
+            handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _output_hook(operator: Operator) -> Callable[[nn.Module, Any, Any], Any]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        return with_stream_out(output, operator(stream_out_of(output)))
+def _output_hook(site: Site, operator: Operator) -> Callable[[nn.Module, Any, Any, Any], Any]:
+    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        given, rest = stream_out_of(output), passed_on(site, args, kwargs)
+        if rest is None:
+            return with_stream_out(output, operator(given))
+        return with_stream_out(output, operator(given - rest) + rest)
 
     return hook
+
+
+def passed_on(site: Site, args: Any, kwargs: Any) -> Tensor | None:
+    """What a site gives beside what its weights write; None: nothing.
+
+    An edit leaves it alone, as one that is baked into the weights does.
+    """
+    if all(tensor.alone for tensor in site.tensors):
+        return None
+    with without(site.module, site.tensors):
+        return stream_out_of(site.module.forward(*args, **kwargs))
 
 
 LayerOutputHook = Callable[[int, Tensor], Tensor | None]

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from heretic_kl.ablation import Operator, Plan
 from heretic_kl.errors import MeasurementError
-from heretic_kl.model.architecture import Architecture
+from heretic_kl.model.architecture import Architecture, Site
+from heretic_kl.model.hooks import passed_on
+from heretic_kl.model.stack import stream_out_of, with_stream_out
 
 
 class Lanes:
@@ -66,7 +68,8 @@ def edited_by_lane(
                 plan[key].to(device) if key in plan else None  # this candidate leaves it alone
                 for plan in plans
             ]
-            handles.append(site.module.register_forward_hook(_lane_hook(operators, lanes)))
+            hook = _lane_hook(site, operators, lanes)
+            handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -74,19 +77,26 @@ def edited_by_lane(
 
 
 def _lane_hook(
-    operators: Sequence[Operator | None], lanes: Lanes
-) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        if output.shape[0] != lanes.rows:
+    site: Site, operators: Sequence[Operator | None], lanes: Lanes
+) -> Callable[[nn.Module, Any, Any, Any], Any]:
+    def hook(module: nn.Module, args: Any, kwargs: Any, given: Any) -> Any:
+        output = stream_out_of(given)
+        # Experts give their tokens sequence by sequence in one dimension.
+        each, odd = divmod(output.shape[0], lanes.rows)
+        if odd:
             raise MeasurementError(
                 f"{type(module).__name__} gives {output.shape[0]} rows for {lanes.rows} in the "
                 "batch: candidates cannot share one; use --parallel-candidates 1"
             )
-        edited = output.clone()
+        edited, rest = output.clone(), passed_on(site, args, kwargs)
         for lane, rows in lanes.slices():
             operator = operators[lane]
             if operator is not None:
-                edited[rows] = operator(output[rows])
-        return edited
+                own = slice(rows.start * each, rows.stop * each)
+                if rest is None:
+                    edited[own] = operator(output[own])
+                else:
+                    edited[own] = operator(output[own] - rest[own]) + rest[own]
+        return with_stream_out(given, edited)
 
     return hook

@@ -13,7 +13,7 @@ from heretic_kl.model.adapters import adapter_base, check_adapter, merged_adapte
 from heretic_kl.model.architecture import Architecture, find_architecture
 from heretic_kl.model.causal import CausalModel
 from heretic_kl.model.chat import ChatEncoder, chat_template, stop_token_ids
-from heretic_kl.model.head import find_head
+from heretic_kl.model.head import find_body_and_head
 from heretic_kl.model.quantizing import (
     Quantization,
     forget_gguf_quantization,
@@ -116,13 +116,15 @@ def load_model(
     width = int(model.get_input_embeddings().weight.shape[1])
     hidden = getattr(model.config.get_text_config(), "hidden_size", width)
     architecture = find_architecture(model, int(hidden), layers=layers, sites=sites)
+    body, head = find_body_and_head(model)
     return LanguageModel(
         source=source,
         model=model,
         chat=encoder,
         stop_ids=stop_token_ids(tokenizer, getattr(model, "generation_config", None)),
         architecture=architecture,
-        head=find_head(model),
+        body=body,
+        head=head,
         dtype=computed,
         stored_dtype=stored,
         quantization=quantization,

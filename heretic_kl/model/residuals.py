@@ -28,25 +28,30 @@ def last_token_residuals(
         prefix: tokens that all sequences begin with, run once; see `common_prefix`.
 
     Yields:
-        (B, L, D) float32 on the CPU, one a batch.
+        (B, L, D) float32 on the CPU, one a batch. A layer that the stream passes several times
+        counts as it last was, one that it does not pass (such as those that look at images) as
+        the layer below.
     """
     kept = PrefixCache(lm, prefix)
     for batch in batches:
         tokens, last = right_padded([s[kept.length :] for s in batch], lm.device)
         rows = torch.arange(len(batch))
-        columns: list[Tensor] = []
+        columns: dict[int, Tensor] = {}
 
         def keep(
-            _layer: int,
+            layer: int,
             hidden: Tensor,
             rows: Tensor = rows,
             last: Tensor = last,
-            columns: list[Tensor] = columns,
+            columns: dict[int, Tensor] = columns,
         ) -> None:
             stream = lm.architecture.stream(hidden)
             index = rows.to(stream.device), last.to(stream.device)
-            columns.append(stream[index].float().cpu())
+            columns[layer] = stream[index].float().cpu()
 
         with on_layer_outputs(lm.architecture.layers, keep):
             lm.body(input_ids=tokens, **kept.arguments(lm, len(batch)))
-        yield torch.stack(columns, dim=1)
+        first = columns[min(columns)]
+        for layer in range(len(lm.architecture.layers)):
+            columns.setdefault(layer, columns.get(layer - 1, first))
+        yield torch.stack([columns[layer] for layer in sorted(columns)], dim=1)

@@ -12,6 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from heretic_kl.errors import UnsupportedModelError
+from heretic_kl.model.stack import stream_into, with_stream
+
 
 @contextmanager
 def layer_inputs(
@@ -21,7 +24,7 @@ def layer_inputs(
 
     def hook(boundary: int) -> Callable[[nn.Module, Any, Any], None]:
         def observe(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            keep(boundary, args[0] if args else kwargs["hidden_states"])
+            keep(boundary, stream_into(args, kwargs))
 
         return observe
 
@@ -48,15 +51,17 @@ def resumed_at(
         hidden: what the unedited model had there.
         as_tuple: whether layers return their hidden state first in a tuple.
     """
+    begun: list[bool] = []
 
     def skipped(*args: Any, **kwargs: Any) -> Any:
-        passed = args[0] if args else kwargs["hidden_states"]
+        passed = stream_into(args, kwargs)
         return (passed, None) if as_tuple else passed
 
     def replace(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+        if begun:
+            raise UnsupportedModelError("the stream passes its layers more than once")
+        begun.append(True)
+        return with_stream(args, kwargs, hidden)
 
     below = layers[:boundary]
     own = [vars(layer).get("forward") for layer in below]

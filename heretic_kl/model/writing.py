@@ -28,6 +28,9 @@ class WritingTensor(NamedTuple):
     """Inside its module."""
     axis: int
     """Of the stored tensor, D long."""
+    alone: bool = True
+    """Nothing but such tensors writes to what the module gives; experts that do nothing pass on
+    what they are given."""
 
     def vectors(self, stored: Tensor) -> Tensor:
         """A view (..., D) of the tensor."""
@@ -140,7 +143,26 @@ def _tensors(
             if _along(after.float() - before.float(), before, direction):
                 found.append(tensor)
                 break
-    return tuple(found)
+    if not found:
+        return ()
+    with without(holder, found):
+        rest = _output(called, call)
+    alone = float(rest.float().norm()) <= 1e-6 * float(before.float().norm())
+    return tuple(tensor._replace(alone=alone) for tensor in found)
+
+
+@contextmanager
+def without(module: nn.Module, tensors: Sequence[WritingTensor]) -> Iterator[None]:
+    """The module with its writing tensors zero, until the block is left."""
+    parameters = [module.get_parameter(tensor.name) for tensor in tensors]
+    kept = [parameter.data for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.data = torch.zeros_like(parameter.data)
+        yield
+    finally:
+        for parameter, data in zip(parameters, kept, strict=True):
+            parameter.data = data
 
 
 def _output(module: nn.Module, call: _Call) -> Tensor:

@@ -16,25 +16,38 @@ NOISE = 0.1
 """Standard deviation of what is added to parameters that start constant."""
 
 
-def tiny_model(model_type: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_model(
+    model_type: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    auto_class: str = "AutoModelForCausalLM",
+) -> Any:
     """The causal language model of `tiny_config(model_type)`, in eval mode.
 
     Gains and biases, which start at 1 and 0, and whatever else starts constant or is left
     uninitialised, are made random: a wrong one must show.
+
+    Args:
+        model_type: of the model.
+        seed: of its weights.
+        dtype: of its weights.
+        auto_class: which class of `transformers` builds it; `AutoModelForImageTextToText` gives
+            what vision-language models are released as, where the causal class is its text half.
     """
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
-        model = _built(model_type, torch.float32)
+        model = _built(model_type, torch.float32, auto_class)
         _randomise(model)
         if dtype != torch.float32:
-            model = _copied(model, _built(model_type, dtype), dtype)
+            model = _copied(model, _built(model_type, dtype, auto_class), dtype)
     return model.eval()
 
 
-def _built(model_type: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
+def _built(model_type: str, dtype: torch.dtype, auto_class: str) -> Any:
+    import transformers
 
-    build: Callable[..., Any] = AutoModelForCausalLM.from_config
+    build: Callable[..., Any] = getattr(transformers, auto_class).from_config
     with _uninitialised_memory_is_nan():
         return build(tiny_config(model_type), dtype=dtype)
 

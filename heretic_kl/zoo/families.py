@@ -77,6 +77,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     },
     "dots1": {**_SLIDING_AND_FULL, "n_shared_experts": 1},
     "dots3_note_text": _SLIDING_LATENT,
+    "emu3": {"vocabulary_map": {"<image>": 120, "<|visual token 000001|>": 121}},
     "falcon_h1": {"mamba_d_ssm": 128},
     "flint": {"mlp_only_layers": [0]},
     "gemma3n_text": {

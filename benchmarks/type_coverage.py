@@ -1,0 +1,437 @@
+"""One model type, taken the whole way: load, prove, search, export, answer. Prints nothing.
+
+A tiny random model of the type is saved to a folder, and from there on everything is done by the
+code that a user runs. What comes out is compared with the plainest computation there is: one
+sequence at a time, without padding, cache, shared prefix, replay or company in the batch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from heretic_kl import Session, Settings, calibrating, events, zoo
+from heretic_kl.ablation import Plan, ablation_operator
+from heretic_kl.engine import continuing
+from heretic_kl.errors import HereticKLError
+from heretic_kl.export import MergedSaved, save_merged
+from heretic_kl.export.shards import open_shard
+from heretic_kl.model import LanguageModel, edited
+from heretic_kl.quiet import quiet_transformers
+from heretic_kl.requests import ResponseRequest
+from heretic_kl.testing import WORDS, tiny_tokenizer
+
+Status = Literal["passed", "refused", "not built here", "failed"]
+
+RESIDUE = 1e-5
+"""Largest share of a direction that may stay in what a layer adds, float32."""
+SAME = 1e-4
+"""Largest relative difference between two ways to compute the same, float32."""
+TRIALS, KL_TOKENS, ANSWER_TOKENS = 2, 3, 8
+SYSTEM = "please tell me about the weather in Rome and then wait"
+
+
+@dataclass
+class Coverage:
+    """What came out for one model type."""
+
+    model_type: str
+    class_name: str
+    status: Status = "passed"
+    reason: str = ""
+    """Why it is refused, not built or failed: one line."""
+    layers: int = 0
+    sites: dict[str, int] = field(default_factory=dict)
+    """Sites by kind."""
+    residue: float | None = None
+    unedited_kl: float | None = None
+    search: str = ""
+    """`ok`, or what is wrong."""
+    passes_error: float | None = None
+    """Teacher-forced hidden states of edited models against the plainest computation."""
+    export: str = ""
+    """`ok`, or what is wrong."""
+    route: str = ""
+    export_error: float | None = None
+    """Logits of the reloaded model against the operators."""
+    answers: str = ""
+    """`ok`, or what is wrong."""
+    notes: list[str] = field(default_factory=list)
+    """What a user is told."""
+    without: list[str] = field(default_factory=list)
+    """Savings that the model does not allow, found out by trying them."""
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a results file."""
+        return asdict(self)
+
+
+def decoder_types() -> tuple[str, ...]:
+    """Every decoder-only model type of the installed transformers."""
+    return tuple(name for name in zoo.model_types() if zoo.kind_of(name).name == "decoder")
+
+
+def class_of(model_type: str) -> str:
+    """Name of the causal language model class of a type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+
+
+def cover(model_type: str, folder: Path, *, seed: int = 0) -> Coverage:
+    """Take one model type the whole way, in an empty folder."""
+    found = Coverage(model_type, class_of(model_type))
+    start = time.perf_counter()
+    library = zoo.NEEDS_LIBRARY.get(model_type)
+    if library and importlib.util.find_spec(library) is None:
+        found.status, found.reason = "not built here", f"needs {library}"
+        return found
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(seed)
+        try:
+            _save_original(model_type, folder / "model", seed)
+            _covered(found, folder)
+        except HereticKLError as error:
+            lines = str(error).strip().splitlines()
+            found.status = "refused" if len(lines) == 1 else "failed"
+            found.reason = str(error).replace(str(folder / "model"), "MODEL")
+        except Exception as error:  # one type must not end the table
+            found.status = "failed"
+            found.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    wrong = [
+        f"{what}: {said}"
+        for what in ("search", "export", "answers")
+        if (said := getattr(found, what)) not in ("", "ok")
+    ]
+    if found.status == "passed" and wrong:
+        found.status, found.reason = "failed", "; ".join(wrong)
+    found.seconds = round(time.perf_counter() - start, 1)
+    return found
+
+
+def _save_original(model_type: str, folder: Path, seed: int) -> None:
+    # As released, where what the text half alone saves cannot be loaded by its auto class.
+    auto_class = "AutoModelForImageTextToText" if model_type in zoo.NOT_RELOADED else None
+    options = {"auto_class": auto_class} if auto_class else {}
+    zoo.tiny_model(model_type, seed=seed, **options).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def _covered(found: Coverage, folder: Path) -> None:
+    heard: list[Any] = []
+    with Session(_settings(folder, "fast"), heard.append) as session:
+        lm = session._lm
+        found.layers = len(lm.architecture.layers)
+        found.sites = site_kinds(lm)
+        found.residue = session.calibration.site_residue
+        found.unedited_kl = session.baseline["teacher_forced_kl"].value
+        session.search()
+        found.search = _first(
+            lambda: None if found.residue < RESIDUE else f"residue {found.residue:.1e}",
+            lambda: None if found.unedited_kl == 0 else f"unedited KL {found.unedited_kl}",
+            lambda: _search_problem(session, folder),
+            lambda: _passes_problem(found, session),
+            lambda: _answers_problem(session),
+        )
+        plan = strong_plan(lm, 0)
+        found.export = _first(lambda: _export_problem(found, lm, plan, folder / "new"))
+        found.answers = _first(lambda: _generate_problem(session, plan, folder / "new"))
+        found.notes = _notes(heard)
+        found.without = _without(session, found.notes)
+
+
+def _first(*problems: Callable[[], str | None]) -> str:
+    for problem in problems:
+        try:
+            said = problem()
+        except Exception as error:  # named in the table
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if said is not None:
+            return said
+    return "ok"
+
+
+# --- search --------------------------------------------------------------------------------------
+
+
+def _settings(folder: Path, name: str, **changes: Any) -> Settings:
+    tables = {}
+    for shift, kind in enumerate(("harmful", "harmless")):
+        file = folder / f"{kind}.txt"
+        lines = [" ".join(WORDS[(3 * i + 7 * shift) % 20 :][: 2 + i % 5]) for i in range(9)]
+        file.write_text("\n".join(lines), encoding="utf-8")
+        parts = {"train": "[:3]", "search": "[3:6]", "report": "[6:]"}
+        tables[kind] = {
+            split: {"source": str(file), "split": part, "system": SYSTEM}
+            for split, part in parts.items()
+        }
+    given = {
+        "model": str(folder / "model"),
+        "device": "cpu",
+        "dtype": "float32",
+        "trials": TRIALS,
+        "startup_trials": TRIALS,
+        "parallel_candidates": 2,
+        "kl_tokens": KL_TOKENS,
+        "max_answer_tokens": ANSWER_TOKENS,
+        "batch_size": 2,
+        "racing": False,  # it may stop a different trial where two run at once
+        "response_prefix": "",
+        "prompt_set": "builtin",
+        "study_dir": folder / name,
+        "prompts": tables,
+        "scorers": {
+            "refusals": {"settings": {"markers": ["flour", "mix"]}},
+            "teacher_forced_kl": {"settings": {"set_aside_refused": False}},
+        },
+    }
+    return Settings(**{**given, **changes})
+
+
+def _search_problem(session: Session, folder: Path) -> str | None:
+    """The trials again with nothing shared: no prefix, no trunk, one candidate at a time."""
+    plain = _settings(folder, "plain", trunk_memory_mb=0, parallel_candidates=1)
+    with mock.patch.object(calibrating, "_can_share_prefix", return_value=False):
+        with Session(plain, lambda event: None) as other:
+            other.search()
+            pairs = list(zip(session.trials, other.trials, strict=True))
+    if len(pairs) != TRIALS:
+        return f"{len(pairs)} trials finished"
+    for ours, theirs in pairs:
+        if ours.error or theirs.error:
+            return f"a trial failed: {ours.error or theirs.error}"
+        if ours.parameters != theirs.parameters:
+            return "shared and plain runs tried different edits"
+        for name in session.objectives:
+            one, two = ours.scores[name].value, theirs.scores[name].value
+            if not (torch.isfinite(torch.tensor([one, two])).all()):
+                return f"{name} is {one}"
+            if abs(one - two) > 1e-5 + 1e-3 * abs(two):
+                return f"{name} {one:.6g} with everything shared, {two:.6g} without"
+    return None
+
+
+def _notes(heard: Sequence[Any]) -> list[str]:
+    notes = [event.message for event in heard if isinstance(event, events.Notice)]
+    steps = [event for event in heard if isinstance(event, events.CalibrationStep)]
+    notes += [f"{s.name} {s.value}" for s in steps if s.value.startswith("off")]
+    return list(dict.fromkeys(notes))
+
+
+def _without(session: Session, notes: Sequence[str]) -> list[str]:
+    lm, way = session._lm, continuing(session._lm)
+    missing = {
+        "shared prefix": not session._engine.share_prefix,
+        "shared prefix in answers": session._engine.share_prefix and not way.gaps,
+        "replay of lower layers": any(n.startswith("lower layers run for every") for n in notes),
+        "candidates together": not lm.architecture.by_rows,
+        "cache in answers": not way.cached,
+    }
+    return [name for name, is_missing in missing.items() if is_missing]
+
+
+def strong_plan(lm: LanguageModel, lowest: int, *, seed: int = 1, weight: float = 1.1) -> Plan:
+    """Every site of the layers from the lowest on, each layer with a direction of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(len(lm.architecture.layers), lm.architecture.width, generator=generator)
+    return {
+        key: ablation_operator(facts.pull_back(drawn[key.layer]), weight)
+        for key, facts in lm.architecture.facts().items()
+        if key.layer >= lowest
+    }
+
+
+def _two_plans(lm: LanguageModel) -> list[Plan]:
+    high = (len(lm.architecture.layers) + 1) // 2
+    return [strong_plan(lm, high), strong_plan(lm, high, seed=2, weight=0.7)]
+
+
+def _passes_problem(found: Coverage, session: Session) -> str | None:
+    """Candidates over all of the engine's savings against one unpadded sequence at a time."""
+    lm, engine = session._lm, session._engine
+    prompts = session._prompts.prompts["harmless", "search"]
+    plans = _two_plans(lm)
+    passes = engine._candidate_passes(prompts, KL_TOKENS, None)
+    together = lm.architecture.by_rows
+    groups = [plans] if together else [[plan] for plan in plans]
+    states = torch.cat([passes.hidden_states(group) for group in groups])
+    worst = 0.0
+    for plan, ours in zip(plans, states, strict=True):
+        with edited(lm.architecture, plan):
+            plain = torch.cat([_plain_states(lm, s.fed, s.scored) for s in passes._sequences])
+        worst = max(worst, _relative(ours, plain))
+    found.passes_error = worst
+    return None if worst < SAME else f"hidden states differ by {worst:.1e} from the plainest pass"
+
+
+@torch.no_grad()
+def _plain_states(lm: LanguageModel, fed: Sequence[int], scored: range) -> Tensor:
+    hidden = lm.body(input_ids=torch.tensor([list(fed)]), use_cache=False).last_hidden_state
+    return hidden[0, scored.start : scored.stop]
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+
+
+def _answers_problem(session: Session) -> str | None:
+    lm, engine = session._lm, session._engine
+    prompts = session._prompts.prompts["harmful", "search"]
+    request = ResponseRequest(prompts, ANSWER_TOKENS, None)
+    plans = _two_plans(lm)
+    groups = [plans] if lm.architecture.by_rows else [[plan] for plan in plans]
+    results = [one for group in groups for one in engine.measure_many(group, [request])]
+    for plan, (result,) in zip(plans, results, strict=True):
+        with edited(lm.architecture, plan):
+            plain = [lm.chat.decode(_plain_answer(lm, engine.encode(p))) for p in prompts]
+        for ours, theirs in zip(result.texts, plain, strict=True):
+            if ours != theirs:
+                return f"answers {ours!r}, the plainest decoding {theirs!r}"
+    return None
+
+
+@torch.no_grad()
+def _plain_answer(lm: LanguageModel, prompt: Sequence[int], most: int = ANSWER_TOKENS) -> list[int]:
+    """Greedy, every token from a pass over everything before it."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + most:
+        logits = lm.model(input_ids=torch.tensor([tokens]), use_cache=False).logits
+        token = int(logits[0, -1].argmax())
+        if token in lm.stop_ids:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def _export_problem(found: Coverage, lm: LanguageModel, plan: Plan, folder: Path) -> str | None:
+    saved = save_merged(lm, plan, folder)
+    found.route = saved.route
+    tensors = _tensor_problem(saved, lm.source.folder)
+    if tensors is not None:
+        return tensors
+    expected = _edited_logits(lm, plan)
+    if _relative(_logits(lm.model), expected) < 0.01:
+        return "the edit does not show"
+    found.export_error = _relative(_logits(_reloaded(folder)), expected)
+    if not found.export_error < SAME:
+        return f"reloaded logits differ by {found.export_error:.1e} from the operators"
+    return None
+
+
+def _tensor_problem(saved: MergedSaved, original: Path) -> str | None:
+    before, after = _tensors(original), _tensors(saved.folder)
+    if before.keys() != after.keys():
+        return f"tensors lost or added: {', '.join(sorted(before.keys() ^ after.keys())[:4])}"
+    changed = [name for name in before if before[name] != after[name]]
+    return f"shape or type changed: {', '.join(changed[:4])}" if changed else None
+
+
+def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {
+        name: (stored.type_name, stored.shape)
+        for file in folder.glob("*.safetensors")
+        for name, stored in open_shard(file).tensors.items()
+    }
+
+
+def _reloaded(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def _logits(model: Any) -> Tensor:
+    tokens = torch.randint(4, len(WORDS), (2, 12), generator=torch.Generator().manual_seed(7))
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+def _edited_logits(lm: LanguageModel, plan: Plan) -> Tensor:
+    with edited(lm.architecture, plan):
+        return _logits(lm.model)
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def _generate_problem(session: Session, plan: Plan, folder: Path) -> str | None:
+    """Answers under operators against `generate` of the model that was saved and loaded again."""
+    if not folder.exists():
+        return "nothing was saved"
+    lm, engine = session._lm, session._engine
+    prompts = session._prompts.prompts["harmless", "search"]
+    (result,) = engine.measure(plan, [ResponseRequest(prompts, ANSWER_TOKENS, None)])
+    model = _reloaded(folder)
+    for prompt, ours in zip(prompts, result.texts, strict=True):
+        theirs = lm.chat.decode(_generated(model, engine.encode(prompt), lm.stop_ids))
+        if ours != theirs:
+            return f"{ours!r}, generate of the saved model {theirs!r}"
+    return None
+
+
+@torch.no_grad()
+def _generated(model: Any, prompt: Sequence[int], stop: frozenset[int]) -> list[int]:
+    ids = torch.tensor([list(prompt)])
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        eos_token_id=sorted(stop),
+        pad_token_id=1,
+    )
+    answer = out[0, len(prompt) :].tolist()
+    return answer[: next((i for i, token in enumerate(answer) if token in stop), len(answer))]
+
+
+# --- what kinds of sites -------------------------------------------------------------------------
+
+
+def site_kinds(lm: LanguageModel) -> dict[str, int]:
+    """Sites by kind: what they are stored as, and which kind of mixer token mixers belong to."""
+    lists = Counter((s.key.layer, re.sub(r"\d+", "#", s.key.path)) for s in lm.architecture.sites)
+    kinds: Counter[str] = Counter()
+    for site in lm.architecture.sites:
+        alike = lists[site.key.layer, re.sub(r"\d+", "#", site.key.path)]
+        if site.key.component == "attention":
+            kinds[_mixer(lm, site.key.path)] += 1
+        elif site.matrix() is None:
+            kinds["experts in one tensor"] += 1
+        elif alike > 1:
+            kinds["experts in a list"] += 1
+        else:
+            kinds["mlp"] += 1
+    return dict(sorted(kinds.items()))
+
+
+MIXERS = {
+    "state space": ("mamba", "ssm", "rglru", "recurrent"),
+    "linear attention": ("delta", "linearattention", "lightning", "lstm", "kda", "gatedlinear"),
+    "convolution": ("conv",),
+    "attention": ("attention", "attn", "mla"),
+}
+"""Kind of token mixer -> parts of class names, the first that fits counts."""
+
+
+def _mixer(lm: LanguageModel, path: str) -> str:
+    holder = path.rpartition(".")[0]
+    name = type(lm.model.get_submodule(holder)).__name__.lower()
+    for kind, parts in MIXERS.items():
+        if any(part in name for part in parts):
+            return kind
+    return "other token mixer"
