@@ -51,7 +51,7 @@ def passed_on(site: Site, args: Any, kwargs: Any) -> Tensor | None:
 
     An edit leaves it alone, as one that is baked into the weights does.
     """
-    if all(tensor.alone for tensor in site.tensors):
+    if site.quantized_inputs or all(tensor.alone for tensor in site.tensors):
         return None
     with without(site.module, site.tensors):
         return stream_out_of(site.module.forward(*args, **kwargs))
