@@ -278,24 +278,37 @@ def _mixing(
     plain = probe.run(others, hooks=watch(0))
     inputs = [_earlier_changed(probe, call.before) for call in probe.calls]
     changed = probe.run(others, inputs=inputs, hooks=watch(1))
-    mixing: set[int] = set()
-    for call, *runs in zip(probe.calls, base, plain, changed, strict=True):
-        quiet, first, second = (probe.tokens_first(after.float())[0, -1] for after in runs)
-        if float((second - first).norm()) > MIXES * float((first - quiet).norm()):
-            mixing.add(call.layer)
     by_rows = {
         layer
         for layer, outputs in given[0].items()
         if len(outputs) == len(given[1].get(layer, ()))
         and all(map(_laid_out_by_rows, outputs, given[1][layer]))
     }
+    mixing: set[int] = set()
+    for call, *runs in zip(probe.calls, base, plain, changed, strict=True):
+        quiet, first, second = (probe.tokens_first(after.float())[0, -1] for after in runs)
+        if call.layer in by_rows:  # its own output: what it passes may mix tokens too
+            quiet = torch.zeros(())
+            first, second = (_last_of_first(run[call.layer][0]) for run in given)
+        if float((second - first).norm()) > MIXES * float((first - quiet).norm()):
+            mixing.add(call.layer)
     return mixing, by_rows
 
 
+def _last_of_first(output: Tensor) -> Tensor:
+    """What a module gave for the last token of the first sequence."""
+    flat = output.float().cpu().reshape(-1, output.shape[-1])
+    return flat[TOKENS - 1] if len(flat) == ROWS * TOKENS else flat[len(flat) // ROWS - 1]
+
+
 def _earlier_changed(probe: Probe, before: Tensor) -> Tensor:
-    """The stream with all tokens of the first sequence but its last one turned around."""
+    """The stream with all tokens of the first sequence but its last one changed.
+
+    Channels move on by one: a sign would cancel where a module multiplies its input by itself.
+    """
     changed = before.clone()
-    probe.tokens_first(changed)[0, :-1].neg_()
+    earlier = probe.tokens_first(changed)[0, :-1]
+    earlier.copy_(earlier.roll(1, dims=-1))
     return changed
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heretic_kl.ablation import Plan, SiteKey, ablation_operator
+from heretic_kl.ablation import Operator, Plan, SiteKey, ablation_operator
 from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.model.architecture import Site, probe_layers
 from heretic_kl.model.discovery import Group, not_carried
@@ -56,26 +56,45 @@ class Residue:
             for site in lm.architecture.sites
         ]
         gains = stream_gains(self._probe, self._placed(lm.architecture.sites))
+        self._turned = {  # by layer: the direction and what the layer's norms turn into it
+            layer: [self._direction, *(gain * self._direction for gain in gains.get(layer, []))]
+            for layer in range(len(lm.architecture.layers))
+        }
         self._inputs = [
-            self._less(_of_usual_size(call.before, generator), gains.get(call.layer, []))
+            self._less(_of_usual_size(call.before, generator), self._turned[call.layer])
             for call in self._probe.calls
         ]
         self._silent = self._run(lm.architecture.sites)
-        self._plan: Plan = {
-            key: ablation_operator(facts.pull_back(self._direction), 1.0)
-            for key, facts in lm.architecture.facts().items()
-        }
+        self._plan = self._ablation(1)
+        self._wide_plan = self._ablation(None)
 
     def not_carried(self) -> list[int]:
         """Layers that change the stream though all sites are silenced."""
         silent = self._probe.run(self._placed(self._lm.architecture.sites))
         return sorted(not_carried(self._probe, self._groups, silent))
 
-    def by_layer(self, keys: Sequence[SiteKey] | None = None) -> Tensor:
+    def _ablation(self, count: int | None) -> Plan:
+        """The direction, and (None) all that norms turn into it, removed at every site."""
+        plan: dict[SiteKey, Operator] = {}
+        for key, facts in self._lm.architecture.facts().items():
+            pulled = [facts.pull_back(v) for v in self._turned[key.layer][:count]]
+            single = count == 1 and pulled[0].ndim == 1
+            directions = (
+                pulled[0] if single else torch.cat([p.reshape(-1, p.shape[-1]) for p in pulled])
+            )
+            plan[key] = ablation_operator(directions, 1.0)
+        return plan
+
+    def by_layer(
+        self, keys: Sequence[SiteKey] | None = None, *, through_norms: bool = False
+    ) -> Tensor:
         """Root mean square of `contribution . v` over tokens, edited over unedited.
 
         Args:
             keys: let only these sites speak; None: all.
+            through_norms: remove also what the layer's norms turn into the direction: some layers
+                add a normed stream to itself (experts that do nothing), and with it what earlier
+                sites of the same layer wrote.
 
         Returns:
             (L,) 0 is a full removal.
@@ -83,7 +102,8 @@ class Residue:
         chosen = set(self._plan if keys is None else keys)
         others = [site for site in self._lm.architecture.sites if site.key not in chosen]
         plain = self._along(self._run(others))
-        with edited(self._lm.architecture, {key: self._plan[key] for key in chosen}):
+        plan = self._wide_plan if through_norms else self._plan
+        with edited(self._lm.architecture, {key: plan[key] for key in chosen}):
             after = self._along(self._run(others))
         return after / plain.clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -100,10 +120,9 @@ class Residue:
     def _run(self, silent: Sequence[Site]) -> list[Tensor]:
         return self._probe.run(self._placed(silent), inputs=self._inputs)
 
-    def _less(self, before: Tensor, gains: Sequence[Tensor]) -> Tensor:
-        """The stream without the direction and what gains would turn into it."""
-        own = [self._direction, *(gain * self._direction for gain in gains)]
-        basis, _ = torch.linalg.qr(torch.stack(own, dim=1).double())
+    def _less(self, before: Tensor, directions: Sequence[Tensor]) -> Tensor:
+        """The stream without some directions."""
+        basis, _ = torch.linalg.qr(torch.stack(list(directions), dim=1).double())
         view = self._probe.tokens_first(before)
         span = basis.to(view.device)
         view.copy_(view.double() - (view.double() @ span) @ span.T)
@@ -142,9 +161,12 @@ def prove_sites(lm: LanguageModel) -> Proof:
             f"layer {failing[0]} changes the residual stream even while all known outputs are "
             "silenced: something else in it writes"
         )
+    tolerance = TOLERANCE.get(lm.dtype, LOW_PRECISION_TOLERANCE)
     found = residue.by_layer()
+    if float(found.max()) > tolerance:
+        found = residue.by_layer(through_norms=True)
     worst = int(found.argmax())
-    if float(found[worst]) <= TOLERANCE.get(lm.dtype, LOW_PRECISION_TOLERANCE):
+    if float(found[worst]) <= tolerance:
         return Proof(float(found[worst]), worst)
     site = _worst_site(lm, residue, worst)
     raise UnsupportedModelError(
