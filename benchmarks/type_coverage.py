@@ -26,7 +26,7 @@ from heretic_kl.engine import continuing
 from heretic_kl.errors import HereticKLError
 from heretic_kl.export import MergedSaved, save_merged
 from heretic_kl.export.shards import open_shard
-from heretic_kl.model import LanguageModel, edited
+from heretic_kl.model import LanguageModel, Site, edited
 from heretic_kl.quiet import quiet_transformers
 from heretic_kl.requests import ResponseRequest
 from heretic_kl.testing import WORDS, tiny_tokenizer
@@ -145,8 +145,9 @@ def _covered(found: Coverage, folder: Path) -> None:
             lambda: _answers_problem(session),
         )
         plan = strong_plan(lm, 0)
-        found.export = _first(lambda: _export_problem(found, lm, plan, folder / "new"))
-        found.answers = _first(lambda: _generate_problem(session, plan, folder / "new"))
+        reloaded: list[Any] = []
+        found.export = _first(lambda: _export_problem(found, lm, plan, folder / "new", reloaded))
+        found.answers = _first(lambda: _generate_problem(session, plan, reloaded))
         found.notes = _notes(heard)
         found.without = _without(session, found.notes)
 
@@ -317,7 +318,10 @@ def _plain_answer(lm: LanguageModel, prompt: Sequence[int], most: int = ANSWER_T
 # --- export --------------------------------------------------------------------------------------
 
 
-def _export_problem(found: Coverage, lm: LanguageModel, plan: Plan, folder: Path) -> str | None:
+def _export_problem(
+    found: Coverage, lm: LanguageModel, plan: Plan, folder: Path, reloaded: list[Any]
+) -> str | None:
+    """Save, load what was saved (it is added to `reloaded`), compare."""
     saved = save_merged(lm, plan, folder)
     found.route = saved.route
     tensors = _tensor_problem(saved, lm.source.folder)
@@ -326,7 +330,8 @@ def _export_problem(found: Coverage, lm: LanguageModel, plan: Plan, folder: Path
     expected = _edited_logits(lm, plan)
     if _relative(_logits(lm.model), expected) < 0.01:
         return "the edit does not show"
-    found.export_error = _relative(_logits(_reloaded(folder)), expected)
+    reloaded.append(_reloaded(folder))
+    found.export_error = _relative(_logits(reloaded[0]), expected)
     if not found.export_error < SAME:
         return f"reloaded logits differ by {found.export_error:.1e} from the operators"
     return None
@@ -349,9 +354,14 @@ def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _reloaded(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for name in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
+        load: Any = getattr(transformers, name)
+        model, info = load.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        if not info["missing_keys"]:  # some releases can only be loaded with all their towers
+            return model.eval()
+    raise AssertionError(f"weights are missing: {sorted(info['missing_keys'])[:3]}")
 
 
 @torch.no_grad()
@@ -369,16 +379,15 @@ def _edited_logits(lm: LanguageModel, plan: Plan) -> Tensor:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def _generate_problem(session: Session, plan: Plan, folder: Path) -> str | None:
+def _generate_problem(session: Session, plan: Plan, reloaded: Sequence[Any]) -> str | None:
     """Answers under operators against `generate` of the model that was saved and loaded again."""
-    if not folder.exists():
-        return "nothing was saved"
+    if not reloaded:
+        return "nothing was saved and loaded again"
     lm, engine = session._lm, session._engine
     prompts = session._prompts.prompts["harmless", "search"]
     (result,) = engine.measure(plan, [ResponseRequest(prompts, ANSWER_TOKENS, None)])
-    model = _reloaded(folder)
     for prompt, ours in zip(prompts, result.texts, strict=True):
-        theirs = lm.chat.decode(_generated(model, engine.encode(prompt), lm.stop_ids))
+        theirs = lm.chat.decode(_generated(reloaded[0], engine.encode(prompt), lm.stop_ids))
         if ours != theirs:
             return f"{ours!r}, generate of the saved model {theirs!r}"
     return None
@@ -403,35 +412,32 @@ def _generated(model: Any, prompt: Sequence[int], stop: frozenset[int]) -> list[
 
 
 def site_kinds(lm: LanguageModel) -> dict[str, int]:
-    """Sites by kind: what they are stored as, and which kind of mixer token mixers belong to."""
+    """Sites by kind: which mixer of tokens, or how an MLP or its experts are stored."""
     lists = Counter((s.key.layer, re.sub(r"\d+", "#", s.key.path)) for s in lm.architecture.sites)
     kinds: Counter[str] = Counter()
     for site in lm.architecture.sites:
         alike = lists[site.key.layer, re.sub(r"\d+", "#", site.key.path)]
-        if site.key.component == "attention":
-            kinds[_mixer(lm, site.key.path)] += 1
-        elif site.matrix() is None:
-            kinds["experts in one tensor"] += 1
-        elif alike > 1:
-            kinds["experts in a list"] += 1
-        else:
-            kinds["mlp"] += 1
+        kinds[_kind(lm, site, alike > 1)] += 1
     return dict(sorted(kinds.items()))
 
 
 MIXERS = {
-    "state space": ("mamba", "ssm", "rglru", "recurrent"),
     "linear attention": ("delta", "linearattention", "lightning", "lstm", "kda", "gatedlinear"),
+    "state space": ("mamba", "ssm", "recurrent", "bambamixer", "falconh1mixer"),
     "convolution": ("conv",),
-    "attention": ("attention", "attn", "mla"),
+    "attention": ("attention", "attn", "mla", "jetmoemoa"),
 }
 """Kind of token mixer -> parts of class names, the first that fits counts."""
 
 
-def _mixer(lm: LanguageModel, path: str) -> str:
-    holder = path.rpartition(".")[0]
-    name = type(lm.model.get_submodule(holder)).__name__.lower()
+def _kind(lm: LanguageModel, site: Site, in_list: bool) -> str:
+    holder = lm.model.get_submodule(site.key.path.rpartition(".")[0])
+    name = type(holder).__name__.lower()
     for kind, parts in MIXERS.items():
         if any(part in name for part in parts):
             return kind
-    return "other token mixer"
+    if site.tensors and site.matrix() is None:
+        return "experts in one tensor"
+    if in_list:
+        return "experts in a list"
+    return "mlp" if site.key.component == "mlp" or "mlp" in name else "other token mixer"

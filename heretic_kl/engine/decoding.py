@@ -163,6 +163,8 @@ class Decoding:
         if empty:
             self._mask = self._mask[:, :-empty]
             for layer in self._cache.layers:
+                if layer.keys is None:
+                    continue  # a layer that looks at images did not run
                 layer.keys = layer.keys[..., :-empty, :]
                 layer.values = layer.values[..., :-empty, :]
         self._guessed = 0

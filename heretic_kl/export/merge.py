@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -133,7 +133,7 @@ def _stored_edits(
         held = lm.model.get_parameter(parameter).detach()
         if parameter in sites and sites[parameter].quantized_inputs:
             held = sites[parameter].weight()
-            names = _with_and_without_prefix(lm.model, parameter)
+            names = _possible_names(lm.model, checkpoint, parameter)
             place = next((name for name in names if _alike(checkpoint, name, held)), None)
             parts: dict[str, TensorEdit] | None = None if place is None else {place: edit}
         else:
@@ -148,7 +148,7 @@ def _stored_parts(
     model: Any, checkpoint: Checkpoint, parameter: str, held: Tensor, edit: _Bake
 ) -> dict[str, TensorEdit] | None:
     """The tensors of the files that make up one parameter, each with its own axis."""
-    for name in _with_and_without_prefix(model, parameter):
+    for name in _possible_names(model, checkpoint, parameter):
         if _same(checkpoint, name, held):
             return {name: edit}
     parts, axes = _reverted(model, parameter, held), _axes(model, parameter, held, edit.axis)
@@ -156,7 +156,7 @@ def _stored_parts(
         return None
     found: dict[str, TensorEdit] = {}
     for name, part in parts.items():
-        names = _with_and_without_prefix(model, name)
+        names = _possible_names(model, checkpoint, name)
         place = next((n for n in names if _same(checkpoint, n, part)), None)
         if place is None:
             return None
@@ -191,11 +191,12 @@ def _axes(model: Any, parameter: str, held: Tensor, axis: int) -> dict[str, int]
     return found or None
 
 
-def _with_and_without_prefix(model: Any, name: str) -> tuple[str, str]:
-    """Checkpoints of a bare body carry no prefix, those of a whole model may."""
+def _possible_names(model: Any, checkpoint: Checkpoint, name: str) -> Iterator[str]:
+    """Checkpoints of a bare body carry no prefix, those of a whole model may, or one of more."""
     prefix = f"{model.base_model_prefix}."
-    other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
-    return name, other
+    yield name
+    yield name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
+    yield from sorted(stored for stored in checkpoint.tensors if stored.endswith(f".{name}"))
 
 
 def _same(checkpoint: Checkpoint, name: str, held: Tensor) -> bool:

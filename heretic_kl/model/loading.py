@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -301,19 +302,30 @@ def _load_weights(
             # A pickle from outside can run code: only safetensors are read.
             extra = {**extra, "use_safetensors": True}
         load: Any = AutoModelForCausalLM
-        model, info = load.from_pretrained(
-            name,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **place,
-            **extra,
-        )
+        options = {"dtype": dtype, "trust_remote_code": trust_remote_code, **place, **extra}
+        model, info = load.from_pretrained(name, output_loading_info=True, **options)
+        outer = _outer_name(info)
+        if outer is not None:
+            options["key_mapping"] = {f"^{re.escape(outer)}": ""}
+            model, info = load.from_pretrained(name, output_loading_info=True, **options)
     _check_complete(source, model, info)
     if source.gguf_file is not None:
         forget_gguf_quantization(model)
         stored = torch.bfloat16  # a quantized file has no dtype to go back to
     return model, stored if isinstance(stored, torch.dtype) else torch.bfloat16
+
+
+def _outer_name(info: Any) -> str | None:
+    """What stands before the names of all missing weights in the files; None: nothing does.
+
+    Some releases of vision-language models hold the language model under a name of its own, for
+    which `transformers` has no rule where that half alone is loaded.
+    """
+    missing, stored = sorted(info["missing_keys"]), set(info["unexpected_keys"])
+    if not missing:
+        return None
+    fitting = {name.removesuffix(missing[0]) for name in stored if name.endswith(f".{missing[0]}")}
+    return next((outer for outer in fitting if {outer + m for m in missing} <= stored), None)
 
 
 def _check_complete(source: ModelSource, model: Any, info: Any) -> None:

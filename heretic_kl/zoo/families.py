@@ -77,7 +77,17 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     },
     "dots1": {**_SLIDING_AND_FULL, "n_shared_experts": 1},
     "dots3_note_text": _SLIDING_LATENT,
-    "emu3": {"vocabulary_map": {"<image>": 120, "<|visual token 000001|>": 121}},
+    "emu3": {
+        "vocabulary_map": {"<image>": 90, "<|visual token 000001|>": 91},
+        "vq_config": {
+            "codebook_size": 16,
+            "embed_dim": 4,
+            "latent_channels": 4,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+        },
+    },
     "falcon_h1": {"mamba_d_ssm": 128},
     "flint": {"mlp_only_layers": [0]},
     "gemma3n_text": {

@@ -63,3 +63,13 @@ def test_bad_input_says_what_is_wrong():
         _ = ResidualMean().mean
     with pytest.raises(ValueError, match="winsorize_quantile"):
         ResidualMean(winsorize_quantile=0)
+
+
+def test_layers_that_tell_nothing_apart_take_the_direction_of_the_next_that_does():
+    baseline = torch.ones(5, 4)
+    target = baseline.clone()
+    target[1, 0] += 1
+    target[3, 2] += 1
+    target[0] += 1e-9  # rounding
+    found = difference_of_means(target, baseline).per_layer
+    assert found.argmax(dim=1).tolist() == [0, 0, 2, 2, 2]
