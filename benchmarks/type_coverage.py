@@ -417,13 +417,20 @@ def site_kinds(lm: LanguageModel) -> dict[str, int]:
     kinds: Counter[str] = Counter()
     for site in lm.architecture.sites:
         alike = lists[site.key.layer, re.sub(r"\d+", "#", site.key.path)]
-        kinds[_kind(lm, site, alike > 1)] += 1
+        kinds[_kind(lm, site, alike > 1 and "expert" in site.key.path)] += 1
     return dict(sorted(kinds.items()))
 
 
 MIXERS = {
-    "linear attention": ("delta", "linearattention", "lightning", "lstm", "kda", "gatedlinear"),
-    "state space": ("mamba", "ssm", "recurrent", "bambamixer", "falconh1mixer"),
+    "linear attention": (
+        "delta",
+        "linearattention",
+        "lightning",
+        "lstmlayer",
+        "kda",
+        "gatedlinear",
+    ),
+    "state space": ("mamba", "ssm", "recurrentblock", "bambamixer", "falconh1mixer"),
     "convolution": ("conv",),
     "attention": ("attention", "attn", "mla", "jetmoemoa"),
 }
