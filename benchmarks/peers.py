@@ -184,7 +184,7 @@ def our_generation(lm, harmful, harmless, trials: int) -> dict:
     from heretic_kl.search import SearchSpace
 
     rule = RefusalRule()
-    engine = Engine(lm, batch_size=PROMPTS, trunk_bytes=2**30)
+    engine = Engine(lm, batch_size=PROMPTS, trunk_bytes=2**30, draft_answers=False)
     means = [engine.residual_mean(prompts, 1.0) for prompts in (harmful, harmless)]
     directions = difference_of_means(*means)
     space = SearchSpace(layers=len(lm.architecture.layers))

@@ -63,6 +63,7 @@ def calibrate(
         share_prefix=sharing,
         notify=notify,
         trunk_bytes=settings.trunk_memory_mb * 2**20,
+        draft_answers=settings.draft_answers,
     )
     floor = measure_noise_floor(
         engine.runner,

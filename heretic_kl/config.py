@@ -114,6 +114,12 @@ class Settings(BaseSettings):
         group="Measurement",
         ge=0,
     )
+    draft_answers: bool = setting(
+        False,
+        "Guess answers from those of earlier trials and check several tokens at once: the same "
+        "answers in fewer passes, which pays where a pass costs much whatever is in it",
+        group="Measurement",
+    )
     response_prefix: str | None = setting(
         None,
         "Start of every answer (default: detected; empty: none)",

@@ -102,3 +102,17 @@ def test_seconds_beside_peers_are_those_of_the_results_file():
     peer, mine = generation["heretic"]["median_seconds"], generation["ours"]["median_seconds"]
     assert f"Heretic 1.4.0 {peer:.1f} s | {mine:.1f} s ({peer / mine:.1f} times as many)" in README
     assert generation["ours"]["trials_with_verdicts_of_plain_generation"] == 8
+
+
+def test_coverage_and_memory_of_saving_are_those_of_the_results_files():
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/coverage.json").read_text())["summary"]
+    text = " ".join(README.split())
+    assert f"Of the {found['types'] - found['not built here']} decoder types" in text
+    assert f"random models, {found['passed']} pass" in text
+    assert f"the same logits, and {found['refused']} are refused" in text
+    assert found["failed"] == 0
+    cases = json.loads((ROOT / "benchmarks/results/export.json").read_text())["cases"].values()
+    for case in cases:
+        assert all(f"{extra:.0f} MB beyond" in text for extra in case["extra_peak_mb"])

@@ -38,6 +38,7 @@ class CandidateAnswers:
         max_tokens: most tokens of an answer.
         rules: see `generate_answers`.
         originals: the unedited model's answers under the same rules; None: unknown.
+        drafting: guess answers from earlier ones.
         trunk_bytes: tells how much memory is left for the trunk; 0: all layers read the prompts.
         notify: told, in words, what cannot be saved.
     """
@@ -51,6 +52,7 @@ class CandidateAnswers:
         rules: Sequence[StopRule],
         *,
         originals: Sequence[Answer] | None,
+        drafting: bool,
         trunk_bytes: Callable[[], int],
         notify: Callable[[str], None],
     ) -> None:
@@ -63,11 +65,11 @@ class CandidateAnswers:
         self._drafts: Drafts | None = None
         self._length = DraftLength(runner.lm.device.type)
         way = continuing(runner.lm)
-        problem = guessing_problem(runner.lm, way)
-        if problem is None:
+        problem = guessing_problem(runner.lm, way) if drafting else None
+        if drafting and problem is None:
             known = originals or [Answer() for _ in encoded]
             self._drafts = Drafts([answer.reference_tokens(max_tokens) for answer in known])
-        elif way.cached:
+        elif drafting and way.cached:
             notify(f"answers are generated token by token: {problem}")
         self._opening = [_opening(answer) for answer in originals or ()]
         if self._drafts is None or not self._opening:

@@ -66,6 +66,7 @@ class Engine:
             with it (a saved edit, say); `measure` then takes its references from there.
         trunk_bytes: memory, in all, for what the unedited model computes below the edited layers,
             kept so that candidates start there; 0: candidates run all layers.
+        draft_answers: guess answers from earlier ones, and check several tokens at once.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class Engine:
         share_prefix: bool = True,
         original: Engine | None = None,
         trunk_bytes: int = 0,
+        draft_answers: bool = True,
     ) -> None:
         self.lm = lm
+        self._draft_answers = draft_answers
         self.runner = Runner(lm, batch_size, share_prefix=share_prefix, notify=notify)
         continuing(lm)  # now: later an edit may be in force
         self._original = original
@@ -372,6 +375,7 @@ class Engine:
                 group.max_tokens,
                 group.rules,
                 originals=self._reference_answers.get(key),
+                drafting=self._draft_answers,
                 trunk_bytes=self._trunk_bytes_left,
                 notify=self._notify,
             )
