@@ -118,6 +118,8 @@ class Architecture:
     constant_layers: tuple[int, ...] = ()
     """Layers that also add a constant which no site writes, such as the bias of a norm on the
     stream: the same for every token, and left as it is."""
+    idle_layers: tuple[int, ...] = ()
+    """Layers that text does not pass, such as those that attend to images."""
     _by_key: dict[SiteKey, Site] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -178,6 +180,10 @@ class Architecture:
                 f"{len(self.constant_layers)} layers add a constant that no site writes (biases "
                 "outside them); it stays as it is"
             )
+        if self.idle_layers:
+            found.append(
+                f"{len(self.idle_layers)} layers are not run on text; they stay as they are"
+            )
         return found
 
     @cached_property
@@ -235,6 +241,9 @@ def find_architecture(
         streams=_streams(probe),
         shared=frozenset(shared),
         constant_layers=_constant_layers(probe, found),
+        idle_layers=tuple(
+            sorted(set(range(len(probe.stack.layers))) - {c.layer for c in probe.calls})
+        ),
     )
 
 
