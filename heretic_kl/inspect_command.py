@@ -36,8 +36,9 @@ def run_inspect(words: Sequence[str]) -> int:
 
     import torch
 
-    from .model import ModelSource, inspect_model, load_model
+    from .model import inspect_model
     from .report import InspectedAs, inspection_sections
+    from .settings_model import load_model_of
     from .ui.console import make_observer
     from .ui.measurement import print_raw, print_sections
     from .ui.terminal import make_console
@@ -46,27 +47,13 @@ def run_inspect(words: Sequence[str]) -> int:
         torch.set_num_threads(settings.threads)
     results = make_console()
     with make_observer(quiet=True, results=results):
-        lm = load_model(
-            ModelSource(settings.model, settings.revision),
-            base=None if settings.base is None else ModelSource(settings.base),
-            dtype=settings.dtype,
-            device=settings.device,
-            device_map=settings.device_map,
-            quantization=settings.quantization,
-            trust_remote_code=settings.trust_remote_code,
-            template=settings.chat_template,
-            enable_thinking=settings.enable_thinking,
-            layers=settings.edit.layers,
-            sites=settings.edit.sites,
-        )
-        found = inspect_model(lm)
+        found = inspect_model(load_model_of(settings))
     text = json.dumps(found.to_dict(), indent=2) + "\n"
     if target == "-":
         print_raw(results, text)
         return 0
     shown = InspectedAs(
         name=settings.model,
-        norm=settings.edit.norm,
         components=settings.edit.components,
         trunk_memory_mb=settings.trunk_memory_mb,
     )

@@ -27,7 +27,6 @@ from heretic_kl.export import SavedForm, check_target
 from heretic_kl.model import (
     ModelSource,
     edited,
-    load_model,
     prove_sites,
 )
 from heretic_kl.prompt_sets import PromptSets, load_prompt_sets
@@ -43,6 +42,7 @@ from heretic_kl.search import (
     pick,
     spread,
 )
+from heretic_kl.settings_model import load_model_of, model_source
 from heretic_kl.study_identity import default_study_name, study_fingerprint
 
 
@@ -259,22 +259,8 @@ class Session:
 
     def _load(self) -> None:
         settings = self.settings
-        assert settings.model is not None  # the command line refuses a run without one
-        source = ModelSource(settings.model, settings.revision)
-        with self._stage("load", f"Loading {source.short_name}"):
-            self._lm = load_model(
-                source,
-                base=None if settings.base is None else ModelSource(settings.base),
-                dtype=settings.dtype,
-                device=settings.device,
-                device_map=settings.device_map,
-                quantization=settings.quantization,
-                trust_remote_code=settings.trust_remote_code,
-                template=settings.chat_template,
-                enable_thinking=settings.enable_thinking,
-                layers=settings.edit.layers,
-                sites=settings.edit.sites,
-            )
+        with self._stage("load", f"Loading {model_source(settings).short_name}"):
+            self._lm = load_model_of(settings)
             self._site_residue = prove_sites(self._lm).residue
         lm, edit = self._lm, self.settings.edit
         keep = edit.norm != "none"
@@ -283,7 +269,7 @@ class Session:
             self._notice(remark)
         self._emit(
             events.ModelLoaded(
-                name=settings.model,
+                name=lm.source.name,
                 parameters=lm.parameter_count,
                 layers=len(lm.architecture.layers),
                 sites=len(lm.architecture.sites),

@@ -25,7 +25,6 @@ class InspectedAs:
 
     name: str
     """The model, as the user gave it."""
-    norm: str
     components: Sequence[str]
     trunk_memory_mb: int
 
