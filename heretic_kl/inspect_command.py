@@ -29,6 +29,8 @@ def run_inspect(words: Sequence[str]) -> int:
     from .config import load_settings
 
     target, rest = _json_target(words)
+    if target not in (None, "-") and not Path(target).absolute().parent.is_dir():
+        raise ConfigError(f"--json {target}: there is no folder {str(Path(target).parent)!r}")
     model = rest.pop(0) if rest and not rest[0].startswith("-") else None
     settings = load_settings([*(["--model", model] if model else []), *rest])
     if settings.model is None:

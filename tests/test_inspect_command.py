@@ -93,6 +93,7 @@ def test_an_encoder_decoder_is_refused(tmp_path, capsys):
         ([], "no model given; usage: heretic-kl inspect MODEL"),
         (["m", "--json"], "--json needs a path"),
         (["m", "--json="], "--json needs a path"),
+        (["m", "--json", "gone/out.json"], "there is no folder 'gone'"),
         (["m", "--dtyp", "auto"], "did you mean --dtype?"),
         (["./nothing"], "no model at './nothing'"),
     ],
