@@ -21,6 +21,7 @@ from heretic_kl.model import (
     cache_argument,
     common_prefix,
     grows_plainly,
+    has_places,
     left_padded,
     new_cache,
     right_padded,
@@ -122,7 +123,8 @@ class Decoding:
         self._lane_rows = count
         self._lanes = start.lanes
         self._lm = lm
-        self._known = frozenset(inspect.signature(lm.model.forward).parameters)
+        entered = getattr(lm.body, "forward", lm.model.forward)
+        self._known = frozenset(inspect.signature(entered).parameters)
         self._cache_argument = cache_argument(lm)
         share_prefix = share_prefix and way.shares_prefix(sequences, most)
         prefix = common_prefix(sequences) if share_prefix else ()
@@ -196,20 +198,18 @@ class Decoding:
             self._logits: Tensor = self._cache.logits(self._lm, tokens, self._mask)[:, None]
             return
         wanted = 1 + self._guessed
-        optional = {
-            "position_ids": positions,
-            "logits_to_keep": wanted,
-            "attention_mask": self._mask,
-        }
-        if self._cache_argument != "past_key_values" and tokens.shape[1] == 1:
-            del optional["attention_mask"]  # a state has no places that could be masked
-        output = self._lm.model(
+        optional = {"position_ids": positions, "attention_mask": self._mask}
+        if tokens.shape[1] == 1 and not has_places(self._cache):
+            del optional["attention_mask"]
+        output = self._lm.body(
             input_ids=tokens,
             use_cache=True,
             **{self._cache_argument: self._cache},
             **{name: value for name, value in optional.items() if name in self._known},
         )
-        self._logits = output.logits[:, -wanted:]
+        # Two dimensions: of some three-dimensional inputs a product copies the weight for each row.
+        hidden = output.last_hidden_state[:, -wanted:].flatten(0, 1)
+        self._logits = self._lm.head.logits(hidden).view(len(tokens), wanted, -1)
 
 
 def _right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

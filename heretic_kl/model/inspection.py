@@ -11,7 +11,7 @@ import torch
 from heretic_kl.ablation import Component
 from heretic_kl.model.architecture import Site
 from heretic_kl.model.loading import LanguageModel
-from heretic_kl.model.prefix import new_cache
+from heretic_kl.model.prefix import cache_argument, new_cache
 from heretic_kl.model.probe import probe_tokens
 from heretic_kl.model.proof import prove_sites
 
@@ -169,9 +169,8 @@ def _cache_bytes_per_token(lm: LanguageModel) -> int | None:
 
     def size(tokens: int) -> int:
         cache = new_cache(lm)
-        lm.body(
-            input_ids=probe_tokens(lm.model)[:1, :tokens], past_key_values=cache, use_cache=True
-        )
+        ids = probe_tokens(lm.model)[:1, :tokens]
+        lm.body(input_ids=ids, use_cache=True, **{cache_argument(lm): cache})
         held = [vars(layer).values() for layer in cache.layers]
         tensors = [t for values in held for t in values if isinstance(t, torch.Tensor)]
         return sum(t.numel() * t.element_size() for t in tensors)

@@ -228,9 +228,15 @@ def _load_working(
         if not place:
             model = _moved(model, target, source)
         model.eval().requires_grad_(False)
-        if _gives_finite_logits(model):
-            return model, candidate, stored
-        failures.append(str(candidate).removeprefix("torch."))
+        failure = str(candidate).removeprefix("torch.")
+        try:
+            if _gives_finite_logits(model):
+                return model, candidate, stored
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # its code does not run in this dtype
+            failure += f" ({str(error).splitlines()[0]})"
+        failures.append(failure)
     raise ModelError(
         f"{source.name!r} gives no finite logits in {', '.join(failures)}: "
         "try --dtype float32, and check the checkpoint"

@@ -24,6 +24,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest relative difference of what two ways of computing the same give; rounding gives 1e-6,
 over a few recurrent layers 1e-4."""
 LOW_PRECISION_TOLERANCE = 5e-2
+CACHE_NAMES = ("cache", "cache_params", "past_key_values")
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "local_attention")
 """Settings that limit how far some layers see; not every such layer has a cache that says so."""
 
@@ -106,10 +107,15 @@ def _repeat(layer: Any, rows: int, times: int) -> None:
 
 
 def cache_argument(lm: CausalModel) -> str:
-    """Under which name the model takes its cache; state-space models have one of their own."""
+    """Under which name the model takes its cache; transformers before 5.24 had two others."""
     known = inspect.signature(lm.model.forward).parameters
-    fitting = [name for name in ("past_key_values", "cache_params") if name in known]
-    return fitting[0] if fitting else "past_key_values"
+    fitting = [name for name in CACHE_NAMES if name in known]
+    return fitting[0] if fitting else CACHE_NAMES[-1]
+
+
+def has_places(cache: Any) -> bool:
+    """Whether some layer keeps tokens apart, so that they can be masked out; a state does not."""
+    return any(hasattr(layer, "keys") for layer in cache.layers)
 
 
 def shortest_window(lm: CausalModel) -> int | None:

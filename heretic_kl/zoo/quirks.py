@@ -19,16 +19,13 @@ NOT_RELOADED: Mapping[str, str] = {
 """Model type -> why `AutoModelForCausalLM` cannot load what its model saved; its class can."""
 
 OWN_CACHE: Mapping[str, str] = {
-    "falcon_mamba": "`cache_params`",
-    "mamba": "`cache_params`",
-    "mamba2": "`cache_params`",
-    "minimax": "its own class of `past_key_values`, refuses a `DynamicCache`",
+    "dory": "its bias of positions has the length of the new tokens, not of the keys",
+    "minimax": "its own class of cache, refuses a `DynamicCache`",
     "openai-gpt": "none",
-    "recurrent_gemma": "none outside: its layers keep their state from call to call",
     "rwkv": "`state`",
-    "xlstm": "`cache_params`",
+    "xlstm": "its own class of cache",
 }
-"""Decoder -> what it has instead of a `DynamicCache` under `past_key_values`."""
+"""Decoder -> what it has instead of a `DynamicCache`, or why one does not work."""
 
 FULL_PRECISION_ONLY: Mapping[str, str] = {
     "xlstm": "multiplies its float32 state with weights as they are stored",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
-from heretic_kl.model import ModelSource, load_model
+from heretic_kl.model import ModelSource, load_model, loading
 from heretic_kl.model.loading import dtype_candidates, resolve_device
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model, tiny_llama
 
@@ -42,6 +42,20 @@ def test_a_dtype_without_finite_logits_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr("heretic_kl.model.loading._gives_finite_logits", lambda model: False)
     with pytest.raises(ModelError, match="no finite logits in float16, float32"):
         load(folder)
+
+
+def test_a_dtype_that_the_model_does_not_run_in_is_passed_over(tmp_path, monkeypatch):
+    def mixed(model):
+        if model.dtype is torch.bfloat16:
+            raise RuntimeError("mixed dtype\nand more")
+        return True
+
+    folder = save_tiny_model(tmp_path / "m", tiny_llama())
+    monkeypatch.setattr(loading, "_gives_finite_logits", mixed)
+    monkeypatch.setattr(loading, "_cpu_multiplies_bfloat16", lambda: True)
+    assert load_model(ModelSource(str(folder)), device="cpu").dtype is torch.float32
+    with pytest.raises(ModelError, match=r"in bfloat16 \(mixed dtype\): try --dtype float32"):
+        load_model(ModelSource(str(folder)), dtype="bfloat16", device="cpu")
 
 
 def test_dtypes_to_try():

@@ -19,7 +19,6 @@ FEW = (
 PROMPT_LENGTH = 12
 NEVER_BUILT = {
     "gemma4_assistant": "ValueError: hidden_size_per_layer_input must be 0",
-    "gemma4_unified_assistant": "set of layer types producing a cache is different",
     "musicgen": "'MusicgenConfig' object has no attribute 'dropout'",
     "musicgen_melody": "'MusicgenMelodyConfig' object has no attribute 'dropout'",
 }
@@ -104,21 +103,25 @@ def test_a_cache_changes_nothing(model_type):
     model = built(model_type)
     ids = prompts()
     if model_type in zoo.OWN_CACHE:
-        with pytest.raises((AttributeError, TypeError, ValueError)):
-            cached_logits(model, ids)
+        try:
+            assert not torch.allclose(cached_logits(model, ids), logits(model, ids), atol=1e-3)
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            pass  # it does not even take one
         return
     torch.testing.assert_close(cached_logits(model, ids), logits(model, ids), rtol=0, atol=1e-3)
 
 
 def cached_logits(model, ids):
     """All but two tokens at once, then those two, one at a time."""
-    counts = "position_ids" in inspect.signature(model.forward).parameters
+    known = inspect.signature(model.forward).parameters
+    counts, name = "position_ids" in known, "cache" if "cache" in known else "past_key_values"
     cache, seen, start = DynamicCache(config=model.config), [], 0
     for end in (ids.shape[1] - 2, ids.shape[1] - 1, ids.shape[1]):
         positions = torch.arange(start, end).expand(len(ids), -1)
         more = {"position_ids": positions} if counts else {}
-        output = model(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, **more)
-        cache, start = output.past_key_values, end
+        more |= {name: cache, "use_cache": True}
+        output = model(input_ids=ids[:, start:end], **more)
+        start = end
         seen.append(output.logits)
     return torch.cat(seen, dim=1)
 
