@@ -22,7 +22,7 @@ from torch import Tensor
 
 from heretic_kl import Session, Settings, calibrating, events, zoo
 from heretic_kl.ablation import Plan, ablation_operator
-from heretic_kl.engine import continuing
+from heretic_kl.engine import continuing, forced_sequences
 from heretic_kl.errors import HereticKLError
 from heretic_kl.export import MergedSaved, save_merged
 from heretic_kl.export.shards import open_shard
@@ -263,14 +263,14 @@ def _passes_problem(found: Coverage, session: Session) -> str | None:
     lm, engine = session._lm, session._engine
     prompts = session._prompts.prompts["harmless", "search"]
     plans = _two_plans(lm)
-    passes = engine._candidate_passes(prompts, KL_TOKENS, None)
+    sequences = forced_sequences(engine.reference(prompts, KL_TOKENS))
     together = lm.architecture.by_rows
     groups = [plans] if together else [[plan] for plan in plans]
-    states = torch.cat([passes.hidden_states(group) for group in groups])
+    states = torch.cat([engine.hidden_states_of(group, prompts, KL_TOKENS) for group in groups])
     worst = 0.0
     for plan, ours in zip(plans, states, strict=True):
         with edited(lm.architecture, plan):
-            plain = torch.cat([_plain_states(lm, s.fed, s.scored) for s in passes._sequences])
+            plain = torch.cat([_plain_states(lm, s.fed, s.scored) for s in sequences])
         worst = max(worst, _relative(ours, plain))
     found.passes_error = worst
     return None if worst < SAME else f"hidden states differ by {worst:.1e} from the plainest pass"

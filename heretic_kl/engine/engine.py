@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -14,19 +13,21 @@ from heretic_kl.ablation import Plan, ResidualMean
 from heretic_kl.engine.answering import CandidateAnswers
 from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.continuing import continuing
-from heretic_kl.engine.forced_reference import ReducedRows, answer_and_force, model_identity
-from heretic_kl.engine.forcing import ForcedPortion
+from heretic_kl.engine.forced_requests import (
+    BatchesChanged,
+    ForcedKey,
+    ForcedRequests,
+    forced_keys,
+)
 from heretic_kl.engine.generation import Answer
-from heretic_kl.engine.passes import CandidatePasses
 from heretic_kl.engine.progress import Progress
 from heretic_kl.engine.runner import Runner
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl import Head, Reference, ReferenceIdentity
+from heretic_kl.kl import Reference
 from heretic_kl.model import LanguageModel, common_prefix, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
     PartialAnswers,
-    PartialRows,
     Request,
     ResponseRequest,
     ResponseResult,
@@ -38,16 +39,11 @@ from heretic_kl.requests import (
     Watch,
 )
 
-_ReferenceKey: TypeAlias = tuple[tuple[Prompt, ...], int, Sampling | None]
 _AnswersKey: TypeAlias = tuple[tuple[Prompt, ...], int, tuple[StopRule, ...]]
 
 
 MOST_CANDIDATES = 64
 """Side by side, until memory runs out."""
-
-
-class _BatchesChanged(Exception):
-    """Memory ran out in the middle of a round, and batches are smaller now."""
 
 
 class Engine:
@@ -64,8 +60,9 @@ class Engine:
             `heretic_kl.model.prefix_problem` for models that do not allow it.
         original: the engine of the unedited model, where `lm` is another model to be compared
             with it (a saved edit, say); `measure` then takes its references from there.
-        trunk_bytes: memory, in all, for what the unedited model computes below the edited layers,
-            kept so that candidates start there; 0: candidates run all layers.
+        trunk_bytes: memory, in all, for what the unedited model computes and candidates need: its
+            states below the edited layers, where candidates then start, and its logits; 0: all of
+            it is computed for every candidate.
         draft_answers: guess answers from earlier ones, and check several tokens at once.
     """
 
@@ -84,16 +81,20 @@ class Engine:
         self._draft_answers = draft_answers
         self.runner = Runner(lm, batch_size, share_prefix=share_prefix, notify=notify)
         continuing(lm)  # now: later an edit may be in force
-        self._original = original
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
-        self._references: dict[_ReferenceKey, Reference] = {}
-        self._references_size = batch_size
         self._reference_answers: dict[_AnswersKey, list[Answer]] = {}
         self._answering: dict[_AnswersKey, CandidateAnswers] = {}
-        self._passes: dict[_ReferenceKey, tuple[Reference, CandidatePasses]] = {}
         self._trunk_bytes = 0 if original is not None else trunk_bytes
         self._notify = notify
         self._most_candidates = MOST_CANDIDATES
+        self._forced: ForcedRequests = ForcedRequests(
+            self.runner,
+            lm,
+            self.encode,
+            original=None if original is None else original._forced,
+            left=self._bytes_left,
+            notify=notify,
+        )
 
     @property
     def batch_size(self) -> int:
@@ -168,7 +169,7 @@ class Engine:
             size = self.batch_size
             try:
                 results = self._measure(plans, requests, watch)
-            except _BatchesChanged:
+            except BatchesChanged:
                 continue
             if self.batch_size == size:
                 return results
@@ -179,12 +180,9 @@ class Engine:
         self, plans: Sequence[Plan | None], requests: Sequence[Request], watch: Watch | None
     ) -> list[list[Result] | None]:
         progress = Progress(requests, len(plans), watch)
-        forced = dict.fromkeys(r for r in requests if isinstance(r, TeacherForcedRequest))
-        for request in forced:  # before anything is edited
-            self.reference(request.prompts, request.tokens, request.sampling)
-        for request in sorted(forced, key=_forced_cost):
-            if progress.going:
-                self._forced(request, plans, progress)
+        forced = _distinct_forced(requests)
+        if forced:
+            self._forced.measure(forced, plans, progress)
         asked = [r for r in requests if isinstance(r, ResponseRequest)]
         for group in sorted(_response_groups(asked), key=_response_cost):
             if progress.going:
@@ -193,33 +191,20 @@ class Engine:
 
     def prepare(self, requests: Sequence[Request]) -> None:
         """Compute the references of requests now, for instance before the model is edited."""
-        for request in requests:
-            if isinstance(request, TeacherForcedRequest):
-                self.reference(request.prompts, request.tokens, request.sampling)
+        forced = _distinct_forced(requests)
+        if forced:
+            self._forced.references(forced_keys(forced))
 
     def reference(
         self, prompts: tuple[Prompt, ...], tokens: int, sampling: Sampling | None = None
     ) -> Reference:
         """The unedited model's answers of up to `tokens` tokens and its states over them."""
-        if self._original is not None:
-            return self._original.reference(prompts, tokens, sampling)
-        if self._references_size != self.batch_size:
-            # Reference and candidate must have run in the same batches.
-            self._references.clear()
-            self._passes.clear()
-            self._references_size = self.batch_size
-        key = (prompts, tokens, sampling)
-        if key not in self._references:
-            encoded = [self.encode(prompt) for prompt in prompts]
-            self._references[key] = answer_and_force(
-                self.runner, encoded, tokens, self._identity, sampling
-            )
-        return self._references[key]
+        (found,) = self._forced.references([ForcedKey(prompts, tokens, sampling)])
+        return found
 
     def release(self) -> None:
-        """Give back the memory of all trunks; each is recorded anew when it is needed."""
-        for _, passes in self._passes.values():
-            passes.release()
+        """Give back the memory of what is kept; it is computed anew when it is needed."""
+        self._forced.release()
         for answering in self._answering.values():
             answering.release()
         if torch.cuda.is_available():
@@ -241,7 +226,13 @@ class Engine:
         Returns:
             (rows, D), rows ordered as in `reference(prompts, tokens)`.
         """
-        return self._candidate_passes(prompts, tokens, None).hidden_states([plan])[0]
+        return self.hidden_states_of([plan], prompts, tokens)[0]
+
+    def hidden_states_of(
+        self, plans: Sequence[Plan | None], prompts: tuple[Prompt, ...], tokens: int
+    ) -> Tensor:
+        """The same of K candidates side by side, (K, rows, D)."""
+        return self._forced.passes(ForcedKey(prompts, tokens)).hidden_states(plans)
 
     def residual_mean(self, prompts: Sequence[Prompt], winsorize_quantile: float) -> Tensor:
         """Mean residual after each layer at the last prompt token, (L, D) float64."""
@@ -268,79 +259,11 @@ class Engine:
         """The unedited model's whole answers."""
         return self._answers(prompts, max_tokens, ())
 
-    def _forced(
-        self, request: TeacherForcedRequest, plans: Sequence[Plan | None], progress: Progress
-    ) -> None:
-        size, going = self.batch_size, tuple(progress.going)
-        reference = self.reference(request.prompts, request.tokens, request.sampling)
-        passes = self._candidate_passes(request.prompts, request.tokens, request.sampling)
-        reduced = ReducedRows(
-            reference,
-            request.reduction,
-            len(going),
-            reads_reference=request.reference_logits,
-            reference_head=self.reference_head,
-            head=self.lm.head,
-        )
-
-        def consume(portions: Iterator[ForcedPortion]) -> None:
-            for portion in portions:
-                if self.batch_size != size:
-                    raise _BatchesChanged
-                self._reduce(reduced, portion)
-                # Of several candidates none can leave the pass.
-                if len(going) == 1 and progress.watched and not reduced.complete:
-                    part = PartialRows(reduced.result(0))
-                    if not progress.hear(going[0], {request: part}):
-                        return
-
-        passes.run([plans[candidate] for candidate in going], consume)
-        for lane, candidate in enumerate(going):
-            if candidate in progress.going:
-                progress.keep(candidate, {request: reduced.result(lane)})
-
-    def _reduce(self, reduced: ReducedRows, portion: ForcedPortion) -> None:
-        try:
-            reduced.add(portion.rows, portion.hidden)
-        except torch.OutOfMemoryError as error:
-            if len(portion.hidden) > 1:
-                raise
-            # Smaller batches of prompts would not help.
-            raise MeasurementError(
-                "out of memory with a single candidate: lower --trunk-memory-mb"
-            ) from error
-
-    def _candidate_passes(
-        self, prompts: tuple[Prompt, ...], tokens: int, sampling: Sampling | None
-    ) -> CandidatePasses:
-        reference = self.reference(prompts, tokens, sampling)
-        key = (prompts, tokens, sampling)
-        known = self._passes.get(key)
-        if known is None or known[0] is not reference:
-            passes = CandidatePasses(
-                self.runner,
-                self.lm.architecture,
-                reference,
-                trunk_bytes=self._trunk_bytes_left,
-                notify=self._notify,
-            )
-            known = self._passes[key] = (reference, passes)
-        return known[1]
-
-    def _trunk_bytes_left(self) -> int:
-        """What the trunks of all references leave of their common budget."""
-        taken = sum(passes.trunk_bytes for _, passes in self._passes.values())
+    def _bytes_left(self) -> int:
+        """What is left of the common budget for what the unedited model computes."""
+        taken = self._forced.bytes
         taken += sum(answering.trunk_bytes for answering in self._answering.values())
         return self._trunk_bytes - taken
-
-    @property
-    def reference_head(self) -> Head:
-        """What makes logits of a reference's hidden states."""
-        return self.lm.head if self._original is None else self._original.lm.head
-
-    @cached_property
-    def _identity(self) -> ReferenceIdentity:
-        return model_identity(self.lm)
 
     def _respond(
         self, group: _ResponseGroup, plans: Sequence[Plan | None], progress: Progress
@@ -376,7 +299,7 @@ class Engine:
                 group.rules,
                 originals=self._reference_answers.get(key),
                 drafting=self._draft_answers,
-                trunk_bytes=self._trunk_bytes_left,
+                trunk_bytes=self._bytes_left,
                 notify=self._notify,
             )
         return self._answering[key]
@@ -430,8 +353,8 @@ def _response_groups(requests: Sequence[ResponseRequest]) -> list[_ResponseGroup
     return groups
 
 
-def _forced_cost(request: TeacherForcedRequest) -> int:
-    return len(request.prompts) * request.tokens
+def _distinct_forced(requests: Sequence[Request]) -> list[TeacherForcedRequest]:
+    return list(dict.fromkeys(r for r in requests if isinstance(r, TeacherForcedRequest)))
 
 
 def _response_cost(group: _ResponseGroup) -> int:

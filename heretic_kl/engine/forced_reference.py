@@ -5,7 +5,7 @@ And what another model's final hidden states are reduced to beside them. Runs no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -47,16 +47,36 @@ def answer_and_force(
         identity: of the model, see `model_identity`.
         sampling: how answers are drawn; None: greedy.
     """
+    sequences = answered(runner, encoded, tokens, sampling)
+    return reference_from(sequences, tokens, runner.hidden_states(sequences), identity)
+
+
+def answered(
+    runner: Runner,
+    encoded: Sequence[Sequence[int]],
+    tokens: int,
+    sampling: Sampling | None = None,
+) -> tuple[ForcedSequence, ...]:
+    """Prompts with the model's own answers; see `answer_and_force`."""
     answers = runner.answers(encoded, tokens, sampling=sampling)
-    sequences = tuple(
+    return tuple(
         ForcedSequence(tuple(prompt), tuple(answer.reference_tokens(tokens)))
         for prompt, answer in zip(encoded, answers, strict=True)
     )
+
+
+def reference_from(
+    sequences: Sequence[ForcedSequence],
+    tokens: int,
+    hidden: Tensor,  # (rows, D)
+    identity: ReferenceIdentity,
+) -> Reference:
+    """The reference that sequences and the model's final hidden states over them make."""
     answer_ids = _padded([s.answer for s in sequences], tokens)
     return Reference.from_hidden(
         answer_ids.clamp_min(0),
         answer_ids >= 0,
-        runner.hidden_states(sequences),
+        hidden,
         identity,
         prompts=_padded([s.prompt for s in sequences], max(len(s.prompt) for s in sequences)),
     )
@@ -73,18 +93,56 @@ def forced_sequences(reference: Reference) -> tuple[ForcedSequence, ...]:
     )
 
 
+class KeptLogits:
+    """A reference's logits, kept from the first candidate on as far as memory is left.
+
+    Candidates come in the same blocks of rows, so what is kept is what would be computed.
+
+    Args:
+        reference: whose hidden states they are made of.
+        head: makes them.
+        left: tells how many bytes are left.
+    """
+
+    def __init__(self, reference: Reference, head: Head, *, left: Callable[[], int]) -> None:
+        self._reference = reference
+        self._head = head
+        self._left = left
+        self._blocks: dict[tuple[int, ...], Tensor] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Memory taken now."""
+        return sum(block.numel() * block.element_size() for block in self._blocks.values())
+
+    def release(self) -> None:
+        """Give it back."""
+        self._blocks.clear()
+
+    def of(self, rows: Tensor) -> Tensor:
+        """(n, V) float32 of rows (n,) int64; not to be written to."""
+        key = tuple(rows.tolist())
+        known = self._blocks.get(key)
+        if known is None:
+            states = self._reference.hidden
+            assert states is not None
+            known = self._head.logits(states[rows.to(states.device)])
+            if known.numel() * known.element_size() <= self._left():
+                self._blocks[key] = known
+        return known
+
+
 class ReducedRows:
     """Columns of a reduction, of rows of several candidates that come in portion by portion.
 
-    The reference's logits are computed once for all candidates; (P, N, V) logits are never there.
+    The reference's logits serve all candidates; (P, N, V) logits are never held for them.
 
     Args:
         reference: what the candidates are compared with.
         reduction: what is kept of each row.
-        reads_reference: whether the reduction reads the reference's logits.
         candidates: K.
-        reference_head: makes logits of the reference's hidden states.
-        head: makes logits of the candidates'.
+        kept: the reference's logits; None: the reduction does not read them.
+        head: makes logits of the candidates' hidden states.
     """
 
     def __init__(
@@ -93,16 +151,20 @@ class ReducedRows:
         reduction: RowReduction,
         candidates: int,
         *,
-        reads_reference: bool,
-        reference_head: Head,
+        kept: KeptLogits | None,
         head: Head,
     ) -> None:
-        self._reads_reference = reads_reference
         self._reference = reference
         self._reduction = reduction
-        self._heads = reference_head, head
+        self._kept = kept
+        self._head = head
         self._rows: list[Tensor] = []
         self._parts: list[list[tuple[Tensor, ...]]] = [[] for _ in range(candidates)]
+
+    @property
+    def begun(self) -> bool:
+        """Whether any row is there."""
+        return bool(self._rows)
 
     @property
     def complete(self) -> bool:
@@ -116,17 +178,14 @@ class ReducedRows:
             rows: (n,) int64, among the reference's rows.
             hidden: (K, n, D) final hidden states of the candidates.
         """
-        assert self._reference.hidden is not None
-        reference_head, head = self._heads
-        states = self._reference.hidden
         tokens = self._reference.row_tokens
-        for block in row_blocks(len(rows), head.vocabulary, MAX_LOGIT_ELEMENTS):
+        for block in row_blocks(len(rows), self._head.vocabulary, MAX_LOGIT_ELEMENTS):
             chosen = rows[block]
-            read = chosen if self._reads_reference else chosen[:0]
-            logits = reference_head.logits(states[read.to(states.device)])
             own_tokens = tokens[chosen.to(tokens.device)].to(hidden.device)
             for parts, own in zip(self._parts, hidden, strict=True):
-                parts.append(self._reduction(logits, head.logits(own[block]), own_tokens))
+                logits = self._head.logits(own[block])
+                reference = logits[:0] if self._kept is None else self._kept.of(chosen)
+                parts.append(self._reduction(reference, logits, own_tokens))
         self._rows.append(rows)
 
     def result(self, candidate: int) -> TeacherForcedResult:

@@ -1,6 +1,6 @@
-"""Teacher-forced passes of candidates over one reference's answers, as little of each as needed.
+"""Teacher-forced passes of candidates over fixed sequences, as little of each as needed.
 
-Owns the batches and the trunk of one reference. Knows nothing about what rows are reduced to.
+Owns the batches and the trunk. Knows nothing about what rows are reduced to.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from heretic_kl.ablation import Plan
-from heretic_kl.engine.forced_reference import forced_sequences
 from heretic_kl.engine.forcing import (
     ForcedBatches,
     ForcedPortion,
+    ForcedSequence,
     forced_portions,
     gathered,
     run_forced,
@@ -21,17 +21,16 @@ from heretic_kl.engine.forcing import (
 from heretic_kl.engine.replay import Replay, in_force
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.trunk import Start
-from heretic_kl.kl import Reference
 from heretic_kl.model import Architecture, CausalModel
 
 
 class CandidatePasses:
-    """Runs candidates over the answers of one reference.
+    """Runs candidates over prompts with the unedited model's answers.
 
     Args:
         runner: of the model.
         architecture: of the model.
-        reference: what is fed, and what the unedited model computed over it.
+        sequences: what is fed.
         trunk_bytes: tells how much memory is left for the trunk; 0: every pass runs all layers.
         notify: told, in words, why the trunk is not used.
     """
@@ -40,14 +39,14 @@ class CandidatePasses:
         self,
         runner: Runner,
         architecture: Architecture,
-        reference: Reference,
+        sequences: Sequence[ForcedSequence],
         *,
         trunk_bytes: Callable[[], int],
         notify: Callable[[str], None],
     ) -> None:
         self._runner = runner
         self._architecture = architecture
-        self._sequences = forced_sequences(reference)
+        self._sequences = sequences
         self._layout: _Layout | None = None
         self._replay = Replay(
             architecture,
@@ -73,7 +72,7 @@ class CandidatePasses:
             plans: K candidates; None: the unedited model.
 
         Returns:
-            (K, rows, D), rows ordered as in the reference.
+            (K, rows, D), rows ordered as the sequences' answers.
         """
         found: list[Tensor] = []
 

@@ -152,7 +152,7 @@ def test_lower_layers_do_not_read_prompts_again(lm):
     for handle in handles:
         handle.remove()
     assert calls and min(calls) == 2
-    assert engine._trunk_bytes_left() < MEGABYTE
+    assert engine._bytes_left() < MEGABYTE
 
 
 def test_models_that_cannot_take_back_say_so_and_answer_alike(tmp_path):

@@ -160,7 +160,7 @@ def test_running_out_of_memory_halves_the_candidates_first(lm, monkeypatch):
 
 
 def test_running_out_of_memory_with_one_candidate_is_one_line(lm, monkeypatch):
-    from heretic_kl.engine import engine as module
+    from heretic_kl.engine import forced_requests as module
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -175,7 +175,7 @@ def test_all_references_share_one_trunk_budget(lm):
     plan = plan_of(lm, 1, lowest=2)
     for tokens in range(1, 9):
         engine.measure(plan, [TeacherForcedRequest(PROMPTS, tokens, row_statistics)])
-    assert 0 <= engine._trunk_bytes_left() < 40_000
+    assert 0 <= engine._bytes_left() < 40_000
 
 
 def test_a_trunk_that_memory_has_no_room_for_is_left_with_a_reason(lm, monkeypatch):
@@ -212,12 +212,12 @@ def test_trunks_are_given_back_and_recorded_anew(lm):
     engine = Engine(lm, batch_size=4, trunk_bytes=MEGABYTE)
     plan = plan_of(lm, 1, lowest=2)
     before = engine.measure(plan, [FORCED, ASKED])
-    assert engine._trunk_bytes_left() < MEGABYTE
+    assert engine._bytes_left() < MEGABYTE
     engine.release()
-    assert engine._trunk_bytes_left() == MEGABYTE
+    assert engine._bytes_left() == MEGABYTE
     after = engine.measure(plan, [FORCED, ASKED])
     assert torch.equal(before[0].columns.divergence, after[0].columns.divergence)
-    assert before[1] == after[1] and engine._trunk_bytes_left() < MEGABYTE
+    assert before[1] == after[1] and engine._bytes_left() < MEGABYTE
 
 
 def test_a_plans_states_and_the_reference_come_from_the_same_batches(lm, monkeypatch):
