@@ -1,13 +1,54 @@
-"""The machine a benchmark ran on, without its name."""
+"""The machine a benchmark ran on, without its name, and what it was asked to do."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 from heretic_kl import __version__
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def run_facts(seed: int, threads: int, dtype: str, *packages: str) -> dict[str, object]:
+    """What every results file begins with; `packages` names more of them to tell versions of."""
+    return {
+        "command": command_line(),
+        "date": date.today().isoformat(),
+        "seed": seed,
+        "machine": machine_facts(threads),
+        "versions": library_versions(*packages),
+        "dtype": dtype,
+    }
+
+
+def command_line() -> str:
+    """How this script was called; of paths outside the current folder only the last part."""
+    words = [
+        f"PATH/{Path(word).name}" if Path(word).is_absolute() else word for word in sys.argv[1:]
+    ]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
+def resolved_dtype(setting: str) -> str:
+    """`auto`: what a run takes on this processor; bfloat16 only where it multiplies that."""
+    if setting != "auto":
+        return setting
+    import torch
+
+    from heretic_kl.model.loading import dtype_candidates
+
+    return str(dtype_candidates("auto", torch.device("cpu"))[0]).removeprefix("torch.")
+
+
+def results_file(stem: str, dtype: str) -> Path:
+    """Where figures of a dtype go; bfloat16's have no suffix."""
+    suffix = "" if dtype == "bfloat16" else f"_{dtype}"
+    return Path(__file__).parent / f"results/{stem}{suffix}.json"
 
 
 def machine_facts(threads: int) -> dict[str, object]:
