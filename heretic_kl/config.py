@@ -23,6 +23,7 @@ from .config_tables import (
     DirectionsTable,
     EditTable,
     Location,
+    Number,
     PromptsTable,
     ScorerTable,
     Text,
@@ -154,6 +155,14 @@ class Settings(BaseSettings):
         "Measure a trial no further once a finished one surely beats it, by exact bounds; it is "
         "recorded as stopped, counts as a trial and is never on the front",
         group="Search",
+    )
+    racing_error: Number = setting(
+        0.0,
+        "With racing: also leave a trial that is worse than a finished one by a paired test on the "
+        "prompts measured so far; the chance, per trial, that this is wrong. 0: exact bounds only",
+        group="Search",
+        ge=0,
+        le=0.5,
     )
     confirm_trials: Whole = setting(
         8, "Trials of the front that are measured again on the report prompts", group="Search", ge=0

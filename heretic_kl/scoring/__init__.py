@@ -30,6 +30,7 @@ from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
 from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
 from heretic_kl.scoring.scorer import (
     Bounds,
+    PerPrompt,
     PromptKind,
     Role,
     Score,
@@ -46,6 +47,7 @@ __all__ = [
     "MeasuringEngine",
     "PartialAnswers",
     "PartialRows",
+    "PerPrompt",
     "PromptKind",
     "RefusalCount",
     "RefusalRule",
