@@ -19,7 +19,13 @@ from heretic_kl.engine import (
     find_response_prefix,
     measure_noise_floor,
 )
-from heretic_kl.model import LanguageModel, common_prefix, prefix_problem
+from heretic_kl.model import (
+    LanguageModel,
+    common_prefix,
+    packed_bytes,
+    prefix_problem,
+    with_packed_weights,
+)
 from heretic_kl.prompt_sets import PromptSets
 
 CALIBRATION_PROMPTS = 12
@@ -49,6 +55,7 @@ def calibrate(
     answers = continuing(lm)
     if answers.problem is not None:
         notify(answers.problem)
+    lm, memory = _packed(lm, settings.trunk_memory_mb * 2**20, tell)
     sharing = _can_share_prefix(lm, sets, tell)
     size = settings.batch_size or find_batch_size(lm, sets.search_prompts, share_prefix=sharing)
     tell("batch size", str(size))
@@ -62,7 +69,7 @@ def calibrate(
         batch_size=engine.batch_size,
         share_prefix=sharing,
         notify=notify,
-        trunk_bytes=settings.trunk_memory_mb * 2**20,
+        trunk_bytes=memory,
         draft_answers=settings.draft_answers,
     )
     floor = measure_noise_floor(
@@ -81,6 +88,17 @@ def calibrate(
         noise_floor=floor,
         site_residue=site_residue,
     )
+
+
+def _packed(
+    lm: LanguageModel, memory: int, tell: Callable[[str, str], None]
+) -> tuple[LanguageModel, int]:
+    """The model with packed weights, if they fit in the memory, and what of it is left then."""
+    size = packed_bytes(lm)
+    if not 0 < size <= memory:
+        return lm, memory
+    tell("weights", f"laid out for the processor, {size / 2**20:.0f} MB")
+    return with_packed_weights(lm), memory - size
 
 
 def _can_share_prefix(

@@ -110,8 +110,8 @@ class Settings(BaseSettings):
     )
     trunk_memory_mb: Whole = setting(
         1024,
-        "Memory for what the unedited model computes below the edited layers, so that no trial "
-        "computes it again (0: off)",
+        "Memory for what every trial needs and none changes: weights laid out for the CPU, what "
+        "the unedited model computes below the edited layers, its logits (0: off)",
         group="Measurement",
         ge=0,
     )

@@ -6,6 +6,7 @@ padded position cannot change one before it. What all prompts begin with runs on
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from heretic_kl.model import CausalModel, PrefixCache, common_prefix, right_padd
 
 PORTION_ROWS = 64
 """Scored rows that are worth a matrix product with the head."""
+ORDER_SEED = 0
+"""Of the order in which batches run, the same for all models."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ class ForcedBatches:
         self.rows = starts[-1]
         rest = [s.fed[skipped:] for s in sequences]
         self.batches: list[ForcedBatch] = []
-        for bucket in length_buckets([len(ids) for ids in rest], max_rows):
+        buckets = length_buckets([len(ids) for ids in rest], max_rows)
+        # Not by length: the first ones speak for all, to whoever stops early.
+        random.Random(ORDER_SEED).shuffle(buckets)
+        for bucket in buckets:
             tokens, _last = right_padded([rest[index] for index in bucket], torch.device("cpu"))
             if extra_padding:
                 tokens = torch.nn.functional.pad(tokens, (0, extra_padding))
@@ -149,7 +155,7 @@ def gathered(portions: Iterable[ForcedPortion]) -> Tensor:
 def forced_portions(
     lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE
 ) -> Iterator[ForcedPortion]:
-    """The same bit by bit, `PORTION_ROWS` rows or a few more at a time, shortest prompts first.
+    """The same bit by bit, `PORTION_ROWS` rows or a few more at a time.
 
     Which rows come together depends on the batches alone.
     """

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.packing import packed, product
 from heretic_kl.kl.rows import (
     RowStatistics,
     concatenate_rows,
@@ -39,6 +40,7 @@ class Head:
             `logits_scaling`).
         softcap: Bound of the soft-capping (Gemma 2's `final_logit_softcapping`), or None.
         vocabulary_size: Columns from here on are padding of the weight; None keeps all.
+        packed_weight: The weight without padding as `heretic_kl.kl.packing` lays it out, or None.
     """
 
     weight: Tensor  # (V, D)
@@ -46,6 +48,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     vocabulary_size: int | None = None
+    packed_weight: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Raise `ValueError` if the parts do not fit together."""
@@ -88,8 +91,11 @@ class Head:
         weight = self.weight[: self.vocabulary]
         # A fresh, aligned copy: BLAS may round differently for another memory alignment.
         rows = hidden.to(device=weight.device, dtype=weight.dtype, copy=True)
-        product = rows.contiguous() @ weight.T
-        logits = product if product.dtype == torch.float64 else product.to(torch.float32)
+        if self.packed_weight is None:
+            raw = rows.contiguous() @ weight.T
+        else:
+            raw = product(rows.contiguous(), self.packed_weight)
+        logits = raw if raw.dtype == torch.float64 else raw.to(torch.float32)
         if self.bias is not None:
             logits += self.bias[: self.vocabulary].to(logits.dtype)
         if self.scale != 1.0:
@@ -98,17 +104,23 @@ class Head:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
 
+    def with_packed_weight(self) -> "Head":
+        """Return a head that reads a packed copy of the weight; itself where none can be made."""
+        laid_out = packed(self.weight[: self.vocabulary])
+        return self if laid_out is None else replace(self, packed_weight=laid_out)
+
     def kept(self) -> "Head":
         """Return a copy on the CPU that later changes of the model do not reach."""
         bias = None if self.bias is None else self.bias.detach().to("cpu", copy=True)
-        return replace(self, weight=self.weight.detach().to("cpu", copy=True), bias=bias)
+        weight = self.weight.detach().to("cpu", copy=True)
+        return replace(self, weight=weight, bias=bias, packed_weight=None)
 
     def to(self, device: torch.device) -> "Head":
         """Return the head on `device`; itself if it is there."""
         if self.weight.device == device:
             return self
         bias = None if self.bias is None else self.bias.to(device)
-        return replace(self, weight=self.weight.to(device), bias=bias)
+        return replace(self, weight=self.weight.to(device), bias=bias, packed_weight=None)
 
     @torch.no_grad()
     def same_as(self, other: "Head") -> bool:

@@ -18,6 +18,7 @@ from heretic_kl.model.loading import (
     load_to_measure,
     load_tokenizer,
 )
+from heretic_kl.model.packing import packed_bytes, with_packed_weights, with_plain_weights
 from heretic_kl.model.padding import left_padded, right_padded
 from heretic_kl.model.prefix import (
     PrefixCache,
@@ -74,6 +75,7 @@ __all__ = [
     "load_tokenizer",
     "on_layer_outputs",
     "new_cache",
+    "packed_bytes",
     "prefix_problem",
     "probe_tokens",
     "prove_sites",
@@ -83,4 +85,6 @@ __all__ = [
     "shortest_window",
     "thought_left_open",
     "unwrapped",
+    "with_packed_weights",
+    "with_plain_weights",
 ]

@@ -1,0 +1,82 @@
+"""Weights laid out for the processor: the same products, faster."""
+
+import pytest
+import torch
+
+from heretic_kl.ablation import ablation_operator
+from heretic_kl.engine import Engine
+from heretic_kl.kl import row_statistics
+from heretic_kl.kl.packing import packed, product
+from heretic_kl.model import packed_bytes, with_packed_weights, with_plain_weights
+from heretic_kl.prompts import Prompt
+from heretic_kl.requests import ResponseRequest, TeacherForcedRequest
+from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
+
+WORDS = "how do I make a cake bomb please tell me about the weather in Rome".split()
+PROMPTS = tuple(Prompt(" ".join(WORDS[i % 5 : 5 + i])) for i in range(1, 9))
+FORCED, ASKED = TeacherForcedRequest(PROMPTS, 5, row_statistics), ResponseRequest(PROMPTS, 12)
+
+pytestmark = pytest.mark.skipif(packed(torch.ones(8, 8)) is None, reason="no packed layout here")
+
+
+@pytest.fixture(params=["llama", "gpt2", "gemma2"])
+def lm(request, tmp_path):
+    return load_tiny_model(save_tiny_model(tmp_path / "m", TINY_CONFIGS[request.param]()))
+
+
+@pytest.mark.parametrize("rows", [(1,), (3,), (40,), (2, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_that_of_the_plain_weight(rows, dtype):
+    weight, given = torch.randn(48, 33, dtype=dtype), torch.randn(*rows, 33, dtype=dtype)
+    bias = torch.randn(48, dtype=dtype)
+    expected = torch.nn.functional.linear(given, weight, bias)
+    torch.testing.assert_close(product(given, packed(weight), bias), expected)
+
+
+def test_other_dtypes_have_no_layout():
+    assert packed(torch.ones(8, 8, dtype=torch.float64)) is None
+
+
+def test_a_packed_model_measures_as_the_plain_one(lm):
+    direction = torch.randn(lm.architecture.width, generator=torch.Generator().manual_seed(1))
+    plan = {key: ablation_operator(direction, 0.7) for key in lm.architecture.facts()}
+    forced, asked = Engine(lm, batch_size=3).measure(plan, [FORCED, ASKED])
+    ours = with_packed_weights(lm)
+    engine = Engine(ours, batch_size=3, trunk_bytes=2**20)
+    packed_forced, packed_asked = engine.measure(plan, [FORCED, ASKED])
+    torch.testing.assert_close(
+        packed_forced.columns.divergence, forced.columns.divergence, rtol=1e-3, atol=1e-9
+    )
+    assert packed_asked.texts == asked.texts
+    (unedited,) = engine.measure(None, [FORCED])
+    assert not unedited.columns.divergence.any()
+
+
+def test_a_weight_that_is_changed_counts_at_once_and_plain_weights_come_back(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "m", TINY_CONFIGS["llama"]()))
+    site = lm.architecture.sites[0].module
+    given = torch.randn(3, site.in_features)
+    before = site(given)
+    with_packed_weights(lm)
+    assert "forward" in vars(site)
+    torch.testing.assert_close(site(given), before)
+    kept = site.weight.data
+    site.weight.data = torch.zeros_like(kept)
+    assert not site(given).any()
+    site.weight.data = kept
+    torch.testing.assert_close(site(given), before)
+    with torch.no_grad():
+        site.weight.mul_(2)
+    torch.testing.assert_close(site(given), 2 * before)
+    with_plain_weights(lm)
+    assert not any("forward" in vars(module) for module in lm.model.modules())
+
+
+def test_what_copies_take_is_known_beforehand(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "m", TINY_CONFIGS["llama"]()))
+    layers = sum(
+        module.weight.numel() * 4
+        for name, module in lm.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    )
+    assert packed_bytes(lm) == layers + lm.head.weight.numel() * 4
