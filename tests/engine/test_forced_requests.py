@@ -1,0 +1,122 @@
+"""Teacher-forced requests that share a pass: the same numbers as each alone."""
+
+import pytest
+import torch
+
+from heretic_kl.ablation import ablation_operator
+from heretic_kl.engine import Engine
+from heretic_kl.kl import row_statistics
+from heretic_kl.prompts import Prompt
+from heretic_kl.requests import PartialRows, Sampling, TeacherForcedRequest
+from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
+
+WORDS = "how do I make a cake bomb please tell me about the weather in Rome".split()
+SYSTEM = "you need to know what the weather is and I will not wait for it now"
+PROMPTS = tuple(Prompt(" ".join(WORDS[i % 5 : 5 + i]), SYSTEM) for i in range(1, 9))
+OTHERS = tuple(Prompt(" ".join(WORDS[3 : 5 + i]), SYSTEM) for i in range(1, 6))
+
+
+def candidate_only(none, candidate, tokens):
+    assert not len(none)
+    return (candidate.logsumexp(-1), tokens)
+
+
+REQUESTS = [
+    TeacherForcedRequest(PROMPTS, 5, row_statistics),
+    TeacherForcedRequest(OTHERS, 3, candidate_only, reference_logits=False),
+    TeacherForcedRequest(PROMPTS, 2, row_statistics),
+    TeacherForcedRequest(OTHERS, 4, row_statistics, Sampling(7)),
+]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
+def lm(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return load_tiny_model(save_tiny_model(folder / "m", TINY_CONFIGS[request.param]()))
+
+
+def plan_of(lm, seed):
+    direction = torch.randn(lm.architecture.width, generator=torch.Generator().manual_seed(seed))
+    return {key: ablation_operator(direction, 0.8) for key in lm.architecture.facts()}
+
+
+def assert_alike(ours, expected):
+    for mine, theirs in zip(ours.columns, expected.columns, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+    assert torch.equal(ours.prompt_index, expected.prompt_index)
+    assert torch.equal(ours.position, expected.position)
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+@pytest.mark.parametrize("trunk_bytes", [0, 2**24])
+def test_together_they_measure_as_each_alone(lm, candidates, trunk_bytes):
+    plans = [plan_of(lm, seed) for seed in range(candidates)]
+    engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes)
+    together = engine.measure_many(plans, REQUESTS)
+    for plan, found in zip(plans, together, strict=True):
+        for request, ours in zip(REQUESTS, found, strict=True):
+            assert_alike(ours, Engine(lm, batch_size=3).measure(plan, [request])[0])
+
+
+def test_an_unedited_model_scores_exactly_zero_in_company(lm):
+    for trunk_bytes in (0, 2**24):
+        engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes)
+        for plan in (None, {}):
+            for result in engine.measure(plan, REQUESTS)[::2]:
+                assert not result.columns.divergence.any()
+
+
+def test_kept_logits_change_no_bit_and_are_not_computed_again(lm, monkeypatch):
+    plan, rows = plan_of(lm, 1), []
+    (expected,) = Engine(lm, batch_size=3).measure(plan, REQUESTS[:1])
+    keeping = Engine(lm, batch_size=3, trunk_bytes=2**24)
+    keeping.measure(plan, REQUESTS[:1])
+    kept = keeping._forced.bytes
+    assert kept >= len(expected.position) * lm.head.vocabulary * 4
+    own = type(lm.head).logits
+    monkeypatch.setattr(
+        type(lm.head), "logits", lambda head, hidden: rows.append(len(hidden)) or own(head, hidden)
+    )
+    (ours,) = keeping.measure(plan, REQUESTS[:1])
+    assert torch.equal(ours.columns.divergence, expected.columns.divergence)
+    assert sum(rows) == len(expected.position)  # the candidate's alone
+    keeping.release()
+    assert keeping._forced.bytes == 0
+    (again,) = keeping.measure(plan, REQUESTS[:1])
+    assert torch.equal(again.columns.divergence, expected.columns.divergence)
+
+
+def test_logits_are_kept_as_far_as_memory_is_left(lm):
+    plan = plan_of(lm, 1)
+    (expected,) = Engine(lm, batch_size=3).measure(plan, REQUESTS[:1])
+    whole = len(expected.position) * lm.head.vocabulary * 4
+    tight = Engine(lm, batch_size=3, trunk_bytes=whole // 2)
+    for _ in range(2):
+        (ours,) = tight.measure(plan, REQUESTS[:1])
+        assert torch.equal(ours.columns.divergence, expected.columns.divergence)
+        assert tight._forced.bytes <= whole // 2
+
+
+def test_who_watches_hears_of_all_requests_from_the_first_portion_on(lm, monkeypatch):
+    from heretic_kl.engine import forcing
+
+    monkeypatch.setattr(forcing, "PORTION_ROWS", 1)
+    heard = []
+
+    def watch(_candidate, known):
+        heard.append(known)
+        return False
+
+    engine = Engine(lm, batch_size=13)
+    (results,) = engine.measure_many([plan_of(lm, 1)], REQUESTS[:2], watch)
+    assert results is not None and len(heard) > 1
+    both = [known for known in heard if all(isinstance(part, PartialRows) for part in known)]
+    assert both
+
+
+def test_a_saved_model_is_compared_in_the_batches_of_the_original(lm):
+    original = Engine(lm, batch_size=3, trunk_bytes=2**24)
+    original.prepare(REQUESTS)
+    reread = Engine(lm, batch_size=3, original=original)
+    for result in reread.measure({}, REQUESTS)[::2]:
+        assert not result.columns.divergence.any()
