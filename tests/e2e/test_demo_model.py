@@ -121,7 +121,10 @@ def test_saved_weights_reproduce_the_trial(run):
     measurement = facts["measurement"]
     assert measurement["merge_kl_nats"] <= measurement["rounding_floor_nats"]
     trial, saved = (facts["report_scores"]["teacher_forced_kl"][k] for k in ("trial", "saved"))
-    assert abs(trial["value"] - saved["value"]) <= max(0.02 * trial["value"], 1e-3)
+    # Of float32 rounding is far below the other bounds; in bfloat16, which a run takes where the
+    # processor has it, the weights are rounded with the edit in them.
+    rounding = 2 * measurement["rounding_floor_nats"]
+    assert abs(trial["value"] - saved["value"]) <= max(0.02 * trial["value"], 1e-3, rounding)
 
 
 def test_plain_transformers_loads_it_and_it_answers(run):
