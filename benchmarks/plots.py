@@ -79,14 +79,12 @@ def by_positions(axes: Any, result: dict[str, Any]) -> None:
 
 
 def by_candidates(axes: Any, result: dict[str, Any]) -> None:
-    """Seconds a candidate over candidates side by side: a line through seconds of all of them."""
+    """Seconds a candidate over candidates side by side, as measured, and of one more of them."""
     each = curve(result, "seconds_a_candidate_by_candidates_at_once_40_prompts_from_layer_12")
-    slope, once = line_through({count: count * seconds for count, seconds in each.items()})
-    steps = [1 + (max(each) - 1) * step / 60 for step in range(61)]
-    fitted = {count: slope + once / count for count in steps}
+    slope, _ = line_through({count: count * seconds for count, seconds in each.items()})
     dtype = result["dtype"]
-    label = f"{dtype}: {slope * 1000:.0f} ms + {once * 1000:.0f} ms / K"
-    draw(axes, each, fitted, label, COLORS[dtype])
+    label = f"{dtype}: {slope * 1000:.0f} ms for one more"
+    draw(axes, each, each, label, COLORS[dtype])
     axes.set_title("Candidates side by side (40 prompts, from layer 12)")
     axes.set_xlabel("candidates at once, K")
     axes.set_ylabel("seconds a candidate")

@@ -96,12 +96,27 @@ def test_seconds_beside_peers_are_those_of_the_results_file():
     found = json.loads((ROOT / "benchmarks/results/peers.json").read_text())
     forced, generation = found["teacher_forced"], found["generation"]
     peer, ours = forced["temaq"]["median_seconds"], forced["ours"]["median_seconds"]
-    assert f"Temaq 1.1.1 {peer:.1f} s" in README
-    for name in ("from layer 0, 1 at once", "from layer 12, 1 at once", "from layer 12, 4 at once"):
-        assert f"{ours[name]:.1f} s ({peer / ours[name]:.1f} times as many)" in README
-    peer, mine = generation["heretic"]["median_seconds"], generation["ours"]["median_seconds"]
-    assert f"Heretic 1.4.0 {peer:.1f} s | {mine:.1f} s ({peer / mine:.1f} times as many)" in README
-    assert generation["ours"]["trials_with_verdicts_of_plain_generation"] == 8
+    assert f"Temaq 1.1.1 {peer:.2f} s" in README
+    for name in ("0, 1", "0, 8", "8, 1", "12, 4"):
+        seconds = ours[f"from layer {name} at once"]
+        assert f"{seconds:.2f} s ({peer / seconds:.1f} times as many)" in README
+    peer = generation["heretic"]["median_seconds"]
+    assert f"Heretic 1.4.0 {peer:.2f} s" in README
+    for name in ("ours", "ours_4_at_once"):
+        seconds = generation[name]["mean_seconds"]
+        assert f"{seconds:.2f} s ({peer / seconds:.1f} times as many)" in README
+    assert f"up to {max(generation['ours']['seconds']):.1f} s alone" in README
+
+
+def test_verdicts_are_those_of_the_results_file():
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/verdicts.json").read_text())
+    text, control = " ".join(README.split()), "of plain generation in batches of 13"
+    for dtype in ("float32", "bfloat16"):
+        ours = found[dtype]["of a run, unlike plain generation's"]
+        plain = found[dtype][f"{control}, unlike plain generation's"]
+        assert f"{ours} of {found[dtype]['verdicts']} in {dtype} ({plain} " in text
 
 
 def test_coverage_and_memory_of_saving_are_those_of_the_results_files():
