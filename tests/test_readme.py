@@ -123,6 +123,16 @@ def test_verdicts_are_those_of_the_results_file():
         assert f"{ours} of {found[dtype]['verdicts']} in {dtype} ({plain} " in text
 
 
+def test_what_racing_saves_is_that_of_the_results_file():
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/racing.json").read_text())["searches"]
+    whole, raced = found["measured whole"], found["racing at error 0.05"]
+    rates = f"{raced['trials_per_minute']:.0f} a minute instead of {whole['trials_per_minute']:.0f}"
+    text = " ".join(README.split())
+    assert f"{raced['trials']} trials stopped {raced['stopped']} of them and ran {rates}" in text
+
+
 def test_coverage_and_memory_of_saving_are_those_of_the_results_files():
     import json
 
