@@ -49,8 +49,13 @@ def _linear_layers(lm: CausalModel) -> list[nn.Linear]:
         if type(module) is nn.Linear
         and module is not head  # `lm.head` stands for it
         and module.weight.dtype in PACKED_DTYPES
-        and getattr(vars(module).get("forward"), "packs", True)  # nobody else's
+        and _is_own(vars(module).get("forward"))
     ]
+
+
+def _is_own(forward: object) -> bool:
+    """Whether a layer's forward is that of its class or ours; others hook theirs in there too."""
+    return forward is None or hasattr(forward, "packs")
 
 
 def _forward(module: nn.Linear, laid_out: Tensor) -> Callable[[Tensor], Tensor]:
@@ -58,7 +63,8 @@ def _forward(module: nn.Linear, laid_out: Tensor) -> Callable[[Tensor], Tensor]:
 
     def forward(rows: Tensor) -> Tensor:
         weight = module.weight
-        if weight.data_ptr() != place or weight._version != version or rows.dtype != weight.dtype:
+        changed = weight.data_ptr() != place or weight._version != version
+        if changed or rows.dtype != weight.dtype or rows.requires_grad:  # ours has no gradient
             return nn.functional.linear(rows, weight, module.bias)
         return product(rows, laid_out, module.bias)
 

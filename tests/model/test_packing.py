@@ -72,6 +72,25 @@ def test_a_weight_that_is_changed_counts_at_once_and_plain_weights_come_back(tmp
     assert not any("forward" in vars(module) for module in lm.model.modules())
 
 
+def test_a_forward_that_another_library_put_there_stays(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "m", TINY_CONFIGS["llama"]()))
+    site = lm.architecture.sites[0].module
+    site.forward = hooked = lambda rows: torch.nn.functional.linear(rows, site.weight)
+    with_packed_weights(lm)
+    assert site.forward is hooked
+    with_plain_weights(lm)
+    assert site.forward is hooked
+
+
+def test_gradients_pass_as_through_the_plain_layer(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "m", TINY_CONFIGS["llama"]()))
+    site = lm.architecture.sites[0].module
+    with_packed_weights(lm)
+    given = torch.randn(3, site.in_features, requires_grad=True)
+    site(given).sum().backward()
+    torch.testing.assert_close(given.grad, site.weight.sum(0).expand(3, -1))
+
+
 def test_what_copies_take_is_known_beforehand(tmp_path):
     lm = load_tiny_model(save_tiny_model(tmp_path / "m", TINY_CONFIGS["llama"]()))
     layers = sum(
