@@ -58,7 +58,8 @@ class Operator:
         Returns:
             (..., D) in the same dtype, computed in float32.
         """
-        edited = self.linear(output.float())
+        vectors = output.float()
+        edited = self._linear(vectors, overwrite=vectors is not output)
         if self.shift is not None:
             edited = edited + self.shift
         return edited.to(output.dtype)
@@ -68,8 +69,19 @@ class Operator:
 
         What makes it permanent in a weight, whose every column is such a vector.
         """
-        kept = vectors if self.scale is None else vectors * self.scale
-        return kept + (vectors @ self.right) @ self.left.T
+        return self._linear(vectors, overwrite=False)
+
+    def _linear(self, vectors: Tensor, *, overwrite: bool) -> Tensor:
+        """`linear`; a large tensor less to be allocated where the vectors may be written to."""
+        along = vectors @ self.right
+        if self.scale is not None:
+            kept = vectors * self.scale
+        else:
+            kept = vectors if overwrite else vectors.clone()
+        if self.rank == 1:
+            # A matrix product over a single column takes several times as long.
+            return kept.addcmul_(along, self.left[:, 0])
+        return kept.add_(along @ self.left.T)
 
     def to(self, device: torch.device) -> Operator:
         """The same operator on another device."""
