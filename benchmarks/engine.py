@@ -44,13 +44,13 @@ class Bench:
 
     def request(self, prompts: int, positions: int, reduction: Any = None) -> Any:
         """Teacher-forced, of the first so many prompts."""
-        from heretic_kl.kl import row_statistics
+        from heretic_kl.kl import DivergenceReduction
         from heretic_kl.requests import TeacherForcedRequest
 
         if prompts > len(self.prompts):
             raise ValueError(f"there are only {len(self.prompts)} prompts, asked for {prompts}")
         chosen = self.prompts[:prompts]
-        return TeacherForcedRequest(chosen, positions, reduction or row_statistics)
+        return TeacherForcedRequest(chosen, positions, reduction or DivergenceReduction())
 
     def plan(self, lowest: int, weight: float = 0.3) -> dict:
         """An edit of all layers from the lowest on."""

@@ -121,11 +121,11 @@ def measure(lm, count: int, tokens: int, repeats: int) -> dict:
     """Both objectives for each K and each lowest edited layer."""
     from heretic_kl.ablation import ablation_operator
     from heretic_kl.engine import Engine
-    from heretic_kl.kl import row_statistics
+    from heretic_kl.kl import DivergenceReduction
     from heretic_kl.requests import ResponseRequest, TeacherForcedRequest
 
     asked = prompts(count)
-    forced = TeacherForcedRequest(asked, POSITIONS, row_statistics)
+    forced = TeacherForcedRequest(asked, POSITIONS, DivergenceReduction())
     spoken = ResponseRequest(asked, tokens)
     direction = torch.randn(lm.architecture.width, generator=torch.Generator().manual_seed(SEED))
     sites, layers = lm.architecture.facts(), len(lm.architecture.layers)

@@ -63,12 +63,12 @@ def our_teacher_forced(harmful: tuple, harmless: tuple, repeats: int, dtype: str
 
     from heretic_kl.ablation import ablation_operator
     from heretic_kl.engine import Engine
-    from heretic_kl.kl import row_statistics
+    from heretic_kl.kl import DivergenceReduction
     from heretic_kl.requests import TeacherForcedRequest
 
     requests = [
         TeacherForcedRequest(harmful, POSITIONS, chosen_probability, reference_logits=False),
-        TeacherForcedRequest(harmless, POSITIONS, row_statistics),
+        TeacherForcedRequest(harmless, POSITIONS, DivergenceReduction()),
     ]
     lm, trunk_bytes = as_in_a_run(demo_model(dtype))
     direction = torch.randn(lm.architecture.width, generator=torch.Generator().manual_seed(SEED))
@@ -140,13 +140,13 @@ def plain_verdicts(lm: Any, plans: list[dict], harmful: tuple) -> list[list[bool
 def our_generation(harmful: tuple, harmless: tuple, dtype: str) -> dict[str, dict[str, Any]]:
     """Seconds of edits alone and side by side, and whether verdicts equal plain generation's."""
     from heretic_kl.engine import Engine
-    from heretic_kl.kl import row_statistics
+    from heretic_kl.kl import DivergenceReduction
     from heretic_kl.requests import ResponseRequest, TeacherForcedRequest
     from heretic_kl.scoring import RefusalRule
 
     rule = RefusalRule()
     requests = [
-        TeacherForcedRequest(harmless, 1, row_statistics),
+        TeacherForcedRequest(harmless, 1, DivergenceReduction()),
         ResponseRequest(harmful, TOKENS, rule),
     ]
     lm = demo_model(dtype)

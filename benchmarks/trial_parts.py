@@ -67,10 +67,10 @@ class TrialParts:
     """Seconds and calls of the parts of one trial.
 
     Args:
-        reduction: of the trial's request; pass `reduce` in its place.
+        reduction: of the trial's request; pass this in its place.
     """
 
-    def __init__(self, reduction: Callable[..., Any]) -> None:
+    def __init__(self, reduction: Any) -> None:
         self._reduction = reduction
         self.clear()
 
@@ -82,7 +82,11 @@ class TrialParts:
         """Of token batches (rows, T), the prefix aside."""
         self.fed_tokens = 0
 
-    def reduce(self, *arguments: Tensor) -> Any:
+    def prepare(self, reference: Tensor) -> Any:
+        """What the reduction makes of reference logits; before the trial that is timed."""
+        return self._reduction.prepare(reference)
+
+    def __call__(self, *arguments: Any) -> Any:
         """The reduction, timed."""
         start = time.perf_counter()
         columns = self._reduction(*arguments)
@@ -144,11 +148,11 @@ def breakdown(bench: Any, prompts: int, positions: int, lowest: int) -> dict[str
         positions: N.
         lowest: the first edited layer.
     """
-    from heretic_kl.kl import row_statistics
+    from heretic_kl.kl import DivergenceReduction
 
     lm, plan, engine = bench.lm, bench.plan(lowest), bench.engine()
-    parts = TrialParts(row_statistics)
-    request = bench.request(prompts, positions, parts.reduce)
+    parts = TrialParts(DivergenceReduction())
+    request = bench.request(prompts, positions, parts)
     for _ in range(2):  # what a first trial records is there now
         engine.measure(plan, [request])
     found: list[dict[str, float]] = []

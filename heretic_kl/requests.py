@@ -20,6 +20,23 @@ RowReduction: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 of rows: (P, N, V) logits are never held at once."""
 
 
+class PreparingReduction(Protocol):
+    """A reduction whose work on the reference's logits alone is worth doing once."""
+
+    def prepare(self, reference: Tensor) -> Prepared:
+        """What it is given in place of reference logits (rows, V), for every candidate."""
+        ...
+
+
+class Prepared(Protocol):
+    """What a reduction made of reference logits; kept as long as memory allows."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        ...
+
+
 class StopRule(Protocol):
     """Tells whether more text could still change a verdict."""
 
@@ -48,7 +65,8 @@ class TeacherForcedRequest:
     tokens: int
     """N, positions scored for each prompt; fewer where the answer ends earlier."""
     reduction: RowReduction
-    """What is kept of each row's logits. Requests are equal only if this is."""
+    """What is kept of each row's logits; see also `PreparingReduction`. Requests are equal only if
+    this is."""
     sampling: Sampling | None = None
     """How the reference answers; None: greedily."""
     reference_logits: bool = True

@@ -5,7 +5,6 @@ other; comparing what each generates on its own would compare different inputs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from pydantic import Field
@@ -14,12 +13,12 @@ from torch import Tensor
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
     Direction,
+    DivergenceReduction,
     KLSummary,
     KLTable,
     RowStatistics,
     geometric_weights,
     lowest_mean,
-    row_statistics,
     summarize,
 )
 from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
@@ -112,20 +111,6 @@ class TeacherForcedKLSettings(ScorerSettings):
             "Their KL is reported apart."
         ),
     )
-
-
-@dataclass(frozen=True)
-class DivergenceReduction:
-    """`row_statistics` with its options; equal options make equal requests."""
-
-    direction: Direction
-    temperature: float
-
-    def __call__(self, reference: Tensor, candidate: Tensor, tokens: Tensor) -> RowStatistics:
-        """Statistics of rows of logits (rows, V)."""
-        return row_statistics(
-            reference, candidate, tokens, direction=self.direction, temperature=self.temperature
-        )
 
 
 class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):

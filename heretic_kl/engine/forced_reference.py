@@ -6,6 +6,7 @@ And what another model's final hidden states are reduced to beside them. Runs no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,12 @@ from heretic_kl.kl import Direction, Head, Reference, ReferenceIdentity
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel
-from heretic_kl.requests import RowReduction, Sampling, TeacherForcedResult
+from heretic_kl.requests import (
+    Prepared,
+    RowReduction,
+    Sampling,
+    TeacherForcedResult,
+)
 
 
 def model_identity(
@@ -94,9 +100,10 @@ def forced_sequences(reference: Reference) -> tuple[ForcedSequence, ...]:
 
 
 class KeptLogits:
-    """A reference's logits, kept from the first candidate on as far as memory is left.
+    """A reference's logits, or what reductions make of them, kept as far as memory is left.
 
-    Candidates come in the same blocks of rows, so what is kept is what would be computed.
+    From the first candidate on. Candidates come in the same blocks of rows, so what is kept is
+    what would be computed.
 
     Args:
         reference: whose hidden states they are made of.
@@ -108,28 +115,42 @@ class KeptLogits:
         self._reference = reference
         self._head = head
         self._left = left
-        self._blocks: dict[tuple[int, ...], Tensor] = {}
+        self._logits: dict[tuple[int, ...], Tensor] = {}
+        self._prepared: dict[tuple[RowReduction, tuple[int, ...]], Prepared] = {}
 
     @property
     def bytes(self) -> int:
         """Memory taken now."""
-        return sum(block.numel() * block.element_size() for block in self._blocks.values())
+        logits = sum(_size(block) for block in self._logits.values())
+        return logits + sum(prepared.bytes for prepared in self._prepared.values())
 
     def release(self) -> None:
         """Give it back."""
-        self._blocks.clear()
+        self._logits.clear()
+        self._prepared.clear()
 
-    def of(self, rows: Tensor) -> Tensor:
-        """(n, V) float32 of rows (n,) int64; not to be written to."""
+    def of(self, rows: Tensor, reduction: RowReduction) -> Any:
+        """What a reduction is given of rows (n,) int64; not to be written to.
+
+        Logits (n, V) float32, or what the reduction makes of them where that can be kept.
+        """
         key = tuple(rows.tolist())
-        known = self._blocks.get(key)
-        if known is None:
-            states = self._reference.hidden
-            assert states is not None
-            known = self._head.logits(states[rows.to(states.device)])
-            if known.numel() * known.element_size() <= self._left():
-                self._blocks[key] = known
-        return known
+        known = self._prepared.get((reduction, key), self._logits.get(key))
+        if known is not None:
+            return known
+        logits, left = self._computed(rows), self._left()
+        prepare = getattr(reduction, "prepare", None)  # see `PreparingReduction`
+        prepared: Prepared | None = None if prepare is None else prepare(logits)
+        if prepared is not None and prepared.bytes <= left:
+            self._prepared[reduction, key] = prepared
+        elif _size(logits) <= left:
+            self._logits[key] = logits
+        return logits if prepared is None else prepared
+
+    def _computed(self, rows: Tensor) -> Tensor:
+        states = self._reference.hidden
+        assert states is not None
+        return self._head.logits(states[rows.to(states.device)])
 
 
 class ReducedRows:
@@ -182,10 +203,11 @@ class ReducedRows:
         for block in row_blocks(len(rows), self._head.vocabulary, MAX_LOGIT_ELEMENTS):
             chosen = rows[block]
             own_tokens = tokens[chosen.to(tokens.device)].to(hidden.device)
+            reference = None if self._kept is None else self._kept.of(chosen, self._reduction)
             for parts, own in zip(self._parts, hidden, strict=True):
                 logits = self._head.logits(own[block])
-                reference = logits[:0] if self._kept is None else self._kept.of(chosen)
-                parts.append(self._reduction(reference, logits, own_tokens))
+                given = logits[:0] if reference is None else reference
+                parts.append(self._reduction(given, logits, own_tokens))
         self._rows.append(rows)
 
     def result(self, candidate: int) -> TeacherForcedResult:
@@ -226,3 +248,7 @@ def mean_kl(
 def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
     """(P, width) int64, -1 after each row's last token."""
     return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.int64)
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -55,13 +55,21 @@ from heretic_kl.kl.reference import (
     resolve_reference,
     vocabulary_hash,
 )
-from heretic_kl.kl.rows import RowStatistics, concatenate_rows, row_statistics
+from heretic_kl.kl.rows import (
+    DivergenceReduction,
+    ReferenceRows,
+    RowStatistics,
+    concatenate_rows,
+    reference_rows,
+    row_statistics,
+)
 from heretic_kl.kl.table import KLTable
 
 __all__ = [
     "METRIC_VERSION",
     "NEAR_TIE_MARGIN",
     "Direction",
+    "DivergenceReduction",
     "Head",
     "Inputs",
     "Interval",
@@ -73,6 +81,7 @@ __all__ = [
     "Reduction",
     "Reference",
     "ReferenceIdentity",
+    "ReferenceRows",
     "ReferenceSource",
     "RowStatistics",
     "StoredLogits",
@@ -87,6 +96,7 @@ __all__ = [
     "kl_divergence_loss",
     "resolve_reference",
     "reverse_kl",
+    "reference_rows",
     "row_statistics",
     "summarize",
     "uniform_weights",

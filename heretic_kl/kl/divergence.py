@@ -15,13 +15,15 @@ from heretic_kl.kl.metric import Direction
 from heretic_kl.kl.terms import (
     block_divergence,
     block_elements,
+    distribution,
     log_normalizer,
     require_direction,
     require_finite,
     require_temperature,
     row_blocks,
+    working,
     working_device,
-    working_pair,
+    working_dtype,
 )
 
 Inputs = Literal["logits", "log_probabilities"]
@@ -199,16 +201,18 @@ def _kept_divergence(
     # Filled in place: small results among freed blocks of megabytes would fragment the heap.
     found = torch.empty((3, kept.numel()), dtype=torch.float64, device=working_device(reference))
     elements = block_elements(reference.device)
+    dtype = working_dtype(reference.dtype, candidate.dtype)
     for block in row_blocks(kept.numel(), reference.shape[-1], elements):
         rows = block if whole else kept[block].to(reference.device)
-        first, second = working_pair(reference[rows], candidate[rows], temperature)
+        first, second = reference[rows], candidate[rows]
         if inputs == "log_probabilities":
-            _require_normalized(first * temperature, reference.dtype, "reference")
-            _require_normalized(second * temperature, candidate.dtype, "candidate")
-        result = block_divergence(first, second, direction)
-        found[0, block] = result.divergence
-        found[1, block] = result.reference_log_normalizer
-        found[2, block] = result.candidate_log_normalizer
+            _require_normalized(first, "reference")
+            _require_normalized(second, "candidate")
+        p = distribution(first, dtype, temperature)
+        q = distribution(second, dtype, temperature)
+        found[0, block] = block_divergence(p, q, direction).divergence
+        found[1, block] = p.log_normalizer
+        found[2, block] = q.log_normalizer
     require_finite(found[1], "reference")
     require_finite(found[2], "candidate")
     return found[0]
@@ -237,10 +241,11 @@ def _row_weights(shape: torch.Size, mask: Tensor | None, weights: Tensor | None)
     return weight.reshape(-1)
 
 
-def _require_normalized(log_probabilities: Tensor, dtype: torch.dtype, whose: str) -> None:
+def _require_normalized(log_probabilities: Tensor, whose: str) -> None:
     """Raise `MeasurementError` if rows said to be log-probabilities do not sum to one."""
-    tolerance = 0.1 if dtype in (torch.float16, torch.bfloat16) else 1e-3
-    total = log_normalizer(log_probabilities)
+    given = log_probabilities.dtype
+    tolerance = 0.1 if given in (torch.float16, torch.bfloat16) else 1e-3
+    total = log_normalizer(working(log_probabilities, working_dtype(given, given), 1.0))
     worst = float(total.nan_to_num(nan=0.0).abs().max())
     if worst > tolerance:
         raise MeasurementError(

@@ -12,9 +12,11 @@ from torch import Tensor
 from heretic_kl.kl.terms import (
     block_divergence,
     block_elements,
+    distribution,
     require_temperature,
     row_blocks,
-    working_pair,
+    working,
+    working_dtype,
 )
 
 
@@ -70,8 +72,10 @@ class _MeanKL(torch.autograd.Function):
         ctx.temperature = temperature
         rows, width = student.shape
         total = student.new_zeros((), dtype=_result_dtype(student))
+        dtype = working_dtype(teacher.dtype, student.dtype)
         for block in row_blocks(rows, width, block_elements(student.device)):
-            first, second = working_pair(teacher[block], student[block], temperature)
+            first = distribution(teacher[block], dtype, temperature)
+            second = distribution(student[block], dtype, temperature)
             divergence = block_divergence(first, second, "forward").divergence.sum()
             total = total + divergence.to(device=total.device, dtype=total.dtype)
         return total * (temperature * temperature / max(1, rows))
@@ -83,8 +87,10 @@ class _MeanKL(torch.autograd.Function):
         rows, width = student.shape
         factor = gradients[0] * (ctx.temperature / max(1, rows))
         result = torch.empty_like(student)
+        dtype = working_dtype(teacher.dtype, student.dtype)
         for block in row_blocks(rows, width, block_elements(student.device)):
-            first, second = working_pair(teacher[block], student[block], ctx.temperature)
+            first = working(teacher[block], dtype, ctx.temperature)
+            second = working(student[block], dtype, ctx.temperature)
             difference = second.softmax(dim=-1) - first.softmax(dim=-1)
             scale = factor.to(device=difference.device, dtype=difference.dtype)
             result[block] = (difference * scale).to(result)

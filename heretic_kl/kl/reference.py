@@ -22,7 +22,7 @@ from heretic_kl.kl.metric import Direction
 from heretic_kl.kl.rows import RowStatistics, concatenate_rows, row_statistics
 from heretic_kl.kl.storage import load_tensors, save_tensors
 from heretic_kl.kl.table import KLTable
-from heretic_kl.kl.terms import log_normalizer, require_finite, row_blocks, working_pair
+from heretic_kl.kl.terms import log_normalizer, require_finite, row_blocks, working, working_dtype
 
 _KIND: Final = "heretic-kl reference"
 
@@ -166,7 +166,7 @@ class Reference:
         """
         shifted, normalizers = [], []
         for chunk in chunks:
-            wide, _ = working_pair(chunk, chunk[:0], 1.0)
+            wide = working(chunk, working_dtype(chunk.dtype, chunk.dtype), 1.0)
             low = wide - wide.amax(dim=-1, keepdim=True)
             normalizer = log_normalizer(low)
             require_finite(normalizer, "reference")

@@ -4,6 +4,7 @@ A row is one position of one prompt: the reference's distribution over the next 
 candidate's, and the token that the reference's own answer has there.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,14 +13,16 @@ from torch import Tensor
 from heretic_kl.kl.divergence import require_same_shape
 from heretic_kl.kl.metric import Direction
 from heretic_kl.kl.terms import (
+    Distribution,
     block_divergence,
     block_elements,
+    distribution,
     require_direction,
     require_finite,
     require_temperature,
     row_blocks,
     working_device,
-    working_pair,
+    working_dtype,
 )
 
 
@@ -35,9 +38,60 @@ class RowStatistics(NamedTuple):
     top1_agreement: Tensor  # (rows,) bool: both have the same best token
 
 
+class ReferenceRows(NamedTuple):
+    """What `row_statistics` needs of the reference, worth keeping where candidates are many."""
+
+    distribution: Distribution
+    best_token: Tensor  # (rows,) int64
+    top1_probability: Tensor  # (rows,) float64
+    margin: Tensor  # (rows,) float64
+    temperature: float
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes, the logits included; about 12 bytes a logit on a CPU."""
+        tensors = [*self.distribution, self.best_token, self.top1_probability, self.margin]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def of(self, rows: slice) -> "ReferenceRows":
+        """Return some of the rows."""
+        return ReferenceRows(
+            self.distribution.of(rows),
+            self.best_token[rows],
+            self.top1_probability[rows],
+            self.margin[rows],
+            self.temperature,
+        )
+
+
+@torch.no_grad()
+def reference_rows(logits: Tensor, *, temperature: float = 1.0) -> ReferenceRows:
+    """Return what `row_statistics` needs of the reference's raw logits (rows, V).
+
+    Raises:
+        ValueError: `logits` is not (rows, V), or the temperature not positive.
+        MeasurementError: A row holds NaN or +inf, or only -inf.
+    """
+    require_temperature(temperature)
+    _require_rows(logits)
+    dtype = working_dtype(logits.dtype, logits.dtype)
+    rows, width = logits.shape
+    # No rows are one block of none.
+    blocks = list(row_blocks(rows, width, block_elements(logits.device))) or [slice(0)]
+    parts = [_reference_block(logits[block], dtype, temperature) for block in blocks]
+    own = zip(*(part.distribution for part in parts), strict=True)
+    return ReferenceRows(
+        Distribution(*(torch.cat(tensors) for tensors in own)),
+        torch.cat([part.best_token for part in parts]),
+        torch.cat([part.top1_probability for part in parts]),
+        torch.cat([part.margin for part in parts]),
+        temperature,
+    )
+
+
 @torch.no_grad()
 def row_statistics(
-    reference_logits: Tensor,  # (rows, V) raw, any floating dtype
+    reference: Tensor | ReferenceRows,  # (rows, V) raw logits, any floating dtype
     candidate_logits: Tensor,  # (rows, V) raw, same device
     reference_tokens: Tensor,  # (rows,) integer token ids in [0, V)
     *,
@@ -49,25 +103,66 @@ def row_statistics(
     Works through the rows in blocks: beyond its inputs it holds about ten blocks of
     `terms.BLOCK_ELEMENTS`, whatever V is.
 
+    Args:
+        reference: Its logits, or what `reference_rows` made of them at the same temperature.
+        candidate_logits: Compared with them row by row.
+        reference_tokens: What the reference's own answer has there.
+        direction: Of the divergence.
+        temperature: Both logits are divided by it.
+
     Raises:
         ValueError: Shapes, devices, token ids or options do not fit; both shapes are named.
         MeasurementError: A row holds NaN or +inf, or only -inf.
     """
     require_direction(direction)
     require_temperature(temperature)
-    require_same_shape(reference_logits, candidate_logits)
-    if reference_logits.dim() != 2:
-        raise ValueError(f"logits must be (rows, V), got {tuple(reference_logits.shape)}")
-    tokens = _checked_tokens(reference_tokens, reference_logits)
-    rows, width = reference_logits.shape
-    found = empty_rows(rows, working_device(reference_logits))
-    for block in row_blocks(rows, width, block_elements(reference_logits.device)):
-        first, second = working_pair(reference_logits[block], candidate_logits[block], temperature)
+    if isinstance(reference, ReferenceRows):
+        known, logits = reference, reference.distribution.logits
+        dtype = logits.dtype
+        if known.temperature != temperature:
+            raise ValueError(
+                f"the reference was prepared at temperature {known.temperature}, not {temperature}"
+            )
+        require_same_shape(logits.to("meta"), candidate_logits.to("meta"))
+    else:
+        known, logits = None, reference
+        dtype = working_dtype(logits.dtype, candidate_logits.dtype)
+        require_same_shape(logits, candidate_logits)
+    _require_rows(candidate_logits)
+    tokens = _checked_tokens(reference_tokens, candidate_logits)
+    rows, width = candidate_logits.shape
+    found = empty_rows(rows, working_device(candidate_logits))
+    for block in row_blocks(rows, width, block_elements(candidate_logits.device)):
+        if known is not None:
+            first = known.of(block)
+        else:
+            first = _reference_block(logits[block], dtype, temperature)
+        second = distribution(candidate_logits[block], dtype, temperature)
         part = _block_statistics(first, second, tokens[block], direction)
         # Kept results of a few bytes among freed blocks of megabytes would fragment the heap.
         for column, values in zip(found, part, strict=True):
             column[block] = values
     return found
+
+
+@dataclass(frozen=True)
+class DivergenceReduction:
+    """`row_statistics` with its options, as a request for them; equal options are equal."""
+
+    direction: Direction = "forward"
+    temperature: float = 1.0
+
+    def prepare(self, reference: Tensor) -> ReferenceRows:
+        """The part that raw reference logits (rows, V) have in it."""
+        return reference_rows(reference, temperature=self.temperature)
+
+    def __call__(
+        self, reference: Tensor | ReferenceRows, candidate: Tensor, tokens: Tensor
+    ) -> RowStatistics:
+        """Statistics of rows of raw logits (rows, V) and token ids (rows,)."""
+        return row_statistics(
+            reference, candidate, tokens, direction=self.direction, temperature=self.temperature
+        )
 
 
 def concatenate_rows(parts: list[RowStatistics]) -> RowStatistics:
@@ -109,30 +204,44 @@ def _checked_tokens(tokens: Tensor, logits: Tensor) -> Tensor:
     return tokens
 
 
+def _require_rows(logits: Tensor) -> None:
+    if logits.dim() != 2:
+        raise ValueError(f"logits must be (rows, V), got {tuple(logits.shape)}")
+
+
+def _reference_block(logits: Tensor, dtype: torch.dtype, temperature: float) -> ReferenceRows:
+    """Return what `row_statistics` needs of one block of the reference."""
+    own = distribution(logits, dtype, temperature)
+    require_finite(own.log_normalizer, "reference")
+    best, second, best_token = _top_two(own.logits)
+    top1_probability = (best.to(torch.float64) - own.log_normalizer).exp()
+    second_probability = (second.to(torch.float64) - own.log_normalizer).exp()
+    margin = top1_probability - second_probability
+    return ReferenceRows(own, best_token, top1_probability, margin, temperature)
+
+
 def _block_statistics(
-    reference: Tensor, candidate: Tensor, tokens: Tensor, direction: Direction
+    reference: ReferenceRows, candidate: Distribution, tokens: Tensor, direction: Direction
 ) -> RowStatistics:
-    """Return the statistics of one block in its working dtype."""
-    result = block_divergence(reference, candidate, direction)
-    reference_log_z = result.reference_log_normalizer
-    candidate_log_z = result.candidate_log_normalizer
-    require_finite(reference_log_z, "reference")
-    require_finite(candidate_log_z, "candidate")
-    token = tokens.to(reference.device).unsqueeze(-1)
-    best, second, best_token = _top_two(reference)
-    best_probability = (best.to(torch.float64) - reference_log_z).exp()
-    second_probability = (second.to(torch.float64) - reference_log_z).exp()
-    of_reference = reference.gather(-1, token).squeeze(-1).to(torch.float64)
-    of_candidate = candidate.gather(-1, token).squeeze(-1).to(torch.float64)
+    """Return the statistics of one block."""
+    require_finite(candidate.log_normalizer, "candidate")
+    result = block_divergence(reference.distribution, candidate, direction)
+    token = tokens.to(candidate.logits.device).unsqueeze(-1)
     return RowStatistics(
         divergence=result.divergence,
         infinite=result.infinite,
-        reference_probability=(of_reference - reference_log_z).exp(),
-        candidate_probability=(of_candidate - candidate_log_z).exp(),
-        reference_top1_probability=best_probability,
-        reference_margin=best_probability - second_probability,
-        top1_agreement=best_token == candidate.argmax(dim=-1),
+        reference_probability=_probability_of(token, reference.distribution),
+        candidate_probability=_probability_of(token, candidate),
+        reference_top1_probability=reference.top1_probability,
+        reference_margin=reference.margin,
+        top1_agreement=reference.best_token == candidate.logits.argmax(dim=-1),
     )
+
+
+def _probability_of(token: Tensor, own: Distribution) -> Tensor:
+    """Return each row's probability of its token, (rows,) float64."""
+    logit = own.logits.gather(-1, token).squeeze(-1).to(torch.float64)
+    return (logit - own.log_normalizer).exp()
 
 
 def _top_two(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

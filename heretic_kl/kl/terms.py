@@ -1,18 +1,23 @@
-"""The summand of each divergence, non-negative by construction. Knows only (rows, V) blocks.
+"""The summand of each divergence, non-negative. Knows only (rows, V) blocks.
 
 With `D = log p - log q`, the identity `KL(p || q) = sum(q - p + p D)` holds because both
-distributions sum to one, and every summand of it is non-negative. Written with the larger of
-the two probabilities in front, neither overflow nor cancellation can break that. With
-`a = |D|`, the part `J` that is even in `D` and the part `h` that is odd,
+distributions sum to one, and every summand of it is non-negative. An error `c` in a row's
+normalizer enters only as `exp(c) - 1 - c`, to second order, and identical rows, with `D = 0`, give
+exactly 0. The identity is computed in one of two ways.
+
+Float32 logits on a CPU: as it stands, in float64, where what cancels leaves less than 1e-15. Few
+passes over memory, no transcendental function beside the normalizers' own.
+
+Elsewhere, where there is no wider type or it is slow: with the larger of the two probabilities in
+front, so that neither overflow nor cancellation can make a summand negative. With `a = |D|`, the
+part `J` that is even in `D` and the part `h` that is odd,
 
     summand = max(p, q) (J + sign(D) h)
     J = a (1 - exp(-a)) / 2
     h = a - (1 - exp(-a)) (1 + a / 2),   between a^3 (1 - a / 2) / 12 and a^3 / 12
 
-where the bounds take over from `h` when `a` is so small that it would cancel. For `D >= 0`
-this is `p (expm1(-D) + D)`. An error `c` in a row's normalizer enters only as
-`exp(c) - 1 - c`, to second order: this is why float32 logits measure divergences of 1e-12
-meaningfully. Identical rows give `D = 0`, hence exactly 0.
+where the bounds take over from `h` when `a` is so small that it would cancel. For `D >= 0` this is
+`p (expm1(-D) + D)`. This is why float32 measures divergences of 1e-12 meaningfully.
 """
 
 import math
@@ -25,7 +30,7 @@ from torch import Tensor
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl.metric import DIRECTIONS, Direction
 
-BLOCK_ELEMENTS: Final = {"cpu": 2**19}
+BLOCK_ELEMENTS: Final = {"cpu": 2**18}
 """Elements worked on at once, by device type: on a CPU for each thread, sized for its cache."""
 
 _BLOCK_ELEMENTS_ELSEWHERE: Final = 2**22
@@ -37,13 +42,23 @@ _NEGLIGIBLE_FROM: Final = 50.0
 _JS_SERIES_BELOW: Final = 0.1
 
 
+class Distribution(NamedTuple):
+    """Logits of a block of rows, and what follows from them alone."""
+
+    logits: Tensor  # (rows, V) float32 or float64, already divided by the temperature
+    log_normalizer: Tensor  # (rows,) float64, log-sum-exp; NaN if the row has none
+    probability: Tensor  # (rows, V) float64, or the logits' dtype where that is slow
+
+    def of(self, rows: slice) -> "Distribution":
+        """Return some of the rows."""
+        return Distribution(*(tensor[rows] for tensor in self))
+
+
 class BlockDivergence(NamedTuple):
     """Per-row results of one block; a row with a NaN normalizer has no meaning."""
 
     divergence: Tensor  # (rows,) float64, nats, +inf where `infinite`
     infinite: Tensor  # (rows,) bool
-    reference_log_normalizer: Tensor  # (rows,) float64
-    candidate_log_normalizer: Tensor  # (rows,) float64
 
 
 def row_blocks(rows: int, width: int, elements: int) -> Iterator[slice]:
@@ -69,20 +84,24 @@ def working_device(tensor: Tensor) -> torch.device:
     return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
 
 
-def working_pair(
-    reference: Tensor,  # (rows, V) any floating dtype
-    candidate: Tensor,  # (rows, V) any floating dtype
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Return both blocks in float32 (float64 if either is), divided by `temperature`."""
-    wide = torch.float64 in (reference.dtype, candidate.dtype)
-    dtype = torch.float64 if wide else torch.float32
-    device = working_device(reference)
-    first = reference.to(device=device, dtype=dtype)
-    second = candidate.to(device=device, dtype=dtype)
-    if temperature != 1.0:
-        first, second = first / temperature, second / temperature
-    return first, second
+def working_dtype(first: torch.dtype, second: torch.dtype) -> torch.dtype:
+    """Return in which dtype rows of these two are compared: float64 if either is."""
+    return torch.float64 if torch.float64 in (first, second) else torch.float32
+
+
+def working(logits: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:
+    """Return (rows, V) raw logits as they are worked on, divided by `temperature`."""
+    wide = logits.to(device=working_device(logits), dtype=dtype)
+    return wide if temperature == 1.0 else wide / temperature
+
+
+def distribution(logits: Tensor, dtype: torch.dtype, temperature: float) -> Distribution:
+    """Return the distribution of (rows, V) raw logits of any floating dtype.
+
+    Never raises on NaN (see `require_finite`).
+    """
+    own = working(logits, dtype, temperature)
+    return Distribution(own, *_normalize(own))
 
 
 def log_normalizer(logits: Tensor) -> Tensor:
@@ -94,22 +113,19 @@ def log_normalizer(logits: Tensor) -> Tensor:
 
 
 def block_divergence(
-    reference: Tensor,  # (rows, V) float32 or float64, already divided by the temperature
-    candidate: Tensor,  # (rows, V) same dtype and device
+    reference: Distribution,
+    candidate: Distribution,  # same shape, dtype and device
     direction: Direction,
 ) -> BlockDivergence:
     """Return the divergence of each row in nats; never raises on NaN (see `require_finite`)."""
-    reference_log_z, larger = _normalize(reference)
-    candidate_log_z, probability = _normalize(candidate)
-    torch.maximum(larger, probability, out=larger)
-    ratio = reference - candidate  # log p - log q, NaN where both are -inf
-    ratio -= (reference_log_z - candidate_log_z).to(ratio.dtype).unsqueeze(-1)
     if direction == "jensen_shannon":
-        divergence = _jensen_shannon(ratio, larger)
-        infinite = torch.zeros_like(divergence, dtype=torch.bool)
-    else:
-        divergence, infinite = _kl(ratio.neg_() if direction == "reverse" else ratio, larger)
-    return BlockDivergence(divergence, infinite, reference_log_z, candidate_log_z)
+        divergence = _jensen_shannon(reference, candidate)
+        return BlockDivergence(divergence, torch.zeros_like(divergence, dtype=torch.bool))
+    if direction == "reverse":
+        reference, candidate = candidate, reference
+    if reference.probability.dtype == reference.logits.dtype:
+        return _kl(reference, candidate)
+    return _kl_in_float64(reference, candidate)
 
 
 def require_finite(log_normalizers: Tensor, whose: str) -> None:
@@ -138,17 +154,42 @@ def require_temperature(temperature: float) -> None:
 def _normalize(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return each row's log-sum-exp, (rows,) float64, and its probabilities, (rows, V)."""
     peak = logits.amax(dim=-1, keepdim=True)
-    probability = (logits - peak).exp_()
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        probability = logits.to(torch.float64).sub_(peak).exp_()
+    else:
+        probability = (logits - peak).exp_()
     total = probability.sum(dim=-1, dtype=torch.float64)
     probability.div_(total.to(probability.dtype).unsqueeze(-1))
     return peak.squeeze(-1).to(torch.float64) + total.log(), probability
 
 
-def _kl(ratio: Tensor, larger: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the divergence of each row and whether it is infinite; overwrites its input.
+def _kl_in_float64(reference: Distribution, candidate: Distribution) -> BlockDivergence:
+    """Return KL(reference || candidate) of float32 logits whose probabilities are float64.
 
     The order of operations is written for few passes over memory: this is the hot loop.
     """
+    p, q = reference.probability, candidate.probability
+    ratio = reference.logits.to(torch.float64).sub_(candidate.logits)
+    # D - 1, so that q - p + p D is one operation.
+    ratio.sub_((reference.log_normalizer - candidate.log_normalizer + 1.0).unsqueeze(-1))
+    # Both -inf, or only the first: contributes q. Only the second: infinite.
+    ratio.nan_to_num_(nan=0.0, posinf=math.inf, neginf=0.0)
+    total = torch.addcmul(q, p, ratio).clamp_min_(0.0).sum(dim=-1)
+    infinite = ~torch.isfinite(total)  # NaN where p underflows to 0 and q is excluded
+    return BlockDivergence(total.masked_fill_(infinite, math.inf), infinite)
+
+
+def _log_ratio(reference: Distribution, candidate: Distribution) -> Tensor:
+    """Return log p - log q in the logits' dtype, NaN where both are -inf."""
+    ratio = reference.logits - candidate.logits
+    shift = reference.log_normalizer - candidate.log_normalizer
+    return ratio.sub_(shift.to(ratio.dtype).unsqueeze(-1))
+
+
+def _kl(reference: Distribution, candidate: Distribution) -> BlockDivergence:
+    """Return KL(reference || candidate) in the logits' dtype."""
+    larger = torch.maximum(reference.probability, candidate.probability)
+    ratio = _log_ratio(reference, candidate)
     # Both -inf: NaN, contributes 0. Only the first: contributes q. Only the second: infinite.
     ratio.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf).clamp_(min=-_NEGLIGIBLE_FROM)
     infinite = ratio.amax(dim=-1) == math.inf
@@ -162,15 +203,17 @@ def _kl(ratio: Tensor, larger: Tensor) -> tuple[Tensor, Tensor]:
     torch.minimum(odd, upper, out=odd)
     summand = even.add_(odd.copysign_(ratio)).mul_(larger)
     total = summand.sum(dim=-1, dtype=torch.float64)
-    return torch.where(infinite, torch.full_like(total, math.inf), total), infinite
+    return BlockDivergence(total.masked_fill_(infinite, math.inf), infinite)
 
 
-def _jensen_shannon(ratio: Tensor, larger: Tensor) -> Tensor:
+def _jensen_shannon(reference: Distribution, candidate: Distribution) -> Tensor:
     """Return the Jensen-Shannon divergence of each row, symmetric to the last bit.
 
     With `m = (p + q) / 2` and `u = |p - q| / (p + q)` a summand is
-    `m ((1 + u) log(1 + u) + (1 - u) log(1 - u)) / 2`. Overwrites its input.
+    `m ((1 + u) log(1 + u) + (1 - u) log(1 - u)) / 2`.
     """
+    larger = torch.maximum(reference.probability, candidate.probability)
+    ratio = _log_ratio(reference, candidate)
     ratio.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
     decay = ratio.abs_().neg_().expm1_()
     both = decay + 2.0  # 1 + min(p, q) / max(p, q)

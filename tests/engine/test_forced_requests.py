@@ -5,7 +5,8 @@ import torch
 
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine
-from heretic_kl.kl import row_statistics
+from heretic_kl.engine.forced_reference import KeptLogits
+from heretic_kl.kl import DivergenceReduction, row_statistics
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import PartialRows, Sampling, TeacherForcedRequest
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
@@ -95,6 +96,31 @@ def test_logits_are_kept_as_far_as_memory_is_left(lm):
         (ours,) = tight.measure(plan, REQUESTS[:1])
         assert torch.equal(ours.columns.divergence, expected.columns.divergence)
         assert tight._forced.bytes <= whole // 2
+
+
+@pytest.mark.parametrize("bytes_a_logit", [0, 4, 13])
+def test_what_a_reduction_prepares_is_kept_or_else_the_logits(lm, monkeypatch, bytes_a_logit):
+    made, computed, own = [], [], DivergenceReduction.prepare
+    monkeypatch.setattr(
+        DivergenceReduction, "prepare", lambda self, logits: made.append(1) or own(self, logits)
+    )
+    reference = Engine(lm, batch_size=13).reference(PROMPTS, 5)
+    expected = lm.head.logits(reference.hidden)
+    head = type(lm.head).logits
+    monkeypatch.setattr(
+        type(lm.head), "logits", lambda self, hidden: computed.append(1) or head(self, hidden)
+    )
+    budget = bytes_a_logit * expected.numel()
+    kept = KeptLogits(reference, lm.head, left=lambda: budget - kept.bytes)
+    rows, reduction = torch.arange(reference.rows), DivergenceReduction()
+    first, second = kept.of(rows, reduction), kept.of(rows, reduction)
+    assert torch.equal(first.distribution.logits, expected)
+    assert (second is first) == (bytes_a_logit == 13)
+    assert isinstance(second, torch.Tensor) == (bytes_a_logit == 4)
+    assert kept.bytes <= budget
+    assert len(made) == len(computed) == (2 if bytes_a_logit == 0 else 1)
+    kept.release()
+    assert kept.bytes == 0
 
 
 def test_who_watches_hears_of_all_requests_from_the_first_portion_on(lm, monkeypatch):

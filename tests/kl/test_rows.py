@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl import RowStatistics, concatenate_rows, forward_kl, row_statistics, terms
+from heretic_kl.kl import (
+    DivergenceReduction,
+    RowStatistics,
+    concatenate_rows,
+    forward_kl,
+    reference_rows,
+    row_statistics,
+    terms,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 REFERENCE = torch.randn(12, 50, generator=GENERATOR) * 3
@@ -40,6 +48,34 @@ def test_blocks_do_not_matter(direction, monkeypatch):
         whole, row_statistics(REFERENCE, CANDIDATE, TOKENS, direction=direction), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_prepared_reference_gives_the_same_bits(direction, dtype, monkeypatch):
+    reference, candidate = REFERENCE.to(dtype), CANDIDATE.to(dtype)
+    reduction = DivergenceReduction(direction, 1.5)
+    monkeypatch.setitem(terms.BLOCK_ELEMENTS, "cpu", 120)
+    prepared = reduction.prepare(reference)
+    assert prepared.bytes >= reference.numel() * (4 + 8)
+    before = prepared.distribution.probability.clone()
+    for _ in range(2):
+        ours = reduction(prepared, candidate, TOKENS)
+        for one, other in zip(ours, reduction(reference, candidate, TOKENS), strict=True):
+            assert torch.equal(one, other)
+    assert torch.equal(prepared.distribution.probability, before)
+
+
+def test_a_prepared_reference_must_fit():
+    prepared = reference_rows(REFERENCE, temperature=2.0)
+    with pytest.raises(ValueError, match="prepared at temperature 2.0, not 1.0"):
+        row_statistics(prepared, CANDIDATE, TOKENS)
+    with pytest.raises(ValueError, match=r"\(12, 50\) and \(11, 50\)"):
+        row_statistics(prepared, CANDIDATE[1:], TOKENS[1:], temperature=2.0)
+    with pytest.raises(MeasurementError, match="reference logits"):
+        reference_rows(REFERENCE.clone().fill_(math.nan))
+    none = reference_rows(REFERENCE[:0])
+    assert row_statistics(none, CANDIDATE[:0], TOKENS[:0]).divergence.shape == (0,)
 
 
 def test_identical_logits_change_nothing():
