@@ -18,6 +18,7 @@ from heretic_kl.engine import (
     find_batch_size,
     find_response_prefix,
     measure_noise_floor,
+    tree_problem,
 )
 from heretic_kl.model import (
     LanguageModel,
@@ -31,6 +32,8 @@ from heretic_kl.prompt_sets import PromptSets
 CALIBRATION_PROMPTS = 12
 """Of each kind, to look for a common response prefix."""
 NOISE_PROMPTS = 16
+RACED_PARTS = 2
+"""Of what is teacher-forced, where a trial may be left in between."""
 
 
 def calibrate(
@@ -57,6 +60,8 @@ def calibrate(
         notify(answers.problem)
     lm, memory = _packed(lm, settings.trunk_memory_mb * 2**20, tell)
     sharing = _can_share_prefix(lm, sets, tell)
+    problem = tree_problem(lm)
+    tell("teacher forcing", "trees of tokens" if problem is None else f"rectangles: {problem}")
     size = settings.batch_size or find_batch_size(lm, sets.search_prompts, share_prefix=sharing)
     tell("batch size", str(size))
     engine = Engine(lm, batch_size=size, share_prefix=sharing, notify=notify)
@@ -71,6 +76,7 @@ def calibrate(
         notify=notify,
         trunk_bytes=memory,
         draft_answers=settings.draft_answers,
+        tree_parts=RACED_PARTS if settings.racing else 1,
     )
     floor = measure_noise_floor(
         engine.runner,

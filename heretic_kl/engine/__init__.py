@@ -21,6 +21,7 @@ from heretic_kl.engine.generation import (
 )
 from heretic_kl.engine.noise import NoiseFloor, measure_noise_floor
 from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.trees import tree_problem
 
 __all__ = [
     "Answer",
@@ -39,4 +40,5 @@ __all__ = [
     "model_identity",
     "stream_answer",
     "continuing",
+    "tree_problem",
 ]

@@ -31,7 +31,7 @@ def continuing(lm: CausalModel) -> Continuing:
 
 @torch.no_grad()
 def _found(lm: CausalModel) -> Continuing:
-    sequences, fed = _sample(lm)
+    sequences, fed = sample_sequences(lm)
     whole = _logits_without(lm, sequences, fed)
 
     def problem(share_prefix: bool) -> str | None:
@@ -51,7 +51,7 @@ def _found(lm: CausalModel) -> Continuing:
     return Continuing(cached=True, gaps=problem(True) is None, window=shortest_window(lm))
 
 
-def _sample(lm: CausalModel) -> tuple[list[list[int]], list[list[int]]]:
+def sample_sequences(lm: CausalModel) -> tuple[list[list[int]], list[list[int]]]:
     """Three sequences that begin alike, and what is fed to each of them afterwards."""
     ids = torch.cat([probe_tokens(lm.model, seed).flatten() for seed in range(3)]).tolist()
     prefix, size = ids[:PREFIX], max(LENGTHS) - PREFIX + FED

@@ -22,6 +22,7 @@ from heretic_kl.engine.forced_requests import (
 from heretic_kl.engine.generation import Answer
 from heretic_kl.engine.progress import Progress
 from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.trees import tree_problem
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Reference
 from heretic_kl.model import LanguageModel, common_prefix, last_token_residuals
@@ -58,6 +59,9 @@ class Engine:
         notify: told, in words, when the batch size had to change.
         share_prefix: run the tokens that all prompts begin with once per candidate; see
             `heretic_kl.model.prefix_problem` for models that do not allow it.
+        trees: lay out what is teacher-forced as trees of tokens, which share all that some
+            sequences begin with, unless there is a `tree_problem`; an original decides for both.
+        tree_parts: at least so many trees, so that `watch` is asked in between.
         original: the engine of the unedited model, where `lm` is another model to be compared
             with it (a saved edit, say); `measure` then takes its references from there.
         trunk_bytes: memory, in all, for what the unedited model computes and candidates need: its
@@ -73,14 +77,25 @@ class Engine:
         batch_size: int,
         notify: Callable[[str], None] = lambda message: None,
         share_prefix: bool = True,
+        trees: bool = True,
+        tree_parts: int = 1,
         original: Engine | None = None,
         trunk_bytes: int = 0,
         draft_answers: bool = True,
     ) -> None:
         self.lm = lm
         self._draft_answers = draft_answers
-        self.runner = Runner(lm, batch_size, share_prefix=share_prefix, notify=notify)
-        continuing(lm)  # now: later an edit may be in force
+        # Now, as `continuing`: later an edit may be in force.
+        trees = original.trees if original is not None else trees and tree_problem(lm) is None
+        self.runner: Runner = Runner(
+            lm,
+            batch_size,
+            share_prefix=share_prefix,
+            trees=trees,
+            tree_parts=tree_parts if original is None else original.runner.tree_parts,
+            notify=notify,
+        )
+        continuing(lm)
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
         self._reference_answers: dict[_AnswersKey, list[Answer]] = {}
         self._answering: dict[_AnswersKey, CandidateAnswers] = {}
@@ -105,6 +120,11 @@ class Engine:
     def share_prefix(self) -> bool:
         """Whether the tokens that all prompts begin with run once."""
         return self.runner.share_prefix
+
+    @property
+    def trees(self) -> bool:
+        """Whether what is teacher-forced runs as trees of tokens."""
+        return self.runner.trees
 
     def measure(self, plan: Plan | None, requests: Sequence[Request]) -> list[Result]:
         """Answer requests for one candidate.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heretic_kl.engine.forcing import ForcedSequence
+from heretic_kl.engine.forced_batches import ForcedSequence
 from heretic_kl.engine.runner import Runner
 from heretic_kl.kl import Direction, Head, Reference, ReferenceIdentity
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
@@ -23,6 +23,9 @@ from heretic_kl.requests import (
     Sampling,
     TeacherForcedResult,
 )
+
+CPU_LOGIT_ELEMENTS = 2**23
+"""Logits of a candidate made at once on a CPU: larger tensors are mapped anew each time."""
 
 
 def model_identity(
@@ -179,6 +182,8 @@ class ReducedRows:
         self._reduction = reduction
         self._kept = kept
         self._head = head
+        on_cpu = head.weight.device.type == "cpu"
+        self._elements = CPU_LOGIT_ELEMENTS if on_cpu else MAX_LOGIT_ELEMENTS
         self._rows: list[Tensor] = []
         self._parts: list[list[tuple[Tensor, ...]]] = [[] for _ in range(candidates)]
 
@@ -200,7 +205,7 @@ class ReducedRows:
             hidden: (K, n, D) final hidden states of the candidates.
         """
         tokens = self._reference.row_tokens
-        for block in row_blocks(len(rows), self._head.vocabulary, MAX_LOGIT_ELEMENTS):
+        for block in row_blocks(len(rows), self._head.vocabulary, self._elements):
             chosen = rows[block]
             own_tokens = tokens[chosen.to(tokens.device)].to(hidden.device)
             reference = None if self._kept is None else self._kept.of(chosen, self._reduction)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from heretic_kl.ablation import Plan
+from heretic_kl.engine.forced_batches import ForcedSequence
 from heretic_kl.engine.forced_reference import (
     KeptLogits,
     ReducedRows,
@@ -19,7 +20,7 @@ from heretic_kl.engine.forced_reference import (
     model_identity,
     reference_from,
 )
-from heretic_kl.engine.forcing import ForcedPortion, ForcedSequence
+from heretic_kl.engine.forcing import ForcedPortion
 from heretic_kl.engine.passes import CandidatePasses
 from heretic_kl.engine.progress import Progress
 from heretic_kl.engine.runner import Runner
@@ -108,8 +109,19 @@ class ForcedRequests:
         progress: Progress,
     ) -> None:
         """Have every candidate that is still going answer all requests."""
-        size, going = self._runner.batch_size, tuple(progress.going)
         together = self._run_together(forced_keys(requests))
+        for _, going in together.passes.grouped(tuple(progress.going)):
+            self._measure_side_by_side(together, requests, plans, going, progress)
+
+    def _measure_side_by_side(
+        self,
+        together: _Together,
+        requests: Sequence[TeacherForcedRequest],
+        plans: Sequence[Plan | None],
+        going: Sequence[int],
+        progress: Progress,
+    ) -> None:
+        size = self._runner.batch_size
         reduced = {request: self._reduced(together, request, len(going)) for request in requests}
 
         def consume(portions: Iterator[ForcedPortion]) -> None:

@@ -6,14 +6,15 @@ Owns the batches and the trunk. Knows nothing about what rows are reduced to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from heretic_kl.ablation import Plan
+from heretic_kl.engine.forced_batches import ForcedBatches, ForcedSequence
 from heretic_kl.engine.forcing import (
-    ForcedBatches,
     ForcedPortion,
-    ForcedSequence,
     forced_portions,
     gathered,
     run_forced,
@@ -22,6 +23,8 @@ from heretic_kl.engine.replay import Replay, in_force
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.trunk import Start
 from heretic_kl.model import Architecture, CausalModel
+
+P = TypeVar("P")
 
 
 class CandidatePasses:
@@ -66,7 +69,7 @@ class CandidatePasses:
         self._replay.release()
 
     def hidden_states(self, plans: Sequence[Plan | None]) -> Tensor:
-        """Final hidden states of each candidate, side by side in one batch.
+        """Final hidden states of each candidate, side by side as far as that is worth it.
 
         Args:
             plans: K candidates; None: the unedited model.
@@ -74,13 +77,23 @@ class CandidatePasses:
         Returns:
             (K, rows, D), rows ordered as the sequences' answers.
         """
-        found: list[Tensor] = []
+        found: dict[int, Tensor] = {}
+        for first, group in self.grouped(plans):
 
-        def keep(portions: Iterator[ForcedPortion]) -> None:
-            found[:] = [gathered(portions)]
+            def keep(portions: Iterator[ForcedPortion], first: int = first) -> None:
+                found[first] = gathered(portions)
 
-        self.run(plans, keep)
-        return found[0]
+            self.run(group, keep)
+        return torch.cat(list(found.values()))
+
+    def grouped(self, plans: Sequence[P]) -> Iterator[tuple[int, Sequence[P]]]:
+        """Candidates in groups worth running side by side, each with the place of its first."""
+        first = 0
+        while first < len(plans):
+            # Anew each time: memory may run out, and batches are others then.
+            size = self._laid_out().batches.candidates_at_once(len(plans))
+            yield first, plans[first : first + size]
+            first += size
 
     def run(
         self,
@@ -106,9 +119,7 @@ class CandidatePasses:
     def _laid_out(self) -> _Layout:
         size = self._runner.batch_size
         if self._layout is None or self._layout.max_rows != size:
-            share = self._runner.share_prefix
-            batches = ForcedBatches(self._sequences, size, share_prefix=share)
-            self._layout = _Layout(self._runner.lm, batches)
+            self._layout = _Layout(self._runner.lm, self._runner.laid_out(self._sequences))
         return self._layout
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.engine.forcing import ForcedSequence, forced_hidden_states
+from heretic_kl.engine.forced_batches import ForcedBatches, ForcedSequence
+from heretic_kl.engine.forcing import run_forced
 from heretic_kl.engine.generation import Answer, ChosenTokens, generate_answers
 from heretic_kl.errors import MeasurementError
-from heretic_kl.model import CausalModel
+from heretic_kl.model import CausalModel, shortest_window
 from heretic_kl.requests import Sampling, StopRule
 
 T = TypeVar("T")
+
+TREE_TOKENS = 128
+"""Of a tree, for each sequence of a full batch."""
+CPU_TREE_TOKENS = 2048
+"""Enough for a CPU: with more, what lies between two matrix products leaves its caches."""
 
 Hear: TypeAlias = Callable[[Sequence[Sequence[Answer]]], Sequence[int]]
 """(each candidate's answers so far) -> candidates that need not go on."""
@@ -29,6 +36,9 @@ class Runner:
         batch_size: most sequences in a batch; halved, and remembered, when memory runs out.
         share_prefix: run the tokens that all sequences begin with once; see
             `heretic_kl.model.prefix_problem` for models that do not allow it.
+        trees: run sequences that are fed as trees of tokens; see `heretic_kl.engine.tree_problem`
+            for models that do not allow it.
+        tree_parts: run them in at least so many trees of about equal size, for who may stop early.
         notify: told, in words, when the batch size had to change.
     """
 
@@ -38,6 +48,8 @@ class Runner:
         batch_size: int,
         *,
         share_prefix: bool = True,
+        trees: bool = False,
+        tree_parts: int = 1,
         notify: Callable[[str], None] = lambda message: None,
     ) -> None:
         if batch_size < 1:
@@ -45,15 +57,34 @@ class Runner:
         self.lm = lm
         self.batch_size = batch_size
         self.share_prefix = share_prefix
+        self.trees = trees
+        self.tree_parts = tree_parts
         self._notify = notify
 
     def hidden_states(self, sequences: Sequence[ForcedSequence]) -> Tensor:
-        """Final hidden states at all scored positions, (rows, D); see `forced_hidden_states`."""
-        return self.within_memory(
-            lambda: forced_hidden_states(
-                self.lm, sequences, self.batch_size, share_prefix=self.share_prefix
-            )
+        """Final hidden states at all scored positions, (rows, D); see `run_forced`."""
+        return self.within_memory(lambda: run_forced(self.lm, self.laid_out(sequences))[0])
+
+    def laid_out(self, sequences: Sequence[ForcedSequence]) -> ForcedBatches:
+        """The batches in which the reference and all candidates run, by the present batch size."""
+        longest = max(len(sequence.fed) for sequence in sequences)
+        tree_tokens = None
+        if self.trees and (self._window is None or longest <= self._window):
+            tree_tokens = self.batch_size * TREE_TOKENS
+            if self.lm.device.type == "cpu":
+                tree_tokens = min(tree_tokens, CPU_TREE_TOKENS)
+        return ForcedBatches(
+            sequences,
+            self.batch_size,
+            share_prefix=self.share_prefix,
+            tree_tokens=tree_tokens,
+            tree_parts=self.tree_parts,
         )
+
+    @cached_property
+    def _window(self) -> int | None:
+        """In a tree every token sees all before it."""
+        return shortest_window(self.lm)
 
     def answers(
         self,

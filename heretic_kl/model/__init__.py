@@ -37,6 +37,7 @@ from heretic_kl.model.proof import prove_sites
 from heretic_kl.model.residuals import last_token_residuals
 from heretic_kl.model.source import ModelSource
 from heretic_kl.model.stack import likely_layers
+from heretic_kl.model.tree_attention import TreeAttention, TreeRectangle, attending
 from heretic_kl.model.trunk import layer_inputs, resumed_at, returns_tuple
 
 __all__ = [
@@ -51,8 +52,11 @@ __all__ = [
     "PrefixCache",
     "Site",
     "SiteGroup",
+    "TreeAttention",
+    "TreeRectangle",
     "adapter_base",
     "adopt_model",
+    "attending",
     "cache_argument",
     "check_to_measure",
     "close_thought",

@@ -88,7 +88,8 @@ def _lane_hook(
                 f"{type(module).__name__} gives {output.shape[0]} rows for {lanes.rows} in the "
                 "batch: candidates cannot share one; use --parallel-candidates 1"
             )
-        edited, rest = output.clone(), passed_on(site, args, kwargs)
+        rest = passed_on(site, args, kwargs)
+        edited = output.clone() if None in operators else torch.empty_like(output)
         for lane, rows in lanes.slices():
             operator = operators[lane]
             if operator is not None:

@@ -15,7 +15,7 @@ from heretic_kl.engine import (
     measure_noise_floor,
     stream_answer,
 )
-from heretic_kl.engine.forcing import ForcedSequence
+from heretic_kl.engine.forced_batches import ForcedSequence
 from heretic_kl.kl import Head, RowStatistics, row_statistics
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
@@ -184,22 +184,22 @@ def test_what_the_reference_says_is_computed_once(lm, monkeypatch):
 def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeypatch):
     from heretic_kl.engine import passes, runner
 
-    notes, run, states = [], passes.forced_portions, runner.forced_hidden_states
+    notes, run, states = [], passes.forced_portions, runner.run_forced
 
     def limited_run(lm, batches, *start):
         if batches.max_rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(lm, batches, *start)
 
-    def limited_states(lm, sequences, max_rows, **options):
-        if max_rows > 2:
+    def limited_states(lm, batches, *start):
+        if batches.max_rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return states(lm, sequences, max_rows, **options)
+        return states(lm, batches, *start)
 
     engine = Engine(lm, batch_size=8, notify=notes.append)
     engine.reference(PROMPTS, 4)  # from batches of 8
     monkeypatch.setattr(passes, "forced_portions", limited_run)
-    monkeypatch.setattr(runner, "forced_hidden_states", limited_states)
+    monkeypatch.setattr(runner, "run_forced", limited_states)
     result = kl_result(engine, {}, PROMPTS, 4)
     assert engine.batch_size == 2 and len(notes) == 2
     assert float(result.columns.divergence.max()) == 0.0
@@ -225,7 +225,7 @@ def test_running_out_of_memory_with_one_prompt_is_one_line(lm, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "forced_hidden_states", full)
+    monkeypatch.setattr(module, "run_forced", full)
     with pytest.raises(MeasurementError, match="out of memory with a single prompt"):
         Engine(lm, batch_size=4).reference(PROMPTS, 2)
 

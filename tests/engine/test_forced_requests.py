@@ -50,18 +50,20 @@ def assert_alike(ours, expected):
 
 @pytest.mark.parametrize("candidates", [1, 3])
 @pytest.mark.parametrize("trunk_bytes", [0, 2**24])
-def test_together_they_measure_as_each_alone(lm, candidates, trunk_bytes):
+@pytest.mark.parametrize("trees", [False, True])
+def test_together_they_measure_as_each_alone(lm, candidates, trunk_bytes, trees):
     plans = [plan_of(lm, seed) for seed in range(candidates)]
-    engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes)
+    engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes, trees=trees)
     together = engine.measure_many(plans, REQUESTS)
     for plan, found in zip(plans, together, strict=True):
         for request, ours in zip(REQUESTS, found, strict=True):
-            assert_alike(ours, Engine(lm, batch_size=3).measure(plan, [request])[0])
+            alone = Engine(lm, batch_size=3, trees=False).measure(plan, [request])[0]
+            assert_alike(ours, alone)
 
 
 def test_an_unedited_model_scores_exactly_zero_in_company(lm):
-    for trunk_bytes in (0, 2**24):
-        engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes)
+    for trunk_bytes, trees in ((0, True), (2**24, True), (2**24, False)):
+        engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes, trees=trees)
         for plan in (None, {}):
             for result in engine.measure(plan, REQUESTS)[::2]:
                 assert not result.columns.divergence.any()
@@ -133,7 +135,7 @@ def test_who_watches_hears_of_all_requests_from_the_first_portion_on(lm, monkeyp
         heard.append(known)
         return False
 
-    engine = Engine(lm, batch_size=13)
+    engine = Engine(lm, batch_size=13, tree_parts=3)
     (results,) = engine.measure_many([plan_of(lm, 1)], REQUESTS[:2], watch)
     assert results is not None and len(heard) > 1
     both = [known for known in heard if all(isinstance(part, PartialRows) for part in known)]

@@ -5,7 +5,8 @@ import torch
 
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine, generate_answers
-from heretic_kl.engine.forcing import ForcedSequence, forced_hidden_states
+from heretic_kl.engine.forced_batches import ForcedSequence
+from heretic_kl.engine.forcing import forced_hidden_states
 from heretic_kl.model import (
     PrefixCache,
     common_prefix,

@@ -98,7 +98,7 @@ def lm(tmp_path_factory):
 
 
 def prepared(lm, batch_size=3, specs=SPECS):
-    engine = Engine(lm, batch_size=batch_size, trunk_bytes=2**20)
+    engine = Engine(lm, batch_size=batch_size, trunk_bytes=2**20, tree_parts=4)
     suite = Suite(specs)
     prompts = {"harmful": HARMFUL, "harmless": HARMLESS}
     suite.prepare(MeasuringContext(engine, prompts, 3, 8))
@@ -350,7 +350,7 @@ def test_a_stopped_trial_is_on_no_front_and_old_ones_are_read():
 def test_a_search_races_by_kept_values_and_changes_none(lm, small_portions):
     texts = [" ".join(WORDS[i % 7 : 8 + i % 5]) + f" {i}" for i in range(40)]
     prompts = {"harmful": HARMFUL, "harmless": tuple(map(Prompt, texts))}
-    engine, suite = Engine(lm, batch_size=4, trunk_bytes=2**20), Suite(SPECS)
+    engine, suite = Engine(lm, batch_size=4, trunk_bytes=2**20, tree_parts=10), Suite(SPECS)
     suite.prepare(MeasuringContext(engine, prompts, 3, 8))
     whole = [suite.evaluate_objectives(engine, [plan])[0] for plan in plans(lm, 12)]
     for scores in whole:
