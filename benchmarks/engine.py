@@ -114,7 +114,7 @@ def slope(costs: dict[int, float]) -> float:
 def curves(bench: Bench) -> dict[str, Any]:
     """How seconds grow with each size."""
     by_positions = {n: bench.trial(40, n, 0) for n in (1, 2, 4, 8, 16, 32)}
-    without = {n: bench.trial(40, n, 0, share_prefix=False) for n in (1, 32)}
+    without = {n: bench.trial(40, n, 0, share_prefix=False, trees=False) for n in (1, 32)}
     by_prompts = {p: bench.trial(p, 8, 12) for p in (20, 40, 80, 160, 320)}
     by_layer = {layer: bench.trial(80, 8, layer) for layer in (0, 6, 12, 18, 24)}
     by_candidates = {k: bench.trial(40, 8, 12, k) for k in (1, 2, 4, 8, 16)}

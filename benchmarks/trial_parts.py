@@ -2,10 +2,11 @@
 
 Timed where they happen, by hooks on the model's body, around the head and around the reduction:
 
-- `prefix`: the body over the tokens that all prompts begin with; `layers`: over the batches.
+- `layers`: the body over the batches; `prefix`: over the tokens that all prompts begin with, where
+  they are not part of a batch's tree of tokens.
 - `head_of_candidate`, `head_of_reference`: calls of the head; the reference's are those beyond one
   for each call of the reduction (none where its logits are kept).
-- `statistics`: the reduction.
+- `statistics`: the reduction, without what it prepares of the reference before the trial.
 - `rest`: the trial's seconds without these and `trunk`; copies of the prefix's cache are in it.
 
 Timed apart from it:

@@ -201,9 +201,12 @@ def _settings(folder: Path, name: str, **changes: Any) -> Settings:
 
 
 def _search_problem(session: Session, folder: Path) -> str | None:
-    """The trials again with nothing shared: no prefix, no trunk, one candidate at a time."""
+    """The trials again with nothing shared: no trees, no prefix, no trunk, one candidate at a time."""
     plain = _settings(folder, "plain", trunk_memory_mb=0, parallel_candidates=1)
-    with mock.patch.object(calibrating, "_can_share_prefix", return_value=False):
+    with (
+        mock.patch.object(calibrating, "_can_share_prefix", return_value=False),
+        mock.patch("heretic_kl.engine.engine.tree_problem", return_value="not in this run"),
+    ):
         with Session(plain, lambda event: None) as other:
             other.search()
             pairs = list(zip(session.trials, other.trials, strict=True))
@@ -233,6 +236,7 @@ def _notes(heard: Sequence[Any]) -> list[str]:
 def _without(session: Session, notes: Sequence[str]) -> list[str]:
     lm, way = session._lm, continuing(session._lm)
     missing = {
+        "trees of tokens": not session._engine.trees,
         "shared prefix": not session._engine.share_prefix,
         "shared prefix in answers": session._engine.share_prefix and not way.gaps,
         "replay of lower layers": any(n.startswith("lower layers run for every") for n in notes),

@@ -12,7 +12,7 @@ Units are nats. Unless a docstring says otherwise a divergence is forward,
 KL(reference || candidate), and a mean is over positions within the mask, then over prompts.
 
     divergence.py   forward, reverse, Jensen-Shannon of two tensors
-    terms.py        their summands, non-negative by construction
+    terms.py        their summands, never negative
     rows.py         everything one position tells
     head.py         hidden states to logits in chunks
     table.py        prompts by positions
