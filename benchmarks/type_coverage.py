@@ -201,7 +201,7 @@ def _settings(folder: Path, name: str, **changes: Any) -> Settings:
 
 
 def _search_problem(session: Session, folder: Path) -> str | None:
-    """The trials again with nothing shared: no trees, no prefix, no trunk, one candidate at a time."""
+    """The trials again with nothing shared: no trees, prefix or trunk, one candidate at a time."""
     plain = _settings(folder, "plain", trunk_memory_mb=0, parallel_candidates=1)
     with (
         mock.patch.object(calibrating, "_can_share_prefix", return_value=False),

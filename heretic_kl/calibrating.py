@@ -32,8 +32,6 @@ from heretic_kl.prompt_sets import PromptSets
 CALIBRATION_PROMPTS = 12
 """Of each kind, to look for a common response prefix."""
 NOISE_PROMPTS = 16
-RACED_PARTS = 2
-"""Of what is teacher-forced, where a trial may be left in between."""
 
 
 def calibrate(
@@ -76,7 +74,6 @@ def calibrate(
         notify=notify,
         trunk_bytes=memory,
         draft_answers=settings.draft_answers,
-        tree_parts=RACED_PARTS if settings.racing else 1,
     )
     floor = measure_noise_floor(
         engine.runner,

@@ -61,7 +61,6 @@ class Engine:
             `heretic_kl.model.prefix_problem` for models that do not allow it.
         trees: lay out what is teacher-forced as trees of tokens, which share all that some
             sequences begin with, unless there is a `tree_problem`; an original decides for both.
-        tree_parts: at least so many trees, so that `watch` is asked in between.
         original: the engine of the unedited model, where `lm` is another model to be compared
             with it (a saved edit, say); `measure` then takes its references from there.
         trunk_bytes: memory, in all, for what the unedited model computes and candidates need: its
@@ -78,7 +77,6 @@ class Engine:
         notify: Callable[[str], None] = lambda message: None,
         share_prefix: bool = True,
         trees: bool = True,
-        tree_parts: int = 1,
         original: Engine | None = None,
         trunk_bytes: int = 0,
         draft_answers: bool = True,
@@ -92,7 +90,6 @@ class Engine:
             batch_size,
             share_prefix=share_prefix,
             trees=trees,
-            tree_parts=tree_parts if original is None else original.runner.tree_parts,
             notify=notify,
         )
         continuing(lm)

@@ -61,7 +61,6 @@ class ForcedBatches:
         max_rows: most sequences in a rectangle.
         share_prefix: run the tokens that all prompts begin with once.
         tree_tokens: lay out trees instead, of at most so many tokens, unless one sequence has more.
-        tree_parts: and at least so many of them.
         extra_padding: padding added to every batch, to measure what padding changes.
     """
 
@@ -72,7 +71,6 @@ class ForcedBatches:
         *,
         share_prefix: bool = True,
         tree_tokens: int | None = None,
-        tree_parts: int = 1,
         extra_padding: int = 0,
     ) -> None:
         self.max_rows = max_rows
@@ -86,7 +84,7 @@ class ForcedBatches:
         if tree_tokens is None:
             found = _rectangles(sequences, starts, self.prefix, max_rows, extra_padding)
         else:
-            found = _trees(sequences, starts, tree_tokens, tree_parts)
+            found = _trees(sequences, starts, tree_tokens)
         self.batches = list(found)
 
     def candidates_at_once(self, candidates: int) -> int:
@@ -132,9 +130,9 @@ def _rectangles(
 
 
 def _trees(
-    sequences: Sequence[ForcedSequence], starts: Sequence[int], most: int, parts: int
+    sequences: Sequence[ForcedSequence], starts: Sequence[int], most: int
 ) -> Iterator[ForcedBatch]:
-    for chosen, tree in _parted(sequences, most, parts):
+    for chosen, tree in _parted(sequences, most):
         places = [
             (path[position], starts[index] + step)
             for index, path in zip(chosen, tree.paths, strict=True)
@@ -151,12 +149,10 @@ def _trees(
         )
 
 
-def _parted(
-    sequences: Sequence[ForcedSequence], most: int, parts: int
-) -> list[tuple[list[int], TokenTree]]:
+def _parted(sequences: Sequence[ForcedSequence], most: int) -> list[tuple[list[int], TokenTree]]:
     """Sequences by index and their trees: of about equal size, of at most so many tokens.
 
-    In as few parts as that takes, but at least `parts`; a sequence that is longer is one by itself.
+    In about as few parts as that takes; a sequence that is longer is one by itself.
     """
     order = list(range(len(sequences)))
     # The first ones speak for all, to whoever stops early.
@@ -165,7 +161,7 @@ def _parted(
     alone = [[index] for index in order if len(fed[index]) >= most]
     order = [index for index in order if len(fed[index]) < most]
     # A tree of all is no larger than the trees of its parts together.
-    count = max(parts, -(-len(TokenTree([fed[index] for index in order]).tokens) // most))
+    count = max(1, -(-len(TokenTree([fed[index] for index in order]).tokens) // most))
     while True:
         found = _equal_parts(order, [len(ids) for ids in fed], count)
         trees = [TokenTree([fed[index] for index in part]) for part in found]

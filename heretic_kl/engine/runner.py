@@ -38,7 +38,6 @@ class Runner:
             `heretic_kl.model.prefix_problem` for models that do not allow it.
         trees: run sequences that are fed as trees of tokens; see `heretic_kl.engine.tree_problem`
             for models that do not allow it.
-        tree_parts: run them in at least so many trees of about equal size, for who may stop early.
         notify: told, in words, when the batch size had to change.
     """
 
@@ -49,7 +48,6 @@ class Runner:
         *,
         share_prefix: bool = True,
         trees: bool = False,
-        tree_parts: int = 1,
         notify: Callable[[str], None] = lambda message: None,
     ) -> None:
         if batch_size < 1:
@@ -58,7 +56,6 @@ class Runner:
         self.batch_size = batch_size
         self.share_prefix = share_prefix
         self.trees = trees
-        self.tree_parts = tree_parts
         self._notify = notify
 
     def hidden_states(self, sequences: Sequence[ForcedSequence]) -> Tensor:
@@ -78,7 +75,6 @@ class Runner:
             self.batch_size,
             share_prefix=self.share_prefix,
             tree_tokens=tree_tokens,
-            tree_parts=self.tree_parts,
         )
 
     @cached_property

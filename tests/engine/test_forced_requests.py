@@ -126,16 +126,17 @@ def test_what_a_reduction_prepares_is_kept_or_else_the_logits(lm, monkeypatch, b
 
 
 def test_who_watches_hears_of_all_requests_from_the_first_portion_on(lm, monkeypatch):
-    from heretic_kl.engine import forcing
+    from heretic_kl.engine import forcing, runner
 
     monkeypatch.setattr(forcing, "PORTION_ROWS", 1)
+    monkeypatch.setattr(runner, "CPU_TREE_TOKENS", 40)
     heard = []
 
     def watch(_candidate, known):
         heard.append(known)
         return False
 
-    engine = Engine(lm, batch_size=13, tree_parts=3)
+    engine = Engine(lm, batch_size=13)
     (results,) = engine.measure_many([plan_of(lm, 1)], REQUESTS[:2], watch)
     assert results is not None and len(heard) > 1
     both = [known for known in heard if all(isinstance(part, PartialRows) for part in known)]

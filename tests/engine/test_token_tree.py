@@ -110,10 +110,8 @@ def test_a_tree_gives_what_each_sequence_gives_alone(lm, limit, monkeypatch):
 
 
 @pytest.mark.parametrize("tokens", [4, 9, 1000])
-@pytest.mark.parametrize("parts", [1, 3])
-def test_forced_states_are_those_of_rectangles(lm, tokens, parts):
-    batches = ForcedBatches(FORCED, 2, tree_tokens=tokens, tree_parts=parts)
-    assert len(batches.batches) >= parts
+def test_forced_states_are_those_of_rectangles(lm, tokens):
+    batches = ForcedBatches(FORCED, 2, tree_tokens=tokens)
     for batch in batches.batches:
         alone = len(set(batch.target.tolist())) == max(len(a) for a in ANSWERS)
         assert batch.tokens.numel() <= tokens or alone or len(batches.batches) == len(FORCED)

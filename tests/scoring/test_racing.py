@@ -98,7 +98,7 @@ def lm(tmp_path_factory):
 
 
 def prepared(lm, batch_size=3, specs=SPECS):
-    engine = Engine(lm, batch_size=batch_size, trunk_bytes=2**20, tree_parts=4)
+    engine = Engine(lm, batch_size=batch_size, trunk_bytes=2**20, trees=False)
     suite = Suite(specs)
     prompts = {"harmful": HARMFUL, "harmless": HARMLESS}
     suite.prepare(MeasuringContext(engine, prompts, 3, 8))
@@ -157,9 +157,10 @@ def layer_calls(lm):
 
 @pytest.fixture
 def small_portions(monkeypatch):
-    from heretic_kl.engine import forcing
+    from heretic_kl.engine import forcing, runner
 
     monkeypatch.setattr(forcing, "PORTION_ROWS", 4)
+    monkeypatch.setattr(runner, "CPU_TREE_TOKENS", 64)
 
 
 def test_less_is_run_of_what_is_beaten_and_the_record_says_how_much(lm, small_portions):
@@ -350,7 +351,7 @@ def test_a_stopped_trial_is_on_no_front_and_old_ones_are_read():
 def test_a_search_races_by_kept_values_and_changes_none(lm, small_portions):
     texts = [" ".join(WORDS[i % 7 : 8 + i % 5]) + f" {i}" for i in range(40)]
     prompts = {"harmful": HARMFUL, "harmless": tuple(map(Prompt, texts))}
-    engine, suite = Engine(lm, batch_size=4, trunk_bytes=2**20, tree_parts=10), Suite(SPECS)
+    engine, suite = Engine(lm, batch_size=4, trunk_bytes=2**20), Suite(SPECS)
     suite.prepare(MeasuringContext(engine, prompts, 3, 8))
     whole = [suite.evaluate_objectives(engine, [plan])[0] for plan in plans(lm, 12)]
     for scores in whole:
