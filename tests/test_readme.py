@@ -127,10 +127,10 @@ def test_what_racing_saves_is_that_of_the_results_file():
     import json
 
     found = json.loads((ROOT / "benchmarks/results/racing.json").read_text())["searches"]
-    whole, raced = found["measured whole"], found["racing at error 0.05"]
+    whole, raced = found["measured whole"], found["racing by exact bounds"]
     rates = f"{raced['trials_per_minute']:.0f} a minute instead of {whole['trials_per_minute']:.0f}"
     text = " ".join(README.split())
-    assert f"{raced['trials']} trials stopped {raced['stopped']} of them and ran {rates}" in text
+    assert f"{raced['trials']} trials it stopped {raced['stopped']} of them and ran {rates}" in text
 
 
 def test_coverage_and_memory_of_saving_are_those_of_the_results_files():

@@ -120,6 +120,7 @@ class KeptLogits:
         self._left = left
         self._logits: dict[tuple[int, ...], Tensor] = {}
         self._prepared: dict[tuple[RowReduction, tuple[int, ...]], Prepared] = {}
+        self._times_as_large: dict[RowReduction, float] = {}  # what was prepared, than logits
 
     @property
     def bytes(self) -> int:
@@ -143,12 +144,16 @@ class KeptLogits:
             return known
         logits, left = self._computed(rows), self._left()
         prepare = getattr(reduction, "prepare", None)  # see `PreparingReduction`
-        prepared: Prepared | None = None if prepare is None else prepare(logits)
-        if prepared is not None and prepared.bytes <= left:
-            self._prepared[reduction, key] = prepared
-        elif _size(logits) <= left:
+        # For one use it is not worth making: reductions do that in blocks that fit in a cache.
+        if prepare is not None and _size(logits) * self._times_as_large.get(reduction, 1.0) <= left:
+            prepared: Prepared = prepare(logits)
+            self._times_as_large[reduction] = prepared.bytes / _size(logits)
+            if prepared.bytes <= left:
+                self._prepared[reduction, key] = prepared
+                return prepared
+        if _size(logits) <= left:
             self._logits[key] = logits
-        return logits if prepared is None else prepared
+        return logits
 
     def _computed(self, rows: Tensor) -> Tensor:
         states = self._reference.hidden

@@ -166,15 +166,15 @@ class TestMistakes:
     def test_a_candidate_that_fits_in_smaller_batches_only(self, original, other, monkeypatch):
         from heretic_kl.engine import runner
 
-        kl, real, told = built(original, batch_size=4), runner.forced_hidden_states, []
+        kl, real, told = built(original, batch_size=4), runner.run_forced, []
         kl._notify = told.append
 
-        def short_of_memory(lm, sequences, max_rows, **options):
-            if max_rows > 2:
+        def short_of_memory(lm, batches):
+            if batches.max_rows > 2:
                 raise torch.OutOfMemoryError
-            return real(lm, sequences, max_rows, **options)
+            return real(lm, batches)
 
-        monkeypatch.setattr(runner, "forced_hidden_states", short_of_memory)
+        monkeypatch.setattr(runner, "run_forced", short_of_memory)
         with pytest.raises(MeasurementError, match="measure both with batch size 2") as raised:
             kl.score(other)
         assert "\n" not in str(raised.value)
