@@ -70,7 +70,7 @@ class Bench:
         return median_seconds(work, self.repeats) / candidates
 
     def raced(self, prompts: int, positions: int) -> dict[str, float]:
-        """Seconds of a trial that half its prompts show to be beaten, whole and raced."""
+        """Seconds of a trial that half its prompts show to be beaten, whole and left between trees."""
         from heretic_kl.requests import PartialRows
 
         engine, request, plan = self.engine(), self.request(prompts, positions), self.plan(0)
@@ -150,7 +150,7 @@ def main() -> None:
         "layers": layers,
         "breakdown": [breakdown(bench, 80, 8, lowest) for lowest in (0, 12)],
         **curves(bench),
-        "racing": bench.raced(40, 8),
+        "racing_160_prompts_8_positions": bench.raced(160, 8),
         "drafts": bench.drafted(40, 40),
     }
     out = arguments.out or results_file("engine", dtype)

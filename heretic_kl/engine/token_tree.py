@@ -119,9 +119,9 @@ def _common(paths: Sequence[Sequence[int]]) -> int:
 def _rectangle(runs: Sequence[_Run], positions: Tensor) -> TreeRectangle:
     queries = _padded([run.own for run in runs])
     keys = _padded([run.path for run in runs])
+    lengths = torch.tensor([len(run.own) for run in runs])
     # A key's place in its row is its position in the sequence.
-    allowed = torch.arange(keys.shape[1]) <= positions[queries].unsqueeze(-1)
-    return TreeRectangle(queries, keys, allowed, torch.tensor([len(run.own) for run in runs]))
+    return TreeRectangle(queries, keys, positions[queries] + 1, lengths)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -31,7 +31,7 @@ class TreeRectangle(NamedTuple):
 
     queries: Tensor  # (B, T) int64, nodes
     keys: Tensor  # (B, S) int64, nodes
-    allowed: Tensor  # (B, T, S) bool, a key at least for each query
+    seen: Tensor  # (B, T) int64, how many of its row's keys each query sees, at least one
     lengths: Tensor  # (B,) int64, queries of each row that are no padding
 
 
@@ -62,8 +62,12 @@ class _Piece(NamedTuple):
 
     queries: Tensor  # (K * B * H * T,) int64, rows among (K * H * M)
     keys: Tensor  # (K * B * G * S,) int64, rows among (K * G * M)
-    mask: Tensor  # (B, 1, 1, T, S) float32, 0 or -inf
+    seen: Tensor  # (B, 1, 1, T, 1) int64
     shape: tuple[int, int, int, int, int, int]  # K, B, G, H / G, T, S
+
+    def unseen(self) -> Tensor:
+        """Keys that a query does not see, (B, 1, 1, T, S) bool; made anew, as it can be large."""
+        return torch.arange(self.shape[-1], device=self.seen.device) >= self.seen
 
 
 class _Gather:
@@ -77,7 +81,7 @@ class _Gather:
         found = torch.zeros(candidates, nodes, heads, dtype=torch.int64)
         start = 0
         k = torch.arange(candidates)
-        for queries, keys, allowed, lengths in layout.rectangles:
+        for queries, keys, seen, lengths in layout.rectangles:
             rows, length = queries.shape
             width = keys.shape[1]
             lane = k.view(-1, 1, 1, 1, 1)
@@ -86,12 +90,11 @@ class _Gather:
             node = queries.view(1, rows, 1, 1, length)
             from_rows = (lane * heads + head) * nodes + node  # (K, B, G, H / G, T)
             key_rows = (lane * groups + group) * nodes + keys.view(1, rows, 1, 1, -1)
-            mask = torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
             self.pieces.append(
                 _Piece(
                     from_rows.flatten().to(device),
                     key_rows.flatten().to(device),
-                    mask[:, None, None].to(device),
+                    seen.view(rows, 1, 1, length, 1).to(device),
                     (candidates, rows, groups, each, length, width),
                 )
             )
@@ -165,15 +168,15 @@ def tree_attention(
     queries, keys, values = (t.reshape(-1, t.shape[-1]) for t in (query, key, value))
     outputs = []
     for piece in gather.pieces:
-        lanes, rows, _, each, length, seen = piece.shape
+        lanes, rows, _, each, length, places = piece.shape
         q = queries.index_select(0, piece.queries).view(-1, each * length, width)
-        k = keys.index_select(0, piece.keys).view(-1, seen, width)
-        v = values.index_select(0, piece.keys).view(-1, seen, value.shape[-1])
+        k = keys.index_select(0, piece.keys).view(-1, places, width)
+        v = values.index_select(0, piece.keys).view(-1, places, value.shape[-1])
         if softcap is None and s_aux is None and _fused(piece, query.device):
             # Heads of a group as queries side by side: no copies of keys and values for each.
-            mask = piece.mask.to(q.dtype).expand(lanes, rows, 1, each, length, seen)
+            mask = (~piece.unseen()).expand(lanes, rows, 1, each, length, places)
             q, k, v = (t.view(-1, groups, *t.shape[1:]) for t in (q, k, v))
-            mask = mask.reshape(-1, 1, each * length, seen)
+            mask = mask.reshape(-1, 1, each * length, places)
             fused = nn.functional.scaled_dot_product_attention
             found = fused(q, k, v, attn_mask=mask, scale=scaling)
         else:
@@ -203,7 +206,7 @@ def _explicit(
     scores = scores.view(piece.shape)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores += piece.mask
+    scores.masked_fill_(piece.unseen(), float("-inf"))
     if sinks is None:
         weights = scores.softmax(dim=-1)
     else:
