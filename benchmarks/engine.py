@@ -70,7 +70,7 @@ class Bench:
         return median_seconds(work, self.repeats) / candidates
 
     def raced(self, prompts: int, positions: int) -> dict[str, float]:
-        """Seconds of a trial that half its prompts show to be beaten, whole and left between trees."""
+        """Seconds of a trial that half its prompts show to be beaten, whole and left there."""
         from heretic_kl.requests import PartialRows
 
         engine, request, plan = self.engine(), self.request(prompts, positions), self.plan(0)
