@@ -112,6 +112,25 @@ def test_seconds_beside_peers_are_those_of_the_results_file():
     assert f"medians ours alone are {mean:.1f} times as many" in README
 
 
+def test_float32_beside_peers_is_that_of_the_results_file():
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/peers_float32.json").read_text())
+    forced, generation = found["teacher_forced"], found["generation"]
+    ours = forced["ours"]["median_seconds"]["from layer 0, 1 at once"]
+    text = " ".join(README.split())
+    assert (
+        f"ours are {forced['temaq']['median_seconds'] / ours:.1f} times as many as Temaq's" in text
+    )
+    alone, four = (
+        generation["heretic"]["median_seconds"] / generation[name]["median_seconds"]
+        for name in ("ours", "ours_4_at_once")
+    )
+    assert f"{alone:.1f} times as many as Heretic's alone, {four:.1f} times with 4" in text
+    same = generation["ours"]["trials_with_verdicts_of_plain_generation"]
+    assert f"in {same} of {generation['ours']['trials']} trials" in text
+
+
 def test_verdicts_are_those_of_the_results_file():
     import json
 
