@@ -19,7 +19,7 @@ from peers import SEED, our_search
 
 
 def main() -> None:
-    """Search three times, write, print."""
+    """Search both ways, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)

@@ -397,6 +397,15 @@ def _generate_problem(session: Session, plan: Plan, reloaded: Sequence[Any]) -> 
     return None
 
 
+def _prefills(model: Any, ids: Tensor) -> bool:
+    """Whether the model's own forward pass runs with the cache that it makes for itself."""
+    try:
+        model(input_ids=ids, use_cache=True)
+    except RuntimeError:
+        return False
+    return True
+
+
 @torch.no_grad()
 def _generated(model: Any, prompt: Sequence[int], stop: frozenset[int]) -> list[int]:
     ids = torch.tensor([list(prompt)])
@@ -405,6 +414,8 @@ def _generated(model: Any, prompt: Sequence[int], stop: frozenset[int]) -> list[
         attention_mask=torch.ones_like(ids),
         max_new_tokens=ANSWER_TOKENS,
         do_sample=False,
+        # Some decoders cannot read their prompt with a cache at all; ours decodes without one too.
+        use_cache=_prefills(model, ids),
         eos_token_id=sorted(stop),
         pad_token_id=1,
     )

@@ -69,7 +69,7 @@ def find_body_and_head(model: Any, *, vocabulary_size: int | None = None) -> tup
     tokens, own = _own_logits(model)
     rows = int(weight.shape[0])
     head = Head(
-        weight=weight.detach(),
+        weight=_scaled_by_token(output, weight.detach()),
         bias=None if bias is None else bias.detach(),
         scale=_logit_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None),
@@ -84,6 +84,15 @@ def find_body_and_head(model: Any, *, vocabulary_size: int | None = None) -> tup
     if vocabulary_size is not None:
         head = replace(head, vocabulary_size=vocabulary_size)
     return body, head
+
+
+def _scaled_by_token(output: Any, weight: Tensor) -> Tensor:
+    """The head's weight, each token's row times what its logit is multiplied by (Dory)."""
+    scale = getattr(output, "logit_scale", None)
+    if not isinstance(scale, Tensor) or scale.shape != weight.shape[:1]:
+        return weight
+    scale = scale.detach().float() * getattr(output, "logit_scale_factor", 1.0)
+    return (weight.float() * scale.unsqueeze(-1)).to(weight.dtype)
 
 
 def _logit_scale(config: Any) -> float:

@@ -17,7 +17,6 @@ FEW = (
     "deepseek_v3 falcon_h1 gemma2 gemma4_text gpt2 gpt_oss jamba llama mamba2 qwen3_moe qwen3_next"
 ).split()
 REFUSED = {
-    "dory": "its head has a step that is not declared",
     "openai-gpt": "layer 0",
     "qwen4_exp": "scaled differently from token to token",
     "qwen4_exp_text": "scaled differently from token to token",
@@ -48,7 +47,7 @@ def test_a_type_passes_or_is_refused_with_one_line(model_type, tmp_path):
 def test_nearly_all_types_pass_and_none_fails():
     found = RESULTS["summary"]
     assert found == coverage_table.summary(RESULTS["types"])
-    assert found["passed_share"] >= 0.96 and found["failed"] == 0
+    assert found["passed_share"] >= 0.97 and found["failed"] == 0
     refused = {n for n, one in RESULTS["types"].items() if one["status"] == "refused"}
     assert refused <= set(REFUSED)
 
