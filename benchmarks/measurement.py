@@ -41,7 +41,7 @@ def large_vocabulary_case(measure: bool) -> None:
     from heretic_kl.engine import Runner, forced_sequences
     from heretic_kl.kl import Reference, ReferenceIdentity, summarize
     from heretic_kl.model import CausalModel
-    from heretic_kl.model.head import find_body_and_head
+    from heretic_kl.model.loading.head import find_body_and_head
 
     torch.manual_seed(SEED)
     config = LlamaConfig(
@@ -98,13 +98,13 @@ def seconds(work: Callable[[], object]) -> float:
 
 def timing(repeats: int) -> dict[str, object]:
     """Medians of bare forward passes and of whole measurements, taken in turns."""
-    from heretic_kl.compare import TeacherForcedKL
     from heretic_kl.demo import ensure_demo_model
     from heretic_kl.engine import Runner, forced_sequences
     from heretic_kl.kl import summarize
     from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
     from heretic_kl.kl.terms import row_blocks
     from heretic_kl.model import ModelSource, load_model
+    from heretic_kl.score import TeacherForcedKL
 
     folder = ensure_demo_model(notify=lambda message: None)
     lm = load_model(ModelSource(str(folder)), dtype="float32")

@@ -20,16 +20,17 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from heretic_kl import Session, Settings, calibrating, events, zoo
+from heretic_kl import Session, Settings, events
 from heretic_kl.ablation import Plan, ablation_operator
 from heretic_kl.engine import continuing, forced_sequences
 from heretic_kl.errors import HereticKLError
 from heretic_kl.export import MergedSaved, save_merged
 from heretic_kl.export.shards import open_shard
 from heretic_kl.model import LanguageModel, Site, edited
-from heretic_kl.quiet import quiet_transformers
+from heretic_kl.model.quiet import quiet_transformers
 from heretic_kl.requests import ResponseRequest
-from heretic_kl.testing import WORDS, tiny_tokenizer
+from heretic_kl.run import calibrate as calibrating
+from heretic_kl.testing import WORDS, tiny_tokenizer, zoo
 
 Status = Literal["passed", "refused", "not built here", "failed"]
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from heretic_kl._version import __version__
 
 if TYPE_CHECKING:
-    from heretic_kl.compare import TeacherForcedKL
     from heretic_kl.config import Settings
     from heretic_kl.errors import HereticKLError
-    from heretic_kl.pipeline import Session
     from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
+    from heretic_kl.run import Session
+    from heretic_kl.score import TeacherForcedKL
     from heretic_kl.scoring import Score, Scorer, ScorerSettings
 
 __all__ = [
@@ -48,9 +48,9 @@ _HOME = {
     "Score": "scoring",
     "Scorer": "scoring",
     "ScorerSettings": "scoring",
-    "Session": "pipeline",
+    "Session": "run",
     "Settings": "config",
-    "TeacherForcedKL": "compare",
+    "TeacherForcedKL": "score",
     "load_prompts": "prompts",
 }
 

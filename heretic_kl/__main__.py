@@ -2,7 +2,7 @@
 
 import sys
 
-from heretic_kl.cli import main
+from heretic_kl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from heretic_kl.model import loading
+from heretic_kl.model.loading import loader as loading
 
 
 @pytest.fixture(autouse=True)

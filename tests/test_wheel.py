@@ -27,8 +27,8 @@ def test_scorers_prompts_and_demo_adapter_are_inside_and_tests_are_not(wheel):
         "heretic_kl/scorers/refusals.py",
         "heretic_kl/scorers/false_refusals.py",
         "heretic_kl/scorers/teacher_forced_kl.py",
-        "heretic_kl/data/prompts/harmful.jsonl",
-        "heretic_kl/data/prompts/harmless.jsonl",
+        "heretic_kl/prompts/builtin/harmful.jsonl",
+        "heretic_kl/prompts/builtin/harmless.jsonl",
         "heretic_kl/demo/adapter/adapter_model.safetensors",
         "heretic_kl/demo/adapter/adapter_config.json",
     ):

@@ -5,15 +5,9 @@ scored positions of all prompts.
 """
 
 from heretic_kl.engine.calibration import Calibration, find_batch_size, find_response_prefix
-from heretic_kl.engine.continuing import continuing
 from heretic_kl.engine.engine import Engine
-from heretic_kl.engine.forced_reference import (
-    answer_and_force,
-    forced_sequences,
-    mean_kl,
-    model_identity,
-)
-from heretic_kl.engine.generation import (
+from heretic_kl.engine.generation.cache_check import continuing
+from heretic_kl.engine.generation.generate import (
     Answer,
     ChosenTokens,
     generate_answers,
@@ -21,7 +15,13 @@ from heretic_kl.engine.generation import (
 )
 from heretic_kl.engine.noise import NoiseFloor, measure_noise_floor
 from heretic_kl.engine.runner import Runner
-from heretic_kl.engine.trees import tree_problem
+from heretic_kl.engine.teacher_forcing.reference import (
+    answer_and_force,
+    forced_sequences,
+    mean_kl,
+    model_identity,
+)
+from heretic_kl.engine.teacher_forcing.tree_check import tree_problem
 
 __all__ = [
     "Answer",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from heretic_kl.engine.engine import Engine
-from heretic_kl.engine.generation import generate_answers
+from heretic_kl.engine.generation.generate import generate_answers
 from heretic_kl.engine.noise import NoiseFloor
 from heretic_kl.model import LanguageModel, close_thought, thought_left_open
 from heretic_kl.prompts import Prompt

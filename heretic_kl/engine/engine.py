@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from heretic_kl.ablation import Plan, ResidualMean
-from heretic_kl.engine.answering import CandidateAnswers
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.engine.continuing import continuing
-from heretic_kl.engine.forced_requests import (
+from heretic_kl.engine.generation.cache_check import continuing
+from heretic_kl.engine.generation.candidates import CandidateAnswers
+from heretic_kl.engine.generation.generate import Answer
+from heretic_kl.engine.progress import Progress
+from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.teacher_forcing.requests import (
     BatchesChanged,
     ForcedKey,
     ForcedRequests,
     forced_keys,
 )
-from heretic_kl.engine.generation import Answer
-from heretic_kl.engine.progress import Progress
-from heretic_kl.engine.runner import Runner
-from heretic_kl.engine.trees import tree_problem
+from heretic_kl.engine.teacher_forcing.tree_check import tree_problem
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Reference
 from heretic_kl.model import LanguageModel, common_prefix, last_token_residuals

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from heretic_kl.engine.forced_reference import forced_sequences, mean_kl
-from heretic_kl.engine.forcing import forced_hidden_states
 from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.teacher_forcing.forward import forced_hidden_states
+from heretic_kl.engine.teacher_forcing.reference import forced_sequences, mean_kl
 from heretic_kl.kl import Direction, Reference
 from heretic_kl.model import on_layer_outputs
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.engine.forced_batches import ForcedBatches, ForcedSequence
-from heretic_kl.engine.forcing import run_forced
-from heretic_kl.engine.generation import Answer, ChosenTokens, generate_answers
+from heretic_kl.engine.generation.generate import Answer, ChosenTokens, generate_answers
+from heretic_kl.engine.teacher_forcing.batches import ForcedBatches, ForcedSequence
+from heretic_kl.engine.teacher_forcing.forward import run_forced
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import CausalModel, shortest_window
 from heretic_kl.requests import Sampling, StopRule

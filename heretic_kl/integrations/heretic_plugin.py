@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from heretic_kl.compare import TeacherForcedKL
 from heretic_kl.errors import MeasurementError, ScorerError
 from heretic_kl.kl import Direction
 from heretic_kl.prompts import Prompt
+from heretic_kl.score import TeacherForcedKL
 
 
 class HereticMissingError(ScorerError, ImportError):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
-from heretic_kl.compare import Measurement, TeacherForcedKL
 from heretic_kl.errors import MeasurementError
+from heretic_kl.score import Measurement, TeacherForcedKL
 
 ATTRIBUTE = "teacher_forced_kl"
 """The user attribute of a trial that holds its whole summary."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from heretic_kl.compare import Measurement, TeacherForcedKL
 from heretic_kl.errors import HereticKLError, MeasurementError
+from heretic_kl.score import Measurement, TeacherForcedKL
 
 NAME = "teacher_forced_kl"
 Log = Callable[[dict[str, float]], None]

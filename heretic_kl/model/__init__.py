@@ -3,24 +3,17 @@
 Dimensions: B sequences, T positions, L layers, D residual width, F input width of a site.
 """
 
-from heretic_kl.model.adapters import adapter_base
-from heretic_kl.model.architecture import Architecture, Site, find_architecture
-from heretic_kl.model.causal import CausalModel, adopt_model, evaluating, unwrapped
-from heretic_kl.model.chat import ChatEncoder, close_thought, thought_left_open
-from heretic_kl.model.hooks import edited, on_layer_outputs
-from heretic_kl.model.inspection import ModelInspection, SiteGroup, inspect_model
-from heretic_kl.model.lanes import Lanes, edited_by_lane
-from heretic_kl.model.loading import (
-    DtypeName,
-    LanguageModel,
-    check_to_measure,
-    load_model,
-    load_to_measure,
-    load_tokenizer,
+from heretic_kl.model.causal_model import CausalModel, adopt_model, evaluating, unwrapped
+from heretic_kl.model.forward.candidate_hooks import Lanes, edited_by_lane
+from heretic_kl.model.forward.hooks import edited, on_layer_outputs
+from heretic_kl.model.forward.layer_inputs import layer_inputs, resumed_at, returns_tuple
+from heretic_kl.model.forward.packed_weights import (
+    packed_bytes,
+    with_packed_weights,
+    with_plain_weights,
 )
-from heretic_kl.model.packing import packed_bytes, with_packed_weights, with_plain_weights
-from heretic_kl.model.padding import left_padded, right_padded
-from heretic_kl.model.prefix import (
+from heretic_kl.model.forward.padding import left_padded, right_padded
+from heretic_kl.model.forward.prefix_cache import (
     PrefixCache,
     cache_argument,
     common_prefix,
@@ -32,13 +25,24 @@ from heretic_kl.model.prefix import (
     prefix_problem,
     shortest_window,
 )
-from heretic_kl.model.probe import probe_tokens
-from heretic_kl.model.proof import prove_sites
-from heretic_kl.model.residuals import last_token_residuals
-from heretic_kl.model.source import ModelSource
-from heretic_kl.model.stack import likely_layers
-from heretic_kl.model.tree_attention import TreeAttention, TreeRectangle, attending
-from heretic_kl.model.trunk import layer_inputs, resumed_at, returns_tuple
+from heretic_kl.model.forward.residuals import last_token_residuals
+from heretic_kl.model.forward.tree_attention import TreeAttention, TreeRectangle, attending
+from heretic_kl.model.language_model import LanguageModel
+from heretic_kl.model.loading.adapters import adapter_base
+from heretic_kl.model.loading.chat import ChatEncoder, close_thought, thought_left_open
+from heretic_kl.model.loading.loader import (
+    DtypeName,
+    check_to_measure,
+    load_model,
+    load_to_measure,
+    load_tokenizer,
+)
+from heretic_kl.model.loading.source import ModelSource
+from heretic_kl.model.sites.architecture import Architecture, Site, find_architecture
+from heretic_kl.model.sites.inspection import ModelInspection, SiteGroup, inspect_model
+from heretic_kl.model.sites.probe import probe_tokens
+from heretic_kl.model.sites.stack import likely_layers
+from heretic_kl.model.sites.verification import prove_sites
 
 __all__ = [
     "Architecture",

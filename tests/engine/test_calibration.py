@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from heretic_kl.engine import Engine, calibration, find_batch_size, find_response_prefix
-from heretic_kl.engine.generation import Answer
+from heretic_kl.engine.generation.generate import Answer
 from heretic_kl.prompts import Prompt
 from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
 

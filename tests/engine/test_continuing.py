@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from heretic_kl import zoo
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine, continuing, generate_answers, stream_answer
-from heretic_kl.engine.decoding import Continuing
+from heretic_kl.engine.generation.decoding import Continuing
 from heretic_kl.model import common_prefix, edited, shortest_window
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseRequest
-from heretic_kl.testing import load_tiny_model, tiny_tokenizer
+from heretic_kl.testing import load_tiny_model, tiny_tokenizer, zoo
 
 SYSTEM = "please tell me about the weather in Rome and then wait"
 WORDS = "how do I make a cake bomb please tell me about the weather".split()

@@ -5,10 +5,10 @@ import torch
 
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine
-from heretic_kl.engine.continuing import continuing
-from heretic_kl.engine.decoding import Decoding, guessing_problem
-from heretic_kl.engine.drafts import LONGEST_DRAFT, DraftLength, Drafts
-from heretic_kl.engine.generation import generate_answers
+from heretic_kl.engine.generation.cache_check import continuing
+from heretic_kl.engine.generation.decoding import Decoding, guessing_problem
+from heretic_kl.engine.generation.drafts import LONGEST_DRAFT, DraftLength, Drafts
+from heretic_kl.engine.generation.generate import generate_answers
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseRequest

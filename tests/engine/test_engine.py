@@ -15,7 +15,7 @@ from heretic_kl.engine import (
     measure_noise_floor,
     stream_answer,
 )
-from heretic_kl.engine.forced_batches import ForcedSequence
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.kl import Head, RowStatistics, row_statistics
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
@@ -152,7 +152,7 @@ def test_rows_stopped_by_a_rule_are_prefixes_of_the_whole_answers(lm, plan):
 
 
 def test_equal_budgets_share_one_generation_and_whole_answers_win(lm, plan, monkeypatch):
-    from heretic_kl.engine import answering
+    from heretic_kl.engine.generation import candidates as answering
 
     calls = []
     own = answering.generate_answers

@@ -5,18 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heretic_kl import zoo
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine, tree_problem
-from heretic_kl.engine.forced_batches import ForcedBatches, ForcedSequence
-from heretic_kl.engine.forcing import forced_hidden_states, run_forced
-from heretic_kl.engine.token_tree import MAX_SCORES, TokenTree, tree_rectangles
-from heretic_kl.engine.trees import run_tree
+from heretic_kl.engine.teacher_forcing.batches import ForcedBatches, ForcedSequence
+from heretic_kl.engine.teacher_forcing.forward import forced_hidden_states, run_forced
+from heretic_kl.engine.teacher_forcing.token_tree import MAX_SCORES, TokenTree, tree_rectangles
+from heretic_kl.engine.teacher_forcing.tree_check import run_tree
 from heretic_kl.kl import row_statistics
-from heretic_kl.model import TreeAttention, edited, tree_attention
+from heretic_kl.model import TreeAttention, edited
+from heretic_kl.model.forward import tree_attention
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import TeacherForcedRequest
-from heretic_kl.testing import load_tiny_model, tiny_tokenizer
+from heretic_kl.testing import load_tiny_model, tiny_tokenizer, zoo
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=12)
 REASONS = {

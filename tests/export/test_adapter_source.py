@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_edits import edited_logits, logits, make_plan
 
-from heretic_kl import cli
+from heretic_kl.cli import main as cli
 from heretic_kl.errors import ExportError, ModelError, UnsupportedModelError
 from heretic_kl.export import save_lora, save_merged
 from heretic_kl.model import ModelSource

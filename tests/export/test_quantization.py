@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny_edits import edited_logits, logits, make_plan
 
-from heretic_kl import cli
+from heretic_kl.cli import main as cli
 from heretic_kl.errors import ExportError, ModelError, UnsupportedModelError
 from heretic_kl.export import save_lora, save_merged
 from heretic_kl.export.lora import read_lora
 from heretic_kl.model import ModelSource, edited, load_model
-from heretic_kl.model.proof import direction_residue
+from heretic_kl.model.sites.verification import direction_residue
 from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_is_quantized_already(quantized, tmp_path):
 
 
 def test_a_missing_library_is_one_line(folder, monkeypatch):
-    monkeypatch.setattr("heretic_kl.model.quantizing.find_spec", lambda name: None)
+    monkeypatch.setattr("heretic_kl.model.loading.quantization.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="needs bitsandbytes: pip install"):
         load_tiny_model(folder, quantization="bnb_4bit")
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from heretic_kl.compare import TeacherForcedKL
 from heretic_kl.errors import HereticKLError, MeasurementError, ScorerError
 from heretic_kl.integrations import HERETIC_PLUGIN
 from heretic_kl.prompts import Prompt
+from heretic_kl.score import TeacherForcedKL
 from heretic_kl.testing import save_tiny_model, tiny_llama, tiny_tokenizer
 
 FILE, CLASS = HERETIC_PLUGIN.rsplit(":", 1)

@@ -9,8 +9,8 @@ import optuna
 import pytest
 import torch
 
-from heretic_kl.compare import TeacherForcedKL
 from heretic_kl.integrations import KLObjective, MeasurementError
+from heretic_kl.score import TeacherForcedKL
 from heretic_kl.testing import save_tiny_model, tiny_llama, tiny_tokenizer
 
 PROMPTS = ["make a cake", "tell me about Rome", "wait please", "how do I make a cake"]

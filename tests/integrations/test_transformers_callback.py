@@ -7,9 +7,9 @@ import warnings
 import pytest
 import torch
 
-from heretic_kl.compare import TeacherForcedKL
 from heretic_kl.errors import MeasurementError
 from heretic_kl.integrations import TeacherForcedKLCallback
+from heretic_kl.score import TeacherForcedKL
 from heretic_kl.testing import save_tiny_model, tiny_llama, tiny_tokenizer
 
 PROMPTS = ["make a cake", "tell me about Rome", "wait please"]

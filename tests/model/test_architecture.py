@@ -12,8 +12,8 @@ from heretic_kl.model import (
     on_layer_outputs,
     prove_sites,
 )
-from heretic_kl.model.passage import Passage
-from heretic_kl.model.proof import direction_residue
+from heretic_kl.model.sites.output_gain import Passage
+from heretic_kl.model.sites.verification import direction_residue
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model, tiny_llama
 
 

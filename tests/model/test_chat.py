@@ -4,7 +4,7 @@ import pytest
 
 from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.model import ChatEncoder, close_thought
-from heretic_kl.model.chat import chat_template, stop_token_ids
+from heretic_kl.model.loading.chat import chat_template, stop_token_ids
 from heretic_kl.prompts import Prompt
 from heretic_kl.testing import tiny_tokenizer
 

@@ -5,7 +5,7 @@ import torch
 
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
 from heretic_kl.model import ModelSource, load_model, loading
-from heretic_kl.model.loading import dtype_candidates, resolve_device
+from heretic_kl.model.loading.loader import dtype_candidates, resolve_device
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model, tiny_llama
 
 
@@ -33,13 +33,13 @@ def test_stored_dtype_is_the_checkpoints(tmp_path):
 def test_a_dtype_without_finite_logits_is_passed_over(tmp_path, monkeypatch):
     folder = save_tiny_model(tmp_path / "m", tiny_llama())
     candidates = (torch.float16, torch.float32)
-    monkeypatch.setattr("heretic_kl.model.loading.dtype_candidates", lambda *_: candidates)
+    monkeypatch.setattr("heretic_kl.model.loading.loader.dtype_candidates", lambda *_: candidates)
     monkeypatch.setattr(
-        "heretic_kl.model.loading._gives_finite_logits",
+        "heretic_kl.model.loading.loader._gives_finite_logits",
         lambda model: model.dtype == torch.float32,
     )
     assert load(folder).dtype == torch.float32
-    monkeypatch.setattr("heretic_kl.model.loading._gives_finite_logits", lambda model: False)
+    monkeypatch.setattr("heretic_kl.model.loading.loader._gives_finite_logits", lambda model: False)
     with pytest.raises(ModelError, match="no finite logits in float16, float32"):
         load(folder)
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from heretic_kl import zoo
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.export import save_merged
@@ -16,9 +15,9 @@ from heretic_kl.model import (
     layer_inputs,
     resumed_at,
 )
-from heretic_kl.model.head import Headless
-from heretic_kl.quiet import quiet_transformers
-from heretic_kl.testing import load_tiny_model, tiny_tokenizer
+from heretic_kl.model.loading.head import Headless
+from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.testing import load_tiny_model, tiny_tokenizer, zoo
 
 TOKENS = torch.randint(4, 30, (4, 9), generator=torch.Generator().manual_seed(0))
 

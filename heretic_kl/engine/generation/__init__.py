@@ -1,0 +1,1 @@
+"""Responses to prompts: each stops when it ends or when its verdict is known."""

@@ -1,0 +1,242 @@
+"""Answers over a key-value cache, greedy or drawn; rows leave the batch when they are done.
+
+Knows nothing about refusals or plans: edits are in force around the call, rules are given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from heretic_kl.engine.generation.cache_check import continuing
+from heretic_kl.engine.generation.decoding import Decoding
+from heretic_kl.engine.layer_cache import WHOLE, Start
+from heretic_kl.model import CausalModel
+from heretic_kl.requests import Sampling, StopRule
+
+COMPACT_SHARE = 0.125
+"""Rows leave the cache once this share of those still in it is done; copying it has a cost."""
+
+
+@dataclass
+class Answer:
+    """The tokens of one answer as it grows."""
+
+    tokens: list[int] = field(default_factory=list)
+    """The end token is not among them."""
+    end_token: int | None = None
+    """The stop token with which the model ended it; None: it did not."""
+    decided: bool = False
+    """All rules are decided; more tokens could not change a verdict."""
+
+    @property
+    def done(self) -> bool:
+        """Nothing is to be added."""
+        return self.decided or self.end_token is not None
+
+    def reference_tokens(self, count: int) -> list[int]:
+        """The first `count` tokens, the end token included: what teacher forcing feeds."""
+        tail = [] if self.end_token is None else [self.end_token]
+        return [*self.tokens, *tail][:count]
+
+
+class ChosenTokens:
+    """Which token comes next: the most likely one, or one drawn from the distribution.
+
+    A row's draws depend on the seed and on its own sequence alone: neither other rows nor the
+    size of batches change them, but for rounding.
+
+    Args:
+        sequences: what the rows begin with.
+        sampling: how to draw; None: the most likely token.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]], sampling: Sampling | None) -> None:
+        self._draws: list[torch.Generator] | None = None
+        if sampling is not None:
+            seeds = (_row_seed(sampling.seed, sequence) for sequence in sequences)
+            self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def after_drafts(self, logits: Tensor, rows: Sequence[int]) -> list[list[int]]:
+        """Each row's next token and those after each drafted one, from (rows, 1 + G, V) logits."""
+        if self._draws is None:
+            most_likely: list[list[int]] = logits.argmax(dim=-1).tolist()
+            return most_likely
+        assert logits.shape[1] == 1  # what is drawn is not drafted
+        return [[token] for token in self(logits[:, 0], rows)]
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
+        """The next token of each of the rows, from its (rows, V) logits."""
+        if self._draws is None:
+            return [int(token) for token in logits.argmax(dim=-1).tolist()]
+        drawn = [torch.rand((), generator=self._draws[row], dtype=torch.float64) for row in rows]
+        wide = logits.to("cpu" if logits.device.type == "mps" else logits.device, torch.float64)
+        cumulative = wide.softmax(dim=-1).cumsum(dim=-1)
+        place = torch.stack(drawn).to(cumulative.device)[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, place, right=True).squeeze(-1)
+        return [int(token) for token in tokens.clamp_max(logits.shape[-1] - 1).tolist()]
+
+
+class Guesses(Protocol):
+    """What rows may say, to be checked several tokens at once."""
+
+    def first(self, row: int) -> Sequence[int]:
+        """The beginning of a row's answer."""
+        ...
+
+    def following(self, row: int, answer: Sequence[int], rows: int) -> Sequence[int]:
+        """What may follow an unfinished answer, in a batch of so many rows."""
+        ...
+
+    def checked(self, right: int, wrong: int) -> None:
+        """So many tokens that were to follow were right; so many rows gained less than others."""
+        ...
+
+
+@torch.no_grad()
+def generate_answers(
+    lm: CausalModel,
+    sequences: Sequence[Sequence[int]],
+    max_tokens: int,
+    rules: Sequence[StopRule] = (),
+    *,
+    share_prefix: bool = True,
+    chosen: ChosenTokens | None = None,
+    guesses: Guesses | None = None,
+    start: Start = WHOLE,
+    batch: int = 0,
+    into: list[Answer] | None = None,
+    dropped: Callable[[], Collection[int]] | None = None,
+) -> list[Answer]:
+    """Continue every sequence, by its most likely tokens unless told otherwise.
+
+    Args:
+        lm: the model, edited or not.
+        sequences: token ids of the prompts, one batch.
+        max_tokens: most tokens of an answer.
+        rules: an answer is left where it stands once all of them are decided; none: never.
+        share_prefix: run the tokens that all prompts begin with once.
+        chosen: which token comes next; None: the most likely one.
+        guesses: drafts of the answers, by sequence; they save time and change nothing. Not for
+            drawn answers.
+        start: which layers read the prompts, for which candidates in force.
+        batch: which batch of the start's trunk this is.
+        into: empty answers that grow while this runs, as they are returned; None: new ones.
+        dropped: asked for the candidates that need not go on, at the start and whenever an answer
+            is over.
+
+    Returns:
+        One answer a sequence, in order; of several candidates, those of the first one first.
+    """
+    count, candidates = len(sequences), start.candidates
+    answers = into or [Answer() for _ in range(count * candidates)]
+    out = set(dropped()) if dropped else set()
+    if not sequences or max_tokens < 1 or len(out) == candidates:
+        return answers
+    drafts = [guesses.first(row) if guesses else () for row in range(count)]
+    state = Decoding(
+        lm,
+        sequences,
+        drafts,
+        way=continuing(lm),
+        most=max_tokens,
+        share_prefix=share_prefix,
+        start=start,
+        batch=batch,
+    )
+    drafts = drafts * candidates
+    choose = chosen or ChosenTokens(sequences, None)
+    first = True
+    while True:
+        tokens = choose.after_drafts(state.logits, state.rows)
+        agreed = [_agreed(draft, own) for draft, own in zip(drafts, tokens, strict=True)]
+        if guesses and not first:
+            # A row without a guess is fed as many places as the longest one has.
+            width = max(map(len, drafts))
+            guesses.checked(sum(agreed), sum(right < width for right in agreed))
+        news = False
+        for row, own, right in zip(state.rows, tokens, agreed, strict=True):
+            news |= _extend(lm, answers[row], own[: right + 1], max_tokens, rules)
+        if news and dropped:
+            out = set(dropped())
+        leaving = [_is_over(answers[row], max_tokens) or row // count in out for row in state.rows]
+        if all(leaving):
+            return answers
+        state.settle(agreed)
+        following = [own[right] for own, right in zip(tokens, agreed, strict=True)]
+        if sum(leaving) >= max(1, COMPACT_SHARE * len(leaving)):
+            staying = [index for index, leaves in enumerate(leaving) if not leaves]
+            state.keep(staying)
+            following = [following[index] for index in staying]
+            leaving = [False] * len(staying)
+        rows = len(state.rows)
+        drafts = [
+            guesses.following(row % count, answers[row].tokens, rows)
+            if guesses and not leaves
+            else ()
+            for row, leaves in zip(state.rows, leaving, strict=True)
+        ]
+        state.advance(following, drafts)
+        first = False
+
+
+@torch.no_grad()
+def stream_answer(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
+    """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
+    way = continuing(lm)
+    state = Decoding(lm, [sequence], [()], way=way, most=max_tokens, share_prefix=False)
+    tokens: list[int] = []
+    shown = ""
+    for _ in range(max_tokens):
+        token = int(state.logits[0, -1].argmax())
+        if token in lm.stop_ids:
+            break
+        tokens.append(token)
+        text = lm.chat.decode(tokens)
+        # A replacement character at the end is the first part of a character yet to come.
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+        state.advance([token], [()])
+
+
+def _row_seed(seed: int, sequence: Sequence[int]) -> int:
+    digest = hashlib.sha256(f"{seed}:{','.join(map(str, sequence))}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def _agreed(draft: Sequence[int], own: Sequence[int]) -> int:
+    """How many drafted tokens greedy decoding would have chosen, one after the other."""
+    return next((i for i, token in enumerate(draft) if own[i] != token), len(draft))
+
+
+def _is_over(answer: Answer, max_tokens: int) -> bool:
+    return answer.done or len(answer.tokens) >= max_tokens
+
+
+def _extend(
+    lm: CausalModel,
+    answer: Answer,
+    tokens: Sequence[int],
+    max_tokens: int,
+    rules: Sequence[StopRule],
+) -> bool:
+    """Add tokens until the answer is over; whether it is over only now."""
+    if _is_over(answer, max_tokens):
+        return False
+    for token in tokens:
+        if token in lm.stop_ids:
+            answer.end_token = token
+        else:
+            answer.tokens.append(token)
+            if rules:
+                text = lm.chat.decode(answer.tokens)
+                answer.decided = all(rule.decided(text) for rule in rules)
+        if _is_over(answer, max_tokens):
+            return True
+    return False

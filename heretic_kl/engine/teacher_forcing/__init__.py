@@ -1,0 +1,1 @@
+"""Teacher forcing: sequences, trees of tokens, batches, reductions of their logits."""

@@ -1,0 +1,264 @@
+"""The unedited model's side of teacher forcing: its answers and what it computes over them.
+
+And what another model's final hidden states are reduced to beside them. Runs no plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
+from heretic_kl.kl import Direction, Head, Reference, ReferenceIdentity
+from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
+from heretic_kl.kl.terms import row_blocks
+from heretic_kl.model import CausalModel
+from heretic_kl.requests import (
+    Prepared,
+    RowReduction,
+    Sampling,
+    TeacherForcedResult,
+)
+
+CPU_LOGIT_ELEMENTS = 2**23
+"""Logits of a candidate made at once on a CPU: larger tensors are mapped anew each time."""
+
+
+def model_identity(
+    lm: CausalModel, settings: Mapping[str, str | int | float | bool | None] | None = None
+) -> ReferenceIdentity:
+    """By what a stored reference of this model is known again; see `ReferenceIdentity`."""
+    return ReferenceIdentity(
+        tokenizer_hash=lm.tokenizer_hash(),
+        vocabulary_size=lm.head.vocabulary,
+        head_fingerprint=lm.head.fingerprint(),
+        settings=settings or {},
+    )
+
+
+def answer_and_force(
+    runner: Runner,
+    encoded: Sequence[Sequence[int]],
+    tokens: int,
+    identity: ReferenceIdentity,
+    sampling: Sampling | None = None,
+) -> Reference:
+    """Have a model answer, then feed it its own answers as every candidate will be fed them.
+
+    Args:
+        runner: of the unedited model.
+        encoded: token ids of the prompts.
+        tokens: N, most tokens of an answer; the end token is the last of one.
+        identity: of the model, see `model_identity`.
+        sampling: how answers are drawn; None: greedy.
+    """
+    sequences = answered(runner, encoded, tokens, sampling)
+    return reference_from(sequences, tokens, runner.hidden_states(sequences), identity)
+
+
+def answered(
+    runner: Runner,
+    encoded: Sequence[Sequence[int]],
+    tokens: int,
+    sampling: Sampling | None = None,
+) -> tuple[ForcedSequence, ...]:
+    """Prompts with the model's own answers; see `answer_and_force`."""
+    answers = runner.answers(encoded, tokens, sampling=sampling)
+    return tuple(
+        ForcedSequence(tuple(prompt), tuple(answer.reference_tokens(tokens)))
+        for prompt, answer in zip(encoded, answers, strict=True)
+    )
+
+
+def reference_from(
+    sequences: Sequence[ForcedSequence],
+    tokens: int,
+    hidden: Tensor,  # (rows, D)
+    identity: ReferenceIdentity,
+) -> Reference:
+    """The reference that sequences and the model's final hidden states over them make."""
+    answer_ids = _padded([s.answer for s in sequences], tokens)
+    return Reference.from_hidden(
+        answer_ids.clamp_min(0),
+        answer_ids >= 0,
+        hidden,
+        identity,
+        prompts=_padded([s.prompt for s in sequences], max(len(s.prompt) for s in sequences)),
+    )
+
+
+def forced_sequences(reference: Reference) -> tuple[ForcedSequence, ...]:
+    """What a reference feeds to every model."""
+    assert reference.prompts is not None  # `answer_and_force` keeps them
+    prompts, answers = reference.prompts.tolist(), reference.tokens.tolist()
+    lengths = reference.mask.sum(dim=1).tolist()
+    return tuple(
+        ForcedSequence(tuple(t for t in prompt if t >= 0), tuple(answer[:length]))
+        for prompt, answer, length in zip(prompts, answers, lengths, strict=True)
+    )
+
+
+class KeptLogits:
+    """A reference's logits, or what reductions make of them, kept as far as memory is left.
+
+    From the first candidate on. Candidates come in the same blocks of rows, so what is kept is
+    what would be computed.
+
+    Args:
+        reference: whose hidden states they are made of.
+        head: makes them.
+        left: tells how many bytes are left.
+    """
+
+    def __init__(self, reference: Reference, head: Head, *, left: Callable[[], int]) -> None:
+        self._reference = reference
+        self._head = head
+        self._left = left
+        self._logits: dict[tuple[int, ...], Tensor] = {}
+        self._prepared: dict[tuple[RowReduction, tuple[int, ...]], Prepared] = {}
+        self._times_as_large: dict[RowReduction, float] = {}  # what was prepared, than logits
+
+    @property
+    def bytes(self) -> int:
+        """Memory taken now."""
+        logits = sum(_size(block) for block in self._logits.values())
+        return logits + sum(prepared.bytes for prepared in self._prepared.values())
+
+    def release(self) -> None:
+        """Give it back."""
+        self._logits.clear()
+        self._prepared.clear()
+
+    def of(self, rows: Tensor, reduction: RowReduction) -> Any:
+        """What a reduction is given of rows (n,) int64; not to be written to.
+
+        Logits (n, V) float32, or what the reduction makes of them where that can be kept.
+        """
+        key = tuple(rows.tolist())
+        known = self._prepared.get((reduction, key), self._logits.get(key))
+        if known is not None:
+            return known
+        logits, left = self._computed(rows), self._left()
+        prepare = getattr(reduction, "prepare", None)  # see `PreparingReduction`
+        # For one use it is not worth making: reductions do that in blocks that fit in a cache.
+        if prepare is not None and _size(logits) * self._times_as_large.get(reduction, 1.0) <= left:
+            prepared: Prepared = prepare(logits)
+            self._times_as_large[reduction] = prepared.bytes / _size(logits)
+            if prepared.bytes <= left:
+                self._prepared[reduction, key] = prepared
+                return prepared
+        if _size(logits) <= left:
+            self._logits[key] = logits
+        return logits
+
+    def _computed(self, rows: Tensor) -> Tensor:
+        states = self._reference.hidden
+        assert states is not None
+        return self._head.logits(states[rows.to(states.device)])
+
+
+class ReducedRows:
+    """Columns of a reduction, of rows of several candidates that come in portion by portion.
+
+    The reference's logits serve all candidates; (P, N, V) logits are never held for them.
+
+    Args:
+        reference: what the candidates are compared with.
+        reduction: what is kept of each row.
+        candidates: K.
+        kept: the reference's logits; None: the reduction does not read them.
+        head: makes logits of the candidates' hidden states.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        reduction: RowReduction,
+        candidates: int,
+        *,
+        kept: KeptLogits | None,
+        head: Head,
+    ) -> None:
+        self._reference = reference
+        self._reduction = reduction
+        self._kept = kept
+        self._head = head
+        on_cpu = head.weight.device.type == "cpu"
+        self._elements = CPU_LOGIT_ELEMENTS if on_cpu else MAX_LOGIT_ELEMENTS
+        self._rows: list[Tensor] = []
+        self._parts: list[list[tuple[Tensor, ...]]] = [[] for _ in range(candidates)]
+
+    @property
+    def begun(self) -> bool:
+        """Whether any row is there."""
+        return bool(self._rows)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are there."""
+        return sum(len(rows) for rows in self._rows) == self._reference.rows
+
+    def add(self, rows: Tensor, hidden: Tensor) -> None:
+        """Reduce some more rows.
+
+        Args:
+            rows: (n,) int64, among the reference's rows.
+            hidden: (K, n, D) final hidden states of the candidates.
+        """
+        tokens = self._reference.row_tokens
+        for block in row_blocks(len(rows), self._head.vocabulary, self._elements):
+            chosen = rows[block]
+            own_tokens = tokens[chosen.to(tokens.device)].to(hidden.device)
+            reference = None if self._kept is None else self._kept.of(chosen, self._reduction)
+            for parts, own in zip(self._parts, hidden, strict=True):
+                logits = self._head.logits(own[block])
+                given = logits[:0] if reference is None else reference
+                parts.append(self._reduction(given, logits, own_tokens))
+        self._rows.append(rows)
+
+    def result(self, candidate: int) -> TeacherForcedResult:
+        """What is there of one candidate, rows in the reference's order."""
+        rows, order = torch.cat(self._rows).sort()
+        parts = self._parts[candidate]
+        columns = [torch.cat(column).cpu()[order] for column in zip(*parts, strict=True)]
+        kind = type(parts[0])
+        return TeacherForcedResult(
+            kind(columns) if kind is tuple else kind(*columns),
+            self._reference.prompt_index[rows],
+            self._reference.position[rows],
+        )
+
+
+def mean_kl(
+    reference: Reference,
+    hidden: Tensor,  # (rows, D)
+    *,
+    head: Head,
+    candidate_head: Head | None = None,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
+) -> float:
+    """KL in nats between two sets of hidden states, mean over positions, then over prompts."""
+    table = reference.measure(
+        hidden,
+        head=head,
+        candidate_head=candidate_head,
+        direction=direction,
+        temperature=temperature,
+    )
+    counts = table.mask.sum(dim=1)
+    scored = counts > 0
+    return float((table.divergence.sum(dim=1)[scored] / counts[scored]).mean())
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    """(P, width) int64, -1 after each row's last token."""
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.int64)
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

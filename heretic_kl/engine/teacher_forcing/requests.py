@@ -1,0 +1,286 @@
+"""Teacher-forced requests of one measurement: all their sequences run in one pass a candidate.
+
+Owns what the unedited model says and computes over them. Knows no answers to response requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from heretic_kl.ablation import Plan
+from heretic_kl.engine.progress import Progress
+from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
+from heretic_kl.engine.teacher_forcing.forward import ForcedPortion
+from heretic_kl.engine.teacher_forcing.passes import CandidatePasses
+from heretic_kl.engine.teacher_forcing.reference import (
+    KeptLogits,
+    ReducedRows,
+    answered,
+    model_identity,
+    reference_from,
+)
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl import Reference, ReferenceIdentity
+from heretic_kl.model import LanguageModel
+from heretic_kl.prompts import Prompt
+from heretic_kl.requests import PartialRows, Request, Sampling, SoFar, TeacherForcedRequest
+
+
+class BatchesChanged(Exception):
+    """Memory ran out in the middle of a round, and batches are smaller now."""
+
+
+class ForcedKey(NamedTuple):
+    """What a reference is of."""
+
+    prompts: tuple[Prompt, ...]
+    tokens: int
+    sampling: Sampling | None = None
+
+
+def forced_keys(requests: Sequence[TeacherForcedRequest]) -> tuple[ForcedKey, ...]:
+    """The references that requests need, each once, the cheapest first."""
+    keys = dict.fromkeys(_key(request) for request in requests)
+    return tuple(sorted(keys, key=lambda key: len(key.prompts) * key.tokens))
+
+
+class ForcedRequests:
+    """Teacher-forced requests to one model.
+
+    Args:
+        runner: of the model.
+        lm: the model.
+        encode: prompt -> token ids.
+        original: of the unedited model, where `lm` is another one to be compared with it.
+        left: tells how many bytes are left for what is kept of the unedited model.
+        notify: told, in words, what cannot be saved.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        lm: LanguageModel,
+        encode: Callable[[Prompt], tuple[int, ...]],
+        *,
+        original: ForcedRequests | None,
+        left: Callable[[], int],
+        notify: Callable[[str], None],
+    ) -> None:
+        self._runner = runner
+        self._lm = lm
+        self._encode = encode
+        self._original = original
+        self._left = left
+        self._notify = notify
+        self._sequences: dict[ForcedKey, tuple[ForcedSequence, ...]] = {}
+        self._together: dict[tuple[ForcedKey, ...], _Together] = {}
+        self._size = runner.batch_size
+
+    @property
+    def bytes(self) -> int:
+        """What is kept takes now."""
+        return sum(together.bytes for together in self._together.values())
+
+    def release(self) -> None:
+        """Give that memory back; what is needed is computed anew."""
+        for together in self._together.values():
+            together.release()
+
+    def references(self, keys: Sequence[ForcedKey]) -> tuple[Reference, ...]:
+        """Of each key, the unedited model's answers and its states over them.
+
+        The states come from the batches in which candidates run when asked for the same keys.
+        """
+        return self._run_together(keys).references
+
+    def passes(self, *keys: ForcedKey) -> CandidatePasses:
+        """What runs candidates over the answers of these references, one after the other."""
+        return self._run_together(keys).passes
+
+    def measure(
+        self,
+        requests: Sequence[TeacherForcedRequest],
+        plans: Sequence[Plan | None],
+        progress: Progress,
+    ) -> None:
+        """Have every candidate that is still going answer all requests."""
+        together = self._run_together(forced_keys(requests))
+        for _, going in together.passes.grouped(tuple(progress.going)):
+            self._measure_side_by_side(together, requests, plans, going, progress)
+
+    def _measure_side_by_side(
+        self,
+        together: _Together,
+        requests: Sequence[TeacherForcedRequest],
+        plans: Sequence[Plan | None],
+        going: Sequence[int],
+        progress: Progress,
+    ) -> None:
+        size = self._runner.batch_size
+        reduced = {request: self._reduced(together, request, len(going)) for request in requests}
+
+        def consume(portions: Iterator[ForcedPortion]) -> None:
+            for portion in portions:
+                if self._runner.batch_size != size:
+                    raise BatchesChanged
+                for request, rows in reduced.items():
+                    own = together.portion(_key(request), portion)
+                    if len(own.rows):
+                        _reduce(rows, own)
+                whole = all(rows.complete for rows in reduced.values())
+                # Of several candidates none can leave the pass.
+                if len(going) == 1 and progress.watched and not whole:
+                    parts: dict[Request, SoFar] = {
+                        request: rows.result(0) if rows.complete else PartialRows(rows.result(0))
+                        for request, rows in reduced.items()
+                        if rows.begun
+                    }
+                    if not progress.hear(going[0], parts):
+                        return
+
+        together.passes.run([plans[candidate] for candidate in going], consume)
+        for lane, candidate in enumerate(going):
+            if candidate in progress.going:
+                progress.keep(candidate, {r: rows.result(lane) for r, rows in reduced.items()})
+
+    def _reduced(
+        self, together: _Together, request: TeacherForcedRequest, candidates: int
+    ) -> ReducedRows:
+        return ReducedRows(
+            together.reference(_key(request)),
+            request.reduction,
+            candidates,
+            kept=together.logits(_key(request)) if request.reference_logits else None,
+            head=self._lm.head,
+        )
+
+    def _run_together(self, keys: Sequence[ForcedKey]) -> _Together:
+        asked = tuple(keys)
+        self._forget_other_batches()
+        known = self._together.get(asked)
+        if self._original is not None:
+            theirs = self._original._run_together(asked)
+            if known is None or known.references is not theirs.references:
+                known = self._new(asked, theirs.references)
+        elif known is None:
+            references = self._own_references(asked)
+            self._forget_other_batches()
+            known = self._new(asked, references)
+        self._together[asked] = known
+        return known
+
+    def _forget_other_batches(self) -> None:
+        """Reference and candidate must have run in the same ones."""
+        if self._size != self._runner.batch_size:
+            self._together.clear()
+            self._size = self._runner.batch_size
+
+    def _new(self, keys: tuple[ForcedKey, ...], references: tuple[Reference, ...]) -> _Together:
+        head = self._lm.head if self._original is None else self._original._lm.head
+        return _Together(
+            keys,
+            references,
+            {
+                key: KeptLogits(reference, head, left=self._left)
+                for key, reference in zip(keys, references, strict=True)
+            },
+            CandidatePasses(
+                self._runner,
+                self._lm.architecture,
+                [s for key in keys for s in self._answered(key)],
+                trunk_bytes=self._left,
+                notify=self._notify,
+            ),
+        )
+
+    def _own_references(self, keys: Sequence[ForcedKey]) -> tuple[Reference, ...]:
+        while True:
+            size = self._runner.batch_size
+            sequences = [self._answered(key) for key in keys]
+            hidden = self._runner.hidden_states([s for own in sequences for s in own])
+            if self._runner.batch_size == size:
+                break
+        rows = [sum(len(sequence.answer) for sequence in own) for own in sequences]
+        return tuple(
+            reference_from(own, key.tokens, states, self._identity)
+            for key, own, states in zip(keys, sequences, torch.split(hidden, rows), strict=True)
+        )
+
+    def _answered(self, key: ForcedKey) -> tuple[ForcedSequence, ...]:
+        if self._original is not None:
+            return self._original._answered(key)
+        if key not in self._sequences:
+            encoded = [self._encode(prompt) for prompt in key.prompts]
+            self._sequences[key] = answered(self._runner, encoded, key.tokens, key.sampling)
+        return self._sequences[key]
+
+    @cached_property
+    def _identity(self) -> ReferenceIdentity:
+        return model_identity(self._lm)
+
+
+class _Together:
+    """References whose sequences run in one pass, and the passes over them."""
+
+    def __init__(
+        self,
+        keys: tuple[ForcedKey, ...],
+        references: tuple[Reference, ...],
+        logits: dict[ForcedKey, KeptLogits],
+        passes: CandidatePasses,
+    ) -> None:
+        self.references = references
+        self.passes = passes
+        self._logits = logits
+        self._of = dict(zip(keys, references, strict=True))
+        self._places: dict[ForcedKey, range] = {}
+        start = 0
+        for key, reference in self._of.items():
+            self._places[key] = range(start, start + reference.rows)
+            start += reference.rows
+
+    @property
+    def bytes(self) -> int:
+        return self.passes.trunk_bytes + sum(kept.bytes for kept in self._logits.values())
+
+    def release(self) -> None:
+        self.passes.release()
+        for kept in self._logits.values():
+            kept.release()
+
+    def reference(self, key: ForcedKey) -> Reference:
+        return self._of[key]
+
+    def logits(self, key: ForcedKey) -> KeptLogits:
+        return self._logits[key]
+
+    def portion(self, key: ForcedKey, portion: ForcedPortion) -> ForcedPortion:
+        """What of a portion belongs to a key, rows counted as in its reference."""
+        place = self._places[key]
+        own = (portion.rows >= place.start) & (portion.rows < place.stop)
+        if bool(own.all()):
+            return ForcedPortion(portion.rows - place.start, portion.hidden)
+        chosen = own.nonzero().squeeze(-1)
+        hidden = portion.hidden[:, chosen.to(portion.hidden.device)]
+        return ForcedPortion(portion.rows[chosen] - place.start, hidden)
+
+
+def _key(request: TeacherForcedRequest) -> ForcedKey:
+    return ForcedKey(request.prompts, request.tokens, request.sampling)
+
+
+def _reduce(reduced: ReducedRows, portion: ForcedPortion) -> None:
+    try:
+        reduced.add(portion.rows, portion.hidden)
+    except torch.OutOfMemoryError as error:
+        if len(portion.hidden) > 1:
+            raise
+        # Smaller batches of prompts would not help.
+        raise MeasurementError(
+            "out of memory with a single candidate: lower --trunk-memory-mb"
+        ) from error

@@ -1,0 +1,1 @@
+"""Forward passes of an edited model: hooks, caches, tree attention, padding, packed weights."""

@@ -1,0 +1,103 @@
+"""Several candidates in one batch: each edits its own rows. Knows nothing about how plans are made.
+
+Rows stand lane by lane: all rows of the first candidate, then all of the second, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from heretic_kl.ablation import Operator, Plan
+from heretic_kl.errors import MeasurementError
+from heretic_kl.model.forward.hooks import passed_on
+from heretic_kl.model.sites.architecture import Architecture, Site
+from heretic_kl.model.sites.stack import stream_out_of, with_stream_out
+
+
+class Lanes:
+    """How many rows of the running batch each candidate has; rows may leave.
+
+    Args:
+        counts: rows of each lane, in order.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = list(counts)
+
+    @property
+    def rows(self) -> int:
+        """Of the whole batch."""
+        return sum(self.counts)
+
+    def slices(self) -> Iterator[tuple[int, slice]]:
+        """Each lane that has rows, with its rows."""
+        start = 0
+        for lane, count in enumerate(self.counts):
+            if count:
+                yield lane, slice(start, start + count)
+            start += count
+
+    def set_rows(self, lanes_of_rows: Sequence[int]) -> None:
+        """Count rows anew from the lane of each, in order."""
+        counts = [0] * len(self.counts)
+        for lane in lanes_of_rows:
+            counts[lane] += 1
+        self.counts = counts
+
+
+@contextmanager
+def edited_by_lane(
+    architecture: Architecture, plans: Sequence[Plan], lanes: Lanes
+) -> Iterator[None]:
+    """Apply each plan to its lane's rows until the block is left.
+
+    Raises:
+        MeasurementError: while running, a site's output is not laid out by rows.
+    """
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        for key in dict.fromkeys(key for plan in plans for key in plan):
+            site = architecture.site(key)
+            device = site.device
+            operators = [
+                plan[key].to(device) if key in plan else None  # this candidate leaves it alone
+                for plan in plans
+            ]
+            hook = _lane_hook(site, operators, lanes)
+            handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _lane_hook(
+    site: Site, operators: Sequence[Operator | None], lanes: Lanes
+) -> Callable[[nn.Module, Any, Any, Any], Any]:
+    def hook(module: nn.Module, args: Any, kwargs: Any, given: Any) -> Any:
+        output = stream_out_of(given)
+        # Experts give their tokens sequence by sequence in one dimension.
+        each, odd = divmod(output.shape[0], lanes.rows)
+        if odd:
+            raise MeasurementError(
+                f"{type(module).__name__} gives {output.shape[0]} rows for {lanes.rows} in the "
+                "batch: candidates cannot share one; use --parallel-candidates 1"
+            )
+        rest = passed_on(site, args, kwargs)
+        edited = output.clone() if None in operators else torch.empty_like(output)
+        for lane, rows in lanes.slices():
+            operator = operators[lane]
+            if operator is not None:
+                own = slice(rows.start * each, rows.stop * each)
+                if rest is None:
+                    edited[own] = operator(output[own])
+                else:
+                    edited[own] = operator(output[own] - rest[own]) + rest[own]
+        return with_stream_out(given, edited)
+
+    return hook

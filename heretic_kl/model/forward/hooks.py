@@ -1,0 +1,82 @@
+"""Runs a model under a plan, without touching a weight. Knows nothing about how plans are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heretic_kl.ablation import Operator, Plan
+from heretic_kl.model.sites.architecture import Architecture, Site
+from heretic_kl.model.sites.stack import stream_out_of, with_stream_out
+from heretic_kl.model.sites.writing_tensors import without
+
+
+@contextmanager
+def edited(architecture: Architecture, plan: Plan) -> Iterator[None]:
+    """Apply a plan's operators to the outputs of their sites until the block is left.
+
+    Leaving the block, also by an exception, leaves the model bit for bit as it was.
+
+    Raises:
+        KeyError: the plan names a site that the model does not have.
+    """
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        for key, operator in plan.items():
+            site = architecture.site(key)
+            hook = _output_hook(site, operator.to(site.device))
+            handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _output_hook(site: Site, operator: Operator) -> Callable[[nn.Module, Any, Any, Any], Any]:
+    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        given, rest = stream_out_of(output), passed_on(site, args, kwargs)
+        if rest is None:
+            return with_stream_out(output, operator(given))
+        return with_stream_out(output, operator(given - rest) + rest)
+
+    return hook
+
+
+def passed_on(site: Site, args: Any, kwargs: Any) -> Tensor | None:
+    """What a site gives beside what its weights write; None: nothing.
+
+    An edit leaves it alone, as one that is baked into the weights does.
+    """
+    if site.quantized_inputs or all(tensor.alone for tensor in site.tensors):
+        return None
+    with without(site.module, site.tensors):
+        return stream_out_of(site.module.forward(*args, **kwargs))
+
+
+LayerOutputHook = Callable[[int, Tensor], Tensor | None]
+"""(layer index, hidden (B, T, D)) -> None to observe, or the hidden state to go on with."""
+
+
+@contextmanager
+def on_layer_outputs(layers: Sequence[nn.Module], visit: LayerOutputHook) -> Iterator[None]:
+    """Call `visit` with the residual stream after each of the layers until the block is left."""
+    handles = [
+        layer.register_forward_hook(_layer_hook(index, visit)) for index, layer in enumerate(layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_hook(index: int, visit: LayerOutputHook) -> Callable[[nn.Module, Any, Any], Any]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        replaced = visit(index, stream_out_of(output))
+        return None if replaced is None else with_stream_out(output, replaced)
+
+    return hook

@@ -1,0 +1,93 @@
+"""Starting a forward pass in the middle: what enters a layer is recorded, then replayed.
+
+Below the lowest edited layer every candidate computes what the unedited model computed. Knows no
+plans and no prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from heretic_kl.errors import UnsupportedModelError
+from heretic_kl.model.sites.stack import stream_into, with_stream
+
+
+@contextmanager
+def layer_inputs(
+    layers: Sequence[nn.Module], boundaries: Sequence[int], keep: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call `keep(boundary, hidden (B, T, D))` with what enters each boundary's layer."""
+
+    def hook(boundary: int) -> Callable[[nn.Module, Any, Any], None]:
+        def observe(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            keep(boundary, stream_into(args, kwargs))
+
+        return observe
+
+    handles = [
+        layers[boundary].register_forward_pre_hook(hook(boundary), with_kwargs=True)
+        for boundary in boundaries
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def resumed_at(
+    layers: Sequence[nn.Module], boundary: int, hidden: Tensor, *, as_tuple: bool
+) -> Iterator[None]:
+    """Run no layer below the boundary; `hidden` (B, T, D) enters the boundary's layer instead.
+
+    Args:
+        layers: of the model.
+        boundary: the first layer that runs.
+        hidden: what the unedited model had there.
+        as_tuple: whether layers return their hidden state first in a tuple.
+    """
+    begun: list[bool] = []
+
+    def skipped(*args: Any, **kwargs: Any) -> Any:
+        passed = stream_into(args, kwargs)
+        return (passed, None) if as_tuple else passed
+
+    def replace(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if begun:
+            raise UnsupportedModelError("the stream passes its layers more than once")
+        begun.append(True)
+        return with_stream(args, kwargs, hidden)
+
+    below = layers[:boundary]
+    own = [vars(layer).get("forward") for layer in below]
+    handle = layers[boundary].register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        for layer in below:
+            layer.forward = skipped
+        yield
+    finally:
+        handle.remove()
+        for layer, forward in zip(below, own, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
+
+
+@contextmanager
+def returns_tuple(layers: Sequence[nn.Module], found: list[bool]) -> Iterator[None]:
+    """Note whether the first layer returns a tuple, while a forward pass runs in the block."""
+
+    def observe(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        found.append(isinstance(output, tuple))
+
+    handle = layers[0].register_forward_hook(observe)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,65 @@
+"""Quantized weights: done as a model is loaded, or found in its checkpoint."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+
+from heretic_kl.errors import ModelError, UnsupportedModelError
+from heretic_kl.model.loading.source import ModelSource, hub_arguments, readable_errors
+from heretic_kl.model.quiet import quiet_transformers
+
+Quantization = Literal["none", "bnb_4bit", "bnb_8bit"]
+
+
+def is_quantized(source: ModelSource, trust_remote_code: bool) -> bool:
+    """Whether the checkpoint itself is stored quantized (GGUF apart, which is dequantized)."""
+    from transformers import AutoConfig
+
+    if source.gguf_file is not None:
+        return False
+    name, extra = hub_arguments(source)
+    with quiet_transformers(), readable_errors(source, "model"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
+    return getattr(config, "quantization_config", None) is not None
+
+
+def quantization_arguments(
+    source: ModelSource, quantization: Quantization, dtype: torch.dtype, trust_remote_code: bool
+) -> dict[str, Any]:
+    """What asks transformers to quantize as it loads.
+
+    Raises:
+        ModelError: the checkpoint is quantized already, or bitsandbytes is not installed.
+    """
+    if quantization == "none":
+        return {}
+    if source.gguf_file is not None or is_quantized(source, trust_remote_code):
+        raise UnsupportedModelError(
+            f"{source.name!r} is quantized already: leave out --quantization"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"--quantization {quantization} needs bitsandbytes: pip install bitsandbytes"
+        )
+    from transformers import BitsAndBytesConfig
+
+    make: Any = BitsAndBytesConfig
+    if quantization == "bnb_8bit":
+        return {"quantization_config": make(load_in_8bit=True)}
+    return {
+        "quantization_config": make(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    }
+
+
+def forget_gguf_quantization(model: Any) -> None:
+    """Take off the marks of a GGUF file."""
+    # The weights are dequantized; the marks would make save_pretrained refuse.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

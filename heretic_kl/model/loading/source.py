@@ -1,0 +1,125 @@
+"""Where a model comes from: a hub id, a folder or a GGUF file. Loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
+from heretic_kl.model.loading.adapters import ADAPTER_CONFIG
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from."""
+
+    name: str
+    """As the user gave it: hub id, folder or GGUF file."""
+    revision: str | None = None
+
+    @property
+    def gguf_file(self) -> Path | None:
+        """The GGUF file, if the source is one."""
+        path = Path(self.name).expanduser()
+        return path if path.suffix.lower() == ".gguf" else None
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, if the source is one."""
+        path = Path(self.name).expanduser()
+        return path if path.is_dir() else None
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder, if what it holds is a PEFT adapter and no whole model."""
+        folder = self.folder
+        if folder is None or (folder / "config.json").is_file():
+            return None
+        return folder if (folder / ADAPTER_CONFIG).is_file() else None
+
+    @property
+    def looks_local(self) -> bool:
+        """Whether the name can only be a path: no hub id is written like that."""
+        name = self.name
+        return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+    @property
+    def short_name(self) -> str:
+        """A name fit for a folder: the last part of the path or id."""
+        if self.gguf_file is not None:
+            return self.gguf_file.stem
+        return self.name.split("/")[-1] if self.folder is None else self.folder.resolve().name
+
+
+def check_exists(source: ModelSource) -> None:
+    """Refuse a name behind which there is nothing.
+
+    Raises:
+        ModelNotFoundError: what was looked for.
+    """
+    name = source.name
+    if source.gguf_file is not None:
+        if not source.gguf_file.is_file():
+            raise ModelNotFoundError(f"no such GGUF file: {name!r}")
+        return
+    if source.folder is not None:
+        if not (source.folder / "config.json").is_file() and source.adapter is None:
+            ggufs = sorted(source.folder.glob("*.gguf"))
+            hint = f"; give the file itself, for instance {ggufs[0]}" if ggufs else ""
+            raise ModelNotFoundError(f"folder {name!r} holds no config.json{hint}")
+        return
+    if source.looks_local or Path(name).exists():
+        raise ModelNotFoundError(f"no model at {name!r}: give a folder, a .gguf file or a hub id")
+
+
+def has_tokenizer(source: ModelSource) -> bool:
+    """Whether a source brings a tokenizer of its own: adapters often do not."""
+    return source.adapter is None or (source.adapter / "tokenizer_config.json").is_file()
+
+
+def hub_arguments(source: ModelSource) -> tuple[str, dict[str, Any]]:
+    """What transformers is called with: name or folder, and further arguments."""
+    if source.gguf_file is not None:
+        path = source.gguf_file.resolve()
+        return str(path.parent), {"gguf_file": path.name}
+    if source.folder is not None:
+        return str(source.folder), {}
+    return source.name, {} if source.revision is None else {"revision": source.revision}
+
+
+@contextmanager
+def readable_errors(source: ModelSource, what: str) -> Iterator[None]:
+    """Turn what transformers raises on a bad source into one line."""
+    try:
+        yield
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise UnsupportedModelError(
+                f"{source.name!r} needs code from its own repository: read that code, then pass "
+                "--trust-remote-code"
+            ) from error
+        if "safetensors" in text:
+            raise no_safetensors(source) from error
+        kind = ModelNotFoundError if isinstance(error, OSError) else UnsupportedModelError
+        raise kind(f"cannot load the {what} of {source.name!r}: {_shorten(text)}") from error
+
+
+def no_safetensors(source: ModelSource) -> UnsupportedModelError:
+    """The error for weights that are there as pickles only."""
+    return UnsupportedModelError(
+        f"{source.name!r} has no safetensors weights; pickled weights are not read because they "
+        "can run code: convert them first"
+    )
+
+
+def _shorten(text: str, limit: int = 240) -> str:
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."

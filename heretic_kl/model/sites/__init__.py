@@ -1,0 +1,1 @@
+"""Layers and sites: found by zero-ablating modules, verified, inspected."""

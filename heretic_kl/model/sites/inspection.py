@@ -1,0 +1,181 @@
+"""What a loaded model is made of and what an edit of it would reach, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from heretic_kl.ablation import Component
+from heretic_kl.model.forward.prefix_cache import cache_argument, new_cache
+from heretic_kl.model.language_model import LanguageModel
+from heretic_kl.model.sites.architecture import Site
+from heretic_kl.model.sites.probe import probe_tokens
+from heretic_kl.model.sites.verification import prove_sites
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A tensor that writes to the residual stream."""
+
+    name: str
+    """Inside its module."""
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int
+    """The one that is D long and writes."""
+
+
+@dataclass(frozen=True)
+class SiteGroup:
+    """Sites of one place in the layers that have it."""
+
+    place: str
+    """Path inside a layer, a star for numbers of experts."""
+    module: str
+    """Class."""
+    component: Component
+    layers: tuple[int, ...]
+    sites: int
+    tensors: tuple[TensorFacts, ...]
+    """Of the first of them; no weight where it is quantized."""
+    quantized: bool
+    gains: int
+    """Gains of the channels between site and stream: 0 none, 1 a norm or scale, more a short
+    convolution."""
+    centred: bool
+    """One of them is a LayerNorm."""
+    by_rows: bool
+    """Different sequences of a batch can be edited differently."""
+
+
+@dataclass(frozen=True)
+class ModelInspection:
+    """Everything `heretic-kl inspect` shows."""
+
+    model: str
+    """Class."""
+    model_type: str
+    parameters: int
+    width: int
+    vocabulary: int
+    dtype: str
+    stored_dtype: str
+    device: str
+    chat_template: bool
+    layers_path: str
+    layers: int
+    streams: str
+    constant_layers: tuple[int, ...]
+    sites: tuple[SiteGroup, ...]
+    residue: float
+    """Largest share of a removed direction that any layer still adds."""
+    residue_layer: int
+    norm_problem: str | None
+    """Why the norm-restoring modes are not possible; None: they are."""
+    edited_parameters: int
+    """Numbers in the writing tensors."""
+    weight_bytes: int
+    cache_bytes_per_token: int | None
+    """Keys, values and states of one more token of one sequence; None: no cache to measure."""
+    remarks: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def inspect_model(lm: LanguageModel) -> ModelInspection:
+    """Prove the sites and describe them.
+
+    Raises:
+        UnsupportedModelError: see `prove_sites`.
+    """
+    architecture = lm.architecture
+    proof = prove_sites(lm)
+    config = lm.model.config
+    parameters = list(lm.model.parameters())
+    return ModelInspection(
+        model=type(lm.model).__name__,
+        model_type=str(config.model_type),
+        parameters=lm.parameter_count,
+        width=architecture.width,
+        vocabulary=int(lm.head.weight.shape[0]),
+        dtype=lm.dtype_name,
+        stored_dtype=str(lm.stored_dtype).removeprefix("torch."),
+        device=str(lm.device),
+        chat_template=lm.chat.template is not None,
+        layers_path=architecture.layers_path,
+        layers=len(architecture.layers),
+        streams=architecture.streams,
+        constant_layers=architecture.constant_layers,
+        sites=_groups(architecture.sites, architecture.layer_names),
+        residue=proof.residue,
+        residue_layer=proof.layer,
+        norm_problem=architecture.norm_problem(architecture.components),
+        edited_parameters=sum(
+            site.module.get_parameter(tensor.name).numel()
+            for site in architecture.sites
+            for tensor in site.tensors
+        ),
+        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        cache_bytes_per_token=_cache_bytes_per_token(lm),
+        remarks=tuple(lm.remarks()),
+    )
+
+
+def _groups(sites: Sequence[Site], names: Sequence[str]) -> tuple[SiteGroup, ...]:
+    grouped: dict[tuple[object, ...], list[Site]] = {}
+    for site in sites:
+        inside = site.key.path.removeprefix(f"{names[site.key.layer]}.")
+        place = ".".join("*" if part.isdigit() else part for part in inside.split("."))
+        kind = (place, type(site.module), site.key.component, _tensor_facts(site))
+        grouped.setdefault((*kind, _gain_count(site), site.by_rows), []).append(site)
+    return tuple(
+        SiteGroup(
+            place=str(kind[0]),
+            module=type(some[0].module).__name__,
+            component=some[0].key.component,
+            layers=tuple(sorted({site.key.layer for site in some})),
+            sites=len(some),
+            tensors=_tensor_facts(some[0]),
+            quantized=bool(some[0].quantized_inputs) or not some[0].tensors,
+            gains=_gain_count(some[0]),
+            centred=some[0].passage.centred,
+            by_rows=some[0].by_rows,
+        )
+        for kind, some in grouped.items()
+    )
+
+
+def _gain_count(site: Site) -> int:
+    return 0 if site.passage.gains is None else len(site.passage.gains)
+
+
+def _tensor_facts(site: Site) -> tuple[TensorFacts, ...]:
+    found = []
+    for tensor in site.tensors:
+        stored = site.module.get_parameter(tensor.name)
+        dtype = str(stored.dtype).removeprefix("torch.")
+        found.append(TensorFacts(tensor.name, tuple(stored.shape), dtype, tensor.axis))
+    return tuple(found)
+
+
+@torch.no_grad()
+def _cache_bytes_per_token(lm: LanguageModel) -> int | None:
+    """By the growth of a cache from one length to another; states that do not grow count 0."""
+
+    def size(tokens: int) -> int:
+        cache = new_cache(lm)
+        ids = probe_tokens(lm.model)[:1, :tokens]
+        lm.body(input_ids=ids, use_cache=True, **{cache_argument(lm): cache})
+        held = [vars(layer).values() for layer in cache.layers]
+        tensors = [t for values in held for t in values if isinstance(t, torch.Tensor)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    try:
+        return (size(10) - size(5)) // 5
+    except Exception:  # caches of unusual models raise whatever they like
+        return None

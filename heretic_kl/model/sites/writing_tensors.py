@@ -1,0 +1,199 @@
+"""Which tensors of a writing module write, and along which axis. Changes none of them for good.
+
+Seen by what happens to a module's output when a direction is added to a tensor along one of its
+axes: if that axis is the one that writes, the output changes along that direction alone. So it
+does not matter whether a module stores (D, F), (F, D), or experts in three dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from heretic_kl.model.sites.probe import Probe
+from heretic_kl.model.sites.stack import stream_out_of, submodule
+
+PARALLEL = 0.05
+"""Largest share of a change that may lie off the direction: rounding in bfloat16 gives 0.02."""
+
+
+class WritingTensor(NamedTuple):
+    """A weight or bias whose vectors along one axis are added to the residual stream."""
+
+    name: str
+    """Inside its module."""
+    axis: int
+    """Of the stored tensor, D long."""
+    alone: bool = True
+    """Nothing but such tensors writes to what the module gives; experts that do nothing pass on
+    what they are given."""
+
+    def vectors(self, stored: Tensor) -> Tensor:
+        """A view (..., D) of the tensor."""
+        return stored.movedim(self.axis, -1)
+
+
+class Located(NamedTuple):
+    """A module inside a layer."""
+
+    layer: int
+    path: str
+
+
+class _Call(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@torch.no_grad()
+def writing_tensors(
+    probe: Probe, places: Sequence[Located]
+) -> dict[Located, tuple[WritingTensor, ...]]:
+    """The writing tensors of modules.
+
+    Modules that no token of the probe was sent to get the tensors of their like, and ones whose
+    weights are quantized none.
+    """
+    kinds: dict[tuple[object, ...], list[Located]] = {}
+    for place in places:
+        kinds.setdefault(_kind(_module(probe, place)), []).append(place)
+    calls = _calls(probe, places)
+    found: dict[Located, tuple[WritingTensor, ...]] = {}
+    for alike in kinds.values():
+        tensors: tuple[WritingTensor, ...] = ()
+        called = next((place for place in alike if place in calls), None)
+        # Some modules are handed their own weights: there a module further out is called again.
+        outer = called
+        while called is not None and outer is not None and not tensors:
+            if outer in calls:
+                call = calls[outer]
+                tensors = _tensors(_module(probe, outer), call, _module(probe, called), probe.width)
+            outer = _parent(outer)
+        found.update(dict.fromkeys(alike, tensors))
+    return found
+
+
+def _module(probe: Probe, place: Located) -> nn.Module:
+    module = submodule(probe.stack.layers[place.layer], place.path)
+    assert module is not None  # it was found there
+    return module
+
+
+def _parent(place: Located) -> Located | None:
+    path = place.path.rpartition(".")[0]
+    return Located(place.layer, path) if path else None
+
+
+def _kind(module: nn.Module) -> tuple[object, ...]:
+    shapes = tuple((name, tuple(p.shape), p.dtype) for name, p in module.named_parameters())
+    return (type(module), shapes)
+
+
+def _calls(probe: Probe, places: Sequence[Located]) -> dict[Located, _Call]:
+    """One call of each module, and of each module around one, that is called."""
+    calls: dict[Located, _Call] = {}
+    wanted: dict[Located, nn.Module] = {}
+    for place in places:
+        outer: Located | None = place
+        while outer is not None and outer not in wanted:
+            wanted[outer] = _module(probe, outer)
+            outer = _parent(outer)
+
+    def keep(place: Located) -> Any:
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if place not in calls and stream_out_of(output).numel():
+                calls[place] = _Call(args, kwargs)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(place), with_kwargs=True)
+        for place, module in wanted.items()
+    ]
+    try:
+        probe.run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _tensors(
+    called: nn.Module, call: _Call, holder: nn.Module, width: int
+) -> tuple[WritingTensor, ...]:
+    """Tensors of the holder that write to the output of the called module."""
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(width, generator=generator)
+    direction = direction / direction.norm()
+    before = _output(called, call)
+    found = []
+    for name, parameter in holder.named_parameters():
+        if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
+            continue  # quantized: nothing that could be baked
+        for axis, size in enumerate(parameter.shape):
+            tensor = WritingTensor(name, axis)
+            if size != width:
+                continue
+            with _amplified(holder, tensor, direction):
+                after = _output(called, call)
+            if _along(after.float() - before.float(), before, direction):
+                found.append(tensor)
+                break
+    if not found:
+        return ()
+    with without(holder, found):
+        rest = _output(called, call)
+    alone = float(rest.float().norm()) <= 1e-6 * float(before.float().norm())
+    return tuple(tensor._replace(alone=alone) for tensor in found)
+
+
+@contextmanager
+def without(module: nn.Module, tensors: Sequence[WritingTensor]) -> Iterator[None]:
+    """The module with its writing tensors zero, until the block is left."""
+    parameters = [module.get_parameter(tensor.name) for tensor in tensors]
+    kept = [parameter.data for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.data = torch.zeros_like(parameter.data)
+        yield
+    finally:
+        for parameter, data in zip(parameters, kept, strict=True):
+            parameter.data = data
+
+
+def _output(module: nn.Module, call: _Call) -> Tensor:
+    return stream_out_of(module(*call.args, **call.kwargs))
+
+
+def _along(change: Tensor, before: Tensor, direction: Tensor) -> bool:
+    """Whether a change of an output is there and has the direction."""
+    rows = change.reshape(-1, change.shape[-1])
+    total = float(rows.norm())
+    if total <= 1e-6 * float(before.float().norm()):
+        return False
+    along = direction.to(rows.device)
+    off = rows - (rows @ along)[:, None] * along
+    return float(off.norm()) <= PARALLEL * total
+
+
+@contextmanager
+def _amplified(module: nn.Module, tensor: WritingTensor, direction: Tensor) -> Iterator[None]:
+    """The tensor with random vectors along the direction added, until the block is left."""
+    parameter = module.get_parameter(tensor.name)
+    kept = parameter.data
+    vectors = tensor.vectors(kept)
+    generator = torch.Generator().manual_seed(2)
+    amounts = torch.randn(vectors.shape[:-1], generator=generator).to(kept.device)
+    size = float(kept.float().abs().mean()) + 1e-3
+    scale = size * direction.numel() ** 0.5
+    # In the tensor's own dtype: a tensor of many experts may be most of a layer.
+    added = amounts[..., None].to(kept.dtype) * (scale * direction).to(kept)
+    try:
+        parameter.data = (vectors + added).movedim(-1, tensor.axis).contiguous()
+        yield
+    finally:
+        parameter.data = kept

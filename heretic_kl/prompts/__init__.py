@@ -1,0 +1,29 @@
+"""Prompts: loading (files, folders, hub), sets by kind and use, the built-in sets.
+
+`datasets` is imported only when a source needs it: built-in sets and .txt files do not.
+"""
+
+from heretic_kl.prompts.loading import (
+    BUILTIN_SPECS,
+    DatasetSpec,
+    Prompt,
+    PromptSplits,
+    ResolvedPrompts,
+    fingerprint,
+    load_prompts,
+    resolve_specs,
+)
+from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
+
+__all__ = [
+    "BUILTIN_SPECS",
+    "DatasetSpec",
+    "Prompt",
+    "PromptSets",
+    "PromptSplits",
+    "ResolvedPrompts",
+    "fingerprint",
+    "load_prompt_sets",
+    "load_prompts",
+    "resolve_specs",
+]

@@ -1,0 +1,12 @@
+"""Any two models with one tokenizer, compared by teacher-forced KL. Edits and searches nothing.
+
+Dimensions: P prompts, N scored positions, V vocabulary, D width of the final hidden state; rows
+are the scored positions of all prompts. Units are nats.
+"""
+
+from heretic_kl.score.measurement import Measurement
+from heretic_kl.score.preflight import check_models
+from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike
+from heretic_kl.score.teacher_forced_kl import TeacherForcedKL
+
+__all__ = ["DEFAULT_PROMPTS", "Measurement", "PromptsLike", "TeacherForcedKL", "check_models"]

@@ -1,0 +1,58 @@
+"""What can be known to be wrong with models before the first one is loaded. Loads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl import Reference, vocabulary_hash
+from heretic_kl.model import ModelSource, load_tokenizer
+from heretic_kl.score.loader import ModelLoader, as_source, has_tokenizer
+
+
+def check_models(
+    reference: str | Path | Reference,
+    candidates: Sequence[str | Path],
+    *,
+    base: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Refuse models that could not be measured, while that still costs seconds.
+
+    Args:
+        reference: a model, or a stored reference.
+        candidates: models by name; adapters count.
+        base: what adapters are put on; None: what each names, or the reference.
+        trust_remote_code: run code from a model's repository.
+
+    Raises:
+        ModelError: one of them is not there or cannot be read.
+        MeasurementError: a candidate has another tokenizer.
+    """
+    loader = ModelLoader("auto", "auto", None, trust_remote_code, lambda message: None, base)
+    if isinstance(reference, Reference):
+        expected = reference.identity.tokenizer_hash
+    else:
+        source = as_source(reference)
+        assert source is not None
+        put_on = loader.take_reference(source)
+        loader.check(source, put_on)
+        expected = _hash(source if has_tokenizer(source) or put_on is None else put_on, loader)
+    for name in candidates:
+        source = as_source(name)
+        assert source is not None
+        put_on = loader.base_of(source)
+        loader.check(source, put_on)
+        if has_tokenizer(source) and (found := _hash(source, loader)) != expected:
+            raise MeasurementError(
+                f"{source.name!r} cannot be compared with the reference: another tokenizer "
+                f"(reference {expected[:12]!r}, candidate {found[:12]!r}); only models with one "
+                "tokenizer can be compared"
+            )
+
+
+def _hash(source: ModelSource, loader: ModelLoader) -> str:
+    tokenizer: Any = load_tokenizer(source, loader.trust_remote_code)
+    return vocabulary_hash(tokenizer.get_vocab())

@@ -1,0 +1,150 @@
+"""Exit codes, one-line errors, and what the command line does not import."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heretic_kl._version import __version__
+from heretic_kl.cli import main as cli
+from heretic_kl.config import Settings
+from heretic_kl.errors import StudyError
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith("HERETIC_KL_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, bool]]:
+    """Take the place of the search, and keep what it was called with."""
+    calls: list[tuple[Settings, bool]] = []
+
+    def _run(settings: Settings, *, demo: bool) -> int:
+        calls.append((settings, demo))
+        return 0
+
+    monkeypatch.setattr(cli, "_run", _run)
+    return calls
+
+
+def with_package() -> dict[str, str]:
+    """Return an environment in which a new process finds the package, installed or not."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def raising(error: BaseException) -> Callable[..., int]:
+    def _run(settings: Any, *, demo: bool) -> int:
+        raise error
+
+    return _run
+
+
+@pytest.mark.parametrize("words", [["--model", "x"], ["run", "--model", "x"]])
+def test_a_run_is_the_default_command(words: list[str], run: list[tuple[Settings, bool]]) -> None:
+    assert cli.main([*words, "--kl-tokens", "5"]) == 0
+    [(settings, demo)] = run
+    assert (settings.model, settings.kl_tokens, demo) == ("x", 5, False)
+
+
+def test_demo_has_a_preset_below_the_flags(run: list[tuple[Settings, bool]]) -> None:
+    assert cli.main(["demo", "--pick", "trial=1"]) == 0
+    [(settings, demo)] = run
+    assert demo and settings.prompt_set == "builtin"
+    assert (settings.pick, settings.save) == ("trial=1", Path("heretic-kl-demo/model"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "no model given: name one with --model"),
+        (["--modle", "x"], "unknown flag --modle; did you mean --model?"),
+        (["org/model"], "unknown command 'org/model'; a model is given as --model org/model"),
+        (["dmo"], "unknown command 'dmo'; did you mean demo?"),
+        (["demo", "--model", "x"], "`heretic-kl demo` runs on the demo model"),
+        (["config", "x"], "unexpected argument 'x'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(
+    words: list[str], expected: str, capsys: Capture
+) -> None:
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("heretic-kl: error: ") and expected in err
+
+
+def test_every_line_of_an_error_has_the_prefix(capsys: Capture) -> None:
+    assert cli.main(["--sed", "1", "--modl", "x"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("heretic-kl: error: ") for line in lines)
+
+
+def test_other_errors_are_code_1(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(cli, "_run", raising(StudyError("studies/x: cannot be read")))
+    assert cli.main(["--model", "x"]) == 1
+    assert capsys.readouterr() == ("", "heretic-kl: error: studies/x: cannot be read\n")
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(cli, "_run", raising(KeyboardInterrupt()))
+    assert cli.main(["--model", "x"]) == 130
+    err = capsys.readouterr().err
+    assert "finished trials are kept in the study" in err and err.strip().count("\n") == 0
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_run", raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["--model", "x"])
+
+
+def test_help_version_and_config(capsys: Capture) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "usage: heretic-kl --model" in text and "--edit.norm {none,row" in text
+    assert cli.main(["demo", "-h"]) == 0
+    assert "[heretic-kl-demo/studies]" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"heretic-kl {__version__}\n"
+    assert cli.main(["config"]) == 0
+    assert capsys.readouterr().out == cli.default_configuration()
+    assert cli.main(["config", "--help"]) == 0
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--model"]])
+def test_no_heavy_library_is_imported_before_a_run(words: list[str]) -> None:
+    heavy = "{'torch', 'transformers', 'datasets', 'optuna', 'rich', 'questionary', 'numpy'}"
+    code = (
+        f"import sys; from heretic_kl.cli.main import main; main({words})\n"
+        f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=with_package()
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "heretic_kl", "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=with_package(),
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")

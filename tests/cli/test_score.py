@@ -1,0 +1,339 @@
+"""`heretic-kl score`: what it measures, prints and writes, and what it refuses in one line."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from heretic_kl.cli import main as cli
+from heretic_kl.cli.score_arguments import parse_score_arguments
+from heretic_kl.kl import KLTable
+from heretic_kl.testing import save_tiny_model, tiny_llama
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = "make a cake\ntell me about Rome\nwait please\nhow do I make a cake\nmix flour\nsorry\n"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny_model(folder / "a", tiny_llama())
+    save_tiny_model(folder / "b", tiny_llama(), seed=1)
+    save_tiny_model(folder / "stranger", tiny_llama())
+    file = folder / "stranger" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"weather"', '"climate"'))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch, models):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text(PROMPTS)
+    for name in ("a", "b", "stranger"):
+        (tmp_path / name).symlink_to(models / name)
+    return tmp_path
+
+
+def score(*words, reference="a", candidates=("b",), prompts=("--prompts", "p.txt")):
+    named = [word for name in candidates for word in ("--candidate", str(name))]
+    tokens = ["--kl-tokens", "3"] if prompts else []
+    fixed = ["--reference", str(reference), *named, *prompts, *tokens, "--device", "cpu"]
+    return cli.main(["score", *fixed, *map(str, words)])
+
+
+def one_line(capsys, code, expected_code=1):
+    captured = capsys.readouterr()
+    assert code == expected_code, captured.err
+    errors = [line for line in captured.err.splitlines() if line.startswith("heretic-kl: error:")]
+    assert len(errors) == 1, captured.err
+    assert "Traceback" not in captured.err + captured.out
+    return errors[0]
+
+
+class TestResults:
+    def test_tables_on_stdout_progress_on_stderr(self, capsys):
+        assert score() == 0
+        out, err = capsys.readouterr()
+        assert out.startswith("What was compared\n  reference  a (float32)\n")
+        assert "6 prompts of p.txt" in out and "95% interval" in out
+        assert max(map(len, out.splitlines())) <= 80 and "\x1b" not in out
+        assert "Measuring the reference a" in err and "Measuring" not in out
+
+    def test_quiet_keeps_notices(self, capsys, here):
+        (here / "bare").symlink_to("a")
+        assert score("--quiet", "--chat-template", "none") == 0
+        assert capsys.readouterr().err == ""
+
+    def test_a_model_against_itself_is_zero_everywhere(self, capsys):
+        assert score("--json", "-", candidates=["a"]) == 0
+        [found] = json.loads(capsys.readouterr().out)["candidates"]
+        assert found["mean"] == found["standard_error"] == found["median"] == 0.0
+        assert found["interval"] == {"low": 0.0, "high": 0.0}
+        assert found["top1_agreement"] == 1.0 and found["mean_probability_change"] == 0.0
+        assert found["near_tie_share"] == 0.0 and found["infinite_count"] == 0
+        assert all(place["mean"] == 0.0 for place in found["profile"])
+        assert found["below_noise_floor"] is True
+        assert score(candidates=["a"]) == 0
+        assert "below the noise floor" in capsys.readouterr().out
+
+    def test_batch_sizes_agree(self, capsys):
+        means = []
+        for size in (1, 4):
+            assert score("--json", "-", "--batch-size", size, "--dtype", "float32") == 0
+            means.append(json.loads(capsys.readouterr().out)["candidates"][0]["mean"])
+        assert means[0] == pytest.approx(means[1], abs=1e-6)
+
+    def test_several_candidates_are_paired_with_the_first(self, capsys, here):
+        words = ["--json", "out/o.json", "--table", "out/t.safetensors"]
+        assert score(*words, candidates=["b", "a", "b"]) == 0
+        out = capsys.readouterr().out
+        assert "Minus candidate 1, paired by prompt" in out and "distinguishable" in out
+        plain = json.loads((here / "out/o.json").read_text())
+        first, second, third = plain["candidates"]
+        assert first["against_first"] is None
+        assert second["against_first"]["mean_difference"] == pytest.approx(-first["mean"])
+        assert third["against_first"]["mean_difference"] == 0.0
+        assert not third["against_first"]["distinguishable"]
+        tables = sorted(path.name for path in (here / "out").glob("t*"))
+        assert tables == [f"t-{n}.safetensors" for n in (1, 2, 3)]
+        assert KLTable.load(here / "out/t-2.safetensors").divergence.sum() == 0.0
+
+    def test_json_states_what_is_needed_to_do_it_again(self, here, capsys):
+        words = ["--answers", "sampled(3)", "--limit", "4", "--system", "wait", "--temperature"]
+        assert score(*words, "0.7", "--direction", "reverse", "--json", "o.json") == 0
+        text = (here / "o.json").read_text()
+        assert "NaN" not in text and "Infinity" not in text
+        plain = json.loads(text)
+        assert plain["reference"]["name"] == "a" and plain["candidates"][0]["name"] == "b"
+        assert (plain["answers"], plain["direction"], plain["temperature"]) == (
+            "sampled(3)",
+            "reverse",
+            0.7,
+        )
+        assert plain["prompts"]["count"] == 4 and len(plain["prompts"]["sha256"]) == 64
+        assert plain["settings"]["prompts"]["system"] == "wait"
+        assert plain["versions"]["torch"] == torch.__version__ and plain["metric_version"] == 1
+        assert plain["date"].startswith("20") and plain["failure"] is None
+        assert "sampled(3), of the reference" in capsys.readouterr().out
+
+    def test_one_table_takes_the_name_as_it_is(self, here):
+        assert score("--table", "t.safetensors", "--sequential", "--threads", 1) == 0
+        assert KLTable.load(here / "t.safetensors").prompts == 6
+
+    def test_candidates_in_another_dtype(self, capsys):
+        assert score("--candidate-dtype", "bfloat16", candidates=["a"]) == 0
+        out = capsys.readouterr().out
+        assert "candidate  a (bfloat16)" in out and "Dtypes differ" in out
+
+    def test_what_was_measured_before_a_failure_is_kept(self, here, capsys, monkeypatch):
+        from heretic_kl.score import TeacherForcedKL
+
+        real = TeacherForcedKL.score
+
+        def failing(self, candidate, **options):
+            if candidate == "a":
+                raise torch.OutOfMemoryError
+            return real(self, candidate, **options)
+
+        monkeypatch.setattr(TeacherForcedKL, "score", failing)
+        assert score("--json", "o.json", candidates=["b", "a"]) == 1
+        out, err = capsys.readouterr()
+        assert "candidate  b" in out and "out of memory while 'a' was measured" in err
+        plain = json.loads((here / "o.json").read_text())
+        assert len(plain["candidates"]) == 1 and "out of memory" in plain["failure"]
+
+
+class TestStoredReferences:
+    def test_they_measure_as_the_model_did(self, here, capsys):
+        assert score("--save-reference", "r.safetensors", "--json", "-", candidates=["a"]) == 0
+        before = json.loads(capsys.readouterr().out)
+        words = {"reference": "r.safetensors", "prompts": ()}
+        assert score("--json", "-", candidates=["a"], **words) == 0
+        after = json.loads(capsys.readouterr().out)
+        assert after["candidates"] == before["candidates"]
+        assert after["prompts"]["sha256"] == before["prompts"]["sha256"]
+        assert after["reference"]["model"] == "a" and after["reference"]["stored"]
+        assert "batch_size" not in after["settings"]
+        assert score(candidates=["a"], **words) == 0
+        assert "r.safetensors, stored from a (float32)" in capsys.readouterr().out
+        assert "another head" in one_line(capsys, score(candidates=["b"], **words))
+
+    def test_logits_measure_any_head(self, here, capsys):
+        assert score("--save-reference", "r.safetensors", "--store", "logits") == 0
+        assert score(reference="r.safetensors", prompts=()) == 0
+
+    @pytest.mark.parametrize(
+        "flag",
+        ["--kl-tokens 3", "--prompts p.txt", "--limit 3", "--direction forward", "--temperature 1"]
+        + ["--answers greedy", "--chat-template none", "--response-prefix x", "--dtype float32"]
+        + ["--batch-size 4", "--no-noise-floor", "--save-reference s.safetensors"],
+    )
+    def test_flags_without_effect_are_refused(self, here, capsys, flag):
+        code = score(*flag.split(), reference="r.safetensors", prompts=())
+        line = one_line(capsys, code, 2)
+        assert f"{flag.split()[0]} has no effect on a stored reference" in line
+
+    def test_a_file_that_is_none(self, here, capsys):
+        (here / "r.safetensors").write_text("x")
+        line = one_line(capsys, score(reference="r.safetensors", prompts=()))
+        assert "cannot be read" in line
+        line = one_line(capsys, score(reference="gone.safetensors", prompts=()))
+        assert "there is no heretic-kl reference file" in line
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            ([], "no reference given: name the original with --reference"),
+            (["--reference", "a"], "no candidate given"),
+            (["--refrence", "a"], "unknown flag --refrence; did you mean --reference?"),
+            (["--reference", "a", "b"], "unexpected argument 'b'; a model is given as --candidate"),
+            (["--kl-tokens", "0"], "--kl-tokens must be a whole number, 1 or more, got '0'"),
+            (["--kl-tokens", "many"], "must be a whole number"),
+            (["--kl-tokens"], "--kl-tokens needs a value"),
+            (["--quiet=yes"], "--quiet takes no value"),
+            (["--batch-size", "0"], "--batch-size must be a whole number, 1 or more"),
+            (["--temperature", "nan"], "--temperature must be a number above 0, got 'nan'"),
+            (["--temperature", "0"], "--temperature must be a number above 0"),
+            (["--position-decay", "1.5"], "above 0 and at most 1, got '1.5'"),
+            (["--direction", "forwards"], "got 'forwards'; did you mean forward?"),
+            (["--dtype", "int8"], "--dtype must be one of auto, float32"),
+            (["--answers", "sampled"], "'sampled(0)', got 'sampled'"),
+            (["--table", "t.csv"], "--table must end in .safetensors, got 't.csv'"),
+            (["--reference", "a", "--candidate", "b", "--store", "logits"], "--save-reference"),
+            (["--reference", "a", "--candidate", "b", "--prompts", ""], "needs a source"),
+        ],
+    )
+    def test_wrong_usage_is_one_line_and_code_2(self, words, expected, capsys):
+        assert expected in one_line(capsys, cli.main(["score", *words]), 2)
+
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (["--json", "folder"], "a folder of that name exists"),
+            (["--table", "p.txt/t.safetensors"], "cannot be written"),
+            (["--json", "p.txt"], "that file is read already"),
+            (["--table", "x.safetensors", "--save-reference", "./x.safetensors"], "--table goes"),
+            (["--base", "a"], "--base has no effect"),
+        ],
+    )
+    def test_targets_are_checked_before_anything_runs(self, words, expected, here, capsys, nothing):
+        (here / "folder").mkdir()
+        assert expected in one_line(capsys, score(*words), 2)
+
+    def test_models_are_checked_before_anything_runs(self, here, capsys, nothing):
+        line = one_line(capsys, score(candidates=["b", "stranger"]))
+        assert "'stranger' cannot be compared" in line and "another tokenizer (reference '" in line
+        assert "no model at './gone'" in one_line(capsys, score(candidates=["./gone"]))
+        assert "no model at './gone'" in one_line(capsys, score(reference="./gone"))
+        line = one_line(capsys, score("--chat-template", "gone.jinja"))
+        assert "'gone.jinja' does not exist" in line
+
+    def test_prompts_are_checked_before_anything_runs(self, here, capsys, nothing):
+        (here / "empty.txt").write_text("\n")
+        line = one_line(capsys, score(prompts=("--prompts", "empty.txt")))
+        assert "holds no prompts" in line
+        line = one_line(capsys, score("--split", "nowhere", prompts=()))
+        assert "no split 'nowhere'" in line
+
+    def test_an_adapter_without_a_base(self, here, capsys, nothing, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        adapter(here / "adapter", here / "a", "no-such-org/no-such-model")
+        line = one_line(capsys, score(candidates=["adapter"]))
+        assert "names 'no-such-org/no-such-model' as its base" in line and "--base" in line
+
+    def test_an_adapter_with_one(self, here, capsys):
+        adapter(here / "adapter", here / "a", "no-such-org/no-such-model")
+        assert score("--base", "a", candidates=["adapter"]) == 0
+        assert "candidate  adapter (float32)" in capsys.readouterr().out
+
+    def test_a_disk_that_fills_up_costs_the_file_alone(self, here, capsys, monkeypatch):
+        def full(self, path):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(KLTable, "save", full)
+        code = score("--table", "t.safetensors")
+        assert "95% interval" in (captured := capsys.readouterr()).out
+        assert code == 1 and captured.err.endswith("cannot be written: No space left on device\n")
+
+    def test_an_interrupt_promises_no_trials(self, capsys, monkeypatch):
+        from heretic_kl.cli import score as score_command
+
+        def interrupted(arguments, prompts, observer):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(score_command, "_measure", interrupted)
+        assert score() == 130
+        assert capsys.readouterr().err == "\nheretic-kl: interrupted\n"
+
+
+class TestArguments:
+    def test_defaults(self):
+        found = parse_score_arguments(["--reference", "a", "--candidate", "b"])
+        assert (found.kl_tokens, found.answers, found.direction) == (8, None, "forward")
+        assert found.prompts.describe() == "builtin:harmless report"
+        assert found.noise_floor and not found.stored
+
+    def test_candidates_add_up_in_order(self):
+        words = ["--reference", "a", "--candidate", "b", "c", "--candidate", "d"]
+        assert parse_score_arguments(words).candidates == ("b", "c", "d")
+
+    def test_a_built_in_set_is_reported_on_unless_told(self):
+        words = ["--reference", "a", "--candidate", "b", "--prompts", "builtin:harmful"]
+        assert parse_score_arguments(words).prompts.split == "report"
+        assert parse_score_arguments([*words, "--split", "train"]).prompts.split == "train"
+
+    @pytest.mark.parametrize("words", [["score", "--help"], ["score"], ["score", "--kl-tokens"]])
+    def test_help_and_mistakes_import_nothing_heavy(self, words):
+        heavy = "{'torch', 'transformers', 'datasets', 'optuna', 'rich', 'peft', 'numpy'}"
+        code = (
+            f"import sys; from heretic_kl.cli.main import main; main({words})\n"
+            f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONPATH": str(ROOT), "COLUMNS": "80", "PATH": ""},
+        )
+        assert done.stderr.splitlines()[-1] == "[]"
+
+    def test_the_help_fits_and_names_every_flag(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        assert cli.main(["score", "-h"]) == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80
+        for flag in ("--sequential", "--answers", "--store", "--candidate-dtype", "--base"):
+            assert flag in text
+        assert cli.main(["--help"]) == 0
+        assert "Measure any models against a reference" in capsys.readouterr().out
+
+
+@pytest.fixture
+def nothing(monkeypatch):
+    """No weights may be loaded."""
+    from heretic_kl.score import loader
+
+    def loaded(*words, **options):
+        raise AssertionError("a model was loaded before everything was checked")
+
+    monkeypatch.setattr(loader, "load_to_measure", loaded)
+
+
+def adapter(folder, model, base):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = AutoModelForCausalLM.from_pretrained(model)
+        config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        get_peft_model(loaded, config).save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": base}))

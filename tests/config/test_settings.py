@@ -1,0 +1,392 @@
+"""Precedence, merging, and one line for every key or value that is wrong."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from heretic_kl.cli.main import default_configuration
+from heretic_kl.config import DEFAULT_SCORERS, Settings, load_settings
+from heretic_kl.config.keys import leaves, locate, spell_flag
+from heretic_kl.config.presets import DEMO_PRESET
+from heretic_kl.config.rendering import default_config_toml, settings_help, toml_value
+from heretic_kl.config.sources import file_layer
+from heretic_kl.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(*argv: str, toml: str | None = None, env: dict[str, str] | None = None) -> Settings:
+    if toml is not None:
+        Path("config.toml").write_text(toml, encoding="utf-8")
+    return load_settings(argv, environ=env or {})
+
+
+def error_of(*argv: str, toml: str | None = None, env: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(*argv, toml=toml, env=env)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+# --- precedence and merging -----------------------------------------------------------------
+
+
+def test_command_line_over_environment_over_file_over_preset_over_defaults() -> None:
+    Path("config.toml").write_text("seed = 3\nthreads = 3\ntrials = 3\n", encoding="utf-8")
+    found = load_settings(
+        ["--seed", "5"],
+        environ={"HERETIC_KL_SEED": "4", "HERETIC_KL_THREADS": "4"},
+        defaults={"seed": 2, "threads": 2, "trials": 2, "confirm_trials": 2},
+    )
+    values = (found.seed, found.threads, found.trials, found.confirm_trials, found.kl_tokens)
+    assert values == (5, 4, 3, 2, 3)
+
+
+def test_config_file_flag_takes_the_place_of_config_toml() -> None:
+    Path("other.toml").write_text("seed = 7\n", encoding="utf-8")
+    found = load("--config", "other.toml", toml="seed = 1\nthreads = 2\n")
+    assert (found.seed, found.threads) == (7, 0)
+
+
+def test_tables_merge_with_lower_sources() -> None:
+    found = load(
+        "--edit.norm=row",
+        "--scorers.refusals.settings.limit",
+        "0.5",
+        toml='[edit]\ncomponents = ["mlp"]\n'
+        '[scorers.refusals.settings]\nmarkers = ["a"]\n[scorers.mine]\nuse = "f.py:Mine"\n',
+        env={
+            "HERETIC_KL_PROMPTS__HARMFUL__TRAIN__SOURCE": "x.txt",
+            "HERETIC_KL_SCORERS__TEACHER_FORCED_KL__ROLE": "report",
+        },
+    )
+    assert (found.edit.norm, found.edit.components) == ("row", ("mlp",))
+    assert list(found.scorers) == [*DEFAULT_SCORERS, "mine"]
+    assert found.scorers["refusals"].settings == {"markers": ["a"], "limit": 0.5}
+    assert found.scorers["teacher_forced_kl"].role == "report"
+    assert found.scorers["false_refusals"].role == "report"
+    assert (found.scorers["mine"].use, found.scorers["mine"].role) == ("f.py:Mine", "minimize")
+    assert found.prompts.harmful.train.source == "x.txt"
+    assert found.prompts.harmful.search.source is None
+
+
+def test_settings_alone_read_neither_environment_nor_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("config.toml").write_text("seed = 3\n", encoding="utf-8")
+    monkeypatch.setenv("HERETIC_KL_THREADS", "3")
+    found = Settings(model="x", scorers={"refusals": {"enabled": False}})  # type: ignore[dict-item]
+    assert (found.seed, found.threads) == (0, 0)
+    assert list(found.scorers) == list(DEFAULT_SCORERS)
+    assert not found.scorers["refusals"].enabled
+    assert load_settings([]).threads == 3  # the real environment by default
+
+
+def test_settings_are_frozen_and_of_real_types() -> None:
+    found = load("--save", "~/out", "--enable-thinking")
+    assert found.save == Path.home() / "out" and found.study_dir == Path("studies")
+    assert found.enable_thinking is True
+    with pytest.raises(ValidationError):
+        found.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        found.edit.norm = "row"  # type: ignore[misc]
+
+
+def test_the_demo_preset_is_valid() -> None:
+    found = load_settings([], environ={}, defaults=DEMO_PRESET)
+    assert found.save == Path("heretic-kl-demo/model") and found.prompt_set == "builtin"
+    with pytest.raises(ConfigError, match=r"unknown setting tirals \(the preset\).*mean trials"):
+        load_settings([], environ={}, defaults={"tirals": 1})
+
+
+# --- the command line -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "path", "expected"),
+    [
+        ("--quiet", "quiet", True),
+        ("--no-quiet", "quiet", False),
+        ("--quiet=true", "quiet", True),
+        ("--quiet false", "quiet", False),
+        ("--no-enable-thinking", "enable_thinking", False),
+        ("--directions.project-off-harmless", "directions.project_off_harmless", True),
+        ("--edit.components mlp", "edit.components", ("mlp",)),
+        ("--edit.components mlp,attention", "edit.components", ("mlp", "attention")),
+        ('--edit.components ["mlp"]', "edit.components", ("mlp",)),
+        (
+            "--edit.components mlp --edit.components attention",
+            "edit.components",
+            ("mlp", "attention"),
+        ),
+        ('--edit {"norm":"row"}', "edit.norm", "row"),
+        ("--kl-tokens=8 --kl-tokens 9", "kl_tokens", 9),
+        ("--prompts.harmless.report.suffix=--x", "prompts.harmless.report.suffix", "--x"),
+        ("--prompts.harmless.report.suffix -x", "prompts.harmless.report.suffix", "-x"),
+        ("--response-prefix=", "response_prefix", ""),
+        ("--model null", "model", None),
+        ("--no-scorers.refusals.enabled", "scorers.refusals.enabled", False),
+        ("--scorers.teacher-forced-kl.role report", "scorers.teacher_forced_kl.role", "report"),
+        ("--scorers.REFUSALS.role report", "scorers.refusals.role", "report"),
+        ('--scorers.x.settings {"a":1}', "scorers.x.settings", {"a": 1}),
+        ('--scorers.x.settings.a-b ["c"]', "scorers.x.settings", {"a_b": ["c"]}),
+        ("--scorers.x.settings.a.b c", "scorers.x.settings", {"a": {"b": "c"}}),
+        ("--scorers.x.settings.a NaN", "scorers.x.settings", {"a": "NaN"}),
+    ],
+)
+def test_flags(argv: str, path: str, expected: Any) -> None:
+    value: Any = load(*argv.split(" "), toml='model = "m"')
+    for key in path.split("."):
+        value = value[key] if isinstance(value, dict) else getattr(value, key)
+    assert value == expected and type(value) is type(expected)
+
+
+def test_environment_values_are_parsed_as_flags_are() -> None:
+    found = load(
+        env={
+            "HERETIC_KL_EDIT": '{"norm": "row"}',
+            "HERETIC_KL_EDIT__COMPONENTS": "mlp",
+            "heretic_kl_quiet": "1",
+            "HERETIC_KL_SCORERS__REFUSALS__SETTINGS__MARKERS": '["a"]',
+            "HERETIC_KL_CACHE": "/x",
+            "HERETIC_KL_DEMO_WHEEL": "/y",
+            "HERETIC": "z",
+        }
+    )
+    assert (found.edit.norm, found.edit.components, found.quiet) == ("row", ("mlp",), True)
+    assert found.scorers["refusals"].settings == {"markers": ["a"]}
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("--modle x", "unknown flag --modle; did you mean --model?"),
+        ("--kl_token 3", "unknown flag --kl_token; did you mean --kl-tokens?"),
+        ("--n-trials 3", "unknown flag --n-trials; did you mean --trials?"),
+        ("--norm row", "unknown flag --norm; did you mean --edit.norm?"),
+        ("--confg f", "unknown flag --confg; did you mean --config?"),
+        ("--model.x 1", "unknown flag --model.x; did you mean --model?"),
+        ("--no-seed", "unknown flag --no-seed; did you mean --seed?"),
+        ("--qqqqqq 1", "unknown flag --qqqqqq; `heretic-kl --help` lists every setting"),
+        (
+            "--prompts.harmful.train.sorce x",
+            "unknown flag --prompts.harmful.train.sorce; "
+            "did you mean --prompts.harmful.train.source?",
+        ),
+        (
+            "--scorers.mine.rol x",
+            "unknown flag --scorers.mine.rol; did you mean --scorers.mine.role?",
+        ),
+        ("some/model", "unexpected argument 'some/model'; a model is given as --model some/model"),
+        ("-m=x", "unknown flag -m=x; flags begin with two dashes, `heretic-kl --help` lists them"),
+        ("--model", "--model needs a value (--model=VALUE for one that begins with --)"),
+        ("--model --quiet", "--model needs a value (--model=VALUE for one that begins with --)"),
+        ("--no-quiet=true", "--no-quiet takes no value"),
+        ("--config nope.toml", "nope.toml: no such config file (--config)"),
+        (
+            "--kl-tokens 0",
+            "kl_tokens must be a whole number from 1 to 1024, got '0' (--kl-tokens)",
+        ),
+        ("--seed=-1", "seed must be a whole number, 0 or more, got '-1' (--seed)"),
+        ("--trials many", "trials must be a whole number, 0 or more, got 'many' (--trials)"),
+        (
+            "--edit.norm rows",
+            "edit.norm must be one of none, row, normalized_row, got 'rows' (--edit.norm)",
+        ),
+        (
+            "--edit.components head",
+            "edit.components must be a list of attention, mlp, got ['head'] (--edit.components)",
+        ),
+        (
+            "--edit.components mlp,mlp",
+            "edit.components must be at least one of attention, mlp, each once, "
+            "got ['mlp', 'mlp'] (--edit.components)",
+        ),
+        (
+            "--directions.winsorize-quantile nan",
+            "directions.winsorize_quantile must be a number above 0, at most 1, got 'nan' "
+            "(--directions.winsorize-quantile)",
+        ),
+        ("--save=", "save must be a path, got '' (--save)"),
+        ("--model=", "model must be text, not empty, got '' (--model)"),
+        (
+            "--enable-thinking=x",
+            "enable_thinking must be true or false, got 'x' (--enable-thinking)",
+        ),
+        ("--edit row", "edit must be a table, as a JSON object, got 'row' (--edit)"),
+        (
+            '--edit {"norn":1}',
+            "unknown setting edit.norn (--edit); did you mean edit.norm?",
+        ),
+        (
+            "--scorers.x.settings.a [1",
+            "scorers.x.settings.a must be valid JSON, got '[1' (--scorers.x.settings.a)",
+        ),
+    ],
+)
+def test_wrong_flags_are_one_line(argv: str, expected: str) -> None:
+    assert error_of(*argv.split(" ")) == expected
+
+
+@pytest.mark.parametrize(
+    ("toml", "expected"),
+    [
+        ("n_trials = 3", "unknown setting n_trials (config.toml); did you mean trials?"),
+        ("kl-tokens = 3", "unknown setting kl-tokens (config.toml); did you mean kl_tokens?"),
+        ('[edit]\nnrom = "x"', "unknown setting edit.nrom (config.toml); did you mean edit.norm?"),
+        ("[edits]\nx = 1", "unknown table edits (config.toml); did you mean edit?"),
+        (
+            '[edit]\nmodel = "x"',
+            "unknown setting edit.model (config.toml); "
+            "did you mean model, above the first [table]?",
+        ),
+        (
+            "[prompts.harmful.trian]",
+            "unknown table prompts.harmful.trian (config.toml); "
+            "did you mean prompts.harmful.train?",
+        ),
+        (
+            '[scorers.mine]\nrol = "x"',
+            "unknown setting scorers.mine.rol (config.toml); did you mean scorers.mine.role?",
+        ),
+        ("edit = 3", "edit must be a table, got 3 (config.toml)"),
+        ("scorers = 3", "scorers must be a table, got 3 (config.toml)"),
+        ("scorers.x = 3", "scorers.x must be a table, got 3 (config.toml)"),
+        ("scorers.x.settings = 3", "scorers.x.settings must be a table, got 3 (config.toml)"),
+        ("seed = true", "seed must be a whole number, 0 or more, got true (config.toml)"),
+        ("[model]\nx = 1", "model must be text, not empty, got {'x': 1} (config.toml)"),
+        (
+            "prompts.harmful.train.limit = 0",
+            "prompts.harmful.train.limit must be a whole number, 1 or more, got 0 (config.toml)",
+        ),
+        (
+            "[scorers.Refusals]",
+            "scorers 'refusals' and 'Refusals' have one name (case, - and _ do not count) "
+            "(config.toml)",
+        ),
+        (
+            "[scorers.a-b]\n[scorers.A_b]",
+            "scorers 'a-b' and 'A_b' have one name (case, - and _ do not count) (config.toml)",
+        ),
+        (
+            '[scorers."a b"]',
+            "a scorer's name is letters, digits, - and _, beginning with a letter, got 'a b' "
+            "(config.toml)",
+        ),
+    ],
+)
+def test_wrong_files_are_one_line(toml: str, expected: str) -> None:
+    assert error_of(toml=toml) == expected
+
+
+@pytest.mark.parametrize(("toml", "line"), [("seed = 1\n[edit\n", 2), ("a = 1\nb = [", 2)])
+def test_broken_toml_names_file_and_line(toml: str, line: int) -> None:
+    message = error_of(toml=toml)
+    assert message.startswith("config.toml: not valid TOML: ") and f"line {line}" in message
+    assert "\n" not in message
+
+
+def test_unreadable_config_files_are_one_line() -> None:
+    Path("config.toml").write_bytes(b"seed = 1\n# \xff\n")
+    assert error_of() == "config.toml: not UTF-8 text (line 2)"
+    assert error_of("--config", ".").startswith(".: cannot be read: ")
+
+
+def test_wrong_variables_are_one_line() -> None:
+    assert error_of(env={"HERETIC_KL_TRAILS": "3"}) == (
+        "unknown environment variable HERETIC_KL_TRAILS; did you mean HERETIC_KL_TRIALS?"
+    )
+    assert error_of(env={"HERETIC_KL_EDIT__NRM": "3"}) == (
+        "unknown environment variable HERETIC_KL_EDIT__NRM; did you mean HERETIC_KL_EDIT__NORM?"
+    )
+    assert error_of(env={"HERETIC_KL_CASHE": "3"}) == (
+        "unknown environment variable HERETIC_KL_CASHE; did you mean HERETIC_KL_CACHE?"
+    )
+    assert error_of(env={"HERETIC_KL_EDIT__NORM": "x"}) == (
+        "edit.norm must be one of none, row, normalized_row, got 'x' (HERETIC_KL_EDIT__NORM)"
+    )
+
+
+def test_every_problem_gets_its_line_and_the_source_that_won() -> None:
+    message = error_of("--sed", "1", toml="n_trials = 3\nx.y = 1", env={"HERETIC_KL_Z": "1"})
+    assert len(message.splitlines()) == 4
+    message = error_of("--seed", "a", toml="seed = 1\nthreads = -1", env={"HERETIC_KL_SEED": "b"})
+    assert message.splitlines() == [
+        "threads must be a whole number, 0 or more, got -1 (config.toml)",
+        "seed must be a whole number, 0 or more, got 'a' (--seed)",
+    ]
+
+
+# --- documentation --------------------------------------------------------------------------
+
+
+def test_config_default_toml_is_what_the_code_says() -> None:
+    """After a change: `python -m heretic_kl config > config.default.toml`."""
+    assert (ROOT / "config.default.toml").read_text(encoding="utf-8") == default_configuration()
+
+
+def test_the_documented_defaults_are_the_defaults() -> None:
+    assert load(toml=default_config_toml()) == load_settings([], environ={})
+    # Optional settings stand there commented out, with an example that is valid.
+    lines = default_config_toml().splitlines()
+    examples = [re.sub(r"^# (?=\w+ = )", "", line) for line in lines]
+    problems: list[str] = []
+    file = Path("examples.toml")
+    file.write_text("\n".join(examples), encoding="utf-8")
+    layer = file_layer(Settings, file, problems)
+    assert not problems
+    for path, info in leaves(Settings, names=("refusals",)):
+        assert layer.has(path) or path[-1] == "settings", path
+        assert info.description
+    assert load("--config", "examples.toml").prompts.harmful.train.limit == 100
+
+
+def test_scorers_settings_are_documented_by_the_hook() -> None:
+    text = default_config_toml(
+        {"refusals": {"markers": (["a", 'b "c"'], "Phrases."), "limit": (None, "No limit.")}}
+    )
+    assert tomllib.loads(text)["scorers"]["refusals"]["settings"] == {"markers": ["a", 'b "c"']}
+    assert "# Phrases.\nmarkers = " in text and "# No limit.\n# limit =\n" in text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, 0, 1.5, 1e-9, "", 'a"\\\n\x7fé', [], ["a" * 60, "b" * 60], {"a": [1], "b c": {}}],
+)
+def test_toml_values_read_back(value: Any) -> None:
+    assert tomllib.loads(f"x = {toml_value(value)}")["x"] == value
+
+
+def test_help_lists_every_setting_with_its_default() -> None:
+    text = settings_help()
+    for path, _ in leaves(Settings):
+        if path[0] == "prompts":
+            path = ("prompts", "KIND", "USE", path[-1])
+        assert spell_flag(path) in text, path
+    assert "[3]" in text and "[attention,mlp]" in text
+    assert "[heretic-kl-demo/model]" in settings_help(DEMO_PRESET)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_locate() -> None:
+    assert locate(Settings, ("edit", "norm")).kind == "leaf"
+    assert locate(Settings, ("scorers",)).kind == "table"
+    assert locate(Settings, ("scorers", "x")).kind == "table"
+    assert locate(Settings, ("scorers", "x", "settings", "a")).kind == "open"
+    assert locate(Settings, ("edit", "norm", "x")).kind == "unknown"
