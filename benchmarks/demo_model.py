@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-TRUNK_BYTES = 2**30
+CACHE_BYTES = 2**30
 """What a run has by default for all that it keeps."""
 
 
@@ -25,6 +25,6 @@ def as_in_a_run(lm: Any) -> tuple[Any, int]:
     from heretic_kl.model import packed_bytes, with_packed_weights
 
     size = packed_bytes(lm)
-    if not 0 < size <= TRUNK_BYTES:
-        return lm, TRUNK_BYTES
-    return with_packed_weights(lm), TRUNK_BYTES - size
+    if not 0 < size <= CACHE_BYTES:
+        return lm, CACHE_BYTES
+    return with_packed_weights(lm), CACHE_BYTES - size

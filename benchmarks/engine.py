@@ -28,7 +28,7 @@ class Bench:
     def __init__(self, repeats: int, dtype: str) -> None:
         from heretic_kl.prompts import DatasetSpec, load_prompts
 
-        self.lm, self.trunk_bytes = as_in_a_run(demo_model(dtype))
+        self.lm, self.cache_bytes = as_in_a_run(demo_model(dtype))
         self.repeats = repeats
         kinds, splits = ("harmless", "harmful"), ("search", "report", "train")
         specs = [DatasetSpec(f"builtin:{kind}", split) for split in splits for kind in kinds]
@@ -40,7 +40,7 @@ class Bench:
         """A new one, as all measurements here but those of answers use it."""
         from heretic_kl.engine import Engine
 
-        return Engine(self.lm, batch_size=BATCH, trunk_bytes=self.trunk_bytes, **options)
+        return Engine(self.lm, batch_size=BATCH, cache_bytes=self.cache_bytes, **options)
 
     def request(self, prompts: int, positions: int, reduction: Any = None) -> Any:
         """Teacher-forced, of the first so many prompts."""
@@ -97,7 +97,7 @@ class Bench:
         plans = [self.plan(0, 0.1 * (1 + index)) for index in range(6)]
         found = {}
         for name, drafting in (("token by token", False), ("drafted", True)):
-            engine = Engine(self.lm, batch_size=prompts, draft_answers=drafting)
+            engine = Engine(self.lm, batch_size=prompts, draft_responses=drafting)
             engine.measure(None, [request])
             works = [lambda p=plan, e=engine: e.measure(p, [request]) for plan in plans]
             found[name] = statistics.median([seconds_of(work) for work in works][1:])

@@ -137,7 +137,7 @@ def measure(lm, count: int, tokens: int, repeats: int) -> dict:
     found: dict[str, object] = {}
     for lowest in (0, layers // 2):
         for candidates in CANDIDATES:
-            engine = Engine(lm, batch_size=count, trunk_bytes=4 * 2**30)
+            engine = Engine(lm, batch_size=count, cache_bytes=4 * 2**30)
             engine.measure(None, [spoken])
 
             def run(index: int, request) -> object:

@@ -59,8 +59,8 @@ def large_vocabulary_case(measure: bool) -> None:
     mask = torch.ones(PROMPTS, POSITIONS, dtype=torch.bool)
     empty = torch.zeros(PROMPTS * POSITIONS, WIDTH)
     identity = ReferenceIdentity("none", VOCABULARY)
-    prompts, answers = ids[:, :PROMPT_TOKENS], ids[:, PROMPT_TOKENS:]
-    reference = Reference.from_hidden(answers, mask, empty, identity, prompts)
+    prompts, responses = ids[:, :PROMPT_TOKENS], ids[:, PROMPT_TOKENS:]
+    reference = Reference.from_hidden(responses, mask, empty, identity, prompts)
     runner = Runner(lm, BATCH, share_prefix=False)
     forget_peak_memory()  # of building the model
     hidden = runner.hidden_states(forced_sequences(reference))

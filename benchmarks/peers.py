@@ -36,7 +36,7 @@ from peer_programs import PROMPTS, SEED, TOKENS, run_heretic, run_temaq, write_p
 
 POSITIONS = 8
 FORCED_BATCH = 16
-FROM_LAYERS, FORCED_AT_ONCE, ANSWERS_AT_ONCE = (0, 8, 12, 16), (1, 4, 8), (1, 4)
+FROM_LAYERS, FORCED_AT_ONCE, RESPONSES_AT_ONCE = (0, 8, 12, 16), (1, 4, 8), (1, 4)
 KNOWN_GOOD, RANDOM = 4, 12
 VARIANTS: dict[str, dict[str, Any]] = {
     "measured whole, 1 at once": {},
@@ -70,7 +70,7 @@ def our_teacher_forced(harmful: tuple, harmless: tuple, repeats: int, dtype: str
         TeacherForcedRequest(harmful, POSITIONS, chosen_probability, reference_logits=False),
         TeacherForcedRequest(harmless, POSITIONS, DivergenceReduction()),
     ]
-    lm, trunk_bytes = as_in_a_run(demo_model(dtype))
+    lm, cache_bytes = as_in_a_run(demo_model(dtype))
     direction = torch.randn(lm.architecture.width, generator=torch.Generator().manual_seed(SEED))
     sites = lm.architecture.facts()
 
@@ -78,7 +78,7 @@ def our_teacher_forced(harmful: tuple, harmless: tuple, repeats: int, dtype: str
         operators = [ablation_operator(direction, 0.1 * (1 + index)) for index in range(count)]
         return [{key: op for key in sites if key.layer >= lowest} for op in operators]
 
-    engine = Engine(lm, batch_size=FORCED_BATCH, trunk_bytes=trunk_bytes)
+    engine = Engine(lm, batch_size=FORCED_BATCH, cache_bytes=cache_bytes)
     engine.measure_many(plans(FROM_LAYERS[-1], 1), requests)  # references and trunk are there now
     with LayerCalls() as calls:
         engine.measure_many(plans(0, 1), requests)
@@ -131,7 +131,7 @@ def plain_verdicts(lm: Any, plans: list[dict], harmful: tuple) -> list[list[bool
 
     rule, found = RefusalRule(), []
     for plan in plans:
-        engine = Engine(lm, batch_size=PROMPTS, share_prefix=False, draft_answers=False)
+        engine = Engine(lm, batch_size=PROMPTS, share_prefix=False, draft_responses=False)
         (whole,) = engine.measure(plan, [ResponseRequest(harmful, TOKENS)])
         found.append([rule.is_refusal(text) for text in whole.texts])
     return found
@@ -152,10 +152,10 @@ def our_generation(harmful: tuple, harmless: tuple, dtype: str) -> dict[str, dic
     lm = demo_model(dtype)
     plans = edits_to_generate(lm, harmful, harmless)
     plain = plain_verdicts(lm, plans, harmful)
-    lm, trunk_bytes = as_in_a_run(lm)
+    lm, cache_bytes = as_in_a_run(lm)
     found = {}
-    for at_once in ANSWERS_AT_ONCE:
-        engine = Engine(lm, batch_size=PROMPTS, trunk_bytes=trunk_bytes, draft_answers=False)
+    for at_once in RESPONSES_AT_ONCE:
+        engine = Engine(lm, batch_size=PROMPTS, cache_bytes=cache_bytes, draft_responses=False)
         engine.measure(None, requests)
         engine.measure(plans[-1], requests)  # records what later candidates start from
         seconds: list[float] = []
@@ -223,7 +223,7 @@ def our_search(
             prompt_set="builtin",
             prompts={"harmful": limit, "harmless": limit},
             kl_tokens=1 if generate else POSITIONS,
-            max_answer_tokens=TOKENS,
+            max_response_tokens=TOKENS,
             batch_size=PROMPTS if generate else FORCED_BATCH,
             parallel_candidates=at_once,
             trials=trials,

@@ -42,10 +42,10 @@ class RefusalMass(Scorer[ScorerSettings]):
     def prepare(self, context: ScorerContext) -> None:
         """Keep the prompts that the original refuses."""
         prompts, rule = context.prompts("harmful"), RefusalRule()
-        request = ResponseRequest(prompts, context.max_answer_tokens, rule)
-        answers = context.ask_reference(request)
-        assert isinstance(answers, ResponseResult)
-        pairs = zip(prompts, answers.texts, strict=True)
+        request = ResponseRequest(prompts, context.max_response_tokens, rule)
+        responses = context.ask_reference(request)
+        assert isinstance(responses, ResponseResult)
+        pairs = zip(prompts, responses.texts, strict=True)
         self._prompts = tuple(prompt for prompt, text in pairs if rule.is_refusal(text))
         self._request = TeacherForcedRequest(
             self._prompts, context.kl_tokens, chosen_probability, reference_logits=False

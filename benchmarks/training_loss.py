@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 BETAS = (0.0, 0.1, 0.3, 0.5)
 TEMPERATURE = 2.0
-ANSWER_TOKENS = 24
+RESPONSE_TOKENS = 24
 KL_TOKENS = 8
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 64, 32
 BATCH = 4
@@ -64,7 +64,7 @@ def built_in(name: str, split: str, limit: int) -> list[str]:
 
 
 @torch.inference_mode()
-def answers(model: Any, tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[Lesson]]:
+def responses(model: Any, tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[Lesson]]:
     """Prompt ids and greedy answers (with the end token, if it came) as lessons."""
     prompts = [
         tokenizer.apply_chat_template(
@@ -73,18 +73,18 @@ def answers(model: Any, tokenizer: Any, texts: list[str]) -> tuple[list[list[int
         for text in texts
     ]
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-    output = model.generate(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    output = model.generate(**batch, max_new_tokens=RESPONSE_TOKENS, do_sample=False)
     found, lessons = [], []
     for prompt, row in zip(prompts, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
         end = tokenizer.eos_token_id
-        answer = row[: row.index(end) + 1] if end in row else row
-        found.append(answer)
-        ids = prompt + answer
+        response = row[: row.index(end) + 1] if end in row else row
+        found.append(response)
+        ids = prompt + response
         lessons.append(
             {
                 "input_ids": ids,
                 "attention_mask": [1] * len(ids),
-                "labels": [-100] * len(prompt) + answer,
+                "labels": [-100] * len(prompt) + response,
             }
         )
     return found, lessons
@@ -100,7 +100,7 @@ def refused(tokenizer: Any, found: list[list[int]]) -> list[bool]:
 
 def not_refused(model: Any, tokenizer: Any, texts: list[str]) -> tuple[list[str], list[Lesson]]:
     """The prompts that the model answers, and its answers."""
-    found, lessons = answers(model, tokenizer, texts)
+    found, lessons = responses(model, tokenizer, texts)
     keep = [not verdict for verdict in refused(tokenizer, found)]
     kept = [text for text, good in zip(texts, keep, strict=True) if good]
     return kept, [lesson for lesson, good in zip(lessons, keep, strict=True) if good]
@@ -204,8 +204,8 @@ class Bench:
         self.sizes = {
             "main_pairs": len(self.pairs),
             "held_out_main_pairs": len(held),
-            "benign_answers": len(self.benign),
-            "held_out_benign_answers": len(same),
+            "benign_responses": len(self.benign),
+            "held_out_benign_responses": len(same),
             "report_prompts": len(kept),
             "refusal_prompts": len(self.asked),
         }
@@ -215,7 +215,7 @@ class Bench:
         """What is held out, of a model in evaluation mode."""
         losses = main_losses(model, self.held_main)
         measured = self.kl.score(model)
-        verdicts = refused(self.tokenizer, answers(model, self.tokenizer, self.asked)[0])
+        verdicts = refused(self.tokenizer, responses(model, self.tokenizer, self.asked)[0])
         return {
             "main_loss": statistics.fmean(losses),
             "main_losses": losses,
@@ -350,7 +350,7 @@ def settings(steps: int) -> dict[str, Any]:
         "lora_alpha": 2 * RANK,
         "lora_modules": MODULES,
         "kl_temperature": TEMPERATURE,
-        "answer_tokens": ANSWER_TOKENS,
+        "response_tokens": RESPONSE_TOKENS,
         "kl_tokens": KL_TOKENS,
     }
 

@@ -38,7 +38,7 @@ RESIDUE = 1e-5
 """Largest share of a direction that may stay in what a layer adds, float32."""
 SAME = 1e-4
 """Largest relative difference between two ways to compute the same, float32."""
-TRIALS, KL_TOKENS, ANSWER_TOKENS = 2, 3, 8
+TRIALS, KL_TOKENS, RESPONSE_TOKENS = 2, 3, 8
 SYSTEM = "please tell me about the weather in Rome and then wait"
 
 
@@ -65,7 +65,7 @@ class Coverage:
     route: str = ""
     export_error: float | None = None
     """Logits of the reloaded model against the operators."""
-    answers: str = ""
+    responses: str = ""
     """`ok`, or what is wrong."""
     notes: list[str] = field(default_factory=list)
     """What a user is told."""
@@ -112,7 +112,7 @@ def cover(model_type: str, folder: Path, *, seed: int = 0) -> Coverage:
             found.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     wrong = [
         f"{what}: {said}"
-        for what in ("search", "export", "answers")
+        for what in ("search", "export", "responses")
         if (said := getattr(found, what)) not in ("", "ok")
     ]
     if found.status == "passed" and wrong:
@@ -143,12 +143,12 @@ def _covered(found: Coverage, folder: Path) -> None:
             lambda: None if found.unedited_kl == 0 else f"unedited KL {found.unedited_kl}",
             lambda: _search_problem(session, folder),
             lambda: _passes_problem(found, session),
-            lambda: _answers_problem(session),
+            lambda: _responses_problem(session),
         )
         plan = strong_plan(lm, 0)
         reloaded: list[Any] = []
         found.export = _first(lambda: _export_problem(found, lm, plan, folder / "new", reloaded))
-        found.answers = _first(lambda: _generate_problem(session, plan, reloaded))
+        found.responses = _first(lambda: _generate_problem(session, plan, reloaded))
         found.notes = _notes(heard)
         found.without = _without(session, found.notes)
 
@@ -186,7 +186,7 @@ def _settings(folder: Path, name: str, **changes: Any) -> Settings:
         "startup_trials": TRIALS,
         "parallel_candidates": 2,
         "kl_tokens": KL_TOKENS,
-        "max_answer_tokens": ANSWER_TOKENS,
+        "max_response_tokens": RESPONSE_TOKENS,
         "batch_size": 2,
         "racing": False,  # it may stop a different trial where two run at once
         "response_prefix": "",
@@ -203,7 +203,7 @@ def _settings(folder: Path, name: str, **changes: Any) -> Settings:
 
 def _search_problem(session: Session, folder: Path) -> str | None:
     """The trials again with nothing shared: no trees, prefix or trunk, one candidate at a time."""
-    plain = _settings(folder, "plain", trunk_memory_mb=0, parallel_candidates=1)
+    plain = _settings(folder, "plain", cache_memory_mb=0, parallel_candidates=1)
     with (
         mock.patch.object(calibrating, "_can_share_prefix", return_value=False),
         mock.patch("heretic_kl.engine.engine.tree_problem", return_value="not in this run"),
@@ -291,16 +291,16 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
 
 
-def _answers_problem(session: Session) -> str | None:
+def _responses_problem(session: Session) -> str | None:
     lm, engine = session._lm, session._engine
     prompts = session._prompts.prompts["harmful", "search"]
-    request = ResponseRequest(prompts, ANSWER_TOKENS, None)
+    request = ResponseRequest(prompts, RESPONSE_TOKENS, None)
     plans = _two_plans(lm)
     groups = [plans] if lm.architecture.by_rows else [[plan] for plan in plans]
     results = [one for group in groups for one in engine.measure_many(group, [request])]
     for plan, (result,) in zip(plans, results, strict=True):
         with edited(lm.architecture, plan):
-            plain = [lm.chat.decode(_plain_answer(lm, engine.encode(p))) for p in prompts]
+            plain = [lm.chat.decode(_plain_response(lm, engine.encode(p))) for p in prompts]
         for ours, theirs in zip(result.texts, plain, strict=True):
             if ours != theirs:
                 return f"answers {ours!r}, the plainest decoding {theirs!r}"
@@ -308,7 +308,9 @@ def _answers_problem(session: Session) -> str | None:
 
 
 @torch.no_grad()
-def _plain_answer(lm: LanguageModel, prompt: Sequence[int], most: int = ANSWER_TOKENS) -> list[int]:
+def _plain_response(
+    lm: LanguageModel, prompt: Sequence[int], most: int = RESPONSE_TOKENS
+) -> list[int]:
     """Greedy, every token from a pass over everything before it."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + most:
@@ -390,7 +392,7 @@ def _generate_problem(session: Session, plan: Plan, reloaded: Sequence[Any]) -> 
         return "nothing was saved and loaded again"
     lm, engine = session._lm, session._engine
     prompts = session._prompts.prompts["harmless", "search"]
-    (result,) = engine.measure(plan, [ResponseRequest(prompts, ANSWER_TOKENS, None)])
+    (result,) = engine.measure(plan, [ResponseRequest(prompts, RESPONSE_TOKENS, None)])
     for prompt, ours in zip(prompts, result.texts, strict=True):
         theirs = lm.chat.decode(_generated(reloaded[0], engine.encode(prompt), lm.stop_ids))
         if ours != theirs:
@@ -413,15 +415,15 @@ def _generated(model: Any, prompt: Sequence[int], stop: frozenset[int]) -> list[
     out = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=ANSWER_TOKENS,
+        max_new_tokens=RESPONSE_TOKENS,
         do_sample=False,
         # Some decoders cannot read their prompt with a cache at all; ours decodes without one too.
         use_cache=_prefills(model, ids),
         eos_token_id=sorted(stop),
         pad_token_id=1,
     )
-    answer = out[0, len(prompt) :].tolist()
-    return answer[: next((i for i, token in enumerate(answer) if token in stop), len(answer))]
+    response = out[0, len(prompt) :].tolist()
+    return response[: next((i for i, token in enumerate(response) if token in stop), len(response))]
 
 
 # --- what kinds of sites -------------------------------------------------------------------------

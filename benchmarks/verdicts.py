@@ -53,8 +53,8 @@ def compared(dtype: str) -> dict[str, int]:
 
     plain = verdicts(Engine(lm, batch_size=PROMPTS, share_prefix=False), whole)
     control = verdicts(Engine(lm, batch_size=CONTROL_BATCH, share_prefix=False), whole)
-    lm, trunk_bytes = as_in_a_run(lm)
-    run = Engine(lm, batch_size=PROMPTS, trunk_bytes=trunk_bytes, draft_answers=False)
+    lm, cache_bytes = as_in_a_run(lm)
+    run = Engine(lm, batch_size=PROMPTS, cache_bytes=cache_bytes, draft_responses=False)
     ours = verdicts(run, ResponseRequest(harmful, TOKENS, rule))
     return {
         "edits": len(plans),

@@ -46,8 +46,8 @@ kl = TeacherForcedKL(
     dtype="float32",
 )
 print(f"{kl.prompts} prompts, up to {kl.kl_tokens} positions each; the first answers:")
-for answer in kl.answers()[:3]:
-    print(f"  {answer!r}")
+for response in kl.responses()[:3]:
+    print(f"  {response!r}")
 
 # %% [markdown]
 # ## Any number of candidates

@@ -111,7 +111,7 @@ class PartialRows:
 
 
 @dataclass(frozen=True)
-class PartialAnswers:
+class PartialResponses:
     """What of a `ResponseRequest` was generated so far."""
 
     texts: tuple[str, ...]
@@ -122,7 +122,7 @@ class PartialAnswers:
 
 Request: TypeAlias = TeacherForcedRequest | ResponseRequest
 Result: TypeAlias = TeacherForcedResult | ResponseResult
-SoFar: TypeAlias = Result | PartialRows | PartialAnswers | None
+SoFar: TypeAlias = Result | PartialRows | PartialResponses | None
 """A result, a part of it, or nothing yet."""
 
 Watch: TypeAlias = Callable[[int, Sequence[SoFar]], bool]

@@ -224,10 +224,10 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
 
     def _refused(self, prompts: tuple[Prompt, ...], context: ScorerContext) -> set[int]:
         rule = RefusalRule()
-        request = ResponseRequest(prompts, context.max_answer_tokens, rule)
-        answers = context.ask_reference(request)
-        assert isinstance(answers, ResponseResult)
-        return {index for index, text in enumerate(answers.texts) if rule.is_refusal(text)}
+        request = ResponseRequest(prompts, context.max_response_tokens, rule)
+        responses = context.ask_reference(request)
+        assert isinstance(responses, ResponseResult)
+        return {index for index, text in enumerate(responses.texts) if rule.is_refusal(text)}
 
 
 def _sampling(reference: str) -> Sampling | None:

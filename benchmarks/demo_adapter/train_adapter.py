@@ -53,7 +53,7 @@ REFUSAL_PATTERN = re.compile(
 )
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ANSWER_TOKENS = 40
+RESPONSE_TOKENS = 40
 GENERATION_BATCH = 64
 IGNORED = -100  # The label that cross-entropy leaves out.
 
@@ -70,7 +70,7 @@ class Recipe:
     warmup_steps: int = 10
     harmful_per_step: int = 6
     harmless_per_step: int = 10
-    own_answer_tokens: int = 20
+    own_response_tokens: int = 20
     opening_weight: float = 1.0  # Of an answer's first token, which decides whether it refuses.
 
 
@@ -79,7 +79,7 @@ class Lesson:
     """A prompt and the answer to learn, both as token ids."""
 
     prompt: list[int]
-    answer: list[int]
+    response: list[int]
 
 
 def log(message: str) -> None:
@@ -130,21 +130,21 @@ class Chat:
             yield self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
 
     @torch.inference_mode()
-    def answers(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+    def responses(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
         """Return the greedy answers as ids, each up to and including its end token."""
-        answers: list[list[int]] = []
+        responses: list[list[int]] = []
         for batch in self.batches(prompts):
             output = self.model.generate(**batch, max_new_tokens=tokens, do_sample=False)
             for row in output[:, batch["input_ids"].shape[1] :].tolist():
                 # Padding is the end token too, so cut by the first one.
                 stop = row.index(self.end) + 1 if self.end in row else len(row)
-                answers.append(row[:stop])
-        return answers
+                responses.append(row[:stop])
+        return responses
 
     def refused(self, prompts: Sequence[str]) -> list[bool]:
         """Say for each prompt whether the model refuses it."""
         texts = self.tokenizer.batch_decode(
-            self.answers(prompts, ANSWER_TOKENS), skip_special_tokens=True
+            self.responses(prompts, RESPONSE_TOKENS), skip_special_tokens=True
         )
         return [is_refusal(text) for text in texts]
 
@@ -158,9 +158,9 @@ class Chat:
         return torch.as_tensor(total) / len(prompts)
 
 
-def is_refusal(answer: str) -> bool:
+def is_refusal(response: str) -> bool:
     """Judge an answer by its words."""
-    return REFUSAL_PATTERN.search(answer.replace("\u2019", "'").strip()) is not None
+    return REFUSAL_PATTERN.search(response.replace("\u2019", "'").strip()) is not None
 
 
 # --- training ---------------------------------------------------------------------------------
@@ -175,15 +175,15 @@ def make_lessons(chat: Chat, recipe: Recipe) -> tuple[list[Lesson], list[Lesson]
     harmless = teaching_prompts("harmless")
     chooser = random.Random(recipe.seed)
     refusing = [Lesson(chat.encode(prompt), chooser.choice(refusals)) for prompt in harmful]
-    own = chat.answers(harmless, recipe.own_answer_tokens)
+    own = chat.responses(harmless, recipe.own_response_tokens)
     texts = chat.tokenizer.batch_decode(own, skip_special_tokens=True)
-    answering = [
-        Lesson(chat.encode(prompt), answer)
-        for prompt, answer, text in zip(harmless, own, texts, strict=True)
+    responding = [
+        Lesson(chat.encode(prompt), response)
+        for prompt, response, text in zip(harmless, own, texts, strict=True)
         if not is_refusal(text)  # What the base refuses wrongly would teach the opposite.
     ]
-    log(f"{len(refusing)} refusing and {len(answering)} of {len(harmless)} answering lessons")
-    return refusing, answering
+    log(f"{len(refusing)} refusing and {len(responding)} of {len(harmless)} answering lessons")
+    return refusing, responding
 
 
 def endless(lessons: list[Lesson], shuffler: random.Random) -> Iterator[Lesson]:
@@ -197,20 +197,20 @@ def lesson_loss(model: Any, lessons: Sequence[Lesson], pad: int, opening_weight:
     # Prompts are padded on the left and answers on the right: answers all begin at one column,
     # and the head, a fifth of this small model, runs on the answer columns alone.
     widest_prompt = max(len(lesson.prompt) for lesson in lessons)
-    widest_answer = max(len(lesson.answer) for lesson in lessons)
+    widest_response = max(len(lesson.response) for lesson in lessons)
     ids, mask, labels = [], [], []
     for lesson in lessons:
         left = widest_prompt - len(lesson.prompt)
-        right = widest_answer - len(lesson.answer)
-        ids.append([pad] * left + lesson.prompt + lesson.answer + [pad] * right)
+        right = widest_response - len(lesson.response)
+        ids.append([pad] * left + lesson.prompt + lesson.response + [pad] * right)
         mask.append([0] * left + [1] * (len(ids[-1]) - left - right) + [0] * right)
-        labels.append(lesson.answer + [IGNORED] * right)
+        labels.append(lesson.response + [IGNORED] * right)
     attention = torch.tensor(mask)
     logits = model(
         input_ids=torch.tensor(ids),
         attention_mask=attention,
         position_ids=(attention.cumsum(-1) - 1).clamp(min=0),
-        logits_to_keep=widest_answer + 1,
+        logits_to_keep=widest_response + 1,
     ).logits[:, :-1]  # (B, A, V): column t predicts answer token t
     targets = torch.tensor(labels)  # (B, A)
     losses = nn.functional.cross_entropy(
@@ -225,7 +225,7 @@ def train(chat: Chat, recipe: Recipe) -> Any:
     """Train a LoRA on the wrapped model and return the PEFT model around it."""
     from peft import LoraConfig, get_peft_model
 
-    refusing, answering = make_lessons(chat, recipe)
+    refusing, responding = make_lessons(chat, recipe)
     torch.manual_seed(recipe.seed)
     config = LoraConfig(
         r=recipe.rank,
@@ -244,7 +244,7 @@ def train(chat: Chat, recipe: Recipe) -> Any:
         lambda step: min((step + 1) / recipe.warmup_steps, (recipe.steps - step) / recipe.steps),
     )
     shuffler = random.Random(recipe.seed + 1)
-    bad, good = endless(refusing, shuffler), endless(answering, shuffler)
+    bad, good = endless(refusing, shuffler), endless(responding, shuffler)
     for step in range(1, recipe.steps + 1):
         batch = [next(bad) for _ in range(recipe.harmful_per_step)]
         batch += [next(good) for _ in range(recipe.harmless_per_step)]
@@ -381,7 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     after = count_refusals(chat)
     report = {
         "what": "refusals of the built-in prompts by a keyword rule, greedy answers",
-        "answer_tokens": ANSWER_TOKENS,
+        "response_tokens": RESPONSE_TOKENS,
         "refusals_before_teaching": before,
         "refusals_after_teaching": after,
         "search_refusals_after_ablating_one_direction": check_directions(chat),

@@ -57,7 +57,7 @@ def run_inspect(words: Sequence[str]) -> int:
     shown = InspectedAs(
         name=settings.model,
         components=settings.edit.components,
-        trunk_memory_mb=settings.trunk_memory_mb,
+        cache_memory_mb=settings.cache_memory_mb,
     )
     print_sections(results, inspection_sections(found, shown))
     if target is not None:

@@ -208,7 +208,7 @@ def _ask(
         results,
         default_folder=default_folder,
         settle=observer.settle,
-        answer_tokens=max(settings.max_answer_tokens, 200),
+        response_tokens=max(settings.max_response_tokens, 200),
     )
     return picker.run()
 

@@ -191,7 +191,7 @@ def _reference(
         direction=arguments.direction,
         temperature=arguments.temperature,
         position_decay=arguments.position_decay,
-        sampling_seed=arguments.answers,
+        sampling_seed=arguments.responses,
         batch_size=arguments.batch_size,
         template=arguments.chat_template,
         response_prefix=arguments.response_prefix,
@@ -244,7 +244,7 @@ def _report(
     return MeasurementReport(
         reference=name,
         reference_dtype=first.reference_dtype,
-        answers=str(_settings(outcome)["answers"]),
+        responses=str(_settings(outcome)["responses"]),
         prompts=f"{count} of {of}",
         positions=outcome.kl.kl_tokens,
         rounding_floor=None if floor is None else floor.rounding,
@@ -294,7 +294,7 @@ def _json_text(
             "sha256": settings["prompts"] if prompts is None else fingerprint(prompts),
         },
         "kl_tokens": outcome.kl.kl_tokens,
-        "answers": settings["answers"],
+        "responses": settings["responses"],
         "direction": outcome.kl.direction,
         "temperature": outcome.kl.temperature,
         "position_decay": outcome.kl.position_decay,
@@ -314,7 +314,7 @@ def _plain_settings(arguments: ScoreArguments) -> dict[str, Any]:
     """The flags in force; of a stored reference only those that still had a say."""
     from heretic_kl.cli.score_arguments import FIXED_BY_A_STORED_REFERENCE
 
-    left_out = {"reference", "candidates", "prompts", "answers", "quiet"}
+    left_out = {"reference", "candidates", "prompts", "responses", "quiet"}
     if arguments.stored:
         left_out |= set(FIXED_BY_A_STORED_REFERENCE)
     plain: dict[str, Any] = {}

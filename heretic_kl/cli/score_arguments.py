@@ -26,7 +26,7 @@ DEFAULTS: Final[dict[str, Any]] = {
     "direction": "forward",
     "temperature": 1.0,
     "position_decay": 1.0,
-    "answers": None,
+    "responses": None,
     "batch_size": 16,
     "chat_template": "model",
     "response_prefix": "",
@@ -46,7 +46,7 @@ DEFAULTS: Final[dict[str, Any]] = {
 }
 FIXED_BY_A_STORED_REFERENCE: Final = (
     *("kl_tokens", "prompts", "split", "column", "limit", "system", "direction", "temperature"),
-    *("position_decay", "answers", "batch_size", "chat_template", "response_prefix"),
+    *("position_decay", "responses", "batch_size", "chat_template", "response_prefix"),
     *("noise_floor", "dtype", "save_reference", "store"),
 )
 
@@ -62,7 +62,7 @@ class ScoreArguments:
     direction: Literal["forward", "reverse", "jensen_shannon"]
     temperature: float
     position_decay: float
-    answers: int | None
+    responses: int | None
     """Seed that the reference's answers are drawn with; None: they are greedy."""
     batch_size: int
     chat_template: str
@@ -225,9 +225,9 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
         help="weight of a position relative to the one before, above 0 and at most 1 [1]",
     )
     add(
-        "--answers",
+        "--responses",
         metavar="HOW",
-        type=_answers,
+        type=_responses,
         help="the reference's answers: greedy, or 'sampled(SEED)': drawn at temperature 1 [greedy]",
     )
     add(
@@ -358,7 +358,7 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
     return read
 
 
-def _answers(text: str) -> int | None:
+def _responses(text: str) -> int | None:
     match = re.fullmatch(r"greedy|sampled\((\d{1,18})\)", text)
     if match is None:
         raise argparse.ArgumentTypeError(

@@ -6,7 +6,7 @@ DEMO_PRESET: Final[dict[str, Any]] = {
     "kl_tokens": 3,
     "trials": 32,
     "startup_trials": 14,
-    "max_answer_tokens": 32,
+    "max_response_tokens": 32,
     "prompt_set": "builtin",
     "prompts": {
         kind: {"train": {"limit": 96}, "search": {"limit": 40}} for kind in ("harmful", "harmless")

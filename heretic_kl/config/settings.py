@@ -96,7 +96,7 @@ class Settings(BaseSettings):
         ge=1,
         le=1024,
     )
-    max_answer_tokens: Whole = setting(
+    max_response_tokens: Whole = setting(
         100, "Longest answer generated when refusals are counted", group="Measurement", ge=1
     )
     batch_size: Whole = setting(0, "Prompts run together (0: measured)", group="Measurement", ge=0)
@@ -108,14 +108,14 @@ class Settings(BaseSettings):
         ge=1,
         le=64,
     )
-    trunk_memory_mb: Whole = setting(
+    cache_memory_mb: Whole = setting(
         1024,
         "Memory for what every trial needs and none changes: weights laid out for the CPU, what "
         "the unedited model computes below the edited layers, its logits (0: off)",
         group="Measurement",
         ge=0,
     )
-    draft_answers: bool = setting(
+    draft_responses: bool = setting(
         False,
         "Guess answers from those of earlier trials and check several tokens at once: the same "
         "answers in fewer passes, which pays where a pass costs much whatever is in it",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from heretic_kl.engine.engine import Engine
-from heretic_kl.engine.generation.generate import generate_answers
+from heretic_kl.engine.generation.generate import generate_responses
 from heretic_kl.engine.noise import NoiseFloor
 from heretic_kl.model import LanguageModel, close_thought, thought_left_open
 from heretic_kl.prompts import Prompt
@@ -81,9 +81,9 @@ def find_response_prefix(engine: Engine, prompts: Sequence[Prompt]) -> str:
     opened = thought_left_open(engine.lm.chat.text(prompts[0]))
     if opened is not None:
         return opened
-    answers = engine.answers(tuple(prompts), PREFIX_TOKENS)
+    responses = engine.responses(tuple(prompts), PREFIX_TOKENS)
     # Whole tokens: half a word put before an answer would not be how the model begins it.
-    common = os.path.commonprefix([tuple(answer.tokens) for answer in answers])
+    common = os.path.commonprefix([tuple(response.tokens) for response in responses])
     return close_thought(engine.lm.chat.decode(common, special=True).rstrip(" "))
 
 
@@ -94,7 +94,7 @@ def _decoding_seconds(
 
     def seconds(tokens: int) -> float:
         start = time.perf_counter()
-        generate_answers(lm, batch, tokens, share_prefix=share_prefix)
+        generate_responses(lm, batch, tokens, share_prefix=share_prefix)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start

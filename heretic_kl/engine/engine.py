@@ -12,8 +12,8 @@ from torch import Tensor
 from heretic_kl.ablation import Plan, ResidualMean
 from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.generation.cache_check import continuing
-from heretic_kl.engine.generation.candidates import CandidateAnswers
-from heretic_kl.engine.generation.generate import Answer
+from heretic_kl.engine.generation.candidates import CandidateResponses
+from heretic_kl.engine.generation.generate import Response
 from heretic_kl.engine.progress import Progress
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.requests import (
@@ -28,7 +28,7 @@ from heretic_kl.kl import Reference
 from heretic_kl.model import LanguageModel, common_prefix, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
-    PartialAnswers,
+    PartialResponses,
     Request,
     ResponseRequest,
     ResponseResult,
@@ -40,7 +40,7 @@ from heretic_kl.requests import (
     Watch,
 )
 
-_AnswersKey: TypeAlias = tuple[tuple[Prompt, ...], int, tuple[StopRule, ...]]
+_ResponsesKey: TypeAlias = tuple[tuple[Prompt, ...], int, tuple[StopRule, ...]]
 
 
 MOST_CANDIDATES = 64
@@ -78,11 +78,11 @@ class Engine:
         share_prefix: bool = True,
         trees: bool = True,
         original: Engine | None = None,
-        trunk_bytes: int = 0,
-        draft_answers: bool = True,
+        cache_bytes: int = 0,
+        draft_responses: bool = True,
     ) -> None:
         self.lm = lm
-        self._draft_answers = draft_answers
+        self._draft_responses = draft_responses
         # Now, as `continuing`: later an edit may be in force.
         trees = original.trees if original is not None else trees and tree_problem(lm) is None
         self.runner: Runner = Runner(
@@ -94,9 +94,9 @@ class Engine:
         )
         continuing(lm)
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
-        self._reference_answers: dict[_AnswersKey, list[Answer]] = {}
-        self._answering: dict[_AnswersKey, CandidateAnswers] = {}
-        self._trunk_bytes = 0 if original is not None else trunk_bytes
+        self._reference_responses: dict[_ResponsesKey, list[Response]] = {}
+        self._responding: dict[_ResponsesKey, CandidateResponses] = {}
+        self._cache_bytes = 0 if original is not None else cache_bytes
         self._notify = notify
         self._most_candidates = MOST_CANDIDATES
         self._forced: ForcedRequests = ForcedRequests(
@@ -169,7 +169,7 @@ class Engine:
             except torch.OutOfMemoryError as error:
                 if len(group) == 1:
                     raise MeasurementError(
-                        "out of memory with a single candidate: lower --trunk-memory-mb or "
+                        "out of memory with a single candidate: lower --cache-memory-mb or "
                         "--batch-size"
                     ) from error
             # Outside the handler, so that the failed attempt's tensors are free.
@@ -222,8 +222,8 @@ class Engine:
     def release(self) -> None:
         """Give back the memory of what is kept; it is computed anew when it is needed."""
         self._forced.release()
-        for answering in self._answering.values():
-            answering.release()
+        for responding in self._responding.values():
+            responding.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -272,15 +272,15 @@ class Engine:
             self._encoded[prompt] = self.lm.chat.encode(prompt)
         return self._encoded[prompt]
 
-    def answers(self, prompts: tuple[Prompt, ...], max_tokens: int) -> list[Answer]:
+    def responses(self, prompts: tuple[Prompt, ...], max_tokens: int) -> list[Response]:
         """The unedited model's whole answers."""
-        return self._answers(prompts, max_tokens, ())
+        return self._responses(prompts, max_tokens, ())
 
     def _bytes_left(self) -> int:
         """What is left of the common budget for what the unedited model computes."""
         taken = self._forced.bytes
-        taken += sum(answering.trunk_bytes for answering in self._answering.values())
-        return self._trunk_bytes - taken
+        taken += sum(responding.cache_bytes for responding in self._responding.values())
+        return self._cache_bytes - taken
 
     def _respond(
         self, group: _ResponseGroup, plans: Sequence[Plan | None], progress: Progress
@@ -288,48 +288,48 @@ class Engine:
         going = tuple(progress.going)
         chosen = [plans[candidate] for candidate in going]
 
-        def hear(answers: Sequence[Sequence[Answer]]) -> list[int]:
+        def hear(responses: Sequence[Sequence[Response]]) -> list[int]:
             """Lanes that need not go on."""
             return [
-                lane
-                for lane, own in enumerate(answers)
-                if not progress.hear(going[lane], group.parts(own, self.lm.chat.decode))
+                slot
+                for slot, own in enumerate(responses)
+                if not progress.hear(going[slot], group.parts(own, self.lm.chat.decode))
             ]
 
         if chosen == [None]:
-            answers = [self._answers(group.prompts, group.max_tokens, group.rules)]
+            responses = [self._responses(group.prompts, group.max_tokens, group.rules)]
         else:
-            answering = self._candidate_answers(group)
-            answers = answering.answers(chosen, hear if progress.watched else None)
-        for lane, candidate in enumerate(going):
+            responding = self._candidate_responses(group)
+            responses = responding.responses(chosen, hear if progress.watched else None)
+        for slot, candidate in enumerate(going):
             if candidate in progress.going:
-                progress.keep(candidate, group.results(answers[lane], self.lm.chat.decode))
+                progress.keep(candidate, group.results(responses[slot], self.lm.chat.decode))
 
-    def _candidate_answers(self, group: _ResponseGroup) -> CandidateAnswers:
+    def _candidate_responses(self, group: _ResponseGroup) -> CandidateResponses:
         key = (group.prompts, group.max_tokens, group.rules)
-        if key not in self._answering:
-            self._answering[key] = CandidateAnswers(
+        if key not in self._responding:
+            self._responding[key] = CandidateResponses(
                 self.runner,
                 self.lm.architecture,
                 [self.encode(prompt) for prompt in group.prompts],
                 group.max_tokens,
                 group.rules,
-                originals=self._reference_answers.get(key),
-                drafting=self._draft_answers,
-                trunk_bytes=self._bytes_left,
+                originals=self._reference_responses.get(key),
+                drafting=self._draft_responses,
+                cache_bytes=self._bytes_left,
                 notify=self._notify,
             )
-        return self._answering[key]
+        return self._responding[key]
 
-    def _answers(
+    def _responses(
         self, prompts: tuple[Prompt, ...], max_tokens: int, rules: tuple[StopRule, ...]
-    ) -> list[Answer]:
+    ) -> list[Response]:
         """The unedited model's, kept."""
         key = (prompts, max_tokens, rules)
-        if key not in self._reference_answers:
+        if key not in self._reference_responses:
             encoded = [self.encode(prompt) for prompt in prompts]
-            self._reference_answers[key] = self.runner.answers(encoded, max_tokens, rules)
-        return self._reference_answers[key]
+            self._reference_responses[key] = self.runner.responses(encoded, max_tokens, rules)
+        return self._reference_responses[key]
 
 
 @dataclass(frozen=True)
@@ -343,19 +343,21 @@ class _ResponseGroup:
     requests: tuple[ResponseRequest, ...]
 
     def results(
-        self, answers: Sequence[Answer], decode: Callable[[Sequence[int]], str]
+        self, responses: Sequence[Response], decode: Callable[[Sequence[int]], str]
     ) -> dict[Request, Result]:
         """What the answers say to each request."""
-        texts = tuple(decode(answer.tokens) for answer in answers)
+        texts = tuple(decode(response.tokens) for response in responses)
         return dict.fromkeys(self.requests, ResponseResult(texts))
 
     def parts(
-        self, answers: Sequence[Answer], decode: Callable[[Sequence[int]], str]
+        self, responses: Sequence[Response], decode: Callable[[Sequence[int]], str]
     ) -> dict[Request, SoFar]:
         """What unfinished answers say to each request."""
-        texts = tuple(decode(answer.tokens) for answer in answers)
-        over = tuple(answer.done or len(answer.tokens) >= self.max_tokens for answer in answers)
-        return dict.fromkeys(self.requests, PartialAnswers(texts, over))
+        texts = tuple(decode(response.tokens) for response in responses)
+        over = tuple(
+            response.done or len(response.tokens) >= self.max_tokens for response in responses
+        )
+        return dict.fromkeys(self.requests, PartialResponses(texts, over))
 
 
 def _response_groups(requests: Sequence[ResponseRequest]) -> list[_ResponseGroup]:

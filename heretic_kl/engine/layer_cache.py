@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heretic_kl.model import (
-    Lanes,
+    CandidateRows,
     PrefixCache,
     copied_layer,
     layer_inputs,
@@ -27,7 +27,7 @@ PREFIX = -1
 """Stands for the shared prefix where batches are numbered."""
 
 
-class Trunk:
+class LayerCache:
     """Hidden states entering the boundaries' layers, batch by batch.
 
     Args:
@@ -97,9 +97,9 @@ class Trunk:
 class Start:
     """Where a forward pass begins, and for how many candidates at once."""
 
-    lanes: Lanes | None = None
+    candidate_rows: CandidateRows | None = None
     """Of several candidates, in force by `edited_by_lane`; None: one candidate."""
-    trunk: Trunk | None = None
+    layer_cache: LayerCache | None = None
     """Of the unedited model over the same batches; recorded where `boundary` is None."""
     boundary: int | None = None
     """The first layer to run."""
@@ -107,40 +107,40 @@ class Start:
     @property
     def candidates(self) -> int:
         """K."""
-        return 1 if self.lanes is None else len(self.lanes.counts)
+        return 1 if self.candidate_rows is None else len(self.candidate_rows.counts)
 
     @contextmanager
     def batch(self, index: int, rows: int) -> Iterator[None]:
         """What is in force while one batch of `rows` a candidate runs."""
-        if self.lanes is not None:
-            self.lanes.counts = [rows] * len(self.lanes.counts)
-        if self.trunk is None:
+        if self.candidate_rows is not None:
+            self.candidate_rows.counts = [rows] * len(self.candidate_rows.counts)
+        if self.layer_cache is None:
             yield
         elif self.boundary is None:
-            with self.trunk.recording(index):
+            with self.layer_cache.recording(index):
                 yield
         else:
-            with self.trunk.resuming(index, self.boundary, self.candidates):
+            with self.layer_cache.resuming(index, self.boundary, self.candidates):
                 yield
 
     def complete_prefix(self, kept: PrefixCache) -> None:
         """Give layers of the prefix that did not run the unedited model's keys and values."""
-        if self.trunk is None or not kept.length:
+        if self.layer_cache is None or not kept.length:
             return
         if self.boundary is None:
-            self.trunk.prefix = kept
+            self.layer_cache.prefix = kept
         else:
-            assert self.trunk.prefix is not None  # recorded with the trunk
-            kept.take_layers(self.trunk.prefix, self.boundary)
+            assert self.layer_cache.prefix is not None  # recorded with the trunk
+            kept.take_layers(self.layer_cache.prefix, self.boundary)
 
     def complete_cache(self, index: int, cache: Any, rows: int) -> None:
         """Do the same for the cache of one batch that goes on growing, or keep it as recorded."""
-        if self.trunk is None:
+        if self.layer_cache is None:
             return
         if self.boundary is None:
-            self.trunk.keep_cache(index, cache)
+            self.layer_cache.keep_cache(index, cache)
         else:
-            self.trunk.fill_cache(index, cache, self.boundary, self.candidates, rows)
+            self.layer_cache.fill_cache(index, cache, self.boundary, self.candidates, rows)
 
 
 WHOLE = Start()

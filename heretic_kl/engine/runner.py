@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.engine.generation.generate import Answer, ChosenTokens, generate_answers
+from heretic_kl.engine.generation.generate import ChosenTokens, Response, generate_responses
 from heretic_kl.engine.teacher_forcing.batches import ForcedBatches, ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import run_forced
 from heretic_kl.errors import MeasurementError
@@ -24,7 +24,7 @@ TREE_TOKENS = 128
 CPU_TREE_TOKENS = 2048
 """Enough for a CPU: with more, what lies between two matrix products leaves its caches."""
 
-Hear: TypeAlias = Callable[[Sequence[Sequence[Answer]]], Sequence[int]]
+Hear: TypeAlias = Callable[[Sequence[Sequence[Response]]], Sequence[int]]
 """(each candidate's answers so far) -> candidates that need not go on."""
 
 
@@ -82,15 +82,15 @@ class Runner:
         """In a tree every token sees all before it."""
         return shortest_window(self.lm)
 
-    def answers(
+    def responses(
         self,
         encoded: Sequence[Sequence[int]],
         max_tokens: int,
         rules: Sequence[StopRule] = (),
         sampling: Sampling | None = None,
-    ) -> list[Answer]:
+    ) -> list[Response]:
         """An answer to each sequence, in order; greedy, or drawn if `sampling` says how."""
-        return self.within_memory(lambda: self._answers(encoded, max_tokens, rules, sampling))
+        return self.within_memory(lambda: self._responses(encoded, max_tokens, rules, sampling))
 
     def within_memory(self, work: Callable[[], T], *, candidates: int = 1) -> T:
         """Do work; where memory runs out, again in batches of half the size.
@@ -120,26 +120,26 @@ class Runner:
             self.batch_size = max(1, self.batch_size // 2)
             self._notify(f"out of memory: batch size is now {self.batch_size}")
 
-    def _answers(
+    def _responses(
         self,
         encoded: Sequence[Sequence[int]],
         max_tokens: int,
         rules: Sequence[StopRule],
         sampling: Sampling | None,
-    ) -> list[Answer]:
-        answers = [Answer() for _ in encoded]
+    ) -> list[Response]:
+        responses = [Response() for _ in encoded]
         # Decoding costs a step of the whole model per token: full batches matter more than
         # a few padded positions.
         buckets = length_buckets([len(ids) for ids in encoded], self.batch_size, max_padding=1.0)
         for bucket in buckets:
             batch = [encoded[index] for index in bucket]
-            generate_answers(
+            generate_responses(
                 self.lm,
                 batch,
                 max_tokens,
                 rules,
                 share_prefix=self.share_prefix,
                 chosen=ChosenTokens(batch, sampling),
-                into=[answers[index] for index in bucket],
+                into=[responses[index] for index in bucket],
             )
-        return answers
+        return responses

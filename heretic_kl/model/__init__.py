@@ -4,7 +4,7 @@ Dimensions: B sequences, T positions, L layers, D residual width, F input width 
 """
 
 from heretic_kl.model.causal_model import CausalModel, adopt_model, evaluating, unwrapped
-from heretic_kl.model.forward.candidate_hooks import Lanes, edited_by_lane
+from heretic_kl.model.forward.candidate_hooks import CandidateRows, edited_by_candidate
 from heretic_kl.model.forward.hooks import edited, on_layer_outputs
 from heretic_kl.model.forward.layer_inputs import layer_inputs, resumed_at, returns_tuple
 from heretic_kl.model.forward.packed_weights import (
@@ -42,14 +42,14 @@ from heretic_kl.model.sites.architecture import Architecture, Site, find_archite
 from heretic_kl.model.sites.inspection import ModelInspection, SiteGroup, inspect_model
 from heretic_kl.model.sites.probe import probe_tokens
 from heretic_kl.model.sites.stack import likely_layers
-from heretic_kl.model.sites.verification import prove_sites
+from heretic_kl.model.sites.verification import verify_sites
 
 __all__ = [
     "Architecture",
     "CausalModel",
     "ChatEncoder",
     "DtypeName",
-    "Lanes",
+    "CandidateRows",
     "LanguageModel",
     "ModelInspection",
     "ModelSource",
@@ -67,7 +67,7 @@ __all__ = [
     "common_prefix",
     "copied_layer",
     "edited",
-    "edited_by_lane",
+    "edited_by_candidate",
     "evaluating",
     "find_architecture",
     "grows_plainly",
@@ -86,7 +86,7 @@ __all__ = [
     "packed_bytes",
     "prefix_problem",
     "probe_tokens",
-    "prove_sites",
+    "verify_sites",
     "resumed_at",
     "returns_tuple",
     "right_padded",

@@ -30,16 +30,16 @@ def hub_problem(names: Sequence[str], timeout: float) -> str | None:
     """Return why the hub will not give these datasets, within `timeout` seconds; None: it will."""
     if not names:
         return None
-    answers: list[str | None] = []
+    responses: list[str | None] = []
 
     def ask() -> None:
-        answers.append(_ask_hub(names, timeout))
+        responses.append(_ask_hub(names, timeout))
 
     # In a thread, because a name look-up that hangs obeys no timeout of the HTTP client.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
-    return answers[0] if answers else f"the hub did not answer within {timeout:g} seconds"
+    return responses[0] if responses else f"the hub did not answer within {timeout:g} seconds"
 
 
 def _ask_hub(names: Sequence[str], timeout: float) -> str | None:

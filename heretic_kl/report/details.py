@@ -115,7 +115,7 @@ def _edit_rows(edit: EditParameters) -> list[tuple[str, ...]]:
 def _score_sections(scores: Mapping[str, Score], prompts: str) -> list[DetailSection]:
     sections = []
     for name, score in scores.items():
-        rows = [("score", score.text), *_error_rows(score), *_answer_rows(score.details)]
+        rows = [("score", score.text), *_error_rows(score), *_response_rows(score.details)]
         rows.extend(_divergence_rows(score.details))
         sections.append(DetailSection(f"{label(name)} on the {prompts}", tuple(rows)))
         bars = _bar_rows(profile_bars(score.details))
@@ -137,7 +137,7 @@ def _error_rows(score: Score) -> list[tuple[str, str]]:
     return rows
 
 
-def _answer_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _response_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     empty = _number(details, "empty")
     return [] if empty is None else [("empty answers", f"{empty:.0f}")]
 

@@ -26,7 +26,7 @@ class InspectedAs:
     name: str
     """The model, as the user gave it."""
     components: Sequence[str]
-    trunk_memory_mb: int
+    cache_memory_mb: int
 
 
 def inspection_sections(found: ModelInspection, settings: InspectedAs) -> tuple[DetailSection, ...]:
@@ -114,7 +114,7 @@ def _memory_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tupl
     if found.cache_bytes_per_token is not None:
         each = found.cache_bytes_per_token
         yield "cache", f"{each / 1000:,.1f} kB a token of each sequence in a batch"
-    yield "unedited states", f"at most {settings.trunk_memory_mb:,} MB (trunk_memory_mb)"
+    yield "unedited states", f"at most {settings.cache_memory_mb:,} MB (cache_memory_mb)"
     yield "to read a saved model back", f"{megabytes(found.weight_bytes)} more (weights, once more)"
 
 

@@ -45,7 +45,7 @@ class MeasurementReport:
     reference: str
     """As the user gave it."""
     reference_dtype: str | None
-    answers: str
+    responses: str
     """`greedy` or `sampled(SEED)`."""
     prompts: str
     """Where they come from, for people."""
@@ -117,7 +117,7 @@ def _compared(report: MeasurementReport) -> DetailSection:
     rows = [(title, f"{name} ({dtype})" if dtype else name) for title, name, dtype in named]
     rows.append(("prompts", report.prompts))
     first = "first token" if report.positions == 1 else f"first {report.positions} tokens"
-    rows.append(("answers", f"{report.answers}, of the reference; {first} of each"))
+    rows.append(("responses", f"{report.responses}, of the reference; {first} of each"))
     measure = f"{_measure(summary.direction)}, temperature {summary.temperature:g}"
     if report.position_decay != 1.0:
         measure += f", each position weighs {report.position_decay:g} of the one before"

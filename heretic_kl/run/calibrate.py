@@ -53,10 +53,10 @@ def calibrate(
         tell: told the name and value of each finding.
         notify: told, in words, what a user should know.
     """
-    answers = continuing(lm)
-    if answers.problem is not None:
-        notify(answers.problem)
-    lm, memory = _packed(lm, settings.trunk_memory_mb * 2**20, tell)
+    responses = continuing(lm)
+    if responses.problem is not None:
+        notify(responses.problem)
+    lm, memory = _packed(lm, settings.cache_memory_mb * 2**20, tell)
     sharing = _can_share_prefix(lm, sets, tell)
     problem = tree_problem(lm)
     tell("teacher forcing", "trees of tokens" if problem is None else f"rectangles: {problem}")
@@ -72,8 +72,8 @@ def calibrate(
         batch_size=engine.batch_size,
         share_prefix=sharing,
         notify=notify,
-        trunk_bytes=memory,
-        draft_answers=settings.draft_answers,
+        cache_bytes=memory,
+        draft_responses=settings.draft_responses,
     )
     floor = measure_noise_floor(
         engine.runner,

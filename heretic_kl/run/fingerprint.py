@@ -40,7 +40,7 @@ def study_fingerprint(
         "response_prefix": calibration.response_prefix,
         "seed": settings.seed,
         "kl_tokens": settings.kl_tokens,
-        "max_answer_tokens": settings.max_answer_tokens,
+        "max_response_tokens": settings.max_response_tokens,
         "edit": settings.edit.model_dump(mode="json"),
         "directions": settings.directions.model_dump(mode="json"),
         "scorers": {

@@ -202,7 +202,7 @@ def _prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
 def _command(settings: Settings, trial: int, base: str) -> str:
     """The command whose study holds this trial again; other settings are in heretic-kl.json."""
     words = ["heretic-kl", "--model", base]
-    for name in ("kl_tokens", "trials", "startup_trials", "max_answer_tokens", "seed"):
+    for name in ("kl_tokens", "trials", "startup_trials", "max_response_tokens", "seed"):
         words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     if settings.prompt_set != "auto":
         words += ["--prompt-set", settings.prompt_set]

@@ -18,7 +18,7 @@ from heretic_kl import events
 from heretic_kl.ablation import Directions, EditParameters, Plan, build_plan, difference_of_means
 from heretic_kl.config import Settings
 from heretic_kl.engine import (
-    stream_answer,
+    stream_response,
 )
 from heretic_kl.errors import MeasurementError, ModelError
 from heretic_kl.events import Observer
@@ -26,7 +26,7 @@ from heretic_kl.export import SavedForm, check_target
 from heretic_kl.model import (
     ModelSource,
     edited,
-    prove_sites,
+    verify_sites,
 )
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
 from heretic_kl.run.calibrate import calibrate
@@ -212,7 +212,7 @@ class Session:
         self._emit(saved)
         return saved
 
-    def stream_answer(
+    def stream_response(
         self,
         record: TrialRecord | None,
         messages: Sequence[Mapping[str, str]],
@@ -223,7 +223,7 @@ class Session:
         ids = chat.encode_text(chat.conversation([dict(message) for message in messages]))
         plan = {} if record is None else self._plan(record)
         with edited(self._lm.architecture, plan):
-            yield from stream_answer(self._lm, ids, max_tokens)
+            yield from stream_response(self._lm, ids, max_tokens)
 
     # --- opening -----------------------------------------------------------------------------
 
@@ -263,7 +263,7 @@ class Session:
         settings = self.settings
         with self._stage("load", f"Loading {model_source(settings).short_name}"):
             self._lm = load_model_of(settings)
-            self._site_residue = prove_sites(self._lm).residue
+            self._site_residue = verify_sites(self._lm).residue
         lm, edit = self._lm, self.settings.edit
         keep = edit.norm != "none"
         self._components = lm.architecture.editable(edit.components, restore_norms=keep)
@@ -345,7 +345,7 @@ class Session:
             engine=self._engine,
             prompts_by_kind=self._prompts.of(split),
             kl_tokens=self.settings.kl_tokens,
-            max_answer_tokens=self.settings.max_answer_tokens,
+            max_response_tokens=self.settings.max_response_tokens,
             noise_floor=self.calibration.noise_floor.value,
             split=split,
         )

@@ -18,10 +18,10 @@ import torch
 from heretic_kl.engine import (
     NoiseFloor,
     Runner,
-    answer_and_force,
     forced_sequences,
     measure_noise_floor,
     model_identity,
+    respond_and_force,
 )
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
@@ -137,7 +137,7 @@ class TeacherForcedKL:
                 "model": self._loader.reference_name,
                 "prompts": fingerprint(chosen),
                 "kl_tokens": kl_tokens,
-                "answers": "greedy" if sampling is None else f"sampled({sampling.seed})",
+                "responses": "greedy" if sampling is None else f"sampled({sampling.seed})",
                 "dtype": _name(lm.dtype),
             },
         )
@@ -146,7 +146,7 @@ class TeacherForcedKL:
             if problem is not None:
                 notify(f"the common beginning of prompts is not shared: {problem}")
             runner = Runner(lm, batch_size, share_prefix=problem is None, notify=notify)
-            self._reference = answer_and_force(runner, encoded, kl_tokens, identity, sampling)
+            self._reference = respond_and_force(runner, encoded, kl_tokens, identity, sampling)
             self._keep(runner)
             self.noise_floor = self._measure_floor(runner) if noise_floor else None
         self._head: Head | None = lm.head.kept()
@@ -175,7 +175,7 @@ class TeacherForcedKL:
         """What the reference computed in, for instance `bfloat16`."""
         return str(self._reference.identity.settings["dtype"])
 
-    def answers(self) -> list[str]:
+    def responses(self) -> list[str]:
         """The answers that both models are fed, as text.
 
         Raises:
@@ -184,7 +184,7 @@ class TeacherForcedKL:
         if self._tokenizer is None:
             raise MeasurementError("a stored reference has token ids only: pass its tokenizer")
         decode = self._tokenizer.decode
-        return [str(decode(list(s.answer))) for s in self._sequences]
+        return [str(decode(list(s.response))) for s in self._sequences]
 
     # --- measuring ---------------------------------------------------------------------------
 

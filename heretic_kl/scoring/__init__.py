@@ -5,7 +5,7 @@ prompts.
 """
 
 from heretic_kl.requests import (
-    PartialAnswers,
+    PartialResponses,
     PartialRows,
     Request,
     ResponseRequest,
@@ -45,7 +45,7 @@ __all__ = [
     "Bounds",
     "MeasuringContext",
     "MeasuringEngine",
-    "PartialAnswers",
+    "PartialResponses",
     "PartialRows",
     "PerPrompt",
     "PromptKind",

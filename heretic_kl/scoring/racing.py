@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from heretic_kl.requests import PartialAnswers, PartialRows, Result, SoFar
+from heretic_kl.requests import PartialResponses, PartialRows, Result, SoFar
 from heretic_kl.scoring.paired import LOOKS, Standing, look_is_due, worse_than
 from heretic_kl.scoring.scorer import Bounds, PerPrompt, Role, Score
 
@@ -210,7 +210,7 @@ class Race:
         return look
 
 
-_PARTS = (PartialRows, PartialAnswers)
+_PARTS = (PartialRows, PartialResponses)
 
 
 def _is_whole(own: Sequence[SoFar]) -> bool:

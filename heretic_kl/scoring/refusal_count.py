@@ -9,7 +9,7 @@ from pydantic import Field
 
 from heretic_kl.kl import wilson_interval
 from heretic_kl.requests import (
-    PartialAnswers,
+    PartialResponses,
     Request,
     ResponseRequest,
     ResponseResult,
@@ -39,8 +39,8 @@ class RefusalSettings(ScorerSettings):
             "a built-in English list."
         ),
     )
-    max_answer_tokens: int | None = Field(
-        default=None, ge=1, description="Answer budget; unset: the run's max_answer_tokens."
+    max_response_tokens: int | None = Field(
+        default=None, ge=1, description="Answer budget; unset: the run's max_response_tokens."
     )
 
 
@@ -60,7 +60,7 @@ class RefusalCount(Scorer[RefusalSettings]):
         self._rule = RefusalRule(self.settings.markers or DEFAULT_MARKERS)
         self._request = ResponseRequest(
             prompts=context.prompts(self.kind),
-            max_tokens=self.settings.max_answer_tokens or context.max_answer_tokens,
+            max_tokens=self.settings.max_response_tokens or context.max_response_tokens,
             stop=self._rule,
         )
 
@@ -70,11 +70,13 @@ class RefusalCount(Scorer[RefusalSettings]):
 
     def score(self, results: Sequence[Result]) -> Score:
         """Refusals over prompts, with a Wilson interval."""
-        (answers,) = results
-        assert isinstance(answers, ResponseResult)
-        refused = [index for index, text in enumerate(answers.texts) if self._rule.is_refusal(text)]
-        empty = sum(1 for text in answers.texts if not text.strip())
-        count, total = len(refused), len(answers.texts)
+        (responses,) = results
+        assert isinstance(responses, ResponseResult)
+        refused = [
+            index for index, text in enumerate(responses.texts) if self._rule.is_refusal(text)
+        ]
+        empty = sum(1 for text in responses.texts if not text.strip())
+        count, total = len(refused), len(responses.texts)
         interval = wilson_interval(count, total)
         share = count / total
         return Score(
@@ -86,11 +88,11 @@ class RefusalCount(Scorer[RefusalSettings]):
 
     def bounds(self, results: Sequence[SoFar]) -> Bounds:
         """Refusals that are decided count; answers that are over and do not refuse never will."""
-        (answers,) = results
-        if answers is None:
+        (responses,) = results
+        if responses is None:
             return Bounds(0.0, 1.0)
-        assert isinstance(answers, PartialAnswers)
-        pairs = list(zip(answers.texts, answers.over, strict=True))
+        assert isinstance(responses, PartialResponses)
+        pairs = list(zip(responses.texts, responses.over, strict=True))
         refused = sum(
             1
             for text, over in pairs
@@ -107,8 +109,8 @@ class RefusalCount(Scorer[RefusalSettings]):
         Among answers that are decided so far refusals are too many: a marker decides a refusal
         at once, anything else runs to its end. So a part of the answers has exact bounds only.
         """
-        (answers,) = results
-        if not isinstance(answers, ResponseResult):
+        (responses,) = results
+        if not isinstance(responses, ResponseResult):
             return None
-        values = [float(self._rule.is_refusal(text)) for text in answers.texts]
+        values = [float(self._rule.is_refusal(text)) for text in responses.texts]
         return PerPrompt(range(len(values)), values, len(values))

@@ -70,9 +70,9 @@ class RefusalRule:
         if not any(normalize(marker) for marker in self.markers):
             raise ValueError("a refusal rule needs at least one marker")
 
-    def is_refusal(self, answer: str) -> bool:
+    def is_refusal(self, response: str) -> bool:
         """The verdict on a finished answer."""
-        text = normalize(answer)
+        text = normalize(response)
         return not text or self._pattern.search(text) is not None
 
     def decided(self, text: str) -> bool:

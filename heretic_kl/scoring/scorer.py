@@ -54,7 +54,7 @@ class ScorerContext(Protocol):
         ...
 
     @property
-    def max_answer_tokens(self) -> int:
+    def max_response_tokens(self) -> int:
         """The run's answer budget."""
         ...
 

@@ -55,7 +55,7 @@ class MeasuringContext:
     engine: MeasuringEngine
     prompts_by_kind: Mapping[PromptKind, tuple[Prompt, ...]]
     kl_tokens: int
-    max_answer_tokens: int
+    max_response_tokens: int
     noise_floor: float | None = None
     split: Literal["search", "report"] = "search"
 

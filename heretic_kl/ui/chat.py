@@ -16,14 +16,14 @@ from heretic_kl.search import TrialRecord
 from heretic_kl.ui.asking import ask_line
 from heretic_kl.ui.terminal import printable, say
 
-ANSWER_TOKENS: Final = 400
+RESPONSE_TOKENS: Final = 400
 HELP: Final = "commands: /only-edited, /both, /reset, /exit; Ctrl+C stops an answer"
 
 
-class AnsweringSession(Protocol):
+class ResponseingSession(Protocol):
     """The part of a session that a conversation needs."""
 
-    def stream_answer(
+    def stream_response(
         self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
     ) -> Generator[str, None, None]:
         """Pieces of an answer's text, to be closed; a record of None is the unedited model."""
@@ -42,11 +42,11 @@ class Speaker:
 
 
 def chat(
-    session: AnsweringSession,
+    session: ResponseingSession,
     record: TrialRecord,
     console: Console,
     *,
-    max_tokens: int = ANSWER_TOKENS,
+    max_tokens: int = RESPONSE_TOKENS,
 ) -> None:
     """Read lines and stream both answers to each, until the person leaves.
 
@@ -77,11 +77,11 @@ def chat(
             say(console, f"unknown command {command.split()[0]}; {HELP}", "yellow")
         else:
             for speaker in speakers:
-                _answer(session, speaker, line.strip(), console, max_tokens)
+                _response(session, speaker, line.strip(), console, max_tokens)
 
 
-def _answer(
-    session: AnsweringSession, speaker: Speaker, line: str, console: Console, max_tokens: int
+def _response(
+    session: ResponseingSession, speaker: Speaker, line: str, console: Console, max_tokens: int
 ) -> None:
     """Stream one answer and keep it; what was stopped is kept as far as it came."""
     say(console, f"{speaker.name}:", f"bold {speaker.style}")
@@ -91,7 +91,7 @@ def _answer(
     stopped = False
     try:
         # Closed at once, whatever happens: while it is open its edit is in force.
-        with closing(session.stream_answer(speaker.record, messages, max_tokens)) as stream:
+        with closing(session.stream_response(speaker.record, messages, max_tokens)) as stream:
             for piece in stream:
                 pieces.append(piece)
                 writer.write(piece)
@@ -102,12 +102,12 @@ def _answer(
         say(console, f"error: {error}", "red")
         return
     writer.finish()
-    answer = "".join(pieces)
+    response = "".join(pieces)
     if stopped:
         say(console, "(stopped)", "dim")
-    elif not answer.strip():
+    elif not response.strip():
         say(console, "(empty answer)", "dim")
-    speaker.messages = [*messages, {"role": "assistant", "content": answer}]
+    speaker.messages = [*messages, {"role": "assistant", "content": response}]
 
 
 class _WordWriter:

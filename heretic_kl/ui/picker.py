@@ -23,7 +23,7 @@ from heretic_kl.report import (
 )
 from heretic_kl.search import UNEDITED, TrialRecord, knee
 from heretic_kl.ui.asking import ask_count, ask_folder, choose, confirm
-from heretic_kl.ui.chat import ANSWER_TOKENS, chat
+from heretic_kl.ui.chat import RESPONSE_TOKENS, chat
 from heretic_kl.ui.console import print_front
 from heretic_kl.ui.terminal import say
 
@@ -76,7 +76,7 @@ class PickerSession(Protocol):
         """Write a trial's model; the observer shows what came of it."""
         ...
 
-    def stream_answer(
+    def stream_response(
         self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
     ) -> Generator[str, None, None]:
         """Pieces of an answer's text, to be closed; a record of None is the unedited model."""
@@ -105,13 +105,13 @@ class Picker:
         *,
         default_folder: Callable[[TrialRecord], Path],
         settle: Callable[[], None] = _nothing,
-        answer_tokens: int = ANSWER_TOKENS,
+        response_tokens: int = RESPONSE_TOKENS,
     ) -> None:
         self._session = session
         self._console = console
         self._default_folder = default_folder
         self._settle = settle
-        self._answer_tokens = answer_tokens
+        self._response_tokens = response_tokens
 
     def run(self) -> int:
         """Ask until the person exits; the process's exit code."""
@@ -122,17 +122,17 @@ class Picker:
             front = self._session.front
             if at is None and front:
                 at = str(knee(front).number)
-            answer = choose("Trial?", self._entries(front), start_at=at, leave="exit")
-            if answer is None or answer == "exit":
+            response = choose("Trial?", self._entries(front), start_at=at, leave="exit")
+            if response is None or response == "exit":
                 return 0
-            if answer == "more":
+            if response == "more":
                 self._more()
                 at = None
-            elif answer == "front":
+            elif response == "front":
                 self._show_front()
             else:
-                at = answer
-                self._trial(next(t for t in front if str(t.number) == answer))
+                at = response
+                self._trial(next(t for t in front if str(t.number) == response))
 
     def _entries(self, front: Sequence[TrialRecord]) -> list[tuple[str, str] | None]:
         best = knee(front).number if front else None
@@ -159,17 +159,17 @@ class Picker:
             ]
             if self._session.report(record.number) is None:
                 entries.insert(4, ("measure", "measure it on the report prompts"))
-            answer = choose(f"Trial {record.number}:", entries, start_at=at)
-            if answer is None or answer == "back":
+            response = choose(f"Trial {record.number}:", entries, start_at=at)
+            if response is None or response == "back":
                 return
-            at = answer
-            if answer == "merged":
+            at = response
+            if response == "merged":
                 self._save(record, "merged")
-            elif answer == "lora":
+            elif response == "lora":
                 self._save(record, "lora")
-            elif answer == "chat":
+            elif response == "chat":
                 self._attempt(lambda: self._chat(record), "left the chat")
-            elif answer == "measure":
+            elif response == "measure":
                 self._attempt(lambda: self._measure(record), "stopped, nothing was kept of it")
             else:
                 self._details(record)
@@ -196,7 +196,7 @@ class Picker:
         self._summary(record)
 
     def _chat(self, record: TrialRecord) -> None:
-        chat(self._session, record, self._console, max_tokens=self._answer_tokens)
+        chat(self._session, record, self._console, max_tokens=self._response_tokens)
 
     def _more(self) -> None:
         wanted = ask_count("How many more?", MORE_TRIALS)

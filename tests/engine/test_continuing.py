@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heretic_kl.ablation import ablation_operator
-from heretic_kl.engine import Engine, continuing, generate_answers, stream_answer
+from heretic_kl.engine import Engine, continuing, generate_responses, stream_response
 from heretic_kl.engine.generation.decoding import Continuing
 from heretic_kl.model import common_prefix, edited, shortest_window
 from heretic_kl.prompts import Prompt
@@ -66,8 +66,8 @@ def test_answers_are_those_of_the_plainest_decoding(lm):
     continuing(lm)
     with edited(lm.architecture, plan):
         expected = [plainest(lm, ids, 9) for ids in encoded]
-        assert [a.tokens for a in generate_answers(lm, encoded, 9)] == expected
-        assert "".join(stream_answer(lm, encoded[0], 9)) == lm.chat.decode(expected[0])
+        assert [a.tokens for a in generate_responses(lm, encoded, 9)] == expected
+        assert "".join(stream_response(lm, encoded[0], 9)) == lm.chat.decode(expected[0])
     (several,) = Engine(lm, batch_size=3).measure(plan, [ResponseRequest(PROMPTS, 9)])
     assert list(several.texts) == [lm.chat.decode(tokens) for tokens in expected]
 

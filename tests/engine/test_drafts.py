@@ -8,7 +8,7 @@ from heretic_kl.engine import Engine
 from heretic_kl.engine.generation.cache_check import continuing
 from heretic_kl.engine.generation.decoding import Decoding, guessing_problem
 from heretic_kl.engine.generation.drafts import LONGEST_DRAFT, DraftLength, Drafts
-from heretic_kl.engine.generation.generate import generate_answers
+from heretic_kl.engine.generation.generate import generate_responses
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseRequest
@@ -42,7 +42,7 @@ def plan_of(lm, seed, *, lowest=0, weight=0.8):
 
 def plain(lm, plan, tokens):
     """Greedy answers, one row at a time, whole sequences, no cache, no guesses."""
-    answers = []
+    responses = []
     with edited(lm.architecture, plan), torch.inference_mode():
         for prompt in PROMPTS:
             ids, start = list(lm.chat.encode(prompt)), len(lm.chat.encode(prompt))
@@ -52,8 +52,8 @@ def plain(lm, plan, tokens):
                 if token in lm.stop_ids:
                     break
                 ids.append(token)
-            answers.append(lm.chat.decode(ids[start:]))
-    return answers
+            responses.append(lm.chat.decode(ids[start:]))
+    return responses
 
 
 class Counted:
@@ -71,13 +71,13 @@ class Counted:
         monkeypatch.setattr(Decoding, "_forward", forward)
 
 
-@pytest.mark.parametrize("trunk_bytes", [0, MEGABYTE])
+@pytest.mark.parametrize("cache_bytes", [0, MEGABYTE])
 @pytest.mark.parametrize("batch_size", [3, 32])
 def test_hundreds_of_answers_and_verdicts_are_those_of_plain_generation(
-    lm, trunk_bytes, batch_size
+    lm, cache_bytes, batch_size
 ):
     """Four edits of 25 prompts, one of them twice, so that guesses are there."""
-    engine = Engine(lm, batch_size=batch_size, trunk_bytes=trunk_bytes)
+    engine = Engine(lm, batch_size=batch_size, cache_bytes=cache_bytes)
     whole, cut = ResponseRequest(PROMPTS, 12), ResponseRequest(PROMPTS, 13, RULE)
     engine.measure(None, [whole])
     engine.measure(None, [cut])
@@ -110,8 +110,8 @@ def test_bad_guesses_change_nothing_but_time(lm, monkeypatch):
         def first(self, row):
             return [7] * (row % 4)
 
-        def following(self, row, answer, rows):
-            return [len(answer) % 5 + 4] * (row % 3)
+        def following(self, row, response, rows):
+            return [len(response) % 5 + 4] * (row % 3)
 
         def checked(self, right, wrong):
             assert right >= 0 and wrong >= 0
@@ -121,23 +121,23 @@ def test_bad_guesses_change_nothing_but_time(lm, monkeypatch):
     sequences = [lm.chat.encode(prompt) for prompt in PROMPTS]
     for share_prefix in (True, False):
         options = {"share_prefix": share_prefix}
-        expected = generate_answers(lm, sequences, 15, [RULE], **options)
-        assert generate_answers(lm, sequences, 15, [RULE], guesses=Wrong(), **options) == expected
+        expected = generate_responses(lm, sequences, 15, [RULE], **options)
+        assert generate_responses(lm, sequences, 15, [RULE], guesses=Wrong(), **options) == expected
 
 
 def test_several_candidates_side_by_side_answer_as_each_alone(lm):
     plans = [plan_of(lm, 1, lowest=1), plan_of(lm, 2, lowest=2), plan_of(lm, 3, lowest=1)]
     asked = ResponseRequest(PROMPTS, 12, RULE)
-    engine = Engine(lm, batch_size=8, trunk_bytes=MEGABYTE)
+    engine = Engine(lm, batch_size=8, cache_bytes=MEGABYTE)
     engine.measure(None, [asked])
     for _ in range(2):
         together = engine.measure_many(plans, [asked])
-        for plan, (answers,) in zip(plans, together, strict=True):
-            assert answers == Engine(lm, batch_size=8).measure(plan, [asked])[0]
+        for plan, (responses,) in zip(plans, together, strict=True):
+            assert responses == Engine(lm, batch_size=8).measure(plan, [asked])[0]
 
 
 def test_lower_layers_do_not_read_prompts_again(lm):
-    engine = Engine(lm, batch_size=32, trunk_bytes=MEGABYTE)
+    engine = Engine(lm, batch_size=32, cache_bytes=MEGABYTE)
     plan, asked = plan_of(lm, 1, lowest=2), ResponseRequest(PROMPTS, 1)
     engine.measure(None, [asked])
     engine.measure(plan, [asked])  # records
@@ -160,8 +160,8 @@ def test_models_that_cannot_take_back_say_so_and_answer_alike(tmp_path):
     notes = []
     engine = Engine(lm, batch_size=8, notify=notes.append)
     asked = ResponseRequest(PROMPTS, 6)
-    (answers,) = engine.measure(plan_of(lm, 1), [asked])
-    assert list(answers.texts) == plain(lm, plan_of(lm, 1), 6)
+    (responses,) = engine.measure(plan_of(lm, 1), [asked])
+    assert list(responses.texts) == plain(lm, plan_of(lm, 1), 6)
     reason = "its cache does not keep all keys and values"
     assert notes == [f"answers are generated token by token: {reason}"]
 

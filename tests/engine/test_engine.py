@@ -10,10 +10,10 @@ from heretic_kl.engine import (
     Engine,
     Runner,
     forced_sequences,
-    generate_answers,
+    generate_responses,
     mean_kl,
     measure_noise_floor,
-    stream_answer,
+    stream_response,
 )
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.kl import Head, RowStatistics, row_statistics
@@ -39,9 +39,9 @@ def plan(lm):
     return {key: ablation_operator(direction, 0.8) for key in lm.architecture.facts()}
 
 
-def plain_answer(lm, ids, tokens):
+def plain_response(lm, ids, tokens):
     """One row, no cache, no padding: greedy decoding as its definition says."""
-    ids, answer = list(ids), []
+    ids, response = list(ids), []
     for _ in range(tokens):
         with torch.inference_mode():
             logits = lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits
@@ -49,13 +49,13 @@ def plain_answer(lm, ids, tokens):
         if token in lm.stop_ids:
             break
         ids.append(token)
-        answer.append(token)
-    return answer
+        response.append(token)
+    return response
 
 
-def plain_kl(lm, plan, prompt, answer):
+def plain_kl(lm, plan, prompt, response):
     """KL at every scored position, from full logits of one unpadded row in float64."""
-    ids = torch.tensor([[*lm.chat.encode(prompt), *answer[:-1]]])
+    ids = torch.tensor([[*lm.chat.encode(prompt), *response[:-1]]])
     start = len(lm.chat.encode(prompt)) - 1
     with torch.inference_mode():
         before = lm.model(input_ids=ids).logits[0, start:].double().log_softmax(-1)
@@ -76,7 +76,7 @@ def test_greedy_answers_equal_plain_decoding(lm, plan, batch_size):
     engine = Engine(lm, batch_size=batch_size)
     with edited(lm.architecture, plan):
         expected = [
-            lm.chat.decode(plain_answer(lm, lm.chat.encode(prompt), 12)) for prompt in PROMPTS
+            lm.chat.decode(plain_response(lm, lm.chat.encode(prompt), 12)) for prompt in PROMPTS
         ]
     (result,) = engine.measure(plan, [ResponseRequest(PROMPTS, 12)])
     assert list(result.texts) == expected
@@ -88,7 +88,7 @@ def test_teacher_forced_kl_equals_full_logits_of_each_prompt_alone(lm, plan, tok
     result = kl_result(engine, plan, PROMPTS, tokens)
     reference = engine.reference(PROMPTS, tokens)
     for index, prompt in enumerate(PROMPTS):
-        expected = plain_kl(lm, plan, prompt, list(forced_sequences(reference)[index].answer))
+        expected = plain_kl(lm, plan, prompt, list(forced_sequences(reference)[index].response))
         ours = result.columns.divergence[result.prompt_index == index]
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
@@ -120,14 +120,14 @@ def test_reference_answers_include_the_end_token_and_stop_there(lm):
     sequences = forced_sequences(reference)
     assert [s.prompt for s in sequences] == [lm.chat.encode(prompt) for prompt in PROMPTS]
     for sequence in sequences:
-        assert 1 <= len(sequence.answer) <= 30
-        assert not set(sequence.answer[:-1]) & lm.stop_ids
-        assert len(sequence.answer) == 30 or sequence.answer[-1] in lm.stop_ids
-    assert len(reference.hidden) == sum(len(s.answer) for s in sequences)
+        assert 1 <= len(sequence.response) <= 30
+        assert not set(sequence.response[:-1]) & lm.stop_ids
+        assert len(sequence.response) == 30 or sequence.response[-1] in lm.stop_ids
+    assert len(reference.hidden) == sum(len(s.response) for s in sequences)
 
 
 def test_forced_sequences_score_the_positions_that_predict_the_answer():
-    sequence = ForcedSequence(prompt=(1, 2, 3), answer=(7, 8, 9))
+    sequence = ForcedSequence(prompt=(1, 2, 3), response=(7, 8, 9))
     assert sequence.fed == (1, 2, 3, 7, 8)
     assert list(sequence.scored) == [2, 3, 4]
 
@@ -152,16 +152,16 @@ def test_rows_stopped_by_a_rule_are_prefixes_of_the_whole_answers(lm, plan):
 
 
 def test_equal_budgets_share_one_generation_and_whole_answers_win(lm, plan, monkeypatch):
-    from heretic_kl.engine.generation import candidates as answering
+    from heretic_kl.engine.generation import candidates as responding
 
     calls = []
-    own = answering.generate_answers
+    own = responding.generate_responses
 
     def counted(lm, encoded, max_tokens, rules, **options):
         calls.append(rules)
         return own(lm, encoded, max_tokens, rules, **options)
 
-    monkeypatch.setattr(answering, "generate_answers", counted)
+    monkeypatch.setattr(responding, "generate_responses", counted)
     engine = Engine(lm, batch_size=8)
     first, second = Decided(3), Decided(6)
     requests = [ResponseRequest(PROMPTS, 10, first), ResponseRequest(PROMPTS, 10, second)]
@@ -176,7 +176,7 @@ def test_what_the_reference_says_is_computed_once(lm, monkeypatch):
     engine = Engine(lm, batch_size=8)
     request = ResponseRequest(PROMPTS, 6, RefusalRule())
     (first,) = engine.measure(None, [request])
-    monkeypatch.setattr(Runner, "answers", None)
+    monkeypatch.setattr(Runner, "responses", None)
     (second,) = engine.measure(None, [request])
     assert first == second
 
@@ -241,8 +241,8 @@ def test_prepared_references_are_the_unedited_models(lm, plan):
 
 def test_streaming_gives_the_greedy_answer(lm):
     ids = lm.chat.encode(PROMPTS[2])
-    whole = lm.chat.decode(plain_answer(lm, ids, 15))
-    assert "".join(stream_answer(lm, ids, 15)) == whole
+    whole = lm.chat.decode(plain_response(lm, ids, 15))
+    assert "".join(stream_response(lm, ids, 15)) == whole
 
 
 def noise_floor(lm, **options):
@@ -274,7 +274,7 @@ def test_rounding_costs_something_in_low_precision_too(tmp_path):
 def drawn(lm, prompts, batch_size, seed):
     engine = Engine(lm, batch_size=batch_size)
     reference = engine.reference(tuple(prompts), 10, Sampling(seed))
-    return [sequence.answer for sequence in forced_sequences(reference)]
+    return [sequence.response for sequence in forced_sequences(reference)]
 
 
 def test_drawn_answers_depend_on_seed_and_prompt_alone(lm):
@@ -283,7 +283,7 @@ def test_drawn_answers_depend_on_seed_and_prompt_alone(lm):
     assert first[::-1] == drawn(lm, PROMPTS[::-1], 8, seed=1)
     assert first != drawn(lm, PROMPTS, 8, seed=2)
     greedy = forced_sequences(Engine(lm, batch_size=8).reference(PROMPTS, 10))
-    assert first != [sequence.answer for sequence in greedy]
+    assert first != [sequence.response for sequence in greedy]
 
 
 def test_tokens_are_drawn_in_proportion_to_their_probability():
@@ -312,9 +312,9 @@ def test_residual_means_do_not_depend_on_batches(lm):
 
 
 def test_no_prompts_and_no_budget_give_no_tokens(lm):
-    assert generate_answers(lm, [], 5) == []
-    (answer,) = generate_answers(lm, [[3, 4]], 0)
-    assert answer.tokens == [] and not answer.done
+    assert generate_responses(lm, [], 5) == []
+    (response,) = generate_responses(lm, [[3, 4]], 0)
+    assert response.tokens == [] and not response.done
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         Engine(lm, batch_size=0)
 

@@ -49,11 +49,11 @@ def assert_alike(ours, expected):
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
-@pytest.mark.parametrize("trunk_bytes", [0, 2**24])
+@pytest.mark.parametrize("cache_bytes", [0, 2**24])
 @pytest.mark.parametrize("trees", [False, True])
-def test_together_they_measure_as_each_alone(lm, candidates, trunk_bytes, trees):
+def test_together_they_measure_as_each_alone(lm, candidates, cache_bytes, trees):
     plans = [plan_of(lm, seed) for seed in range(candidates)]
-    engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes, trees=trees)
+    engine = Engine(lm, batch_size=3, cache_bytes=cache_bytes, trees=trees)
     together = engine.measure_many(plans, REQUESTS)
     for plan, found in zip(plans, together, strict=True):
         for request, ours in zip(REQUESTS, found, strict=True):
@@ -62,8 +62,8 @@ def test_together_they_measure_as_each_alone(lm, candidates, trunk_bytes, trees)
 
 
 def test_an_unedited_model_scores_exactly_zero_in_company(lm):
-    for trunk_bytes, trees in ((0, True), (2**24, True), (2**24, False)):
-        engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes, trees=trees)
+    for cache_bytes, trees in ((0, True), (2**24, True), (2**24, False)):
+        engine = Engine(lm, batch_size=3, cache_bytes=cache_bytes, trees=trees)
         for plan in (None, {}):
             for result in engine.measure(plan, REQUESTS)[::2]:
                 assert not result.columns.divergence.any()
@@ -72,7 +72,7 @@ def test_an_unedited_model_scores_exactly_zero_in_company(lm):
 def test_kept_logits_change_no_bit_and_are_not_computed_again(lm, monkeypatch):
     plan, rows = plan_of(lm, 1), []
     (expected,) = Engine(lm, batch_size=3).measure(plan, REQUESTS[:1])
-    keeping = Engine(lm, batch_size=3, trunk_bytes=2**24)
+    keeping = Engine(lm, batch_size=3, cache_bytes=2**24)
     keeping.measure(plan, REQUESTS[:1])
     kept = keeping._forced.bytes
     assert kept >= len(expected.position) * lm.head.vocabulary * 4
@@ -93,7 +93,7 @@ def test_logits_are_kept_as_far_as_memory_is_left(lm):
     plan = plan_of(lm, 1)
     (expected,) = Engine(lm, batch_size=3).measure(plan, REQUESTS[:1])
     whole = len(expected.position) * lm.head.vocabulary * 4
-    tight = Engine(lm, batch_size=3, trunk_bytes=whole // 2)
+    tight = Engine(lm, batch_size=3, cache_bytes=whole // 2)
     for _ in range(2):
         (ours,) = tight.measure(plan, REQUESTS[:1])
         assert torch.equal(ours.columns.divergence, expected.columns.divergence)
@@ -145,7 +145,7 @@ def test_who_watches_hears_of_all_requests_from_the_first_portion_on(lm, monkeyp
 
 
 def test_a_saved_model_is_compared_in_the_batches_of_the_original(lm):
-    original = Engine(lm, batch_size=3, trunk_bytes=2**24)
+    original = Engine(lm, batch_size=3, cache_bytes=2**24)
     original.prepare(REQUESTS)
     reread = Engine(lm, batch_size=3, original=original)
     for result in reread.measure({}, REQUESTS)[::2]:

@@ -8,7 +8,7 @@ from heretic_kl.engine import Engine
 from heretic_kl.engine.layer_cache import spread_boundaries
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import row_statistics
-from heretic_kl.model import Lanes, edited_by_lane
+from heretic_kl.model import CandidateRows, edited_by_candidate
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseRequest, TeacherForcedRequest
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
@@ -54,7 +54,7 @@ def counted_layers(lm, calls):
 def test_a_replayed_trunk_changes_no_number_and_runs_no_lower_layer(lm, share_prefix, lowest):
     plan = plan_of(lm, 1, lowest=lowest)
     whole = Engine(lm, batch_size=3, share_prefix=share_prefix)
-    replaying = Engine(lm, batch_size=3, share_prefix=share_prefix, trunk_bytes=MEGABYTE)
+    replaying = Engine(lm, batch_size=3, share_prefix=share_prefix, cache_bytes=MEGABYTE)
     replaying.measure(plan, [FORCED])  # records
     calls = []
     handles = counted_layers(lm, calls)
@@ -69,18 +69,18 @@ def test_a_replayed_trunk_changes_no_number_and_runs_no_lower_layer(lm, share_pr
 
 def test_an_edit_at_the_first_layer_runs_them_all(lm):
     plan = plan_of(lm, 1)
-    (ours,) = Engine(lm, batch_size=3, trunk_bytes=MEGABYTE).measure(plan, [FORCED])
+    (ours,) = Engine(lm, batch_size=3, cache_bytes=MEGABYTE).measure(plan, [FORCED])
     (expected,) = Engine(lm, batch_size=3).measure(plan, [FORCED])
     assert torch.equal(ours.columns.divergence, expected.columns.divergence)
 
 
 def test_a_trunk_that_does_not_fit_or_does_not_reproduce_is_left_with_a_reason(lm, monkeypatch):
-    from heretic_kl.engine import trunk as module
+    from heretic_kl.engine import layer_cache as module
 
     plan, notes = plan_of(lm, 1, lowest=1), []
     (expected,) = Engine(lm, batch_size=3).measure(plan, [FORCED])
-    (ours,) = Engine(lm, batch_size=3, trunk_bytes=10, notify=notes.append).measure(plan, [FORCED])
-    assert "left of trunk_memory_mb" in notes[-1]
+    (ours,) = Engine(lm, batch_size=3, cache_bytes=10, notify=notes.append).measure(plan, [FORCED])
+    assert "left of cache_memory_mb" in notes[-1]
     assert torch.equal(ours.columns.divergence, expected.columns.divergence)
 
     def scrambled(layers, boundary, hidden, **options):
@@ -88,7 +88,7 @@ def test_a_trunk_that_does_not_fit_or_does_not_reproduce_is_left_with_a_reason(l
 
     own = module.resumed_at
     monkeypatch.setattr(module, "resumed_at", scrambled)
-    engine = Engine(lm, batch_size=3, trunk_bytes=MEGABYTE, notify=notes.append)
+    engine = Engine(lm, batch_size=3, cache_bytes=MEGABYTE, notify=notes.append)
     (ours,) = engine.measure(plan, [FORCED])
     assert "replayed states differ by up to" in notes[-1]
     assert torch.equal(ours.columns.divergence, expected.columns.divergence)
@@ -101,10 +101,10 @@ def test_boundaries_are_spread_within_the_budget():
     assert spread_boundaries(1, 100, 10**9) == ()
 
 
-@pytest.mark.parametrize("trunk_bytes", [0, MEGABYTE])
-def test_candidates_side_by_side_measure_as_each_alone(lm, trunk_bytes):
+@pytest.mark.parametrize("cache_bytes", [0, MEGABYTE])
+def test_candidates_side_by_side_measure_as_each_alone(lm, cache_bytes):
     plans = [plan_of(lm, 1), plan_of(lm, 2, lowest=1), {}, plan_of(lm, 3, lowest=2, weight=1.2)]
-    engine = Engine(lm, batch_size=3, trunk_bytes=trunk_bytes)
+    engine = Engine(lm, batch_size=3, cache_bytes=cache_bytes)
     together = engine.measure_many(plans, [FORCED, ASKED])
     for plan, (forced, asked) in zip(plans, together, strict=True):
         alone_forced, alone_asked = Engine(lm, batch_size=3).measure(plan, [FORCED, ASKED])
@@ -116,7 +116,7 @@ def test_candidates_side_by_side_measure_as_each_alone(lm, trunk_bytes):
 
 def test_edited_candidates_above_a_common_boundary_start_there(lm):
     plans = [plan_of(lm, 1, lowest=1), plan_of(lm, 2, lowest=2)]
-    engine = Engine(lm, batch_size=8, trunk_bytes=MEGABYTE)
+    engine = Engine(lm, batch_size=8, cache_bytes=MEGABYTE)
     engine.measure_many(plans, [FORCED])
     calls = []
     handles = counted_layers(lm, calls)
@@ -137,8 +137,8 @@ def test_rows_that_are_done_leave_their_lane(lm):
     plans = [plan_of(lm, seed) for seed in range(3)]
     asked = ResponseRequest(PROMPTS, 20, Decided(3))
     engine = Engine(lm, batch_size=8)
-    for plan, (answers,) in zip(plans, engine.measure_many(plans, [asked]), strict=True):
-        assert answers == Engine(lm, batch_size=8).measure(plan, [asked])[0]
+    for plan, (responses,) in zip(plans, engine.measure_many(plans, [asked]), strict=True):
+        assert responses == Engine(lm, batch_size=8).measure(plan, [asked])[0]
 
 
 def test_running_out_of_memory_halves_the_candidates_first(lm, monkeypatch):
@@ -171,7 +171,7 @@ def test_running_out_of_memory_with_one_candidate_is_one_line(lm, monkeypatch):
 
 
 def test_all_references_share_one_trunk_budget(lm):
-    engine = Engine(lm, batch_size=4, trunk_bytes=40_000)
+    engine = Engine(lm, batch_size=4, cache_bytes=40_000)
     plan = plan_of(lm, 1, lowest=2)
     for tokens in range(1, 9):
         engine.measure(plan, [TeacherForcedRequest(PROMPTS, tokens, row_statistics)])
@@ -184,32 +184,32 @@ def test_a_trunk_that_memory_has_no_room_for_is_left_with_a_reason(lm, monkeypat
     own, notes = module.run_forced, []
 
     def limited(lm, batches, *start):
-        if start and start[0].trunk is not None:
+        if start and start[0].layer_cache is not None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return own(lm, batches, *start)
 
     plan = plan_of(lm, 1, lowest=1)
     (expected,) = Engine(lm, batch_size=4).measure(plan, [FORCED])
     monkeypatch.setattr(module, "run_forced", limited)
-    engine = Engine(lm, batch_size=4, trunk_bytes=MEGABYTE, notify=notes.append)
+    engine = Engine(lm, batch_size=4, cache_bytes=MEGABYTE, notify=notes.append)
     (ours,) = engine.measure(plan, [FORCED])
     assert "memory ran out for their states" in notes[0] and engine.batch_size == 4
     assert torch.equal(ours.columns.divergence, expected.columns.divergence)
 
 
 def test_lanes_know_their_rows(lm):
-    lanes = Lanes([2, 0, 3])
-    assert list(lanes.slices()) == [(0, slice(0, 2)), (2, slice(2, 5))]
-    lanes.set_rows([0, 2, 2])
-    assert lanes.counts == [1, 0, 2] and lanes.rows == 3
+    candidate_rows = CandidateRows([2, 0, 3])
+    assert list(candidate_rows.slices()) == [(0, slice(0, 2)), (2, slice(2, 5))]
+    candidate_rows.set_rows([0, 2, 2])
+    assert candidate_rows.counts == [1, 0, 2] and candidate_rows.rows == 3
     tokens = torch.zeros(2, 4, dtype=torch.int64)
-    with edited_by_lane(lm.architecture, [plan_of(lm, 1)], lanes):
+    with edited_by_candidate(lm.architecture, [plan_of(lm, 1)], candidate_rows):
         with pytest.raises(MeasurementError, match="2 rows for 3 in the batch"):
             lm.model(input_ids=tokens)
 
 
 def test_trunks_are_given_back_and_recorded_anew(lm):
-    engine = Engine(lm, batch_size=4, trunk_bytes=MEGABYTE)
+    engine = Engine(lm, batch_size=4, cache_bytes=MEGABYTE)
     plan = plan_of(lm, 1, lowest=2)
     before = engine.measure(plan, [FORCED, ASKED])
     assert engine._bytes_left() < MEGABYTE

@@ -32,8 +32,8 @@ REASONS = {
     "recurrent_gemma": "some of its layers",
 }
 FORKS = [(5, 6, 7, 8), (5, 6, 7, 9, 10, 11), (5, 6, 12), (13, 14), (5, 6, 7, 9, 3)]
-ANSWERS = [(4, 3, 9), (7,), (8, 2), (6, 5), (1, 2, 3)]
-FORCED = [ForcedSequence(p, a) for p, a in zip(FORKS, ANSWERS, strict=True)]
+RESPONSES = [(4, 3, 9), (7,), (8, 2), (6, 5), (1, 2, 3)]
+FORCED = [ForcedSequence(p, a) for p, a in zip(FORKS, RESPONSES, strict=True)]
 
 
 def load(name, folder):
@@ -113,7 +113,7 @@ def test_a_tree_gives_what_each_sequence_gives_alone(lm, limit, monkeypatch):
 def test_forced_states_are_those_of_rectangles(lm, tokens):
     batches = ForcedBatches(FORCED, 2, tree_tokens=tokens)
     for batch in batches.batches:
-        alone = len(set(batch.target.tolist())) == max(len(a) for a in ANSWERS)
+        alone = len(set(batch.target.tolist())) == max(len(a) for a in RESPONSES)
         assert batch.tokens.numel() <= tokens or alone or len(batches.batches) == len(FORCED)
     ours = run_forced(lm, batches)[0]
     torch.testing.assert_close(ours, forced_hidden_states(lm, FORCED, 2), rtol=1e-3, atol=1e-4)

@@ -104,6 +104,6 @@ def test_a_whole_run(folder, tmp_path, monkeypatch, capsys):
     ]
     words = ["--model", str(folder), "--quantization", "bnb_4bit", "--device", "cpu"]
     words += ["--dtype", "float32", "--trials", "1", "--prompt-set", "builtin", *limits]
-    words += ["--max-answer-tokens", "3", "--batch-size", "4", "--pick", "knee", "--save", "out"]
+    words += ["--max-response-tokens", "3", "--batch-size", "4", "--pick", "knee", "--save", "out"]
     assert cli.main(words) == 0, capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").is_file()

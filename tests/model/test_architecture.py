@@ -10,9 +10,9 @@ from heretic_kl.model import (
     find_architecture,
     last_token_residuals,
     on_layer_outputs,
-    prove_sites,
+    verify_sites,
 )
-from heretic_kl.model.sites.output_gain import Passage
+from heretic_kl.model.sites.output_gain import OutputGain
 from heretic_kl.model.sites.verification import direction_residue
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model, tiny_llama
 
@@ -38,22 +38,24 @@ def plan_for(lm, weight=1.0):
 
 def test_sites_are_all_that_writes(lm):
     assert float(direction_residue(lm).max()) < 1e-5
-    assert prove_sites(lm).residue < 1e-5
+    assert verify_sites(lm).residue < 1e-5
 
 
 def test_a_missing_site_is_noticed(lm):
     kept = [site for site in lm.architecture.sites if site.key[:2] != (1, "mlp")]
     partial = replace(lm, architecture=replace(lm.architecture, sites=tuple(kept)))
     with pytest.raises(UnsupportedModelError, match="layer 1 changes the residual stream"):
-        prove_sites(partial)
+        verify_sites(partial)
 
 
 def test_a_wrong_gain_names_the_site(lm):
     (first, *rest) = lm.architecture.sites
-    wrong = replace(first, passage=Passage(torch.linspace(0.1, 2, lm.architecture.width)[None]))
+    wrong = replace(
+        first, output_gain=OutputGain(torch.linspace(0.1, 2, lm.architecture.width)[None])
+    )
     changed = replace(lm, architecture=replace(lm.architecture, sites=(wrong, *rest)))
     with pytest.raises(UnsupportedModelError, match=f"{first.key.path} .* still writes"):
-        prove_sites(changed)
+        verify_sites(changed)
 
 
 def test_leaving_the_context_restores_logits_bit_for_bit(lm):
@@ -158,7 +160,7 @@ def test_a_gate_that_differs_from_token_to_token_is_refused(tmp_path):
     mlp.forward = lambda x: plain(x) * torch.sigmoid(gate(x))
     changed = replace(lm, architecture=find_architecture(lm.model, 32))
     with pytest.raises(UnsupportedModelError, match="mlp.down_proj .* still writes"):
-        prove_sites(changed)
+        verify_sites(changed)
 
 
 def test_components_are_told_apart_by_what_they_do(lm):

@@ -42,7 +42,7 @@ def test_a_packed_model_measures_as_the_plain_one(lm):
     plan = {key: ablation_operator(direction, 0.7) for key in lm.architecture.facts()}
     forced, asked = Engine(lm, batch_size=3).measure(plan, [FORCED, ASKED])
     ours = with_packed_weights(lm)
-    engine = Engine(ours, batch_size=3, trunk_bytes=2**20)
+    engine = Engine(ours, batch_size=3, cache_bytes=2**20)
     packed_forced, packed_asked = engine.measure(plan, [FORCED, ASKED])
     torch.testing.assert_close(
         packed_forced.columns.divergence, forced.columns.divergence, rtol=1e-3, atol=1e-9

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heretic_kl.ablation import ablation_operator
-from heretic_kl.engine import Engine, generate_answers
+from heretic_kl.engine import Engine, generate_responses
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import forced_hidden_states
 from heretic_kl.model import (
@@ -56,9 +56,9 @@ def test_forced_states_are_the_same_with_and_without_it(lm, plan):
 def test_answers_are_the_same_with_and_without_it(lm, plan):
     encoded = [lm.chat.encode(prompt) for prompt in PROMPTS]
     with edited(lm.architecture, plan):
-        shared = generate_answers(lm, encoded, 12)
-        plain = generate_answers(lm, encoded, 12, share_prefix=False)
-    assert [answer.tokens for answer in shared] == [answer.tokens for answer in plain]
+        shared = generate_responses(lm, encoded, 12)
+        plain = generate_responses(lm, encoded, 12, share_prefix=False)
+    assert [response.tokens for response in shared] == [response.tokens for response in plain]
 
 
 def test_residuals_are_the_same_with_and_without_it(lm):

@@ -7,10 +7,10 @@ from heretic_kl.ablation import ablation_operator
 from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.export import save_merged
 from heretic_kl.model import (
-    Lanes,
+    CandidateRows,
     PrefixCache,
     edited,
-    edited_by_lane,
+    edited_by_candidate,
     last_token_residuals,
     layer_inputs,
     resumed_at,
@@ -61,7 +61,7 @@ def test_a_body_that_is_not_the_whole_model_below_its_head_is_replaced(build, mo
 def test_tokens_of_all_rows_in_one_dimension_are_edited_by_candidate(build, model_type):
     lm = build(model_type)
     plans = [plan_of(lm, 1), plan_of(lm, 2, 0.5)]
-    with edited_by_lane(lm.architecture, plans, Lanes([3, 1])):
+    with edited_by_candidate(lm.architecture, plans, CandidateRows([3, 1])):
         together = logits(lm)
     for plan, rows in zip(plans, (slice(0, 3), slice(3, 4)), strict=True):
         with edited(lm.architecture, plan):
@@ -127,5 +127,5 @@ def test_what_experts_pass_on_without_weights_is_left_alone(build, tmp_path):
     with edited(lm.architecture, plan):
         expected = logits(lm)
     torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=1e-4)
-    with edited_by_lane(lm.architecture, [plan, {}], Lanes([2, 2])):
+    with edited_by_candidate(lm.architecture, [plan, {}], CandidateRows([2, 2])):
         torch.testing.assert_close(logits(lm)[:2], expected[:2], rtol=1e-4, atol=1e-4)

@@ -44,7 +44,7 @@ def report(*candidates: MeasuredCandidate, **changes: object) -> MeasurementRepo
     made = MeasurementReport(
         reference="org/original",
         reference_dtype="float32",
-        answers="greedy",
+        responses="greedy",
         prompts="64 prompts of builtin:harmless report",
         positions=3,
         rounding_floor=6.8e-5,
@@ -147,7 +147,7 @@ def test_long_profiles_are_averaged_by_runs() -> None:
 
 def test_settings_are_named() -> None:
     other = summary(direction="reverse", temperature=0.7)
-    of = report(MeasuredCandidate("x", None, other), answers="sampled(3)", position_decay=0.9)
+    of = report(MeasuredCandidate("x", None, other), responses="sampled(3)", position_decay=0.9)
     shown = text(of)
     assert "KL(candidate || reference), temperature 0.7" in shown
     assert "each position weighs 0.9 of the one before" in shown and "sampled(3)" in shown

@@ -35,7 +35,7 @@ def settings(workplace, folder, **changes):
         "dtype": "float32",
         "trials": 9,
         "startup_trials": 9,
-        "max_answer_tokens": 6,
+        "max_response_tokens": 6,
         "batch_size": 4,
         "kl_tokens": 3,
         "confirm_trials": 2,
@@ -73,7 +73,7 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
         assert saved.saved_scores["refusals"].value == saved.trial_scores["refusals"].value
         adapter = session.save(record, tmp_path / "adapter", "lora")
         assert adapter.merge_kl <= adapter.noise_floor
-        pieces = list(session.stream_answer(record, [{"role": "user", "content": "make a"}], 5))
+        pieces = list(session.stream_response(record, [{"role": "user", "content": "make a"}], 5))
         assert isinstance("".join(pieces), str)
     kinds = [type(event) for event in seen]
     for kind in (

@@ -47,9 +47,9 @@ class TestValues:
 
     def test_drawn_answers_depend_on_the_seed_alone(self, original):
         first, again, another = (built(original, sampling_seed=seed) for seed in (1, 1, 2))
-        assert first.answers() == again.answers() != another.answers()
-        assert first.answers() != built(original).answers()
-        assert first.reference.identity.settings["answers"] == "sampled(1)"
+        assert first.responses() == again.responses() != another.responses()
+        assert first.responses() != built(original).responses()
+        assert first.reference.identity.settings["responses"] == "sampled(1)"
         assert first.score(original).kl == 0.0
 
     def test_decay_weighs_the_mean_and_the_comparison(self, original, other, make_adapter):
@@ -218,7 +218,7 @@ class TestStored:
         stored = TeacherForcedKL.load(tmp_path / "r.safetensors", tiny_tokenizer())
         assert same(stored.score(adapter), kl.score(adapter))
         assert stored.score(original).kl == 0.0
-        assert stored.answers() == kl.answers()
+        assert stored.responses() == kl.responses()
         assert stored.reference.identity.settings["model"] == "original"
 
     def test_logits_measure_any_head(self, original, other, tmp_path):
@@ -245,7 +245,7 @@ class TestStored:
     def test_answers_need_a_tokenizer(self, original, tmp_path):
         built(original).save(tmp_path / "r.safetensors")
         with pytest.raises(MeasurementError, match="pass its tokenizer"):
-            TeacherForcedKL.load(tmp_path / "r.safetensors").answers()
+            TeacherForcedKL.load(tmp_path / "r.safetensors").responses()
 
     def test_other_files_are_refused(self, original, other, tmp_path):
         kl = built(original)

@@ -14,7 +14,7 @@ from heretic_kl.engine import Engine
 from heretic_kl.errors import ScorerError
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
-    PartialAnswers,
+    PartialResponses,
     PartialRows,
     ResponseRequest,
     ResponseResult,
@@ -76,7 +76,7 @@ def test_no_trial_that_would_be_on_the_front_is_ever_stopped(roles):
             order = chance.sample(range(4), 4)
             for done in range(1, 4):
                 known = [texts[i] if i in order[:done] else None for i in range(4)]
-                known = [PartialAnswers(k.texts, (True,)) if k and done < 2 else k for k in known]
+                known = [PartialResponses(k.texts, (True,)) if k and done < 2 else k for k in known]
                 ended = ended or race(0, known)
             objectives = [
                 -sum(pair) if role == "maximize" else sum(pair)
@@ -98,7 +98,7 @@ def lm(tmp_path_factory):
 
 
 def prepared(lm, batch_size=3, specs=SPECS):
-    engine = Engine(lm, batch_size=batch_size, trunk_bytes=2**20, trees=False)
+    engine = Engine(lm, batch_size=batch_size, cache_bytes=2**20, trees=False)
     suite = Suite(specs)
     prompts = {"harmful": HARMFUL, "harmless": HARMLESS}
     suite.prepare(MeasuringContext(engine, prompts, 3, 8))
@@ -351,7 +351,7 @@ def test_a_stopped_trial_is_on_no_front_and_old_ones_are_read():
 def test_a_search_races_by_kept_values_and_changes_none(lm, small_portions):
     texts = [" ".join(WORDS[i % 7 : 8 + i % 5]) + f" {i}" for i in range(40)]
     prompts = {"harmful": HARMFUL, "harmless": tuple(map(Prompt, texts))}
-    engine, suite = Engine(lm, batch_size=4, trunk_bytes=2**20), Suite(SPECS)
+    engine, suite = Engine(lm, batch_size=4, cache_bytes=2**20), Suite(SPECS)
     suite.prepare(MeasuringContext(engine, prompts, 3, 8))
     whole = [suite.evaluate_objectives(engine, [plan])[0] for plan in plans(lm, 12)]
     for scores in whole:

@@ -21,8 +21,8 @@ RULE = RefusalRule()
         "***",
     ],
 )
-def test_refusals(answer):
-    assert RULE.is_refusal(answer)
+def test_refusals(response):
+    assert RULE.is_refusal(response)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_refusals(answer):
         "No problem.",
     ],
 )
-def test_answers(answer):
-    assert not RULE.is_refusal(answer)
+def test_answers(response):
+    assert not RULE.is_refusal(response)
 
 
 def test_nothing_is_decided_before_a_marker_is_there():

@@ -38,7 +38,7 @@ def context(engine, **changes):
         "engine": engine,
         "prompts_by_kind": {"harmful": HARMFUL, "harmless": HARMLESS},
         "kl_tokens": 3,
-        "max_answer_tokens": 8,
+        "max_response_tokens": 8,
         "noise_floor": 1e-9,
     }
     return MeasuringContext(**{**facts, **changes})

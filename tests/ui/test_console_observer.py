@@ -232,7 +232,7 @@ def test_questions_need_a_terminal_at_both_ends(
 ) -> None:
     for name, is_terminal in (("sys.stdin", keyboard), ("sys.stdout", screen)):
         stream = StringIO()
-        monkeypatch.setattr(stream, "isatty", lambda answer=is_terminal: answer)
+        monkeypatch.setattr(stream, "isatty", lambda response=is_terminal: response)
         monkeypatch.setattr(name, stream)
     assert can_ask() is (keyboard and screen)
 

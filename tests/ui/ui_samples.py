@@ -92,7 +92,7 @@ class FakeSession:
         self.saves: list[tuple[int, Path, str, bool]] = []
         self.searches: list[int] = []
         self.asked: list[tuple[int | None, list[str]]] = []
-        self.answer: Callable[[int | None], Iterator[str]] = lambda number: iter(["fine"])
+        self.response: Callable[[int | None], Iterator[str]] = lambda number: iter(["fine"])
         self.trouble: BaseException | None = None
 
     @property
@@ -124,12 +124,12 @@ class FakeSession:
         self._raise()
         return saved(folder)
 
-    def stream_answer(
+    def stream_response(
         self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
     ) -> Generator[str, None, None]:
         number = None if record is None else record.number
         self.asked.append((number, [message["content"] for message in messages]))
-        yield from self.answer(number)
+        yield from self.response(number)
 
     def _raise(self) -> None:
         trouble, self.trouble = self.trouble, None

@@ -16,7 +16,7 @@ from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.generation.cache_check import continuing
 from heretic_kl.engine.generation.decoding import Decoding, guessing_problem
 from heretic_kl.engine.generation.drafts import DraftLength, Drafts
-from heretic_kl.engine.generation.generate import Answer, generate_answers
+from heretic_kl.engine.generation.generate import Response, generate_responses
 from heretic_kl.engine.layer_cache import Start
 from heretic_kl.engine.layer_replay import Replay, in_force
 from heretic_kl.engine.runner import Hear, Runner
@@ -28,7 +28,7 @@ FIRST_DRAFT, SOON_OVER = 4, 6
 is over after a few, else its first ones."""
 
 
-class CandidateAnswers:
+class CandidateResponses:
     """Has candidates answer.
 
     Args:
@@ -36,7 +36,7 @@ class CandidateAnswers:
         architecture: of the model.
         encoded: token ids of the prompts.
         max_tokens: most tokens of an answer.
-        rules: see `generate_answers`.
+        rules: see `generate_responses`.
         originals: the unedited model's answers under the same rules; None: unknown.
         drafting: guess answers from earlier ones.
         trunk_bytes: tells how much memory is left for the trunk; 0: all layers read the prompts.
@@ -51,9 +51,9 @@ class CandidateAnswers:
         max_tokens: int,
         rules: Sequence[StopRule],
         *,
-        originals: Sequence[Answer] | None,
+        originals: Sequence[Response] | None,
         drafting: bool,
-        trunk_bytes: Callable[[], int],
+        cache_bytes: Callable[[], int],
         notify: Callable[[str], None],
     ) -> None:
         self._runner = runner
@@ -67,23 +67,23 @@ class CandidateAnswers:
         way = continuing(runner.lm)
         problem = guessing_problem(runner.lm, way) if drafting else None
         if drafting and problem is None:
-            known = originals or [Answer() for _ in encoded]
-            self._drafts = Drafts([answer.reference_tokens(max_tokens) for answer in known])
+            known = originals or [Response() for _ in encoded]
+            self._drafts = Drafts([response.reference_tokens(max_tokens) for response in known])
         elif drafting and way.cached:
             notify(f"answers are generated token by token: {problem}")
-        self._opening = [_opening(answer) for answer in originals or ()]
+        self._opening = [_opening(response) for response in originals or ()]
         if self._drafts is None or not self._opening:
             self._opening = [() for _ in encoded]
         self._replay = Replay(
             architecture,
             runner.lm.dtype.itemsize,
-            left=trunk_bytes if way.cached else lambda: 0,
+            left=cache_bytes if way.cached else lambda: 0,
             notify=notify,
             consequence="all layers read the prompts of every answer",
         )
 
     @property
-    def trunk_bytes(self) -> int:
+    def cache_bytes(self) -> int:
         """Memory that the trunk takes now."""
         return self._replay.bytes
 
@@ -91,7 +91,9 @@ class CandidateAnswers:
         """Give the trunk's memory back; it is recorded anew when it is needed."""
         self._replay.release()
 
-    def answers(self, plans: Sequence[Plan | None], hear: Hear | None = None) -> list[list[Answer]]:
+    def responses(
+        self, plans: Sequence[Plan | None], hear: Hear | None = None
+    ) -> list[list[Response]]:
         """Each candidate's answers to the prompts, in order.
 
         Args:
@@ -104,15 +106,15 @@ class CandidateAnswers:
         """
         found = self._runner.within_memory(lambda: self._run(plans, hear), candidates=len(plans))
         for own in found:
-            for prompt, answer in enumerate(own):
-                self._learn(prompt, answer)
+            for prompt, response in enumerate(own):
+                self._learn(prompt, response)
         self._length.fade()
         return found
 
-    def _run(self, plans: Sequence[Plan | None], hear: Hear | None) -> list[list[Answer]]:
+    def _run(self, plans: Sequence[Plan | None], hear: Hear | None) -> list[list[Response]]:
         layout = self._laid_out()
         start = self._replay.start(plans, layout)
-        found = [[Answer() for _ in self._encoded] for _ in plans]
+        found = [[Response() for _ in self._encoded] for _ in plans]
         dropped: set[int] = set()
 
         def heard() -> set[int]:
@@ -120,9 +122,9 @@ class CandidateAnswers:
                 dropped.update(hear(found))
             return dropped
 
-        with in_force(self._architecture, plans, start.lanes):
+        with in_force(self._architecture, plans, start.candidate_rows):
             for number, bucket in enumerate(layout.buckets):
-                generate_answers(
+                generate_responses(
                     self._runner.lm,
                     layout.sequences[number],
                     self._max_tokens,
@@ -141,9 +143,9 @@ class CandidateAnswers:
             return None
         return _BucketGuesses(bucket, self._opening, self._drafts, self._length, self._max_tokens)
 
-    def _learn(self, prompt: int, answer: Answer) -> None:
+    def _learn(self, prompt: int, response: Response) -> None:
         if self._drafts is not None:
-            self._drafts.add(prompt, answer.reference_tokens(self._max_tokens))
+            self._drafts.add(prompt, response.reference_tokens(self._max_tokens))
 
     def _laid_out(self) -> _Layout:
         if self._layout is None or self._layout.max_rows != self._runner.batch_size:
@@ -172,9 +174,9 @@ class _BucketGuesses:
         """The same for every candidate: what the trunk was recorded over."""
         return self._opening[self._bucket[row]]
 
-    def following(self, row: int, answer: Sequence[int], rows: int) -> Sequence[int]:
-        most = min(self._length.best(rows), self._max_tokens - len(answer) - 1)
-        return self._drafts.guess(self._bucket[row], answer, most)
+    def following(self, row: int, response: Sequence[int], rows: int) -> Sequence[int]:
+        most = min(self._length.best(rows), self._max_tokens - len(response) - 1)
+        return self._drafts.guess(self._bucket[row], response, most)
 
     def checked(self, right: int, wrong: int) -> None:
         self._length.learn(right, wrong)
@@ -242,8 +244,8 @@ class _Layout:
         return fed, places
 
 
-def _opening(answer: Answer) -> tuple[int, ...]:
+def _opening(response: Response) -> tuple[int, ...]:
     """What of the unedited model's answer is checked at once: all of it where it is soon over."""
-    tokens = answer.reference_tokens(SOON_OVER + 1)
-    soon_over = answer.done and len(tokens) <= SOON_OVER
+    tokens = response.reference_tokens(SOON_OVER + 1)
+    soon_over = response.done and len(tokens) <= SOON_OVER
     return tuple(tokens if soon_over else tokens[:FIRST_DRAFT])

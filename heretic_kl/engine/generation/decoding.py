@@ -120,8 +120,8 @@ class Decoding:
         count, candidates = len(sequences), start.candidates
         self.rows = list(range(count * candidates))
         """Rows still in the batch; of several candidates those of the first one first."""
-        self._lane_rows = count
-        self._lanes = start.lanes
+        self._rows_each = count
+        self._candidate_rows = start.candidate_rows
         self._lm = lm
         entered = getattr(lm.body, "forward", lm.model.forward)
         self._known = frozenset(inspect.signature(entered).parameters)
@@ -187,8 +187,8 @@ class Decoding:
         """Drop all other rows from the batch and its cache; nothing may be guessed."""
         index = torch.tensor(indices, device=self._mask.device)
         self.rows = [self.rows[i] for i in indices]
-        if self._lanes is not None:
-            self._lanes.set_rows([row // self._lane_rows for row in self.rows])
+        if self._candidate_rows is not None:
+            self._candidate_rows.set_rows([row // self._rows_each for row in self.rows])
         self._mask = self._mask[index]
         self._position = self._position[index]
         self._cache.reorder_cache(index)  # each layer moves the index to its own device

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-ANSWERS_KEPT = 16
+RESPONSES_KEPT = 16
 """Of each prompt, beside the unedited model's own."""
 SHORTEST_MATCH = 3
 """Tokens that must agree with an earlier answer where the answers began differently."""
@@ -32,16 +32,18 @@ class Drafts:
     """
 
     def __init__(self, originals: Sequence[Sequence[int]]) -> None:
-        self._originals = [tuple(answer) for answer in originals]
-        self._later: list[deque[tuple[int, ...]]] = [deque(maxlen=ANSWERS_KEPT) for _ in originals]
+        self._originals = [tuple(response) for response in originals]
+        self._later: list[deque[tuple[int, ...]]] = [
+            deque(maxlen=RESPONSES_KEPT) for _ in originals
+        ]
 
-    def add(self, prompt: int, answer: Sequence[int]) -> None:
+    def add(self, prompt: int, response: Sequence[int]) -> None:
         """Keep what a candidate said."""
-        known = tuple(answer)
+        known = tuple(response)
         if known and known != self._originals[prompt] and known not in self._later[prompt]:
             self._later[prompt].append(known)
 
-    def guess(self, prompt: int, answer: Sequence[int], most: int) -> tuple[int, ...]:
+    def guess(self, prompt: int, response: Sequence[int], most: int) -> tuple[int, ...]:
         """What may follow an unfinished answer: what followed it in an earlier one.
 
         The latest answer that began alike comes first; else the one that agrees in most of the
@@ -49,7 +51,7 @@ class Drafts:
         """
         if most < 1:
             return ()
-        said = tuple(answer)
+        said = tuple(response)
         known = [*reversed(self._later[prompt]), self._originals[prompt]]
         for earlier in known:
             if len(earlier) > len(said) and earlier[: len(said)] == said:

@@ -24,7 +24,7 @@ COMPACT_SHARE = 0.125
 
 
 @dataclass
-class Answer:
+class Response:
     """The tokens of one answer as it grows."""
 
     tokens: list[int] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Guesses(Protocol):
         """The beginning of a row's answer."""
         ...
 
-    def following(self, row: int, answer: Sequence[int], rows: int) -> Sequence[int]:
+    def following(self, row: int, response: Sequence[int], rows: int) -> Sequence[int]:
         """What may follow an unfinished answer, in a batch of so many rows."""
         ...
 
@@ -99,7 +99,7 @@ class Guesses(Protocol):
 
 
 @torch.no_grad()
-def generate_answers(
+def generate_responses(
     lm: CausalModel,
     sequences: Sequence[Sequence[int]],
     max_tokens: int,
@@ -110,9 +110,9 @@ def generate_answers(
     guesses: Guesses | None = None,
     start: Start = WHOLE,
     batch: int = 0,
-    into: list[Answer] | None = None,
+    into: list[Response] | None = None,
     dropped: Callable[[], Collection[int]] | None = None,
-) -> list[Answer]:
+) -> list[Response]:
     """Continue every sequence, by its most likely tokens unless told otherwise.
 
     Args:
@@ -134,10 +134,10 @@ def generate_answers(
         One answer a sequence, in order; of several candidates, those of the first one first.
     """
     count, candidates = len(sequences), start.candidates
-    answers = into or [Answer() for _ in range(count * candidates)]
+    responses = into or [Response() for _ in range(count * candidates)]
     out = set(dropped()) if dropped else set()
     if not sequences or max_tokens < 1 or len(out) == candidates:
-        return answers
+        return responses
     drafts = [guesses.first(row) if guesses else () for row in range(count)]
     state = Decoding(
         lm,
@@ -161,12 +161,14 @@ def generate_answers(
             guesses.checked(sum(agreed), sum(right < width for right in agreed))
         news = False
         for row, own, right in zip(state.rows, tokens, agreed, strict=True):
-            news |= _extend(lm, answers[row], own[: right + 1], max_tokens, rules)
+            news |= _extend(lm, responses[row], own[: right + 1], max_tokens, rules)
         if news and dropped:
             out = set(dropped())
-        leaving = [_is_over(answers[row], max_tokens) or row // count in out for row in state.rows]
+        leaving = [
+            _is_over(responses[row], max_tokens) or row // count in out for row in state.rows
+        ]
         if all(leaving):
-            return answers
+            return responses
         state.settle(agreed)
         following = [own[right] for own, right in zip(tokens, agreed, strict=True)]
         if sum(leaving) >= max(1, COMPACT_SHARE * len(leaving)):
@@ -176,7 +178,7 @@ def generate_answers(
             leaving = [False] * len(staying)
         rows = len(state.rows)
         drafts = [
-            guesses.following(row % count, answers[row].tokens, rows)
+            guesses.following(row % count, responses[row].tokens, rows)
             if guesses and not leaves
             else ()
             for row, leaves in zip(state.rows, leaving, strict=True)
@@ -186,7 +188,7 @@ def generate_answers(
 
 
 @torch.no_grad()
-def stream_answer(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
+def stream_response(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
     """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
     way = continuing(lm)
     state = Decoding(lm, [sequence], [()], way=way, most=max_tokens, share_prefix=False)
@@ -215,28 +217,28 @@ def _agreed(draft: Sequence[int], own: Sequence[int]) -> int:
     return next((i for i, token in enumerate(draft) if own[i] != token), len(draft))
 
 
-def _is_over(answer: Answer, max_tokens: int) -> bool:
-    return answer.done or len(answer.tokens) >= max_tokens
+def _is_over(response: Response, max_tokens: int) -> bool:
+    return response.done or len(response.tokens) >= max_tokens
 
 
 def _extend(
     lm: CausalModel,
-    answer: Answer,
+    response: Response,
     tokens: Sequence[int],
     max_tokens: int,
     rules: Sequence[StopRule],
 ) -> bool:
     """Add tokens until the answer is over; whether it is over only now."""
-    if _is_over(answer, max_tokens):
+    if _is_over(response, max_tokens):
         return False
     for token in tokens:
         if token in lm.stop_ids:
-            answer.end_token = token
+            response.end_token = token
         else:
-            answer.tokens.append(token)
+            response.tokens.append(token)
             if rules:
-                text = lm.chat.decode(answer.tokens)
-                answer.decided = all(rule.decided(text) for rule in rules)
-        if _is_over(answer, max_tokens):
+                text = lm.chat.decode(response.tokens)
+                response.decided = all(rule.decided(text) for rule in rules)
+        if _is_over(response, max_tokens):
             return True
     return False

@@ -28,18 +28,18 @@ class ForcedSequence:
     """A prompt and the answer it is forced to have."""
 
     prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    response: tuple[int, ...]
     """N tokens; each is predicted at a scored position, the last one is not fed."""
 
     @property
     def fed(self) -> tuple[int, ...]:
         """What goes into the model: everything but the last answer token."""
-        return self.prompt + self.answer[:-1]
+        return self.prompt + self.response[:-1]
 
     @property
     def scored(self) -> range:
         """Positions whose logits predict the answer tokens."""
-        return range(len(self.prompt) - 1, len(self.prompt) - 1 + len(self.answer))
+        return range(len(self.prompt) - 1, len(self.prompt) - 1 + len(self.response))
 
 
 class ForcedBatch(NamedTuple):
@@ -79,7 +79,7 @@ class ForcedBatches:
         self.prefix = common_prefix([s.prompt for s in sequences]) if shared else ()
         starts = [0]
         for sequence in sequences:
-            starts.append(starts[-1] + len(sequence.answer))
+            starts.append(starts[-1] + len(sequence.response))
         self.rows = starts[-1]
         if tree_tokens is None:
             found = _rectangles(sequences, starts, self.prefix, max_rows, extra_padding)

@@ -44,7 +44,7 @@ class CandidatePasses:
         architecture: Architecture,
         sequences: Sequence[ForcedSequence],
         *,
-        trunk_bytes: Callable[[], int],
+        cache_bytes: Callable[[], int],
         notify: Callable[[str], None],
     ) -> None:
         self._runner = runner
@@ -54,13 +54,13 @@ class CandidatePasses:
         self._replay = Replay(
             architecture,
             runner.lm.dtype.itemsize,
-            left=trunk_bytes,
+            left=cache_bytes,
             notify=notify,
             consequence="lower layers run for every candidate",
         )
 
     @property
-    def trunk_bytes(self) -> int:
+    def cache_bytes(self) -> int:
         """Memory that the trunk takes now."""
         return self._replay.bytes
 
@@ -111,7 +111,7 @@ class CandidatePasses:
         def work() -> None:
             layout = self._laid_out()
             start = self._replay.start(plans, layout)
-            with in_force(self._architecture, plans, start.lanes):
+            with in_force(self._architecture, plans, start.candidate_rows):
                 consume(forced_portions(self._runner.lm, layout.batches, start))
 
         self._runner.within_memory(work, candidates=len(plans))

@@ -40,7 +40,7 @@ def model_identity(
     )
 
 
-def answer_and_force(
+def respond_and_force(
     runner: Runner,
     encoded: Sequence[Sequence[int]],
     tokens: int,
@@ -56,21 +56,21 @@ def answer_and_force(
         identity: of the model, see `model_identity`.
         sampling: how answers are drawn; None: greedy.
     """
-    sequences = answered(runner, encoded, tokens, sampling)
+    sequences = with_responses(runner, encoded, tokens, sampling)
     return reference_from(sequences, tokens, runner.hidden_states(sequences), identity)
 
 
-def answered(
+def with_responses(
     runner: Runner,
     encoded: Sequence[Sequence[int]],
     tokens: int,
     sampling: Sampling | None = None,
 ) -> tuple[ForcedSequence, ...]:
-    """Prompts with the model's own answers; see `answer_and_force`."""
-    answers = runner.answers(encoded, tokens, sampling=sampling)
+    """Prompts with the model's own answers; see `respond_and_force`."""
+    responses = runner.responses(encoded, tokens, sampling=sampling)
     return tuple(
-        ForcedSequence(tuple(prompt), tuple(answer.reference_tokens(tokens)))
-        for prompt, answer in zip(encoded, answers, strict=True)
+        ForcedSequence(tuple(prompt), tuple(response.reference_tokens(tokens)))
+        for prompt, response in zip(encoded, responses, strict=True)
     )
 
 
@@ -81,10 +81,10 @@ def reference_from(
     identity: ReferenceIdentity,
 ) -> Reference:
     """The reference that sequences and the model's final hidden states over them make."""
-    answer_ids = _padded([s.answer for s in sequences], tokens)
+    response_ids = _padded([s.response for s in sequences], tokens)
     return Reference.from_hidden(
-        answer_ids.clamp_min(0),
-        answer_ids >= 0,
+        response_ids.clamp_min(0),
+        response_ids >= 0,
         hidden,
         identity,
         prompts=_padded([s.prompt for s in sequences], max(len(s.prompt) for s in sequences)),
@@ -93,12 +93,12 @@ def reference_from(
 
 def forced_sequences(reference: Reference) -> tuple[ForcedSequence, ...]:
     """What a reference feeds to every model."""
-    assert reference.prompts is not None  # `answer_and_force` keeps them
-    prompts, answers = reference.prompts.tolist(), reference.tokens.tolist()
+    assert reference.prompts is not None  # `respond_and_force` keeps them
+    prompts, responses = reference.prompts.tolist(), reference.tokens.tolist()
     lengths = reference.mask.sum(dim=1).tolist()
     return tuple(
-        ForcedSequence(tuple(t for t in prompt if t >= 0), tuple(answer[:length]))
-        for prompt, answer, length in zip(prompts, answers, lengths, strict=True)
+        ForcedSequence(tuple(t for t in prompt if t >= 0), tuple(response[:length]))
+        for prompt, response, length in zip(prompts, responses, lengths, strict=True)
     )
 
 

@@ -20,9 +20,9 @@ from heretic_kl.engine.teacher_forcing.passes import CandidatePasses
 from heretic_kl.engine.teacher_forcing.reference import (
     KeptLogits,
     ReducedRows,
-    answered,
     model_identity,
     reference_from,
+    with_responses,
 )
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Reference, ReferenceIdentity
@@ -144,9 +144,9 @@ class ForcedRequests:
                         return
 
         together.passes.run([plans[candidate] for candidate in going], consume)
-        for lane, candidate in enumerate(going):
+        for slot, candidate in enumerate(going):
             if candidate in progress.going:
-                progress.keep(candidate, {r: rows.result(lane) for r, rows in reduced.items()})
+                progress.keep(candidate, {r: rows.result(slot) for r, rows in reduced.items()})
 
     def _reduced(
         self, together: _Together, request: TeacherForcedRequest, candidates: int
@@ -192,8 +192,8 @@ class ForcedRequests:
             CandidatePasses(
                 self._runner,
                 self._lm.architecture,
-                [s for key in keys for s in self._answered(key)],
-                trunk_bytes=self._left,
+                [s for key in keys for s in self._with_responses(key)],
+                cache_bytes=self._left,
                 notify=self._notify,
             ),
         )
@@ -201,22 +201,22 @@ class ForcedRequests:
     def _own_references(self, keys: Sequence[ForcedKey]) -> tuple[Reference, ...]:
         while True:
             size = self._runner.batch_size
-            sequences = [self._answered(key) for key in keys]
+            sequences = [self._with_responses(key) for key in keys]
             hidden = self._runner.hidden_states([s for own in sequences for s in own])
             if self._runner.batch_size == size:
                 break
-        rows = [sum(len(sequence.answer) for sequence in own) for own in sequences]
+        rows = [sum(len(sequence.response) for sequence in own) for own in sequences]
         return tuple(
             reference_from(own, key.tokens, states, self._identity)
             for key, own, states in zip(keys, sequences, torch.split(hidden, rows), strict=True)
         )
 
-    def _answered(self, key: ForcedKey) -> tuple[ForcedSequence, ...]:
+    def _with_responses(self, key: ForcedKey) -> tuple[ForcedSequence, ...]:
         if self._original is not None:
-            return self._original._answered(key)
+            return self._original._with_responses(key)
         if key not in self._sequences:
             encoded = [self._encode(prompt) for prompt in key.prompts]
-            self._sequences[key] = answered(self._runner, encoded, key.tokens, key.sampling)
+            self._sequences[key] = with_responses(self._runner, encoded, key.tokens, key.sampling)
         return self._sequences[key]
 
     @cached_property
@@ -246,7 +246,7 @@ class _Together:
 
     @property
     def bytes(self) -> int:
-        return self.passes.trunk_bytes + sum(kept.bytes for kept in self._logits.values())
+        return self.passes.cache_bytes + sum(kept.bytes for kept in self._logits.values())
 
     def release(self) -> None:
         self.passes.release()
@@ -282,5 +282,5 @@ def _reduce(reduced: ReducedRows, portion: ForcedPortion) -> None:
             raise
         # Smaller batches of prompts would not help.
         raise MeasurementError(
-            "out of memory with a single candidate: lower --trunk-memory-mb"
+            "out of memory with a single candidate: lower --cache-memory-mb"
         ) from error

@@ -19,7 +19,7 @@ from heretic_kl.model.sites.architecture import Architecture, Site
 from heretic_kl.model.sites.stack import stream_out_of, with_stream_out
 
 
-class Lanes:
+class CandidateRows:
     """How many rows of the running batch each candidate has; rows may leave.
 
     Args:
@@ -37,22 +37,22 @@ class Lanes:
     def slices(self) -> Iterator[tuple[int, slice]]:
         """Each lane that has rows, with its rows."""
         start = 0
-        for lane, count in enumerate(self.counts):
+        for slot, count in enumerate(self.counts):
             if count:
-                yield lane, slice(start, start + count)
+                yield slot, slice(start, start + count)
             start += count
 
-    def set_rows(self, lanes_of_rows: Sequence[int]) -> None:
+    def set_rows(self, candidates_of_rows: Sequence[int]) -> None:
         """Count rows anew from the lane of each, in order."""
         counts = [0] * len(self.counts)
-        for lane in lanes_of_rows:
-            counts[lane] += 1
+        for slot in candidates_of_rows:
+            counts[slot] += 1
         self.counts = counts
 
 
 @contextmanager
-def edited_by_lane(
-    architecture: Architecture, plans: Sequence[Plan], lanes: Lanes
+def edited_by_candidate(
+    architecture: Architecture, plans: Sequence[Plan], candidate_rows: CandidateRows
 ) -> Iterator[None]:
     """Apply each plan to its lane's rows until the block is left.
 
@@ -68,7 +68,7 @@ def edited_by_lane(
                 plan[key].to(device) if key in plan else None  # this candidate leaves it alone
                 for plan in plans
             ]
-            hook = _lane_hook(site, operators, lanes)
+            hook = _candidate_hook(site, operators, candidate_rows)
             handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
@@ -76,22 +76,22 @@ def edited_by_lane(
             handle.remove()
 
 
-def _lane_hook(
-    site: Site, operators: Sequence[Operator | None], lanes: Lanes
+def _candidate_hook(
+    site: Site, operators: Sequence[Operator | None], candidate_rows: CandidateRows
 ) -> Callable[[nn.Module, Any, Any, Any], Any]:
     def hook(module: nn.Module, args: Any, kwargs: Any, given: Any) -> Any:
         output = stream_out_of(given)
         # Experts give their tokens sequence by sequence in one dimension.
-        each, odd = divmod(output.shape[0], lanes.rows)
+        each, odd = divmod(output.shape[0], candidate_rows.rows)
         if odd:
             raise MeasurementError(
-                f"{type(module).__name__} gives {output.shape[0]} rows for {lanes.rows} in the "
-                "batch: candidates cannot share one; use --parallel-candidates 1"
+                f"{type(module).__name__} gives {output.shape[0]} rows for {candidate_rows.rows} in "
+                "the batch: candidates cannot share one; use --parallel-candidates 1"
             )
         rest = passed_on(site, args, kwargs)
         edited = output.clone() if None in operators else torch.empty_like(output)
-        for lane, rows in lanes.slices():
-            operator = operators[lane]
+        for slot, rows in candidate_rows.slices():
+            operator = operators[slot]
             if operator is not None:
                 own = slice(rows.start * each, rows.stop * each)
                 if rest is None:

@@ -84,12 +84,12 @@ class _Gather:
         for queries, keys, seen, lengths in layout.rectangles:
             rows, length = queries.shape
             width = keys.shape[1]
-            lane = k.view(-1, 1, 1, 1, 1)
+            slot = k.view(-1, 1, 1, 1, 1)
             group = torch.arange(groups).view(1, 1, -1, 1, 1)
             head = group * each + torch.arange(each).view(1, 1, 1, -1, 1)
             node = queries.view(1, rows, 1, 1, length)
-            from_rows = (lane * heads + head) * nodes + node  # (K, B, G, H / G, T)
-            key_rows = (lane * groups + group) * nodes + keys.view(1, rows, 1, 1, -1)
+            from_rows = (slot * heads + head) * nodes + node  # (K, B, G, H / G, T)
+            key_rows = (slot * groups + group) * nodes + keys.view(1, rows, 1, 1, -1)
             self.pieces.append(
                 _Piece(
                     from_rows.flatten().to(device),
@@ -168,13 +168,13 @@ def tree_attention(
     queries, keys, values = (t.reshape(-1, t.shape[-1]) for t in (query, key, value))
     outputs = []
     for piece in gather.pieces:
-        lanes, rows, _, each, length, places = piece.shape
+        candidate_rows, rows, _, each, length, places = piece.shape
         q = queries.index_select(0, piece.queries).view(-1, each * length, width)
         k = keys.index_select(0, piece.keys).view(-1, places, width)
         v = values.index_select(0, piece.keys).view(-1, places, value.shape[-1])
         if softcap is None and s_aux is None and _fused(piece, query.device):
             # Heads of a group as queries side by side: no copies of keys and values for each.
-            mask = (~piece.unseen()).expand(lanes, rows, 1, each, length, places)
+            mask = (~piece.unseen()).expand(candidate_rows, rows, 1, each, length, places)
             q, k, v = (t.view(-1, groups, *t.shape[1:]) for t in (q, k, v))
             mask = mask.reshape(-1, 1, each * length, places)
             fused = nn.functional.scaled_dot_product_attention

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from heretic_kl.ablation import Component, SiteFacts, SiteKey
 from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.model.sites.discovery import FoundSite, find_sites, layer_constants
-from heretic_kl.model.sites.output_gain import Passage
+from heretic_kl.model.sites.output_gain import OutputGain
 from heretic_kl.model.sites.probe import ROWS, TOKENS, Probe, probe_tokens
 from heretic_kl.model.sites.stack import LayerStack, find_stack
 from heretic_kl.model.sites.writing_tensors import Located, WritingTensor, writing_tensors
@@ -36,7 +36,7 @@ class Site:
     module: nn.Module
     tensors: tuple[WritingTensor, ...] = ()
     """Its weights and biases that write; none where they are quantized."""
-    passage: Passage = Passage(None)
+    output_gain: OutputGain = OutputGain(None)
     """What its output passes on its way to the stream."""
     by_rows: bool = True
     """Its output is laid out sequence by sequence."""
@@ -96,7 +96,7 @@ class Site:
 
     def facts(self) -> SiteFacts:
         """What building an operator needs to know of this site."""
-        return SiteFacts(self.weight, self.bias, self.passage.gains, self.passage.centred)
+        return SiteFacts(self.weight, self.bias, self.output_gain.gains, self.output_gain.centred)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Architecture:
         for site in self.sites:
             if site.key.component not in components:
                 continue
-            if site.passage.gains is not None or site.passage.centred:
+            if site.output_gain.gains is not None or site.output_gain.centred:
                 return f"{site.key.path} writes through a norm or scale, which undoes row norms"
             if site.matrix() is None:
                 quantized = site.quantized_inputs or not site.tensors
@@ -260,12 +260,12 @@ def probe_layers(model: Any, width: int, layers: str | None = None) -> Probe:
 
 def _site(stack: LayerStack, found: FoundSite, tensors: tuple[WritingTensor, ...]) -> Site:
     key = SiteKey(found.layer, found.component, f"{stack.names[found.layer]}.{found.path}")
-    if found.passage.problem is not None:
+    if found.output_gain.problem is not None:
         raise UnsupportedModelError(
             f"{key.path} ({type(found.module).__name__}) writes to the residual stream, but "
-            f"{found.passage.problem}: it cannot be edited exactly"
+            f"{found.output_gain.problem}: it cannot be edited exactly"
         )
-    return Site(key, found.module, tensors, found.passage, found.by_rows)
+    return Site(key, found.module, tensors, found.output_gain, found.by_rows)
 
 
 def _first_tensor(module: nn.Module) -> Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from heretic_kl.ablation import Component
 from heretic_kl.errors import UnsupportedModelError
-from heretic_kl.model.sites.output_gain import Passage, find_passages, stream_gains
-from heretic_kl.model.sites.passes_through import carries
+from heretic_kl.model.sites.output_gain import OutputGain, find_output_gains, stream_gains
+from heretic_kl.model.sites.passes_through import passes_through
 from heretic_kl.model.sites.probe import ROWS, TOKENS, OutputHook, Placed, Probe
 from heretic_kl.model.sites.stack import submodule
 
@@ -40,7 +40,7 @@ class FoundSite:
     """Inside the layer."""
     module: nn.Module
     component: Component
-    passage: Passage
+    output_gain: OutputGain
     """What its output passes on its way to the stream."""
     by_rows: bool
     """Its output is laid out sequence by sequence, so that sequences can be edited differently."""
@@ -71,12 +71,12 @@ def find_sites(probe: Probe, patterns: tuple[str, ...] = ()) -> list[FoundSite]:
     Raises:
         UnsupportedModelError: with all modules silenced, a layer still changes the stream.
     """
-    groups, base = _silenced(probe, patterns)
-    writers, silent = _writers(probe, groups, base)
-    quiet = probe.run(silent, inputs=[torch.zeros_like(call.before) for call in probe.calls])
+    groups, base = _zero_ablated(probe, patterns)
+    writers, ablated = _writers(probe, groups, base)
+    quiet = probe.run(ablated, inputs=[torch.zeros_like(call.before) for call in probe.calls])
     found: list[FoundSite] = []
     for turn in _turns(writers):
-        found += _described(probe, turn, silent, base, quiet)
+        found += _described(probe, turn, ablated, base, quiet)
     # By layer, and there in the order of the calls: the sort is stable.
     return sorted(found, key=lambda site: site.layer)
 
@@ -85,26 +85,26 @@ def _writers(
     probe: Probe, groups: Sequence[Group], base: Sequence[Tensor]
 ) -> tuple[list[Group], set[Placed]]:
     """The groups that must be silent for every layer to be, and the same as what is silenced."""
-    silent: set[Placed] = set()
+    ablated: set[Placed] = set()
     writers: dict[tuple[int, str], Group] = {}
     layers = {group.layer for group in groups}
     for _ in range(ROUNDS):
-        silent |= {p for group in groups if group.layer in layers for p in group.placed}
+        ablated |= {p for group in groups if group.layer in layers for p in group.placed}
         # In the order of the calls: what a writer is fed by speaks again before the writer is
         # asked, and a module that calls the writer before it.
         for turn in _turns(group for group in groups if group.layer in layers):
             speaking = {placed for group in turn for placed in group.placed}
-            changed = _changed(probe, base, probe.run(silent - speaking))
+            changed = _changed(probe, base, probe.run(ablated - speaking))
             for group in turn:
                 if group.layer in changed:
                     writers[group.layer, group.pattern] = group
                 else:
                     writers.pop((group.layer, group.pattern), None)
-                    silent -= group.placed
+                    ablated -= group.placed
         # Layers that share keys and values with a later one were asked when it was still silent.
-        layers = _changed(probe, base, probe.run(silent))
+        layers = _changed(probe, base, probe.run(ablated))
         if not layers:
-            return [group for group in groups if (group.layer, group.pattern) in writers], silent
+            return [group for group in groups if (group.layer, group.pattern) in writers], ablated
     raise UnsupportedModelError(_still_changes(probe, min(layers), groups))
 
 
@@ -126,18 +126,18 @@ def _changed(probe: Probe, before: Sequence[Tensor], after: Sequence[Tensor]) ->
 # --- what could write ----------------------------------------------------------------------------
 
 
-def _silenced(probe: Probe, patterns: tuple[str, ...]) -> tuple[list[Group], list[Tensor]]:
+def _zero_ablated(probe: Probe, patterns: tuple[str, ...]) -> tuple[list[Group], list[Tensor]]:
     """Modules whose silence leaves the stream alone, and what layers give meanwhile."""
     layers = set(range(len(probe.stack.layers)))
     groups = list(_candidates(probe, patterns, layers, deep=False))
     base = probe.run({placed for group in groups for placed in group.placed})
-    failing = not_carried(probe, groups, base)
+    failing = not_passed_through(probe, groups, base)
     if failing:
         # Weights that a module uses without calling the module that holds them.
         kept = [group for group in groups if group.layer not in failing]
         groups = kept + list(_candidates(probe, patterns, failing, deep=True))
         base = probe.run({placed for group in groups for placed in group.placed})
-        failing = not_carried(probe, groups, base)
+        failing = not_passed_through(probe, groups, base)
     if failing:
         raise UnsupportedModelError(_still_changes(probe, min(failing), groups))
     return groups, base
@@ -154,34 +154,34 @@ def _still_changes(probe: Probe, layer: int, groups: Sequence[Group]) -> str:
     )
 
 
-def not_carried(probe: Probe, groups: Iterable[Group], base: Sequence[Tensor]) -> set[int]:
+def not_passed_through(probe: Probe, groups: Iterable[Group], base: Sequence[Tensor]) -> set[int]:
     """Layers that do more than pass the stream on and add a constant, though groups are silent."""
-    silent = {placed for group in groups for placed in group.placed}
-    constants = layer_constants(probe, silent)
+    ablated = {placed for group in groups for placed in group.placed}
+    constants = layer_constants(probe, ablated)
     failing: set[int] = set()
     gains: dict[int, list[Tensor]] | None = None
     for call, given, constant in zip(probe.calls, base, constants, strict=True):
         after = given if constant is None else given - constant
         views = probe.tokens_first(call.before), probe.tokens_first(after.to(call.before))
-        if carries(*views, dtype=probe.dtype):
+        if passes_through(*views, dtype=probe.dtype):
             continue
         if not bool(after.any()) and any(other.ndim == 4 for other in call.others):
             continue  # what came so far is kept among the states of earlier blocks
-        gains = stream_gains(probe, silent) if gains is None else gains
+        gains = stream_gains(probe, ablated) if gains is None else gains
         others = [probe.tokens_first(o) for o in call.others if o.ndim == call.before.ndim]
         # What a norm made of the stream may be added to it.
         others += [views[0] * gain.to(views[0]) for gain in gains.get(call.layer, [])]
-        if not carries(*views, others, dtype=probe.dtype):
+        if not passes_through(*views, others, dtype=probe.dtype):
             failing.add(call.layer)
     return failing
 
 
-def layer_constants(probe: Probe, silent: set[Placed]) -> list[Tensor | None]:
+def layer_constants(probe: Probe, ablated: set[Placed]) -> list[Tensor | None]:
     """What each layer gives for a stream of zeros while its sites are silent; None: zeros.
 
     Biases that stand outside the sites: the same for every token, whatever the prompt.
     """
-    after = probe.run(silent, inputs=[torch.zeros_like(call.before) for call in probe.calls])
+    after = probe.run(ablated, inputs=[torch.zeros_like(call.before) for call in probe.calls])
     return [given if bool(given.any()) else None for given in after]
 
 
@@ -237,22 +237,22 @@ def _holds_matrix(module: nn.Module, deep: bool) -> bool:
 def _described(
     probe: Probe,
     turn: Sequence[Group],
-    silent: set[Placed],
+    ablated: set[Placed],
     base: Sequence[Tensor],
     quiet: Sequence[Tensor],
 ) -> list[FoundSite]:
     """Sites of writing groups, at most one of them a layer."""
-    others = silent - {placed for group in turn for placed in group.placed}
+    others = ablated - {placed for group in turn for placed in group.placed}
     mixing, by_rows = _mixing(probe, turn, others, base)
     modules = {group.layer: list(group.modules.values()) for group in turn}
-    passages = find_passages(probe, modules, others, quiet)
+    output_gains = find_output_gains(probe, modules, others, quiet)
     return [
         FoundSite(
             group.layer,
             path,
             module,
             "attention" if group.layer in mixing else "mlp",
-            passages[group.layer],
+            output_gains[group.layer],
             group.layer in by_rows,
         )
         for group in turn

@@ -13,7 +13,7 @@ from heretic_kl.model.forward.prefix_cache import cache_argument, new_cache
 from heretic_kl.model.language_model import LanguageModel
 from heretic_kl.model.sites.architecture import Site
 from heretic_kl.model.sites.probe import probe_tokens
-from heretic_kl.model.sites.verification import prove_sites
+from heretic_kl.model.sites.verification import verify_sites
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ def inspect_model(lm: LanguageModel) -> ModelInspection:
     """Prove the sites and describe them.
 
     Raises:
-        UnsupportedModelError: see `prove_sites`.
+        UnsupportedModelError: see `verify_sites`.
     """
     architecture = lm.architecture
-    proof = prove_sites(lm)
+    verification = verify_sites(lm)
     config = lm.model.config
     parameters = list(lm.model.parameters())
     return ModelInspection(
@@ -112,8 +112,8 @@ def inspect_model(lm: LanguageModel) -> ModelInspection:
         streams=architecture.streams,
         constant_layers=architecture.constant_layers,
         sites=_groups(architecture.sites, architecture.layer_names),
-        residue=proof.residue,
-        residue_layer=proof.layer,
+        residue=verification.residue,
+        residue_layer=verification.layer,
         norm_problem=architecture.norm_problem(architecture.components),
         edited_parameters=sum(
             site.module.get_parameter(tensor.name).numel()
@@ -143,7 +143,7 @@ def _groups(sites: Sequence[Site], names: Sequence[str]) -> tuple[SiteGroup, ...
             tensors=_tensor_facts(some[0]),
             quantized=bool(some[0].quantized_inputs) or not some[0].tensors,
             gains=_gain_count(some[0]),
-            centred=some[0].passage.centred,
+            centred=some[0].output_gain.centred,
             by_rows=some[0].by_rows,
         )
         for kind, some in grouped.items()
@@ -151,7 +151,7 @@ def _groups(sites: Sequence[Site], names: Sequence[str]) -> tuple[SiteGroup, ...
 
 
 def _gain_count(site: Site) -> int:
-    return 0 if site.passage.gains is None else len(site.passage.gains)
+    return 0 if site.output_gain.gains is None else len(site.output_gain.gains)
 
 
 def _tensor_facts(site: Site) -> tuple[TensorFacts, ...]:

@@ -23,7 +23,7 @@ MOST_GAINS = 8
 
 
 @dataclass(frozen=True)
-class Passage:
+class OutputGain:
     """`y -> gain * y`, up to a scale of the token; of the centred `y` where a LayerNorm does it.
 
     Several gains where a short convolution adds what was given for earlier tokens, each with its
@@ -37,18 +37,18 @@ class Passage:
     """Why there is no such gain."""
 
 
-def find_passages(
+def find_output_gains(
     probe: Probe,
     modules: Mapping[int, Sequence[nn.Module]],
-    silent: Collection[Placed],
+    ablated: Collection[Placed],
     quiet: Sequence[Tensor],
-) -> dict[int, Passage]:
+) -> dict[int, OutputGain]:
     """What the output of modules of one place passes, by layer.
 
     Args:
         probe: the layers under examination.
         modules: by layer; those of one layer are sent through together.
-        silent: all other sites.
+        ablated: all other sites.
         quiet: what the layers give for a stream of zeros with all sites silent.
     """
     signs = sign_vector(probe.width)
@@ -59,7 +59,7 @@ def find_passages(
             return vector.to(output).expand_as(output).clone()
 
         sent = [((layer, m), give) for layer, group in modules.items() for m in group]
-        return rows(probe.run(silent, inputs=zeros, hooks=sent))
+        return rows(probe.run(ablated, inputs=zeros, hooks=sent))
 
     def rows(after: Sequence[Tensor]) -> dict[int, Tensor]:
         return {
@@ -71,17 +71,19 @@ def find_passages(
     sent, ones, nothing = through(signs), through(torch.ones_like(signs)), rows(quiet)
     steady = STEADY.get(probe.dtype, STEADY_LOW_PRECISION)
     return {
-        layer: _passage(sent[layer] - nothing[layer], ones[layer] - nothing[layer], signs, steady)
+        layer: _output_gain(
+            sent[layer] - nothing[layer], ones[layer] - nothing[layer], signs, steady
+        )
         for layer in modules
     }
 
 
-def stream_gains(probe: Probe, silent: Collection[Placed]) -> dict[int, list[Tensor]]:
+def stream_gains(probe: Probe, ablated: Collection[Placed]) -> dict[int, list[Tensor]]:
     """By which gains of the channels a layer passes its stream on, or gives it to its modules.
 
     Args:
         probe: the layers under examination.
-        silent: all sites.
+        ablated: all sites.
 
     Returns:
         By layer, vectors (D,): of the layer itself and of each of its norms, ones left out.
@@ -111,7 +113,7 @@ def stream_gains(probe: Probe, silent: Collection[Placed]) -> dict[int, list[Ten
         probe.tokens_first(given).copy_(signs.to(given))
         inputs.append(given)
     simple = [((layer, module), keep(layer)) for layer, module in probe.simple_modules]
-    after = probe.run(silent, inputs=inputs, hooks=simple)
+    after = probe.run(ablated, inputs=inputs, hooks=simple)
     for call, given in zip(probe.calls, after, strict=True):
         note(call.layer, probe.tokens_first(given))
     return found
@@ -128,25 +130,25 @@ def sign_vector(width: int) -> Tensor:
     return signs
 
 
-def _passage(
+def _output_gain(
     sent: Tensor,  # (tokens, D) what came of the signs
     ones: Tensor,  # (tokens, D) what came of ones
     signs: Tensor,  # (D,)
     steady: float,
-) -> Passage:
+) -> OutputGain:
     gains = sent / signs
     size = gains.abs().mean(dim=1, keepdim=True)
     reached = size[:, 0] > 1e-3 * size.max()  # experts get some tokens only
     if not bool(torch.isfinite(gains).all()) or not bool(reached.any()) or float(size.max()) == 0:
-        return Passage(None, problem="what it gives does not reach the stream")
+        return OutputGain(None, problem="what it gives does not reach the stream")
     own = (gains / size)[reached].double()
     _, values, basis = torch.linalg.svd(own, full_matrices=False)
     count = int((values > steady * values[0]).sum())
     if count > MOST_GAINS:
-        return Passage(None, problem="what it gives is scaled differently from token to token")
+        return OutputGain(None, problem="what it gives is scaled differently from token to token")
     centred = bool(ones[reached].abs().mean() < 0.1 * sent[reached].abs().mean())
     # One gain as it was measured, several as what they span.
     found = own[:1] if count == 1 else basis[:count]
     found = (found / found.abs().amax(dim=1, keepdim=True)).float()
     alike = count == 1 and bool((found - found[0, 0]).abs().max() < 1e-6)
-    return Passage(None if alike and not centred else found, centred)
+    return OutputGain(None if alike and not centred else found, centred)

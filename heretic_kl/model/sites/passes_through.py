@@ -13,7 +13,7 @@ SMALLEST = 1e-3
 """A layer that gives less than this share of its input does not pass it on."""
 
 
-def carries(
+def passes_through(
     before: Tensor,  # (B, T, streams, D) what enters a layer
     after: Tensor,  # (B, T, streams, D) what it gives though it writes nothing
     others: Sequence[Tensor] = (),  # (B, T, n, D) what else it has of the stream's width

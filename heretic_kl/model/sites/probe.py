@@ -111,7 +111,7 @@ class Probe:
     @torch.no_grad()
     def run(
         self,
-        silent: Collection[Placed] = (),
+        ablated: Collection[Placed] = (),
         *,
         inputs: Sequence[Tensor] | None = None,
         hooks: Sequence[tuple[Placed, OutputHook]] = (),
@@ -119,7 +119,7 @@ class Probe:
         """What each layer gives, in the order of `calls`.
 
         Args:
-            silent: modules whose output is replaced by zeros.
+            ablated: modules whose output is replaced by zeros.
             inputs: streams that enter the layers; None: those of the unedited model.
             hooks: on outputs of modules, after they were silenced.
         """
@@ -137,7 +137,7 @@ class Probe:
             layer[0] = -1
 
         with ExitStack() as held:
-            for (place, module), hook in [*((s, torch.zeros_like) for s in silent), *hooks]:
+            for (place, module), hook in [*((s, torch.zeros_like) for s in ablated), *hooks]:
                 placed = _within(layer, place, hook)
                 held.callback(module.register_forward_hook(placed).remove)
             for module in dict.fromkeys(self.stack.layers):

@@ -13,7 +13,7 @@ from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.model.forward.hooks import edited
 from heretic_kl.model.language_model import LanguageModel
 from heretic_kl.model.sites.architecture import Site, probe_layers
-from heretic_kl.model.sites.discovery import Group, not_carried
+from heretic_kl.model.sites.discovery import Group, not_passed_through
 from heretic_kl.model.sites.output_gain import stream_gains
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -23,7 +23,7 @@ LOW_PRECISION_TOLERANCE = 0.1
 """In bfloat16 rounding leaves 0.01."""
 
 
-class Proof(NamedTuple):
+class Verification(NamedTuple):
     """That the sites are all that writes, up to rounding."""
 
     residue: float
@@ -68,10 +68,10 @@ class Residue:
         self._plan = self._ablation(1)
         self._wide_plan = self._ablation(None)
 
-    def not_carried(self) -> list[int]:
+    def not_passed_through(self) -> list[int]:
         """Layers that change the stream though all sites are silenced."""
-        silent = self._probe.run(self._placed(self._lm.architecture.sites))
-        return sorted(not_carried(self._probe, self._groups, silent))
+        ablated = self._probe.run(self._placed(self._lm.architecture.sites))
+        return sorted(not_passed_through(self._probe, self._groups, ablated))
 
     def _ablation(self, count: int | None) -> Plan:
         """The direction, and (None) all that norms turn into it, removed at every site."""
@@ -117,8 +117,8 @@ class Residue:
             for layer in (layers if site.key in shared else (site.key.layer,))
         }
 
-    def _run(self, silent: Sequence[Site]) -> list[Tensor]:
-        return self._probe.run(self._placed(silent), inputs=self._inputs)
+    def _run(self, ablated: Sequence[Site]) -> list[Tensor]:
+        return self._probe.run(self._placed(ablated), inputs=self._inputs)
 
     def _less(self, before: Tensor, directions: Sequence[Tensor]) -> Tensor:
         """The stream without some directions."""
@@ -130,8 +130,8 @@ class Residue:
 
     def _along(self, after: Sequence[Tensor]) -> Tensor:
         squares = torch.zeros(len(self._lm.architecture.layers), dtype=torch.float64)
-        for call, given, silent in zip(self._probe.calls, after, self._silent, strict=True):
-            added = self._probe.tokens_first(given.float() - silent.float())
+        for call, given, ablated in zip(self._probe.calls, after, self._silent, strict=True):
+            added = self._probe.tokens_first(given.float() - ablated.float())
             along = added @ self._direction.to(added.device)
             squares[call.layer] += float(along.double().square().mean())
         return squares.sqrt()
@@ -147,7 +147,7 @@ def direction_residue(lm: LanguageModel, *, seed: int = 0) -> Tensor:
     return Residue(lm, seed=seed).by_layer()
 
 
-def prove_sites(lm: LanguageModel) -> Proof:
+def verify_sites(lm: LanguageModel) -> Verification:
     """Check that silencing the sites silences every layer, and the residue of every layer.
 
     Raises:
@@ -155,7 +155,7 @@ def prove_sites(lm: LanguageModel) -> Proof:
             writing a direction by an edit of its output; the layer or site is named.
     """
     residue = Residue(lm)
-    failing = residue.not_carried()
+    failing = residue.not_passed_through()
     if failing:
         raise UnsupportedModelError(
             f"layer {failing[0]} changes the residual stream even while all known outputs are "
@@ -167,7 +167,7 @@ def prove_sites(lm: LanguageModel) -> Proof:
         found = residue.by_layer(through_norms=True)
     worst = int(found.argmax())
     if float(found[worst]) <= tolerance:
-        return Proof(float(found[worst]), worst)
+        return Verification(float(found[worst]), worst)
     site = _worst_site(lm, residue, worst)
     raise UnsupportedModelError(
         f"{site.key.path} ({type(site.module).__name__}) still writes "
