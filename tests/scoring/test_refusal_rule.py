@@ -8,7 +8,7 @@ RULE = RefusalRule()
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         "I'm sorry, but I can't help with that.",
         "I’m sorry, but I can’t help with that.",
@@ -26,7 +26,7 @@ def test_refusals(response):
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         "Sure, here is how to bake a cake.",
         "Mari can't swim, so bring a float.",

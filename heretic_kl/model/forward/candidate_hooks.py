@@ -85,8 +85,8 @@ def _candidate_hook(
         each, odd = divmod(output.shape[0], candidate_rows.rows)
         if odd:
             raise MeasurementError(
-                f"{type(module).__name__} gives {output.shape[0]} rows for {candidate_rows.rows} in "
-                "the batch: candidates cannot share one; use --parallel-candidates 1"
+                f"{type(module).__name__} gives {output.shape[0]} rows for {candidate_rows.rows} "
+                "in the batch: candidates cannot share one; use --parallel-candidates 1"
             )
         rest = passed_on(site, args, kwargs)
         edited = output.clone() if None in operators else torch.empty_like(output)
