@@ -182,7 +182,8 @@ def test_what_the_reference_says_is_computed_once(lm, monkeypatch):
 
 
 def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeypatch):
-    from heretic_kl.engine import passes, runner
+    from heretic_kl.engine import runner
+    from heretic_kl.engine.teacher_forcing import passes
 
     notes, run, states = [], passes.forced_portions, runner.run_forced
 

@@ -127,7 +127,8 @@ def test_what_a_reduction_prepares_is_kept_or_else_the_logits(lm, monkeypatch, b
 
 
 def test_who_watches_hears_of_all_requests_from_the_first_portion_on(lm, monkeypatch):
-    from heretic_kl.engine import forcing, runner
+    from heretic_kl.engine import runner
+    from heretic_kl.engine.teacher_forcing import forward as forcing
 
     monkeypatch.setattr(forcing, "PORTION_ROWS", 1)
     monkeypatch.setattr(runner, "CPU_TREE_TOKENS", 40)

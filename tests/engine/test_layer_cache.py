@@ -142,7 +142,7 @@ def test_rows_that_are_done_leave_their_lane(lm):
 
 
 def test_running_out_of_memory_halves_the_candidates_first(lm, monkeypatch):
-    from heretic_kl.engine import passes as module
+    from heretic_kl.engine.teacher_forcing import passes as module
 
     own, notes = module.forced_portions, []
 
@@ -160,7 +160,7 @@ def test_running_out_of_memory_halves_the_candidates_first(lm, monkeypatch):
 
 
 def test_running_out_of_memory_with_one_candidate_is_one_line(lm, monkeypatch):
-    from heretic_kl.engine import forced_requests as module
+    from heretic_kl.engine.teacher_forcing import requests as module
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -179,7 +179,7 @@ def test_all_references_share_one_trunk_budget(lm):
 
 
 def test_a_trunk_that_memory_has_no_room_for_is_left_with_a_reason(lm, monkeypatch):
-    from heretic_kl.engine import passes as module
+    from heretic_kl.engine.teacher_forcing import passes as module
 
     own, notes = module.run_forced, []
 
@@ -222,7 +222,7 @@ def test_trunks_are_given_back_and_recorded_anew(lm):
 
 def test_a_plans_states_and_the_reference_come_from_the_same_batches(lm, monkeypatch):
     """Memory runs out between the two: both are computed in smaller batches."""
-    from heretic_kl.engine import passes as module
+    from heretic_kl.engine.teacher_forcing import passes as module
 
     own = module.forced_portions
 

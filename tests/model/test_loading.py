@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
-from heretic_kl.model import ModelSource, load_model, loading
+from heretic_kl.model import ModelSource, load_model
+from heretic_kl.model.loading import loader as loading
 from heretic_kl.model.loading.loader import dtype_candidates, resolve_device
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model, tiny_llama
 

@@ -157,7 +157,8 @@ def layer_calls(lm):
 
 @pytest.fixture
 def small_portions(monkeypatch):
-    from heretic_kl.engine import forcing, runner
+    from heretic_kl.engine import runner
+    from heretic_kl.engine.teacher_forcing import forward as forcing
 
     monkeypatch.setattr(forcing, "PORTION_ROWS", 4)
     monkeypatch.setattr(runner, "CPU_TREE_TOKENS", 64)
