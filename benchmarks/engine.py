@@ -30,7 +30,7 @@ class Bench:
 
         self.lm, self.cache_bytes = as_in_a_run(demo_model(dtype))
         self.repeats = repeats
-        kinds, splits = ("harmless", "harmful"), ("search", "report", "train")
+        kinds, splits = ("harmless", "harmful"), ("validation", "test", "train")
         specs = [DatasetSpec(f"builtin:{kind}", split) for split in splits for kind in kinds]
         self.prompts = tuple(prompt for spec in specs for prompt in load_prompts(spec))
         generator = torch.Generator().manual_seed(SEED)

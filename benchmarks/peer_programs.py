@@ -23,7 +23,7 @@ def write_prompts(folder: Path) -> None:
     from heretic_kl.prompts import DatasetSpec, load_prompts
 
     for kind, name in (("harmful", "bad"), ("harmless", "good")):
-        for split, use in (("train", "train"), ("search", "eval")):
+        for split, use in (("train", "train"), ("validation", "eval")):
             prompts = load_prompts(DatasetSpec(f"builtin:{kind}", split, limit=PROMPTS))
             lines = [" ".join(prompt.user.split()) for prompt in prompts]
             (folder / f"{name}_{use}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

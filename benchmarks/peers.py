@@ -51,7 +51,7 @@ def our_prompts() -> tuple[tuple, tuple]:
     from heretic_kl.prompts import DatasetSpec, load_prompts
 
     harmful, harmless = (
-        tuple(load_prompts(DatasetSpec(f"builtin:{kind}", "search", limit=PROMPTS)))
+        tuple(load_prompts(DatasetSpec(f"builtin:{kind}", "validation", limit=PROMPTS)))
         for kind in ("harmful", "harmless")
     )
     return harmful, harmless
@@ -214,7 +214,7 @@ def our_search(
         "teacher_forced_kl": {"settings": {"set_aside_refused": False}},
         "false_refusals": {"enabled": False},
     }
-    limit = {"search": {"limit": PROMPTS}}
+    limit = {"validation": {"limit": PROMPTS}}
     more = {"racing_error": racing_error} if "racing_error" in Settings.model_fields else {}
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(

@@ -8,8 +8,8 @@ prompts. `TeacherForcedKLMixin` adds `beta_kl` times the KL to the model with it
 on that model's own greedy answers to the built-in harmless train prompts. Prompts that the base
 (main task) or the demo model (benign) refuses are left out: there, a refusal is no lesson.
 
-Held out: main loss and refusals on the search prompts, the KL objective on harmless search
-prompts, teacher-forced KL on harmless report prompts. No answer is kept, only figures.
+Held out: main loss and refusals on the validation prompts, the KL objective on harmless validation
+prompts, teacher-forced KL on harmless test prompts. No answer is kept, only figures.
 """
 
 from __future__ import annotations
@@ -179,11 +179,11 @@ class Bench:
         self.collator = DataCollatorForSeq2Seq(self.tokenizer)
         teller = load(base)
         train, held_out = min(limit, TRAIN_PROMPTS), min(limit, HELD_OUT_PROMPTS)
-        self.asked = built_in("harmful", "search", held_out)
+        self.asked = built_in("harmful", "validation", held_out)
         asked = {
             "train": built_in("harmless", "train", train),
-            "search": built_in("harmless", "search", held_out),
-            "report": built_in("harmless", "report", limit),
+            "search": built_in("harmless", "validation", held_out),
+            "report": built_in("harmless", "test", limit),
         }
         _, self.pairs = not_refused(teller, self.tokenizer, built_in("harmful", "train", train))
         _, held = not_refused(teller, self.tokenizer, self.asked)
@@ -206,7 +206,7 @@ class Bench:
             "held_out_main_pairs": len(held),
             "benign_responses": len(self.benign),
             "held_out_benign_responses": len(same),
-            "report_prompts": len(kept),
+            "test_prompts": len(kept),
             "refusal_prompts": len(self.asked),
         }
         log(f"lessons: {self.sizes}")

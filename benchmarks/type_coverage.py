@@ -173,7 +173,7 @@ def _settings(folder: Path, name: str, **changes: Any) -> Settings:
         file = folder / f"{kind}.txt"
         lines = [" ".join(WORDS[(3 * i + 7 * shift) % 20 :][: 2 + i % 5]) for i in range(9)]
         file.write_text("\n".join(lines), encoding="utf-8")
-        parts = {"train": "[:3]", "search": "[3:6]", "report": "[6:]"}
+        parts = {"train": "[:3]", "validation": "[3:6]", "test": "[6:]"}
         tables[kind] = {
             split: {"source": str(file), "split": part, "system": SYSTEM}
             for split, part in parts.items()
@@ -266,7 +266,7 @@ def _two_plans(lm: LanguageModel) -> list[Plan]:
 def _passes_problem(found: Coverage, session: Session) -> str | None:
     """Candidates over all of the engine's savings against one unpadded sequence at a time."""
     lm, engine = session._lm, session._engine
-    prompts = session._prompts.prompts["harmless", "search"]
+    prompts = session._prompts["harmless", "validation"]
     plans = _two_plans(lm)
     sequences = forced_sequences(engine.reference(prompts, KL_TOKENS))
     together = lm.architecture.by_rows
@@ -293,7 +293,7 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
 
 def _responses_problem(session: Session) -> str | None:
     lm, engine = session._lm, session._engine
-    prompts = session._prompts.prompts["harmful", "search"]
+    prompts = session._prompts["harmful", "validation"]
     request = ResponseRequest(prompts, RESPONSE_TOKENS, None)
     plans = _two_plans(lm)
     groups = [plans] if lm.architecture.by_rows else [[plan] for plan in plans]
@@ -391,7 +391,7 @@ def _generate_problem(session: Session, plan: Plan, reloaded: Sequence[Any]) -> 
     if not reloaded:
         return "nothing was saved and loaded again"
     lm, engine = session._lm, session._engine
-    prompts = session._prompts.prompts["harmless", "search"]
+    prompts = session._prompts["harmless", "validation"]
     (result,) = engine.measure(plan, [ResponseRequest(prompts, RESPONSE_TOKENS, None)])
     for prompt, ours in zip(prompts, result.texts, strict=True):
         theirs = lm.chat.decode(_generated(reloaded[0], engine.encode(prompt), lm.stop_ids))

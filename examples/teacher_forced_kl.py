@@ -41,7 +41,7 @@ tokenizer = AutoTokenizer.from_pretrained(original)
 kl = TeacherForcedKL(
     model,
     tokenizer,
-    prompts=DatasetSpec("builtin:harmless", "report", limit=arguments.prompts),
+    prompts=DatasetSpec("builtin:harmless", "test", limit=arguments.prompts),
     kl_tokens=arguments.kl_tokens,
     dtype="float32",
 )

@@ -10,9 +10,7 @@ from typing import Literal, TypeAlias
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
 
-Stage = Literal[
-    "load", "calibrate", "directions", "baseline", "search", "confirm", "save", "measure"
-]
+Stage = Literal["load", "calibrate", "directions", "baseline", "search", "test", "save", "measure"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class CalibrationStep:
 class BaselineMeasured:
     """Scores of the unedited model."""
 
-    split: Literal["search", "report"]
+    use: Literal["validation", "test"]
     scores: Mapping[str, Score]
 
 
@@ -102,8 +100,8 @@ class TrialFinished:
 
 
 @dataclass(frozen=True)
-class TrialConfirmed:
-    """A trial of the front was measured on the report prompts."""
+class TrialTested:
+    """A trial of the front was measured on the test prompts."""
 
     record: TrialRecord
     scores: Mapping[str, Score]
@@ -124,7 +122,7 @@ class ModelSaved:
     folder: Path
     form: Literal["merged", "lora"]
     saved_scores: Mapping[str, Score]
-    """Of the saved model on the report prompts."""
+    """Of the saved model on the test prompts."""
     trial_scores: Mapping[str, Score]
     """Of the trial, its operators in force, on the same prompts."""
     merge_kl: float
@@ -143,7 +141,7 @@ Event: TypeAlias = (
     | BaselineMeasured
     | StudyOpened
     | TrialFinished
-    | TrialConfirmed
+    | TrialTested
     | TrialPicked
     | ModelSaved
 )

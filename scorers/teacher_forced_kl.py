@@ -89,12 +89,12 @@ class TeacherForcedKLSettings(ScorerSettings):
         default=None,
         description=(
             "A table of source, split, column, prefix, suffix, system, limit: what trials are "
-            "measured on; unset: the run's harmless search prompts."
+            "measured on; unset: the run's harmless validation prompts."
         ),
     )
-    report_prompts: PromptSource | None = Field(
+    test_prompts: PromptSource | None = Field(
         default=None,
-        description="The same for final trials; unset: the run's harmless report prompts.",
+        description="The same for final trials; unset: the run's harmless test prompts.",
     )
     kl_target: float = Field(
         default=0.01,
@@ -121,7 +121,7 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
 
     def prepare(self, context: ScorerContext) -> None:
         """Have the original answer, and set aside the prompts that it refuses."""
-        own = self.settings.prompts if context.split == "search" else self.settings.report_prompts
+        own = self.settings.prompts if context.use == "validation" else self.settings.test_prompts
         prompts = context.prompts("harmless") if own is None else own.load()
         refused = self._refused(prompts, context) if self.settings.set_aside_refused else set()
         if len(refused) == len(prompts):

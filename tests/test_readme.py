@@ -27,7 +27,7 @@ def test_the_example_scorer_works(tmp_path):
     suite = Suite(
         [
             ScorerSpec("refusals", "refusals", "minimize", {}),
-            ScorerSpec("brevity", f"{file}:Brevity", "report", {}),
+            ScorerSpec("brevity", f"{file}:Brevity", "monitor", {}),
         ]
     )
     suite.prepare(MeasuringContext(engine, {"harmful": prompts, "harmless": prompts}, 3, 8))

@@ -97,13 +97,13 @@ def teaching_prompts(name: str) -> list[str]:
 
 
 def built_in_prompts(name: str) -> dict[str, list[str]]:
-    """Read a built-in set as `{split: prompts}`; the teaching never sees these."""
+    """Read a built-in set as `{use: prompts}`; the teaching never sees these."""
     source = files("heretic_kl") / "prompts" / "builtin" / f"{name}.jsonl"
-    splits: dict[str, list[str]] = {"train": [], "search": [], "report": []}
+    uses: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for line in source.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        splits[record["split"]].append(record["text"])
-    return splits
+        uses[record["use"]].append(record["text"])
+    return uses
 
 
 class Chat:
@@ -323,8 +323,8 @@ def check_directions(chat: Chat) -> list[dict[str, int]]:
     for percent in (30, 40, 50, 60, 70, 80, 90):
         layer = depth * percent // 100  # Counted from 1: the residual after that many layers.
         with ablated(chat.model, difference[layer - 1]):
-            refused = sum(chat.refused(harmful["search"]))
-            harmless_refused = sum(chat.refused(harmless["search"]))
+            refused = sum(chat.refused(harmful["validation"]))
+            harmless_refused = sum(chat.refused(harmless["validation"]))
         rows.append({"layer": layer, "refused": refused, "harmless_refused": harmless_refused})
         log(f"direction after layer {layer}: {refused} of {len(harmful['search'])} still refused")
     return rows

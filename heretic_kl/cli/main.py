@@ -166,14 +166,14 @@ def _run(settings: "Settings", *, demo: bool) -> int:
             settings = settings.model_copy(update={"model": _demo_model(observer)})
         with Session(settings, observer) as session:
             session.search()
-            session.confirm()
+            session.test()
             if interactive:
                 return _ask(settings, session, observer, results)
             observer.settle()
             print_front(results, _front_rows(session))
             if settings.pick is not None:
                 record = session.pick(settings.pick)
-                session.confirm_one(record.number)
+                session.test_one(record.number)
                 if settings.save is not None:
                     form, overwrite = settings.save_as, settings.overwrite
                     session.save(record, settings.save, form, overwrite=overwrite)
@@ -186,9 +186,9 @@ def _front_rows(session: "Session") -> "Sequence[FrontRow]":
 
     return front_rows(
         session.front,
-        session.reports(session.front),
+        session.tested,
         baseline=session.baseline,
-        report_baseline=session.report(UNEDITED),
+        test_baseline=session.test_scores(UNEDITED),
     )
 
 

@@ -143,7 +143,7 @@ def _prompts(given: dict[str, Any]) -> DatasetSpec:
         name: given.pop(name) for name in ("split", "column", "limit", "system") if name in given
     }
     source = given.pop("prompts", None)
-    default = BUILTIN_SPECS["harmless", "report"]
+    default = BUILTIN_SPECS["harmless", "test"]
     if source is None:
         return replace(default, **parts)
     if not source:
@@ -210,7 +210,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         metavar="SOURCE",
         help="a file (.txt, .jsonl, .csv, .parquet), a folder, a hub dataset or builtin:NAME "
-        "[builtin:harmless, split report]",
+        "[builtin:harmless, split test]",
     )
     add("--split", metavar="S", help="part of the source: train, test[:100]")
     add("--column", metavar="C", help="column that holds the prompts")

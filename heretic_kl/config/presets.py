@@ -9,9 +9,10 @@ DEMO_PRESET: Final[dict[str, Any]] = {
     "max_response_tokens": 32,
     "prompt_set": "builtin",
     "prompts": {
-        kind: {"train": {"limit": 96}, "search": {"limit": 40}} for kind in ("harmful", "harmless")
+        kind: {"train": {"limit": 96}, "validation": {"limit": 40}}
+        for kind in ("harmful", "harmless")
     },
-    "confirm_trials": 3,
+    "test_trials": 3,
     "study_dir": "heretic-kl-demo/studies",
     "save": "heretic-kl-demo/model",
     "overwrite": True,

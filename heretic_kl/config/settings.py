@@ -38,7 +38,7 @@ DEFAULT_CONFIG_FILE = Path("config.toml")
 DEFAULT_SCORERS: dict[str, dict[str, Any]] = {
     "refusals": {"role": "minimize"},
     "teacher_forced_kl": {"role": "minimize"},
-    "false_refusals": {"role": "report"},
+    "false_refusals": {"role": "monitor"},
 }
 
 _layers: ContextVar[tuple[Layer, ...]] = ContextVar("_layers", default=())
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         "auto",
         "Prompts of the tables that name no source: hub (mlabonne/harmful_behaviors and "
         "mlabonne/harmless_alpaca, column text, train[:400] to find directions, test[:100] to "
-        "search; the report split is built-in), builtin, or auto: hub where it can be reached",
+        "measure trials; the test prompts are built in), builtin, or auto: hub where reachable",
         group="Measurement",
     )
 
@@ -164,8 +164,8 @@ class Settings(BaseSettings):
         ge=0,
         le=0.5,
     )
-    confirm_trials: Whole = setting(
-        8, "Trials of the front that are measured again on the report prompts", group="Search", ge=0
+    test_trials: Whole = setting(
+        8, "Trials of the front that are measured again on the test prompts", group="Search", ge=0
     )
     seed: Whole = setting(0, "Seed of everything random", group="Search", ge=0)
     study_dir: Location = setting(Path("studies"), "Folder of the studies", group="Search")

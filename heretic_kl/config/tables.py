@@ -57,7 +57,7 @@ class _Table(BaseModel):
 
 
 class PromptTable(_Table):
-    """Where the prompts of one split come from."""
+    """Where the prompts of one use come from."""
 
     source: Text | None = setting(
         None,
@@ -83,8 +83,8 @@ class PromptKindTable(_Table):
     """The three disjoint uses of one kind of prompt."""
 
     train: PromptTable = setting(PromptTable.model_construct(), "find the directions")
-    search: PromptTable = setting(PromptTable.model_construct(), "measure every trial")
-    report: PromptTable = setting(PromptTable.model_construct(), "measure the final trials only")
+    validation: PromptTable = setting(PromptTable.model_construct(), "measure every trial")
+    test: PromptTable = setting(PromptTable.model_construct(), "measure the final trials only")
 
 
 class PromptsTable(_Table):
@@ -154,8 +154,8 @@ class ScorerTable(_Table):
         "Plug-in: a short name, or path/to/file.py:Class (default: the scorer's own name)",
         example="path/to/file.py:MyScorer",
     )
-    role: Literal["minimize", "maximize", "report"] = setting(
-        "minimize", "An objective of the search (minimize, maximize), or shown only (report)"
+    role: Literal["minimize", "maximize", "monitor"] = setting(
+        "minimize", "An objective of the search (minimize, maximize), or shown only (monitor)"
     )
     enabled: bool = setting(True, "false leaves the scorer out")
     settings: dict[str, Any] = Field(

@@ -80,7 +80,7 @@ def _adapter_error(facts: ExportFacts) -> str:
 def _cost(facts: ExportFacts) -> Iterator[str]:
     yield "## Measured cost"
     yield ""
-    yield "On the report prompts, which neither gave the direction nor steered the search:"
+    yield "On the test prompts, which neither gave the direction nor steered the search:"
     yield ""
     yield "| Score | Original | Trial | Saved model |"
     yield "|---|---|---|---|"
@@ -155,7 +155,7 @@ def _prompts(facts: ExportFacts) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for used in facts.prompts:
         yield (
-            f"| {used.kind} | {used.split} | {_cell(portable_text(used.source))} "
+            f"| {used.kind} | {used.use} | {_cell(portable_text(used.source))} "
             f"| {used.count} | `{used.sha256[:16]}` |"
         )
 
@@ -176,7 +176,7 @@ def _reproduction(facts: ExportFacts) -> Iterator[str]:
 
 
 def _limits(facts: ExportFacts) -> Iterator[str]:
-    report = {used.kind: used.count for used in facts.prompts if used.split == "report"}
+    report = {used.kind: used.count for used in facts.prompts if used.use == "test"}
     counts = " and ".join(f"{count} {kind}" for kind, count in report.items())
     yield "## Limits of the measurement"
     yield ""

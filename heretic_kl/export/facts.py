@@ -24,7 +24,7 @@ class PromptFacts:
 
     kind: str
     """`harmful` or `harmless`."""
-    split: str
+    use: str
     """`train`, `search` or `report`."""
     source: str
     """Where from, for people: `builtin, harmful train[:256]`."""
@@ -35,7 +35,7 @@ class PromptFacts:
 
 @dataclass(frozen=True)
 class ScoreFacts:
-    """One score on the report prompts, three times measured."""
+    """One score on the test prompts, three times measured."""
 
     original: Score | None
     trial: Score | None
@@ -78,9 +78,9 @@ class ExportFacts:
     edit: EditParameters
     layers: int
     scores: Mapping[str, ScoreFacts]
-    """On the report prompts, by scorer."""
+    """On the test prompts, by scorer."""
     search_scores: Mapping[str, Score]
-    """The trial's, on the search prompts."""
+    """The trial's, on the validation prompts."""
     kl_tokens: int
     noise_floor: float | None
     """Nats, of batching alone."""

@@ -27,8 +27,11 @@ from heretic_kl.prompts.hub import (
     quiet_datasets,
 )
 
-BUILTIN_NAMES = ("harmful", "harmless")
-BUILTIN_SPLITS = ("train", "search", "report")
+Kind = Literal["harmful", "harmless"]
+Use = Literal["train", "validation", "test"]
+KINDS: tuple[Kind, ...] = ("harmful", "harmless")
+USES: tuple[Use, ...] = ("train", "validation", "test")
+"""Train finds the directions, validation measures every trial, test the final trials, once."""
 FILE_KINDS = {
     ".txt": "text",
     ".jsonl": "json",
@@ -75,37 +78,26 @@ class DatasetSpec:
 
 
 @dataclass(frozen=True)
-class PromptSplits:
-    """The six sets of prompts of a run; the three uses of a kind are meant to be disjoint."""
-
-    harmful_train: DatasetSpec
-    harmful_search: DatasetSpec
-    harmful_report: DatasetSpec
-    harmless_train: DatasetSpec
-    harmless_search: DatasetSpec
-    harmless_report: DatasetSpec
-
-
-@dataclass(frozen=True)
 class ResolvedPrompts:
     """Where every prompt comes from, and what the user should know about that."""
 
-    splits: PromptSplits
+    specs: Mapping[tuple[Kind, Use], DatasetSpec]
+    """By kind and use; the three uses of a kind are meant to be disjoint."""
     prompt_set: Literal["hub", "builtin"]  # what filled the tables that name no source
     notice: str | None = None
 
 
 # --- which prompts --------------------------------------------------------------------------
 
-HUB_SPECS: dict[tuple[str, str], DatasetSpec] = {
+_HUB_NAMES: dict[Kind, str] = {"harmful": "harmful_behaviors", "harmless": "harmless_alpaca"}
+_HUB_PARTS: dict[Use, str] = {"train": "train[:400]", "validation": "test[:100]"}
+HUB_SPECS: dict[tuple[Kind, Use], DatasetSpec] = {
     (kind, use): DatasetSpec(f"mlabonne/{name}", split, "text")
-    for kind, name in (("harmful", "harmful_behaviors"), ("harmless", "harmless_alpaca"))
-    for use, split in (("train", "train[:400]"), ("search", "test[:100]"))
+    for kind, name in _HUB_NAMES.items()
+    for use, split in _HUB_PARTS.items()
 }
-BUILTIN_SPECS: dict[tuple[str, str], DatasetSpec] = {
-    (kind, use): DatasetSpec(f"builtin:{kind}", use)
-    for kind in BUILTIN_NAMES
-    for use in BUILTIN_SPLITS
+BUILTIN_SPECS: dict[tuple[Kind, Use], DatasetSpec] = {
+    (kind, use): DatasetSpec(f"builtin:{kind}", use) for kind in KINDS for use in USES
 }
 
 
@@ -115,16 +107,18 @@ def resolve_specs(
     *,
     reachable: Callable[[Sequence[str]], bool] | None = None,
 ) -> ResolvedPrompts:
-    """Turn the prompt tables of a configuration into six specs.
+    """The spec of every kind and use, from the prompt tables of a configuration.
 
     Args:
-        tables: kind (harmful, harmless) -> use (train, search, report) -> the fields of a
+        tables: kind (harmful, harmless) -> use (train, validation, test) -> the fields of a
             `DatasetSpec`, None where unset; a missing table or field is unset.
-        prompt_set: What fills the tables that name no source. The report prompts come from the
+        prompt_set: What fills the tables that name no source. The test prompts come from the
             built-in set in either case. "auto" is the hub where it can be reached.
         reachable: Whether these hub datasets can be loaded; `hub_reachable` by default.
     """
-    table = {key: dict(tables.get(key[0], {}).get(key[1], {})) for key in BUILTIN_SPECS}
+    table: dict[tuple[Kind, Use], dict[str, Any]] = {
+        key: dict(tables.get(key[0], {}).get(key[1], {})) for key in BUILTIN_SPECS
+    }
     wanted = [spec for key, spec in HUB_SPECS.items() if not table[key].get("source")]
     notice = None
     chosen: Literal["hub", "builtin"] = "builtin" if prompt_set == "builtin" else "hub"
@@ -137,10 +131,8 @@ def resolve_specs(
                 "(--prompt-set builtin does so without asking the hub)"
             )
     defaults = {**BUILTIN_SPECS, **(HUB_SPECS if chosen == "hub" else {})}
-    specs = {
-        f"{kind}_{use}": _spec(defaults[kind, use], table[kind, use], use) for kind, use in table
-    }
-    return ResolvedPrompts(PromptSplits(**specs), chosen, notice)
+    specs = {key: _spec(defaults[key], table[key], key[1]) for key in table}
+    return ResolvedPrompts(specs, chosen, notice)
 
 
 def _spec(default: DatasetSpec, fields: Mapping[str, Any], use: str) -> DatasetSpec:
@@ -200,17 +192,17 @@ def _rows(spec: DatasetSpec) -> Sequence[str | None]:
 
 def _builtin_rows(spec: DatasetSpec) -> list[str | None]:
     name = spec.source.partition(":")[2]
-    if name not in BUILTIN_NAMES:
-        known = " and ".join(f"builtin:{known}" for known in BUILTIN_NAMES)
+    if name not in KINDS:
+        known = " and ".join(f"builtin:{known}" for known in KINDS)
         raise PromptError(f"{spec.source}: unknown built-in set; there are {known}")
     if spec.column not in (None, "text"):
         raise PromptError(f"{spec.source}: no column {spec.column!r}; there is: text")
-    rows: dict[str, list[str | None]] = {use: [] for use in BUILTIN_SPLITS}
+    rows: dict[str, list[str | None]] = {use: [] for use in USES}
     text = (_builtin_folder / f"{name}.jsonl").read_text(encoding="utf-8")
     for line in text.splitlines():
         row = json.loads(line)
-        rows[row["split"]].append(row["text"])
-    split, part = _split(spec, BUILTIN_SPLITS)
+        rows[row["use"]].append(row["text"])
+    split, part = _split(spec, USES)
     return rows[split][part.of(len(rows[split]))]
 
 

@@ -42,13 +42,13 @@ class ProfileBar:
 
 
 def trial_details(
-    record: TrialRecord, report: Mapping[str, Score] | None = None
+    record: TrialRecord, test_scores: Mapping[str, Score] | None = None
 ) -> tuple[DetailSection, ...]:
     """All sections of one trial.
 
     Args:
         record: the trial.
-        report: its scores on the report prompts, if they were measured.
+        test_scores: its scores on the test prompts, if they were measured.
     """
     state = f"{record.state}, {duration(record.seconds)}"
     rows = [("state", state), ("edit", describe_edit(record.edit))]
@@ -62,8 +62,8 @@ def trial_details(
     if record.parameters:
         drawn = tuple((name, _plain(value)) for name, value in record.parameters.items())
         sections.append(DetailSection("Parameters as drawn (shares of the depth)", drawn))
-    sections.extend(_score_sections(record.scores, "search prompts"))
-    sections.extend(_score_sections(report or {}, "report prompts"))
+    sections.extend(_score_sections(record.scores, "validation prompts"))
+    sections.extend(_score_sections(test_scores or {}, "test prompts"))
     return tuple(sections)
 
 

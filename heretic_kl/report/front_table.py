@@ -26,14 +26,14 @@ class FrontRow:
 
     number: int | None
     """None: the unedited model."""
-    search: Mapping[str, str]
+    validation: Mapping[str, str]
     """By scorer, on the prompts that steered the search."""
-    report: Mapping[str, str] = field(default_factory=dict)
-    """By scorer, on the report prompts; empty where they were not measured."""
+    test: Mapping[str, str] = field(default_factory=dict)
+    """By scorer, on the test prompts; empty where they were not measured."""
     edit: str = ""
     knee: bool = False
     like_next: tuple[str, ...] = ()
-    """Scorers whose 95% interval on the search prompts overlaps that of the next trial."""
+    """Scorers whose 95% interval on the validation prompts overlaps that of the next trial."""
     noise_floors: Mapping[str, float] = field(default_factory=dict)
     """In nats, by scorer that has one."""
 
@@ -47,31 +47,31 @@ class FrontRow:
 
 def front_rows(
     front: Sequence[TrialRecord],
-    reports: Mapping[int, Mapping[str, Score]] | None = None,
+    tested: Mapping[int, Mapping[str, Score]] | None = None,
     *,
     baseline: Mapping[str, Score] | None = None,
-    report_baseline: Mapping[str, Score] | None = None,
+    test_baseline: Mapping[str, Score] | None = None,
 ) -> tuple[FrontRow, ...]:
     """The front as plain rows, in its own order.
 
     Args:
         front: the Pareto front, sorted.
-        reports: scores on the report prompts by trial number, of those that were confirmed.
-        baseline: scores of the unedited model on the search prompts; it comes first.
-        report_baseline: its scores on the report prompts.
+        tested: scores on the test prompts by trial number, of those that have them.
+        baseline: scores of the unedited model on the validation prompts; it comes first.
+        test_baseline: its scores on the test prompts.
     """
     rows = []
     if baseline is not None:
         names = [name for trial in front[:1] for name in trial.scores] or list(baseline)
         shown = {name: cell(baseline[name]) for name in names if name in baseline}
-        rows.append(FrontRow(None, shown, _cells(report_baseline or {}), "no edit"))
+        rows.append(FrontRow(None, shown, _cells(test_baseline or {}), "no edit"))
     best = knee(front).number if front else None
     for trial, following in zip_longest(front, front[1:]):
         rows.append(
             FrontRow(
                 number=trial.number,
-                search=_cells(trial.scores),
-                report=_cells((reports or {}).get(trial.number, {})),
+                validation=_cells(trial.scores),
+                test=_cells((tested or {}).get(trial.number, {})),
                 edit=describe_edit(trial.edit),
                 knee=trial.number == best,
                 like_next=() if following is None else _overlapping(trial, following),
@@ -119,7 +119,7 @@ def front_footnotes(rows: Sequence[FrontRow]) -> list[str]:
     if not trials:
         return []
     notes = ["In parentheses: 95% interval. After ±: one standard error."]
-    notes.append("Search scores chose these trials and flatter them; report prompts had no say.")
+    notes.append("Validation scores chose these trials and flatter them; test prompts had no say.")
     for name, floor in trials[0].noise_floors.items():
         notes.append(
             f"{label(name)}: noise floor {floor:.1g} nats, seen when only batching differs."
@@ -141,19 +141,19 @@ def front_footnotes(rows: Sequence[FrontRow]) -> list[str]:
 
 def front_markdown(rows: Sequence[FrontRow]) -> str:
     """A Markdown table, one line a trial, for model cards."""
-    searched = list(dict.fromkeys(name for row in rows for name in row.search))
-    reported = list(dict.fromkeys(name for row in rows for name in row.report))
+    on_validation = list(dict.fromkeys(name for row in rows for name in row.validation))
+    on_test = list(dict.fromkeys(name for row in rows for name in row.test))
     headings = [
         "trial",
-        *(f"{label(name)} (search)" for name in searched),
-        *(f"{label(name)} (report)" for name in reported),
+        *(f"{label(name)} (validation)" for name in on_validation),
+        *(f"{label(name)} (test)" for name in on_test),
         "edit",
     ]
     lines = [_markdown_line(headings), _markdown_line(["---"] * len(headings))]
     for row in rows:
-        search = [row.search.get(name, MISSING) for name in searched]
-        report = [row.report.get(name, MISSING) for name in reported]
-        lines.append(_markdown_line([row.title, *search, *report, row.edit]))
+        validation = [row.validation.get(name, MISSING) for name in on_validation]
+        test = [row.test.get(name, MISSING) for name in on_test]
+        lines.append(_markdown_line([row.title, *validation, *test, row.edit]))
     return "\n".join(lines) + "\n"
 
 
@@ -167,8 +167,8 @@ def _noise_floors(scores: Mapping[str, Score]) -> dict[str, float]:
 
 
 def _names(rows: Sequence[FrontRow]) -> list[str]:
-    searched = [name for row in rows for name in row.search]
-    return list(dict.fromkeys([*searched, *(name for row in rows for name in row.report)]))
+    on_validation = [name for row in rows for name in row.validation]
+    return list(dict.fromkeys([*on_validation, *(name for row in rows for name in row.test)]))
 
 
 def _headings(names: Sequence[str], edits: bool) -> list[str]:
@@ -176,12 +176,12 @@ def _headings(names: Sequence[str], edits: bool) -> list[str]:
 
 
 def _row_lines(row: FrontRow, names: Sequence[str], edits: bool) -> list[list[str]]:
-    """One line for the search prompts, one for the report prompts where they were measured."""
-    search = [row.search.get(name, MISSING) for name in names]
-    lines = [[row.title, "search", *search, *([row.edit] if edits else [])]]
-    if row.report:
-        report = [row.report.get(name, MISSING) for name in names]
-        lines.append(["", "report", *report, *([""] if edits else [])])
+    """One line for the validation prompts, one for the test prompts where they were measured."""
+    validation = [row.validation.get(name, MISSING) for name in names]
+    lines = [[row.title, "validation", *validation, *([row.edit] if edits else [])]]
+    if row.test:
+        test = [row.test.get(name, MISSING) for name in names]
+        lines.append(["", "test", *test, *([""] if edits else [])])
     return lines
 
 

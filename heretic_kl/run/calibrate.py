@@ -60,7 +60,9 @@ def calibrate(
     sharing = _can_share_prefix(lm, sets, tell)
     problem = tree_problem(lm)
     tell("teacher forcing", "trees of tokens" if problem is None else f"rectangles: {problem}")
-    size = settings.batch_size or find_batch_size(lm, sets.search_prompts, share_prefix=sharing)
+    size = settings.batch_size or find_batch_size(
+        lm, sets["harmful", "validation"] + sets["harmless", "validation"], share_prefix=sharing
+    )
     tell("batch size", str(size))
     engine = Engine(lm, batch_size=size, share_prefix=sharing, notify=notify)
     prefix = settings.response_prefix
@@ -77,7 +79,7 @@ def calibrate(
     )
     floor = measure_noise_floor(
         engine.runner,
-        engine.reference(sets.harmless_search[:NOISE_PROMPTS], settings.kl_tokens),
+        engine.reference(sets["harmless", "validation"][:NOISE_PROMPTS], settings.kl_tokens),
         lm.architecture.layers,
         seed=settings.seed,
     )
@@ -108,7 +110,7 @@ def _can_share_prefix(
     lm: LanguageModel, sets: PromptSets, tell: Callable[[str, str], None]
 ) -> bool:
     lengths = []
-    for prompts in sets.of("search").values():
+    for prompts in sets.of("validation").values():
         encoded = [lm.chat.encode(prompt) for prompt in prompts]
         problem = prefix_problem(lm, encoded)
         if problem is not None:

@@ -44,7 +44,7 @@ class TrialToSave:
     record: TrialRecord
     plan: Plan
     scores: Mapping[str, Score]
-    """On the report prompts, the operators in force."""
+    """On the test prompts, the operators in force."""
     original: Mapping[str, Score]
     """Of the unedited model, on the same prompts."""
     trials: int
@@ -73,7 +73,7 @@ def save_trial(
         form: a whole model, or an adapter for the original.
         overwrite: replace what stands there.
         engine: of the original model.
-        suite: prepared for the report prompts.
+        suite: prepared for the test prompts.
         settings: of the run.
         calibration: of the run.
         prompts: of the run.
@@ -97,7 +97,7 @@ def save_trial(
         if settings.save_dtype != "source":
             dtype = getattr(torch, settings.save_dtype)
         save_merged(lm, trial.plan, folder, dtype=dtype, overwrite=overwrite)
-    positions = prompts.prompts["harmless", "report"], settings.kl_tokens
+    positions = prompts["harmless", "test"], settings.kl_tokens
     reference = engine.reference_under(trial.plan, *positions)
     # Before the adapter's hooks are on the original: references are the unedited model's.
     engine.prepare(suite.requests())
@@ -194,8 +194,8 @@ def _facts(
 def _prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
     prints, sources = prompts.fingerprints(), prompts.sources()
     return tuple(
-        PromptFacts(kind, split, sources[f"{kind}.{split}"], len(some), prints[f"{kind}.{split}"])
-        for (kind, split), some in prompts.prompts.items()
+        PromptFacts(kind, use, sources[f"{kind}.{use}"], len(members), prints[f"{kind}.{use}"])
+        for (kind, use), members in prompts.prompts.items()
     )
 
 

@@ -1,4 +1,4 @@
-"""A run from model to saved edit: load, calibrate, directions, search, confirm, select, export.
+"""A run from model to saved edit: load, calibrate, directions, search, test, pick, save.
 
 Translates settings into plain arguments, tells an observer what happens, prints nothing.
 """
@@ -89,7 +89,7 @@ class Session:
 
     @property
     def front(self) -> tuple[TrialRecord, ...]:
-        """The Pareto front on the search prompts, by the first objective."""
+        """The Pareto front on the validation prompts, by the first objective."""
         return self._study.front
 
     @property
@@ -99,17 +99,18 @@ class Session:
 
     @property
     def baseline(self) -> Mapping[str, Score]:
-        """The unedited model on the search prompts."""
+        """The unedited model on the validation prompts."""
         return self._baseline
 
-    def report(self, number: int) -> Mapping[str, Score] | None:
-        """A trial's scores on the report prompts, if it was confirmed."""
-        return self._study.report(number)
+    def test_scores(self, number: int) -> Mapping[str, Score] | None:
+        """A trial's scores on the test prompts, if they were measured."""
+        return self._study.test_scores(number)
 
-    def reports(self, records: Sequence[TrialRecord]) -> dict[int, Mapping[str, Score]]:
-        """Report scores of those of the records that were confirmed, by trial number."""
-        known = {record.number: self.report(record.number) for record in records}
-        return {number: scores for number, scores in known.items() if scores is not None}
+    @property
+    def tested(self) -> dict[int, Mapping[str, Score]]:
+        """Scores on the test prompts of every trial that has them, by trial number."""
+        scores = {record.number: self.test_scores(record.number) for record in self.trials}
+        return {number: of_trial for number, of_trial in scores.items() if of_trial is not None}
 
     # --- what can be done --------------------------------------------------------------------
 
@@ -131,39 +132,39 @@ class Session:
                 left = pace * (wanted - finished)
                 self._emit(events.TrialFinished(record, finished, wanted, self.front, left))
 
-    def confirm(self) -> None:
-        """Measure the front on the report prompts: at most `confirm_trials` of it.
+    def test(self) -> None:
+        """Measure the front on the test prompts: at most `test_trials` of it.
 
         Where the front is longer, trials are taken evenly along it, the ends included.
         """
-        chosen = spread(self.front, self.settings.confirm_trials)
-        todo = [record for record in chosen if self.report(record.number) is None]
+        chosen = spread(self.front, self.settings.test_trials)
+        todo = [record for record in chosen if self.test_scores(record.number) is None]
         if not todo:
             return
-        with self._stage("confirm", "Measuring the front on the report prompts", len(todo)):
-            self.report_baseline()
+        with self._stage("test", "Measuring the front on the test prompts", len(todo)):
+            self.test_baseline()
             for record in todo:
-                self.confirm_one(record.number)
+                self.test_one(record.number)
 
-    def confirm_one(self, number: int) -> Mapping[str, Score]:
-        """A trial's scores on the report prompts, measured now if they were not before."""
-        known = self.report(number)
+    def test_one(self, number: int) -> Mapping[str, Score]:
+        """A trial's scores on the test prompts, measured now if they were not before."""
+        known = self.test_scores(number)
         if known is not None:
             return known
         record = next(trial for trial in self.trials if trial.number == number)
-        scores = self._report_suite().evaluate(self._engine, self._plan(record))
-        self._study.keep_report(number, scores)
-        self._emit(events.TrialConfirmed(record, scores))
+        scores = self._test_suite().evaluate(self._engine, self._plan(record))
+        self._study.keep_test_scores(number, scores)
+        self._emit(events.TrialTested(record, scores))
         return scores
 
-    def report_baseline(self) -> Mapping[str, Score]:
-        """The unedited model's scores on the report prompts."""
-        known = self.report(UNEDITED)
+    def test_baseline(self) -> Mapping[str, Score]:
+        """The unedited model's scores on the test prompts."""
+        known = self.test_scores(UNEDITED)
         if known is not None:
             return known
-        scores = self._report_suite().evaluate(self._engine, None)
-        self._study.keep_report(UNEDITED, scores)
-        self._emit(events.BaselineMeasured("report", scores))
+        scores = self._test_suite().evaluate(self._engine, None)
+        self._study.keep_test_scores(UNEDITED, scores)
+        self._emit(events.BaselineMeasured("test", scores))
         return scores
 
     def pick(self, rule: str) -> TrialRecord:
@@ -187,14 +188,14 @@ class Session:
             ExportError: it cannot be written, or does not load again.
         """
         check_target(folder, overwrite=overwrite, source=self._lm.source.folder)
-        scores = self.confirm_one(record.number)
+        scores = self.test_one(record.number)
         what = "merged model" if form == "merged" else "LoRA adapter"
         with self._stage("save", f"Saving and measuring the {what}"):
             trial = TrialToSave(
                 record=record,
                 plan=self._plan(record),
                 scores=scores,
-                original=self.report_baseline(),
+                original=self.test_baseline(),
                 trials=self._study.finished,
                 pick_rule=self._picked.get(record.number),
             )
@@ -204,7 +205,7 @@ class Session:
                 form,
                 overwrite=overwrite,
                 engine=self._engine,
-                suite=self._report_suite(),
+                suite=self._test_suite(),
                 settings=self.settings,
                 calibration=self.calibration,
                 prompts=self._prompts,
@@ -296,7 +297,7 @@ class Session:
         table, sets = self.settings.directions, self._prompts
         with self._stage("directions", "Finding directions", 2):
             means = []
-            for prompts in (sets.harmful_train, sets.harmless_train):
+            for prompts in (sets["harmful", "train"], sets["harmless", "train"]):
                 means.append(self._engine.residual_mean(prompts, table.winsorize_quantile))
                 self._emit(events.StageAdvanced("directions"))
             try:
@@ -311,9 +312,9 @@ class Session:
 
     def _measure_baseline(self) -> None:
         with self._stage("baseline", "Measuring the original model"):
-            self._suite.prepare(self._context("search"))
+            self._suite.prepare(self._context("validation"))
             self._baseline = self._suite.evaluate(self._engine, None)
-        self._emit(events.BaselineMeasured("search", self._baseline))
+        self._emit(events.BaselineMeasured("validation", self._baseline))
 
     def _open_study(self) -> None:
         settings = self.settings
@@ -340,22 +341,22 @@ class Session:
 
     # --- measuring ---------------------------------------------------------------------------
 
-    def _context(self, split: Literal["search", "report"]) -> MeasuringContext:
+    def _context(self, use: Literal["validation", "test"]) -> MeasuringContext:
         return MeasuringContext(
             engine=self._engine,
-            prompts_by_kind=self._prompts.of(split),
+            prompts_by_kind=self._prompts.of(use),
             kl_tokens=self.settings.kl_tokens,
             max_response_tokens=self.settings.max_response_tokens,
             noise_floor=self.calibration.noise_floor.value,
-            split=split,
+            use=use,
         )
 
-    def _report_suite(self) -> Suite:
-        if not hasattr(self, "_prepared_report_suite"):
+    def _test_suite(self) -> Suite:
+        if not hasattr(self, "_prepared_test_suite"):
             suite = Suite(self._suite.specs)
-            suite.prepare(self._context("report"))
-            self._prepared_report_suite = suite
-        return self._prepared_report_suite
+            suite.prepare(self._context("test"))
+            self._prepared_test_suite = suite
+        return self._prepared_test_suite
 
     def _evaluate(self, edit: EditParameters) -> dict[str, Score] | Stopped:
         return self._evaluate_together([edit])[0]

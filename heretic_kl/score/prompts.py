@@ -12,7 +12,7 @@ from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
 PromptsLike: TypeAlias = str | Path | DatasetSpec | Sequence[str | Prompt]
 """A source (file, folder, hub id, builtin:NAME), a part of one, or the prompts themselves."""
 
-DEFAULT_PROMPTS = DatasetSpec("builtin:harmless", "report")
+DEFAULT_PROMPTS = DatasetSpec("builtin:harmless", "test")
 
 
 def chosen_prompts(given: PromptsLike) -> tuple[Prompt, ...]:

@@ -27,8 +27,8 @@ from heretic_kl.prompts import Prompt
 from heretic_kl.requests import Request, Result, SoFar
 
 PromptKind = Literal["harmful", "harmless"]
-Role = Literal["minimize", "maximize", "report"]
-"""`report` scorers are measured for the trials that are confirmed; they steer nothing."""
+Role = Literal["minimize", "maximize", "monitor"]
+"""`monitor` scorers are measured for the trials that are tested, and shown; they steer nothing."""
 
 
 class ScorerSettings(BaseModel):
@@ -44,7 +44,7 @@ class ScorerContext(Protocol):
     """What a scorer may ask while it prepares."""
 
     @property
-    def split(self) -> Literal["search", "report"]:
+    def use(self) -> Literal["validation", "test"]:
         """Whether trials or final trials are to be measured."""
         ...
 
@@ -64,7 +64,7 @@ class ScorerContext(Protocol):
         ...
 
     def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:
-        """The prompts of the split being measured: search or report."""
+        """The prompts of the use being measured: validation or test."""
         ...
 
     def ask_reference(self, request: Request) -> Result:

@@ -1,4 +1,4 @@
-"""One ordered list of scorers, prepared for one split. Reaches the engine through a Protocol."""
+"""Scorers in order, prepared for one use of the prompts; the engine is behind a Protocol."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class MeasuringContext:
     kl_tokens: int
     max_response_tokens: int
     noise_floor: float | None = None
-    split: Literal["search", "report"] = "search"
+    use: Literal["validation", "test"] = "validation"
 
     def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:
-        """The prompts of the split being measured."""
+        """The prompts of the use being measured."""
         return self.prompts_by_kind[kind]
 
     def ask_reference(self, request: Request) -> Result:
@@ -89,7 +89,7 @@ class Suite:
     @property
     def objectives(self) -> tuple[ScorerSpec, ...]:
         """The scorers that steer the search, in order."""
-        return tuple(spec for spec in self.specs if spec.role != "report")
+        return tuple(spec for spec in self.specs if spec.role != "monitor")
 
     @property
     def scorers(self) -> Mapping[str, Scorer[Any]]:
@@ -114,7 +114,7 @@ class Suite:
         Args:
             engine: what runs the model.
             plan: the candidate; None: the unedited model.
-            objectives_only: leave out scorers with the role `report`.
+            objectives_only: leave out scorers with the role `monitor`.
 
         Raises:
             MeasurementError: an objective has no value.
@@ -178,9 +178,9 @@ class Suite:
         with _blamed_on(spec.name):
             score = self._scorers[spec.name].score(results)
         value = score.optimized
-        if spec.role != "report" and (value is None or not math.isfinite(value)):
+        if spec.role != "monitor" and (value is None or not math.isfinite(value)):
             raise MeasurementError(f"scorer {spec.name!r} gave no value: {score.text}")
-        return score if spec.role == "report" else self._with_values(spec, score, results)
+        return score if spec.role == "monitor" else self._with_values(spec, score, results)
 
     def _with_values(self, spec: ScorerSpec, score: Score, results: Sequence[Result]) -> Score:
         """An objective's score with its values per prompt, which later candidates are raced by."""

@@ -27,7 +27,7 @@ class TrialRecord:
     edit: EditParameters | None
     """None for a trial that was interrupted before its parameters were drawn."""
     scores: Mapping[str, Score] = field(default_factory=dict)
-    """On the search prompts, by scorer, in the order of the config."""
+    """On the validation prompts, by scorer, in the order of the config."""
     objectives: tuple[float, ...] = ()
     """What the optimizer saw, in the order of the objectives; smaller is better for all."""
     seconds: float = 0.0

@@ -22,7 +22,7 @@ from heretic_kl.search.sampler import INTERRUPTED, NumberedSampler
 from heretic_kl.search.space import SearchSpace
 
 FINGERPRINT = "heretic-kl:fingerprint"
-REPORT = "heretic-kl:report:"
+TEST_SCORES = "heretic-kl:test:"
 OWNER = "owner"
 MOST_FAILURES_IN_A_ROW = 5
 
@@ -109,7 +109,7 @@ class SearchStudy:
 
         Args:
             until: finished trials to hold in the end.
-            evaluate: measures one edit on the search prompts.
+            evaluate: measures one edit on the validation prompts.
             together: measures several side by side; where it raises, each is measured alone.
             at_once: how many, the last ones aside. The sampler draws them without knowing each
                 other's scores.
@@ -131,14 +131,14 @@ class SearchStudy:
                 if failures >= MOST_FAILURES_IN_A_ROW:
                     raise StudyError(f"{failures} trials in a row failed; the last: {record.error}")
 
-    def report(self, number: int) -> dict[str, Score] | None:
-        """A trial's scores on the report prompts, if they were measured."""
-        stored = self._study.user_attrs.get(f"{REPORT}{number}")
+    def test_scores(self, number: int) -> dict[str, Score] | None:
+        """A trial's scores on the test prompts, if they were measured."""
+        stored = self._study.user_attrs.get(f"{TEST_SCORES}{number}")
         return None if stored is None else _scores_from_json(stored)
 
-    def keep_report(self, number: int, scores: Mapping[str, Score]) -> None:
-        """Keep a trial's scores on the report prompts; `UNEDITED` counts as one."""
-        self._study.set_user_attr(f"{REPORT}{number}", _scores_to_json(scores))
+    def keep_test_scores(self, number: int, scores: Mapping[str, Score]) -> None:
+        """Keep a trial's scores on the test prompts; `UNEDITED` counts as one."""
+        self._study.set_user_attr(f"{TEST_SCORES}{number}", _scores_to_json(scores))
 
     def _enqueue_known_good(self) -> None:
         """Queue what is neither queued nor measured; an interrupted trial was not measured."""

@@ -24,9 +24,9 @@ from heretic_kl.events import (
     StageFinished,
     StageStarted,
     StudyOpened,
-    TrialConfirmed,
     TrialFinished,
     TrialPicked,
+    TrialTested,
 )
 from heretic_kl.report import (
     FrontRow,
@@ -145,7 +145,7 @@ class ConsoleObserver:
 
     def _fact(
         self,
-        event: ModelLoaded | CalibrationStep | BaselineMeasured | StudyOpened | TrialConfirmed,
+        event: ModelLoaded | CalibrationStep | BaselineMeasured | StudyOpened | TrialTested,
     ) -> None:
         if isinstance(event, ModelLoaded):
             text = (
@@ -155,10 +155,10 @@ class ConsoleObserver:
         elif isinstance(event, CalibrationStep):
             text = f"  {event.name + ':':<24} {event.value}"
         elif isinstance(event, BaselineMeasured):
-            text = f"  unedited, {event.split} prompts: {scores_line(event.scores, full=True)}"
-        elif isinstance(event, TrialConfirmed):
+            text = f"  unedited, {event.use} prompts: {scores_line(event.scores, full=True)}"
+        elif isinstance(event, TrialTested):
             scores = scores_line(event.scores, full=True)
-            text = f"  trial {event.record.number}, report prompts: {scores}"
+            text = f"  trial {event.record.number}, test prompts: {scores}"
         else:
             held = f"{event.finished} of {event.wanted}" if event.finished else event.wanted
             more = "trials are there already" if event.finished else "trials to run"
@@ -191,7 +191,7 @@ class ConsoleObserver:
         self.settle()
         record = event.record
         say(self._results, f"picked trial {record.number} ({event.rule})", "bold")
-        say(self._results, f"  {scores_line(record.scores, full=True)}  (search prompts)")
+        say(self._results, f"  {scores_line(record.scores, full=True)}  (validation prompts)")
         say(self._results, f"  {describe_edit(record.edit)}")
 
     def _saved(self, event: ModelSaved) -> None:
@@ -237,10 +237,10 @@ def _comparison(
     for name in names:
         texts = [side[name].text if name in side else "not measured" for side in (trial, saved)]
         rows.append([worded(text) for text in (label(name), *texts)])
-    lines = align([["report prompts", "trial", "saved model"], *rows])
+    lines = align([["test prompts", "trial", "saved model"], *rows])
     if not results.is_terminal or max(map(len, lines)) <= results.width - 2:
         return lines
-    stacked = ["report prompts"]
+    stacked = ["test prompts"]
     for name, before, after in rows:
         stacked.extend([name, f"  trial  {before}", f"  saved  {after}"])
     return stacked

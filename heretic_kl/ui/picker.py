@@ -50,15 +50,15 @@ class PickerSession(Protocol):
 
     @property
     def baseline(self) -> Mapping[str, Score]:
-        """The unedited model on the search prompts."""
+        """The unedited model on the validation prompts."""
         ...
 
-    def report(self, number: int) -> Mapping[str, Score] | None:
-        """A trial's scores on the report prompts, if they were measured."""
+    def test_scores(self, number: int) -> Mapping[str, Score] | None:
+        """A trial's scores on the test prompts, if they were measured."""
         ...
 
-    def confirm_one(self, number: int) -> Mapping[str, Score]:
-        """Measure a trial on the report prompts and keep the scores."""
+    def test_one(self, number: int) -> Mapping[str, Score]:
+        """Measure a trial on the test prompts and keep the scores."""
         ...
 
     def search(self, until: int) -> None:
@@ -157,8 +157,8 @@ class Picker:
                 ("details", "show details"),
                 ("back", "back"),
             ]
-            if self._session.report(record.number) is None:
-                entries.insert(4, ("measure", "measure it on the report prompts"))
+            if self._session.test_scores(record.number) is None:
+                entries.insert(4, ("measure", "measure it on the test prompts"))
             response = choose(f"Trial {record.number}:", entries, start_at=at)
             if response is None or response == "back":
                 return
@@ -190,8 +190,8 @@ class Picker:
         )
 
     def _measure(self, record: TrialRecord) -> None:
-        self._say("measuring on the report prompts ...", "dim")
-        self._session.confirm_one(record.number)
+        self._say("measuring on the test prompts ...", "dim")
+        self._session.test_one(record.number)
         self._settle()
         self._summary(record)
 
@@ -226,25 +226,25 @@ class Picker:
         if not front:
             self._say("no finished trial to pick from yet")
             return
-        measured = ((t.number, self._session.report(t.number)) for t in front)
-        reports = {number: scores for number, scores in measured if scores is not None}
+        measured = ((t.number, self._session.test_scores(t.number)) for t in front)
+        tested = {number: scores for number, scores in measured if scores is not None}
         rows = front_rows(
             front,
-            reports,
+            tested,
             baseline=self._session.baseline,
-            report_baseline=self._session.report(UNEDITED),
+            test_baseline=self._session.test_scores(UNEDITED),
         )
         print_front(self._console, rows)
 
     def _summary(self, record: TrialRecord) -> None:
         self._say(f"Trial {record.number}: {describe_edit(record.edit)}", "bold")
-        self._say(f"  search prompts: {scores_line(record.scores, full=True)}")
-        report = self._session.report(record.number)
-        if report is not None:
-            self._say(f"  report prompts: {scores_line(report, full=True)}")
+        self._say(f"  validation prompts: {scores_line(record.scores, full=True)}")
+        test_scores = self._session.test_scores(record.number)
+        if test_scores is not None:
+            self._say(f"  test prompts: {scores_line(test_scores, full=True)}")
 
     def _details(self, record: TrialRecord) -> None:
-        for line in details_lines(trial_details(record, self._session.report(record.number))):
+        for line in details_lines(trial_details(record, self._session.test_scores(record.number))):
             self._say(line, None if line.startswith(" ") else "bold")
 
     def _say(self, text: str, style: str | None = None) -> None:

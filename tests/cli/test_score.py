@@ -285,7 +285,7 @@ class TestArguments:
 
     def test_a_built_in_set_is_reported_on_unless_told(self):
         words = ["--reference", "a", "--candidate", "b", "--prompts", "builtin:harmful"]
-        assert parse_score_arguments(words).prompts.split == "report"
+        assert parse_score_arguments(words).prompts.split == "test"
         assert parse_score_arguments([*words, "--split", "train"]).prompts.split == "train"
 
     @pytest.mark.parametrize("words", [["score", "--help"], ["score"], ["score", "--kl-tokens"]])

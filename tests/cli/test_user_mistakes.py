@@ -28,7 +28,7 @@ def arguments(model, *more):
     limits = [
         word
         for kind in ("harmful", "harmless")
-        for split in ("train", "search", "report")
+        for split in ("train", "validation", "test")
         for word in (f"--prompts.{kind}.{split}.limit", "2")
     ]
     return [*words, *limits, "--max-response-tokens", "3", "--batch-size", "4", *more]

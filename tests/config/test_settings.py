@@ -51,9 +51,9 @@ def test_command_line_over_environment_over_file_over_preset_over_defaults() -> 
     found = load_settings(
         ["--seed", "5"],
         environ={"HERETIC_KL_SEED": "4", "HERETIC_KL_THREADS": "4"},
-        defaults={"seed": 2, "threads": 2, "trials": 2, "confirm_trials": 2},
+        defaults={"seed": 2, "threads": 2, "trials": 2, "test_trials": 2},
     )
-    values = (found.seed, found.threads, found.trials, found.confirm_trials, found.kl_tokens)
+    values = (found.seed, found.threads, found.trials, found.test_trials, found.kl_tokens)
     assert values == (5, 4, 3, 2, 3)
 
 
@@ -72,17 +72,17 @@ def test_tables_merge_with_lower_sources() -> None:
         '[scorers.refusals.settings]\nmarkers = ["a"]\n[scorers.mine]\nuse = "f.py:Mine"\n',
         env={
             "HERETIC_KL_PROMPTS__HARMFUL__TRAIN__SOURCE": "x.txt",
-            "HERETIC_KL_SCORERS__TEACHER_FORCED_KL__ROLE": "report",
+            "HERETIC_KL_SCORERS__TEACHER_FORCED_KL__ROLE": "monitor",
         },
     )
     assert (found.edit.norm, found.edit.components) == ("row", ("mlp",))
     assert list(found.scorers) == [*DEFAULT_SCORERS, "mine"]
     assert found.scorers["refusals"].settings == {"markers": ["a"], "limit": 0.5}
-    assert found.scorers["teacher_forced_kl"].role == "report"
-    assert found.scorers["false_refusals"].role == "report"
+    assert found.scorers["teacher_forced_kl"].role == "monitor"
+    assert found.scorers["false_refusals"].role == "monitor"
     assert (found.scorers["mine"].use, found.scorers["mine"].role) == ("f.py:Mine", "minimize")
     assert found.prompts.harmful.train.source == "x.txt"
-    assert found.prompts.harmful.search.source is None
+    assert found.prompts.harmful.validation.source is None
 
 
 def test_settings_alone_read_neither_environment_nor_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,13 +134,13 @@ def test_the_demo_preset_is_valid() -> None:
         ),
         ('--edit {"norm":"row"}', "edit.norm", "row"),
         ("--kl-tokens=8 --kl-tokens 9", "kl_tokens", 9),
-        ("--prompts.harmless.report.suffix=--x", "prompts.harmless.report.suffix", "--x"),
-        ("--prompts.harmless.report.suffix -x", "prompts.harmless.report.suffix", "-x"),
+        ("--prompts.harmless.test.suffix=--x", "prompts.harmless.test.suffix", "--x"),
+        ("--prompts.harmless.test.suffix -x", "prompts.harmless.test.suffix", "-x"),
         ("--response-prefix=", "response_prefix", ""),
         ("--model null", "model", None),
         ("--no-scorers.refusals.enabled", "scorers.refusals.enabled", False),
-        ("--scorers.teacher-forced-kl.role report", "scorers.teacher_forced_kl.role", "report"),
-        ("--scorers.REFUSALS.role report", "scorers.refusals.role", "report"),
+        ("--scorers.teacher-forced-kl.role monitor", "scorers.teacher_forced_kl.role", "monitor"),
+        ("--scorers.REFUSALS.role monitor", "scorers.refusals.role", "monitor"),
         ('--scorers.x.settings {"a":1}', "scorers.x.settings", {"a": 1}),
         ('--scorers.x.settings.a-b ["c"]', "scorers.x.settings", {"a_b": ["c"]}),
         ("--scorers.x.settings.a.b c", "scorers.x.settings", {"a": {"b": "c"}}),

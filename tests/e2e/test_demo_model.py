@@ -18,7 +18,7 @@ from heretic_kl.scoring import RefusalRule
 pytestmark = pytest.mark.e2e
 
 TRIALS = 11
-LIMITS = {"train": 64, "search": 20, "report": 32}
+LIMITS = {"train": 64, "validation": 20, "test": 32}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def command(model, *more):
         for word in (f"--prompts.{kind}.{split}.limit", str(limit))
     ]
     words = [sys.executable, "-m", "heretic_kl", "--model", str(model), "--kl-tokens", "3"]
-    words += ["--trials", str(TRIALS), "--startup-trials", "6", "--confirm-trials", "2"]
+    words += ["--trials", str(TRIALS), "--startup-trials", "6", "--test-trials", "2"]
     words += ["--prompt-set", "builtin", "--max-response-tokens", "24", "--batch-size", "32"]
     return [*words, *limits, *more]
 
@@ -133,7 +133,7 @@ def test_plain_transformers_loads_it_and_it_answers(run):
     folder, _, _ = run
     tokenizer = AutoTokenizer.from_pretrained(folder / "out")
     model = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32)
-    prompts = load_prompts(DatasetSpec("builtin:harmful", "report", limit=8))
+    prompts = load_prompts(DatasetSpec("builtin:harmful", "test", limit=8))
     rule, refused = RefusalRule(), 0
     for prompt in prompts:
         inputs = tokenizer.apply_chat_template(

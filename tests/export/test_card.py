@@ -60,8 +60,8 @@ def facts(**changes) -> ExportFacts:
         "rounding_floor": 3e-5,
         "merge_kl": 2e-5,
         "prompts": (
-            PromptFacts("harmful", "report", "/home/me/sets/bad.txt, train[:100]", 100, "a" * 64),
-            PromptFacts("harmless", "report", "builtin, harmless", 90, "b" * 64),
+            PromptFacts("harmful", "test", "/home/me/sets/bad.txt, train[:100]", 100, "a" * 64),
+            PromptFacts("harmless", "test", "builtin, harmless", 90, "b" * 64),
         ),
         "settings": {
             "model": "/home/me/models/tiny",
@@ -127,7 +127,7 @@ def test_the_card_states_cost_edit_prompts_and_limits():
         "norm mode `row`",
         "Trial 17 of 30, picked by rule `knee`",
         "| `mlp_on` | False |",
-        "| harmful | report | bad.txt, train[:100] | 100 | `aaaaaaaaaaaaaaaa` |",
+        "| harmful | test | bad.txt, train[:100] | 100 | `aaaaaaaaaaaaaaaa` |",
         "keyword rule",
         "100 harmful and 90 harmless",
         "Responsible use",

@@ -99,7 +99,7 @@ def test_a_whole_run(folder, tmp_path, monkeypatch, capsys):
     limits = [
         word
         for kind in ("harmful", "harmless")
-        for split in ("train", "search", "report")
+        for split in ("train", "validation", "test")
         for word in (f"--prompts.{kind}.{split}.limit", "2")
     ]
     words = ["--model", str(folder), "--quantization", "bnb_4bit", "--device", "cpu"]

@@ -63,7 +63,7 @@ def test_the_table_is_that_of_the_results_file():
     sizes = result["sizes"]
     assert f"nats per answer token, {sizes['held_out_main_pairs']} prompts" in text
     assert f"the term itself, {sizes['held_out_benign_responses']} prompts" in text
-    assert f"at temperature 1, {sizes['report_prompts']} prompts" in text
+    assert f"at temperature 1, {sizes['test_prompts']} prompts" in text
     first, second = (r["gradient_norms"]["end"] for r in result["runs"] if r["beta_kl"] == 0)
     kl, main = (f"{first[name]:.2f} and {second[name]:.2f}" for name in ("kl", "main"))
     assert f"is {kl} in norm beside {main} of the main loss" in text

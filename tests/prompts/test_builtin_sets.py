@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SETS = ("harmful", "harmless")
-SPLIT_SIZES = {"train": 132, "search": 64, "report": 64}
+USE_SIZES = {"train": 132, "validation": 64, "test": 64}
 TEACHING_SIZES = {"harmful": 260, "harmless": 400}
 
 # Words that carry form, not content: "How do I ..." and "What is the best way to ..." may frame
@@ -27,11 +27,11 @@ NEAR_DUPLICATE = 0.6
 
 @cache
 def built_in(name: str) -> tuple[tuple[str, str], ...]:
-    """(text, split) of every line of a built-in set."""
+    """(text, use) of every line of a built-in set."""
     source = files("heretic_kl") / "prompts" / "builtin" / f"{name}.jsonl"
     records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    assert all(set(record) == {"text", "split"} for record in records)
-    return tuple((record["text"], record["split"]) for record in records)
+    assert all(set(record) == {"text", "use"} for record in records)
+    return tuple((record["text"], record["use"]) for record in records)
 
 
 @cache
@@ -58,8 +58,8 @@ def near_duplicates(places: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_splits_have_the_promised_sizes(name: str) -> None:
-    assert Counter(split for _, split in built_in(name)) == SPLIT_SIZES
+def test_uses_have_the_promised_sizes(name: str) -> None:
+    assert Counter(use for _, use in built_in(name)) == USE_SIZES
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -88,7 +88,7 @@ def test_no_prompt_appears_twice_anywhere() -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_splits_and_teaching_share_no_near_duplicates(name: str) -> None:
-    places = {split: [t for t, s in built_in(name) if s == split] for split in SPLIT_SIZES}
+    places = {use: [t for t, u in built_in(name) if u == use] for use in USE_SIZES}
     assert near_duplicates({**places, "teaching": list(teaching(name))}) == []
 
 

@@ -12,7 +12,7 @@ from heretic_kl.errors import PromptError
 from heretic_kl.prompts import hub
 from heretic_kl.prompts import loading as prompts
 from heretic_kl.prompts.loading import (
-    BUILTIN_SPLITS,
+    USES,
     DatasetSpec,
     Prompt,
     fingerprint,
@@ -167,7 +167,7 @@ def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
 
 def test_builtin_sets_are_large_and_disjoint() -> None:
     for name in ("harmful", "harmless"):
-        sets = [texts(DatasetSpec(f"builtin:{name}", use)) for use in BUILTIN_SPLITS]
+        sets = [texts(DatasetSpec(f"builtin:{name}", use)) for use in USES]
         together = [text for part in sets for text in part]
         assert len(together) >= 256
         assert len(set(together)) == len(together)
@@ -175,9 +175,9 @@ def test_builtin_sets_are_large_and_disjoint() -> None:
 
 
 def test_builtin_errors() -> None:
-    known = "train, search, report"
+    known = "train, validation, test"
     assert error_of(DatasetSpec("builtin:harmful")).endswith(f"name one with split: {known}")
-    assert error_of(DatasetSpec("builtin:harmful", "test")).endswith(f"there is: {known}")
+    assert error_of(DatasetSpec("builtin:harmful", "report")).endswith(f"there is: {known}")
     assert "builtin:harmful and builtin:harmless" in error_of(DatasetSpec("builtin:x", "train"))
     assert "there is: text" in error_of(DatasetSpec("builtin:harmful", "train", "prompt"))
 
@@ -259,37 +259,37 @@ def test_auto_takes_the_hub_where_it_can_be_reached() -> None:
     found = resolve_specs({}, "auto", reachable=reachable)
     assert asked == [["mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca"]]
     assert (found.prompt_set, found.notice) == ("hub", None)
-    assert found.splits.harmful_train == DatasetSpec(
+    assert found.specs["harmful", "train"] == DatasetSpec(
         "mlabonne/harmful_behaviors", "train[:400]", "text"
     )
-    assert found.splits.harmless_search.split == "test[:100]"
-    assert found.splits.harmless_report == DatasetSpec("builtin:harmless", "report")
+    assert found.specs["harmless", "validation"].split == "test[:100]"
+    assert found.specs["harmless", "test"] == DatasetSpec("builtin:harmless", "test")
 
 
 def test_auto_falls_back_to_the_builtin_prompts_with_a_notice() -> None:
     found = resolve_specs({}, "auto", reachable=lambda names: False)
     assert found.prompt_set == "builtin"
     assert found.notice is not None and "built-in" in found.notice
-    assert found.splits.harmful_search == DatasetSpec("builtin:harmful", "search")
+    assert found.specs["harmful", "validation"] == DatasetSpec("builtin:harmful", "validation")
 
 
 def test_tables_go_over_the_prompt_set() -> None:
     tables = {
         "harmful": {
             "train": {"source": "mine.txt", "split": None, "limit": 3},
-            "search": {"source": "builtin:harmless"},
-            "report": {"source": None, "prefix": "> ", "split": "report[:5]"},
+            "validation": {"source": "builtin:harmless"},
+            "test": {"source": None, "prefix": "> ", "split": "test[:5]"},
         }
     }
-    splits = resolve_specs(tables, "builtin").splits
-    assert splits.harmful_train == DatasetSpec("mine.txt", limit=3)
-    assert splits.harmful_search == DatasetSpec("builtin:harmless", "search")
-    assert splits.harmful_report == DatasetSpec("builtin:harmful", "report[:5]", prefix="> ")
+    specs = resolve_specs(tables, "builtin").specs
+    assert specs["harmful", "train"] == DatasetSpec("mine.txt", limit=3)
+    assert specs["harmful", "validation"] == DatasetSpec("builtin:harmless", "validation")
+    assert specs["harmful", "test"] == DatasetSpec("builtin:harmful", "test[:5]", prefix="> ")
 
 
 def test_the_hub_is_not_asked_when_every_table_names_its_source() -> None:
     use = {"source": "x.txt"}
-    tables = {kind: {"train": use, "search": use} for kind in ("harmful", "harmless")}
+    tables = {kind: {"train": use, "validation": use} for kind in ("harmful", "harmless")}
 
     def reachable(names: object) -> bool:
         raise AssertionError("asked")

@@ -64,7 +64,7 @@ def trial(number: int, count: int, mean: float) -> TrialRecord:
 
 
 FRONT = (trial(18, 0, 0.05), trial(9, 12, 0.0137), trial(11, 13, 0.0135))
-REPORTS = {
+TESTED = {
     9: {
         "refusals": refusals(14),
         "teacher_forced_kl": divergence(0.02),
@@ -135,11 +135,11 @@ class TestWording:
 
 class TestFront:
     def test_rows_hold_what_was_measured(self) -> None:
-        rows = front_rows(FRONT, REPORTS, baseline={"refusals": refusals(61)})
+        rows = front_rows(FRONT, TESTED, baseline={"refusals": refusals(61)})
         assert [row.title for row in rows] == ["unedited", "18", "9 ← knee", "11"]
-        assert rows[0].search == {"refusals": cell(refusals(61))}
-        assert rows[1].report == {}
-        assert rows[2].report["false_refusals"] == cell(refusals(1))
+        assert rows[0].validation == {"refusals": cell(refusals(61))}
+        assert rows[1].test == {}
+        assert rows[2].test["false_refusals"] == cell(refusals(1))
         assert rows[3].edit == describe_edit(EDIT)
 
     def test_neighbours_whose_intervals_overlap_are_named(self) -> None:
@@ -172,14 +172,14 @@ class TestFront:
         assert f"{total // 3}/{total}" in "\n".join(lines)
 
     def test_narrow_and_ascii_tables_are_drawn_too(self) -> None:
-        rows = front_rows(FRONT, REPORTS)
+        rows = front_rows(FRONT, TESTED)
         assert max(map(len, rendered(front_table(rows, edits=True), width=20))) <= 20
         text = "\n".join(rendered(front_table(rows, ascii_only=True), encoding="ascii"))
         assert text.isascii()
         assert "0.0500 +/- 0.0063" in text
 
     def test_lines_are_aligned_and_complete(self) -> None:
-        lines = front_lines(front_rows(FRONT, REPORTS))
+        lines = front_lines(front_rows(FRONT, TESTED))
         assert len(lines) == 1 + 3 + 1
         place = lines[0].index("KL")
         assert all(line[place - 1] == " " and line[place] != " " for line in lines)
@@ -190,9 +190,9 @@ class TestFront:
         odd = [TrialRecord(1, "complete", {}, None, {"a|b": Score(1.0, "x|y")}, (1.0,))]
         text = front_markdown(front_rows(odd))
         assert text.splitlines()[2] == r"| 1 ← knee | x\|y | unknown edit |"
-        table = front_markdown(front_rows(FRONT, REPORTS)).splitlines()
+        table = front_markdown(front_rows(FRONT, TESTED)).splitlines()
         assert len({line.count("|") for line in table}) == 1
-        assert "false refusals (report)" in table[0]
+        assert "false refusals (test)" in table[0]
 
 
 def profile(means: list[float]) -> list[dict[str, Any]]:
@@ -237,8 +237,8 @@ class TestDetails:
             "31% of the KL",
             "2.3e-06 nats",
             "2 prompts that the original refuses, KL 1.2500 nats",
-            "KL over positions, nats (search prompts)",
-            "refusals on the report prompts",
+            "KL over positions, nats (validation prompts)",
+            "refusals on the test prompts",
             "empty answers",
         ):
             assert expected in text
@@ -268,7 +268,7 @@ class TestDetails:
     )
     def test_odd_details_are_left_out(self, details: dict[str, Any]) -> None:
         record = TrialRecord(1, "complete", {}, None, {"odd": Score(None, "?", details=details)})
-        assert "odd on the search prompts" in details_lines(trial_details(record))
+        assert "odd on the validation prompts" in details_lines(trial_details(record))
 
     def test_a_failed_trial_tells_why(self) -> None:
         record = TrialRecord(1, "failed", {}, EDIT, error="NaN logits")

@@ -1,4 +1,4 @@
-"""A whole run on a tiny random model: search, confirm, pick, save in both forms, resume."""
+"""A whole run on a tiny random model: search, test, pick, save in both forms, resume."""
 
 import json
 
@@ -25,7 +25,7 @@ def workplace(tmp_path_factory):
 
 def settings(workplace, folder, **changes):
     def table(name):
-        parts = {"train": "[:6]", "search": "[6:9]", "report": "[9:]"}
+        parts = {"train": "[:6]", "validation": "[6:9]", "test": "[9:]"}
         source = str(workplace / f"{name}.txt")
         return {split: {"source": source, "split": part} for split, part in parts.items()}
 
@@ -38,7 +38,7 @@ def settings(workplace, folder, **changes):
         "max_response_tokens": 6,
         "batch_size": 4,
         "kl_tokens": 3,
-        "confirm_trials": 2,
+        "test_trials": 2,
         "response_prefix": "",
         "prompt_set": "builtin",
         "study_dir": folder / "studies",
@@ -61,7 +61,7 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
     session, seen = run(workplace, tmp_path)
     with session:
         session.search()
-        session.confirm()
+        session.test()
         record = session.pick("knee")
         saved = session.save(record, tmp_path / "out", "merged")
         assert saved.merge_kl <= saved.noise_floor
@@ -82,7 +82,7 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
         events.BaselineMeasured,
         events.StudyOpened,
         events.TrialFinished,
-        events.TrialConfirmed,
+        events.TrialTested,
         events.TrialPicked,
         events.ModelSaved,
     ):
@@ -109,7 +109,7 @@ def test_an_adapter_of_a_resumed_run_is_measured_against_the_unedited_model(work
     first, _ = run(workplace, tmp_path, trials=2, **own)
     with first:
         first.search()
-        first.confirm_one(0)
+        first.test_one(0)
     again, _ = run(workplace, tmp_path, trials=2, **own)
     with again:
         saved = again.save(again.trials[0], tmp_path / "adapter", "lora")
@@ -178,12 +178,12 @@ def test_what_cannot_be_met_is_refused_before_the_search(workplace, tmp_path):
 
 def test_report_prompts_that_were_searched_on_are_noticed(workplace, tmp_path):
     changed = settings(workplace, tmp_path).model_dump()["prompts"]
-    changed["harmful"]["report"]["split"] = "[6:9]"
+    changed["harmful"]["test"]["split"] = "[6:9]"
     session, seen = run(workplace, tmp_path, trials=0, prompts=changed)
     with session:
         assert session.front == ()
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
-    assert any("3 of 3 harmful report prompts are also search prompts" in n for n in notices)
+    assert any("3 of 3 harmful test prompts are also validation prompts" in n for n in notices)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -212,7 +212,7 @@ def test_a_raced_search_stops_losers_and_finds_the_same_front(workplace, tmp_pat
             for record in finished:
                 assert record.scores == expected[record.number].scores
             assert [record.number for record in raced.front] == front
-        raced.confirm()
+        raced.test()
     again, _ = run(workplace, tmp_path / "raced", **own)
     with again:
         assert [r.stopped for r in again.trials if r.stopped] == [r.stopped for r in stopped]

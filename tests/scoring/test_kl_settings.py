@@ -30,10 +30,10 @@ def plan(engine):
     return {key: ablation_operator(direction, 0.5) for key in engine.lm.architecture.facts()}
 
 
-def kl(engine, plan, *, split="search", **settings):
+def kl(engine, plan, *, use="validation", **settings):
     suite = Suite([ScorerSpec("kl", "teacher_forced_kl", "minimize", {**KEEP_ALL, **settings})])
     context = MeasuringContext(engine, {"harmful": PROMPTS, "harmless": PROMPTS}, 4, 8)
-    suite.prepare(replace(context, split=split, noise_floor=1e-12))
+    suite.prepare(replace(context, use=use, noise_floor=1e-12))
     return suite, suite.evaluate(engine, plan)["kl"]
 
 
@@ -52,9 +52,9 @@ def test_its_own_prompts_are_measured_in_their_own_split(engine, plan, tmp_path)
     suite, score = kl(engine, plan, prompts=own)
     assert score.details["prompts"] == 3
     assert score.value != kl(engine, plan)[1].value
-    other, unchanged = kl(engine, plan, split="report", prompts=own)
+    other, unchanged = kl(engine, plan, use="test", prompts=own)
     assert unchanged.value == kl(engine, plan)[1].value
-    _, there = kl(engine, plan, split="report", report_prompts=own)
+    _, there = kl(engine, plan, use="test", test_prompts=own)
     assert there.value == score.value
     assert suite.scorers["kl"].identity() != other.scorers["kl"].identity()
 

@@ -237,7 +237,7 @@ def test_several_side_by_side_leave_one_by_one(lm):
 
 
 def test_final_measurements_are_never_raced(lm):
-    """`evaluate`, which the report prompts and saving use, knows no rivals."""
+    """`evaluate`, which the test prompts and saving use, knows no rivals."""
     engine, suite = prepared(lm)
     scores = suite.evaluate(engine, plans(lm, 1)[0])
     assert set(scores) == {"refusals", "kl"}

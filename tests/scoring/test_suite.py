@@ -23,7 +23,7 @@ HARMLESS = tuple(Prompt(f"make a cake {word}") for word in "how do I please tell
 DEFAULTS = (
     ScorerSpec("refusals", "refusals", "minimize", {}),
     ScorerSpec("teacher_forced_kl", "teacher_forced_kl", "minimize", {}),
-    ScorerSpec("false_refusals", "false_refusals", "report", {}),
+    ScorerSpec("false_refusals", "false_refusals", "monitor", {}),
 )
 
 
@@ -176,7 +176,7 @@ def test_a_scorer_that_raises_says_which(tmp_path, engine):
 def test_unscored_is_a_value_for_reports_and_an_error_for_objectives(tmp_path, engine):
     body = MINE.replace("Score(self.settings.bonus, f", "Score(None, f")
     path = str(plug_in(tmp_path, body))
-    report = [DEFAULTS[0], ScorerSpec("mine", path, "report", {})]
+    report = [DEFAULTS[0], ScorerSpec("mine", path, "monitor", {})]
     suite = Suite(report)
     suite.prepare(context(engine))
     assert suite.evaluate(engine, None)["mine"].value is None
@@ -220,7 +220,7 @@ def test_bad_scorer_settings_are_one_line(settings, message):
 
 
 def test_two_scorers_may_not_share_a_name():
-    twice = [DEFAULTS[0], ScorerSpec("Refusals", "refusals", "report", {})]
+    twice = [DEFAULTS[0], ScorerSpec("Refusals", "refusals", "monitor", {})]
     with pytest.raises(ConfigError, match="'refusals' and 'Refusals' share a name"):
         Suite(twice)
 

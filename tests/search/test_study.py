@@ -242,14 +242,14 @@ def test_maximized_scores_are_negated_and_front_follows(folder):
     assert records[0].objectives[0] == -records[0].scores["refusals"].value
 
 
-def test_reports_are_kept(folder):
+def test_scores_on_the_test_prompts_are_kept(folder):
     with open_storage(None, folder, "s") as storage:
         opened = study(storage)
-        assert opened.report(0) is None
+        assert opened.test_scores(0) is None
         score = Score(0.1, "1/10", standard_error=0.02, interval=(0.0, 0.3), details={"count": 1})
-        opened.keep_report(0, {"refusals": score})
+        opened.keep_test_scores(0, {"refusals": score})
     with open_storage(None, folder, "s") as storage:
-        assert study(storage).report(0) == {"refusals": score}
+        assert study(storage).test_scores(0) == {"refusals": score}
 
 
 def test_sqlite_storage_works_and_bad_urls_are_one_line(tmp_path, folder):

@@ -5,7 +5,7 @@ from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
-from ui_samples import REPORT, failed, recorded, refusals, saved, stopped, trial, written
+from ui_samples import TEST_SCORES, failed, recorded, refusals, saved, stopped, trial, written
 
 from heretic_kl.events import (
     BaselineMeasured,
@@ -17,9 +17,9 @@ from heretic_kl.events import (
     StageFinished,
     StageStarted,
     StudyOpened,
-    TrialConfirmed,
     TrialFinished,
     TrialPicked,
+    TrialTested,
 )
 from heretic_kl.report import front_rows
 from heretic_kl.scoring import Score
@@ -39,7 +39,7 @@ def whole_run() -> Iterator[Event]:
     yield StageAdvanced("calibrate", "dtype")
     yield StageAdvanced("calibrate")
     yield StageFinished("calibrate", 0.01)
-    yield BaselineMeasured("search", {"refusals": refusals(61)})
+    yield BaselineMeasured("validation", {"refusals": refusals(61)})
     yield Notice("built-in prompts are used [hub unreachable]")
     yield StudyOpened("demo", "studies/demo.log", 0, 4)
     yield StudyOpened("demo", "studies/demo.log", 2, 4)
@@ -48,7 +48,7 @@ def whole_run() -> Iterator[Event]:
         front = pareto_front(TRIALS[: index + 1])
         yield TrialFinished(record, index + 1, 4, front, 60.0 * (3 - index))
     yield StageFinished("search", 12.0)
-    yield TrialConfirmed(TRIALS[1], REPORT)
+    yield TrialTested(TRIALS[1], TEST_SCORES)
     yield TrialPicked(TRIALS[1], "knee")
     yield saved()
 
@@ -76,13 +76,13 @@ def test_a_log_tells_every_fact() -> None:
         "  took 3.2 s",
         "  dtype:                   float32",
         "  1/2 dtype",
-        "unedited, search prompts: refusals 61/64",
+        "unedited, validation prompts: refusals 61/64",
         "note: built-in prompts are used [hub unreachable]",
         "study demo in studies/demo.log: 4 trials to run",
         "study demo in studies/demo.log: 2 of 4 trials are there already",
         "front 2, knee trial 0: refusals 30/64 (47%)  KL 0.0100 ± 0.0041; best refusals 3/64 (5%)"
         "  KL 0.0100 ± 0.0041",
-        "trial 1, report prompts: refusals 4/64 (6%",
+        "trial 1, test prompts: refusals 4/64 (6%",
         "picked trial 1 (knee)",
         "one direction at layer 17.4",
     ):
@@ -100,7 +100,7 @@ def test_a_log_is_never_wrapped() -> None:
 def test_a_saved_model_shows_both_columns_and_the_merge() -> None:
     lines = plain_log()
     start = lines.index("saved merged model to out")
-    assert lines[start + 1].split() == ["report", "prompts", "trial", "saved", "model"]
+    assert lines[start + 1].split() == ["test", "prompts", "trial", "saved", "model"]
     place = lines[start + 1].index("saved")
     assert all(line[place - 1] == " " != line[place] for line in lines[start + 2 : start + 5])
     assert "1.3e-07 nats, within what rounding costs" in lines[start + 5]
@@ -183,7 +183,7 @@ def test_long_stages_do_not_flood_a_log() -> None:
 
 
 def test_the_front_is_a_table_on_terminals_and_lines_elsewhere() -> None:
-    rows = front_rows(pareto_front(TRIALS), {1: REPORT})
+    rows = front_rows(pareto_front(TRIALS), {1: TEST_SCORES})
     for terminal in (True, False):
         console = recorded(terminal=terminal, width=80)
         print_front(console, rows)

@@ -119,8 +119,8 @@ def test_measuring_shows_the_scores_and_is_offered_once(
     keys: PipeInput, session: FakeSession
 ) -> None:
     printed = drive(keys, session, ENTER + MEASURE + BACK)
-    assert session.reports.keys() == {0}
-    assert "report prompts: refusals 4/64" in printed
+    assert session.tested.keys() == {0}
+    assert "test prompts: refusals 4/64" in printed
     printed = drive(keys, session, ENTER + DOWN * 4 + ENTER)
     assert "measuring" not in printed
 
@@ -131,7 +131,7 @@ def test_a_measurement_that_fails(
 ) -> None:
     session.trouble = trouble
     printed = drive(keys, session, ENTER + MEASURE + CTRL_C)
-    assert session.reports == {}
+    assert session.tested == {}
     assert "storage is gone" in printed or "nothing was kept of it" in printed
 
 

@@ -48,7 +48,7 @@ def stopped(number: int) -> TrialRecord:
     return TrialRecord(number, "stopped", {}, EDIT, seconds=1.0, stopped=known)
 
 
-REPORT = {
+TEST_SCORES = {
     "refusals": refusals(4),
     "teacher_forced_kl": divergence(0.0287),
     "false_refusals": refusals(1),
@@ -56,7 +56,7 @@ REPORT = {
 
 
 def saved(folder: Path = Path("out"), merge_kl: float = 1.3e-7) -> ModelSaved:
-    return ModelSaved(folder, "merged", REPORT, REPORT, merge_kl, 2.3e-6)
+    return ModelSaved(folder, "merged", TEST_SCORES, TEST_SCORES, merge_kl, 2.3e-6)
 
 
 def recorded(*, terminal: bool, width: int = 100, encoding: str = "utf-8") -> Console:
@@ -88,7 +88,7 @@ class FakeSession:
     def __init__(self, *trials: TrialRecord) -> None:
         self.trials: tuple[TrialRecord, ...] = trials
         self.baseline: Mapping[str, Score] = {"refusals": refusals(61)}
-        self.reports: dict[int, Mapping[str, Score]] = {}
+        self.tested: dict[int, Mapping[str, Score]] = {}
         self.saves: list[tuple[int, Path, str, bool]] = []
         self.searches: list[int] = []
         self.asked: list[tuple[int | None, list[str]]] = []
@@ -99,13 +99,13 @@ class FakeSession:
     def front(self) -> tuple[TrialRecord, ...]:
         return pareto_front(self.trials)
 
-    def report(self, number: int) -> Mapping[str, Score] | None:
-        return self.reports.get(number)
+    def test_scores(self, number: int) -> Mapping[str, Score] | None:
+        return self.tested.get(number)
 
-    def confirm_one(self, number: int) -> Mapping[str, Score]:
+    def test_one(self, number: int) -> Mapping[str, Score]:
         self._raise()
-        self.reports[number] = REPORT
-        return REPORT
+        self.tested[number] = TEST_SCORES
+        return TEST_SCORES
 
     def search(self, until: int) -> None:
         self.searches.append(until)
