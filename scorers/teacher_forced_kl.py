@@ -42,22 +42,6 @@ from heretic_kl.scoring import (
 )
 
 
-class PromptSource(ScorerSettings):
-    """Where prompts come from; see `heretic_kl.prompts.DatasetSpec`."""
-
-    source: str = Field(min_length=1, description="Hub id, folder, file or builtin:NAME.")
-    split: str | None = Field(default=None, description="For instance test or train[:100].")
-    column: str | None = Field(default=None, description="Which column holds the prompts.")
-    prefix: str = Field(default="", description="Put before each prompt.")
-    suffix: str = Field(default="", description="Put after each prompt.")
-    system: str | None = Field(default=None, description="System prompt.")
-    limit: int | None = Field(default=None, ge=1, description="Most prompts.")
-
-    def load(self) -> tuple[Prompt, ...]:
-        """The prompts."""
-        return tuple(load_prompts(DatasetSpec(**self.model_dump())))
-
-
 class TeacherForcedKLSettings(ScorerSettings):
     """Settings of the teacher-forced KL."""
 
@@ -85,14 +69,14 @@ class TeacherForcedKLSettings(ScorerSettings):
             "at temperature 1."
         ),
     )
-    prompts: PromptSource | None = Field(
+    prompts: DatasetSpec | None = Field(
         default=None,
         description=(
             "A table of source, split, column, prefix, suffix, system, limit: what trials are "
             "measured on; unset: the run's harmless validation prompts."
         ),
     )
-    test_prompts: PromptSource | None = Field(
+    test_prompts: DatasetSpec | None = Field(
         default=None,
         description="The same for final trials; unset: the run's harmless test prompts.",
     )
@@ -122,7 +106,7 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
     def prepare(self, context: ScorerContext) -> None:
         """Have the original answer, and set aside the prompts that it refuses."""
         own = self.settings.prompts if context.use == "validation" else self.settings.test_prompts
-        prompts = context.prompts("harmless") if own is None else own.load()
+        prompts = context.prompts("harmless") if own is None else tuple(load_prompts(own))
         refused = self._refused(prompts, context) if self.settings.set_aside_refused else set()
         if len(refused) == len(prompts):
             raise MeasurementError(

@@ -7,7 +7,6 @@ from heretic_kl.prompts.loading import (
     BUILTIN_SPECS,
     KINDS,
     USES,
-    DatasetSpec,
     Kind,
     Prompt,
     ResolvedPrompts,
@@ -17,12 +16,14 @@ from heretic_kl.prompts.loading import (
     resolve_specs,
 )
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
+from heretic_kl.prompts.source import DatasetSpec, PromptSource
 
 __all__ = [
     "BUILTIN_SPECS",
     "DatasetSpec",
     "Prompt",
     "PromptSets",
+    "PromptSource",
     "Kind",
     "ResolvedPrompts",
     "Use",

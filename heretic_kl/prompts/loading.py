@@ -26,6 +26,7 @@ from heretic_kl.prompts.hub import (
     offline,
     quiet_datasets,
 )
+from heretic_kl.prompts.source import DatasetSpec
 
 Kind = Literal["harmful", "harmless"]
 Use = Literal["train", "validation", "test"]
@@ -48,33 +49,6 @@ class Prompt:
 
     user: str
     system: str | None = None
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """Which prompts: a source, a part of it, and what is put around each prompt."""
-
-    source: str  # builtin:NAME, hub id, folder, or file
-    split: str | None = None  # "train", "train[:400]", "test[10:50]", "[:20%]"
-    column: str | None = None
-    prefix: str = ""
-    suffix: str = ""
-    system: str | None = None
-    limit: int | None = None  # applied after the slice
-
-    def __post_init__(self) -> None:
-        """Refuse what no caller can mean."""
-        if not self.source:
-            raise ValueError("source must not be empty")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1, got {self.limit}")
-
-    def describe(self) -> str:
-        """Return the source and the part of it, for people: `org/set train[:400], column text`."""
-        split = "" if self.split is None else f" {self.split}"
-        column = "" if self.column is None else f", column {self.column}"
-        limit = "" if self.limit is None else f", at most {self.limit}"
-        return f"{self.source}{split}{column}{limit}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from heretic_kl.prompts.loading import (
     KINDS,
     USES,
-    DatasetSpec,
     Kind,
     Prompt,
     Use,
@@ -17,6 +16,7 @@ from heretic_kl.prompts.loading import (
     load_prompts,
     resolve_specs,
 )
+from heretic_kl.prompts.source import DatasetSpec
 
 
 @dataclass(frozen=True)
