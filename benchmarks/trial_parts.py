@@ -53,13 +53,13 @@ def matrix_rate(rows: int, width: int, dtype: torch.dtype, repeats: int) -> floa
 
     With the weight as it is or packed, whichever is faster.
     """
-    from heretic_kl.kl.packing import packed, product
+    from heretic_kl.kl.packing import packed
 
     a, weight = torch.randn(rows, width).to(dtype), torch.randn(width * 8 // 3, width).to(dtype)
-    laid_out = packed(weight)
+    packed_weight = packed(weight)
     works = [lambda: [a @ weight.T for _ in range(50)]]
-    if laid_out is not None:
-        works.append(lambda: [product(a, laid_out) for _ in range(50)])
+    if packed_weight is not None:
+        works.append(lambda: [packed_weight.product(a, weight) for _ in range(50)])
     seconds = min(median_seconds(work, repeats) for work in works)
     return 50 * 2 * rows * weight.numel() / seconds
 

@@ -27,7 +27,7 @@ from heretic_kl.errors import HereticKLError
 from heretic_kl.export import MergedSaved, save_merged
 from heretic_kl.export.shards import open_shard
 from heretic_kl.model import LanguageModel, Site, edited
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 from heretic_kl.requests import ResponseRequest
 from heretic_kl.run import calibrate as calibrating
 from heretic_kl.testing import WORDS, tiny_tokenizer, zoo

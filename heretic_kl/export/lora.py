@@ -22,7 +22,7 @@ from heretic_kl.ablation import Operator, Plan
 from heretic_kl.errors import ExportError
 from heretic_kl.export.folder import check_target, new_folder
 from heretic_kl.model import LanguageModel, ModelSource, Site
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 
 DEFAULT_RANK = 16
 EXACT_SVD_SIZE = 256

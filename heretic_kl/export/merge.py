@@ -24,7 +24,7 @@ from heretic_kl.export.checkpoint import Checkpoint, OtherFiles, find_checkpoint
 from heretic_kl.export.folder import check_target, new_folder
 from heretic_kl.export.shards import FLOAT_TYPES, TensorEdit, fitted, rewrite, rewritten_bytes
 from heretic_kl.model import LanguageModel
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 
 QUANTIZATION_ERROR = 0.25
 """Largest relative difference between a weight and what quantization made of it."""

@@ -21,7 +21,7 @@ KL(reference || candidate), and a mean is over positions within the mask, then o
     reference.py    the original model's answers and states: given, loaded or computed
     storage.py      safetensors, written whole or not at all
     loss.py         the differentiable version
-    packing.py      weights laid out for the CPU's matrix products
+    packing.py      weights packed for the CPU's matrix products
     metric.py       version, directions, thresholds
 """
 

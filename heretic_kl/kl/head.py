@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.kl.metric import Direction
-from heretic_kl.kl.packing import packed, product
+from heretic_kl.kl.packing import PackedWeight, packed
 from heretic_kl.kl.rows import (
     RowStatistics,
     concatenate_rows,
@@ -40,7 +40,7 @@ class Head:
             `logits_scaling`).
         softcap: Bound of the soft-capping (Gemma 2's `final_logit_softcapping`), or None.
         vocabulary_size: Columns from here on are padding of the weight; None keeps all.
-        packed_weight: The weight without padding as `heretic_kl.kl.packing` lays it out, or None.
+        packed_weight: A packed copy of the weight without padding, or None.
     """
 
     weight: Tensor  # (V, D)
@@ -48,7 +48,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     vocabulary_size: int | None = None
-    packed_weight: Tensor | None = None
+    packed_weight: PackedWeight | None = None
 
     def __post_init__(self) -> None:
         """Raise `ValueError` if the parts do not fit together."""
@@ -94,7 +94,7 @@ class Head:
         if self.packed_weight is None:
             raw = rows.contiguous() @ weight.T
         else:
-            raw = product(rows.contiguous(), self.packed_weight)
+            raw = self.packed_weight.product(rows.contiguous(), weight)
         logits = raw if raw.dtype == torch.float64 else raw.to(torch.float32)
         if self.bias is not None:
             logits += self.bias[: self.vocabulary].to(logits.dtype)
@@ -105,9 +105,9 @@ class Head:
         return logits
 
     def with_packed_weight(self) -> "Head":
-        """Return a head that reads a packed copy of the weight; itself where none can be made."""
-        laid_out = packed(self.weight[: self.vocabulary])
-        return self if laid_out is None else replace(self, packed_weight=laid_out)
+        """Return a head that reads a packed copy of the weight; itself where there is no layout."""
+        packed_weight = packed(self.weight[: self.vocabulary])
+        return self if packed_weight is None else replace(self, packed_weight=packed_weight)
 
     def kept(self) -> "Head":
         """Return a copy on the CPU that later changes of the model do not reach."""

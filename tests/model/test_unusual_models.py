@@ -16,7 +16,7 @@ from heretic_kl.model import (
     resumed_at,
 )
 from heretic_kl.model.loading.head import Headless
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 from heretic_kl.testing import load_tiny_model, tiny_tokenizer, zoo
 
 TOKENS = torch.randint(4, 30, (4, 9), generator=torch.Generator().manual_seed(0))

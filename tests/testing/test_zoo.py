@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 from heretic_kl.testing import tiny_tokenizer, zoo
 
 EVERY = zoo.model_types()

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from heretic_kl.kl.packing import PACKED_DTYPES, packed, product
+from heretic_kl.kl.packing import PACKED_DTYPES, PackedWeight, packed
 from heretic_kl.model.causal_model import CausalModel
 
 M = TypeVar("M", bound=CausalModel)
 
 
 def packed_bytes(lm: CausalModel) -> int:
-    """What packed copies of all that can be packed would take; 0: nothing can be."""
-    weights = [module.weight for module in _linear_layers(lm)]
+    """Memory that packed copies of the layers' and the head's weights take; 0: no layout here."""
     if packed(torch.ones(8, 8, dtype=lm.dtype)) is None or lm.device.type != "cpu":
         return 0
-    return sum(w.numel() * w.element_size() for w in [*weights, lm.head.weight])
+    weights = [*(module.weight for module in _linear_layers(lm)), lm.head.weight]
+    return sum(weight.nbytes for weight in weights)
 
 
 def with_packed_weights(lm: M) -> M:
     """The model, its linear layers and its head reading packed copies of their weights from now on.
 
-    A layer whose weight is replaced or written to goes back to reading the weight itself.
+    A layer whose weight is replaced or written to goes back to reading the weight itself, and so
+    do the layers of a deep copy of the model.
     """
     for module in _linear_layers(lm):
-        laid_out = packed(module.weight)
-        if laid_out is not None:
-            vars(module)["forward"] = _forward(module, laid_out)
+        packed_weight = packed(module.weight)
+        if packed_weight is not None:
+            vars(module)["forward"] = _PackedForward(module, packed_weight)
     return replace(lm, head=lm.head.with_packed_weight())
 
 
@@ -41,7 +41,25 @@ def with_plain_weights(lm: CausalModel) -> None:
         vars(module).pop("forward", None)
 
 
+@dataclass(eq=False)
+class _PackedForward:
+    """The forward pass of one linear layer; a deep copy belongs to the copied layer."""
+
+    module: nn.Linear
+    packed_weight: PackedWeight
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        weight, bias = self.module.weight, self.module.bias
+        if rows.dtype != weight.dtype or rows.requires_grad:  # the packed product has no gradient
+            return nn.functional.linear(rows, weight, bias)
+        return self.packed_weight.product(rows, weight, bias)
+
+
 def _linear_layers(lm: CausalModel) -> list[nn.Linear]:
+    """Linear layers whose forward pass is that of their class, or ours.
+
+    Other libraries put their hooks there too.
+    """
     head = lm.model.get_output_embeddings()
     return [
         module
@@ -49,24 +67,5 @@ def _linear_layers(lm: CausalModel) -> list[nn.Linear]:
         if type(module) is nn.Linear
         and module is not head  # `lm.head` stands for it
         and module.weight.dtype in PACKED_DTYPES
-        and _is_own(vars(module).get("forward"))
+        and isinstance(vars(module).get("forward"), _PackedForward | None)
     ]
-
-
-def _is_own(forward: object) -> bool:
-    """Whether a layer's forward is that of its class or ours; others hook theirs in there too."""
-    return forward is None or hasattr(forward, "packs")
-
-
-def _forward(module: nn.Linear, laid_out: Tensor) -> Callable[[Tensor], Tensor]:
-    place, version = module.weight.data_ptr(), module.weight._version
-
-    def forward(rows: Tensor) -> Tensor:
-        weight = module.weight
-        changed = weight.data_ptr() != place or weight._version != version
-        if changed or rows.dtype != weight.dtype or rows.requires_grad:  # ours has no gradient
-            return nn.functional.linear(rows, weight, module.bias)
-        return product(rows, laid_out, module.bias)
-
-    forward.packs = True  # type: ignore[attr-defined]
-    return forward

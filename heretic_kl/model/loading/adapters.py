@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heretic_kl.errors import ModelError, UnsupportedModelError
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -1,18 +1,40 @@
-"""Where a transformers model ends and its output head begins, checked against its own logits."""
+"""Where a transformers model ends and its output head begins. Reads no config.
+
+The head is measured by running the model, because its steps have a different config name in every
+family. Chosen rows are put through the head's module, which shows its bias and its weight. Chosen
+logits are put in place of what the module gives, which shows the scale, the bias and the soft cap
+that follow it, whatever the size of the model's own logits.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.kl import Head
 
-PROBE_TOKENS = 6
+TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
+"""Largest difference between computed logits and the model's own, relative to the largest logit."""
+LOW_PRECISION_TOLERANCE: Final = 0.02
+"""In bfloat16 a scale and a soft cap round four times, to 0.004 each."""
+
+SMALL_LOGITS: Final = (0.0, 1.0, -1.0, 3.0, -3.0, 12.0, -12.0, 50.0, -50.0)
+"""Logits put in place of the head's output; any soft cap is still invertible at 1."""
+LINEAR_ROWS: Final = 8
+"""Random rows that show whether the head's module is its weight and bias."""
+UNITS_AT_ONCE: Final = 256
+"""Unit rows put through a head's module whose weight is measured."""
+
+HeadModule = Callable[[Tensor], Tensor]
+"""(..., D) -> (..., V): the head's module."""
 
 
 class Headless:
@@ -27,115 +49,248 @@ class Headless:
 
     def __call__(self, **arguments: Any) -> Any:
         """Run the model."""
-        head = self._model.get_output_embeddings()
-        entered: list[Tensor] = []
+        inputs: list[Tensor] = []
 
-        def instead(hidden: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-            entered.append(hidden)
+        def skip_head(hidden: Tensor, _module: HeadModule) -> Tensor:
+            inputs.append(hidden)
             return hidden[..., :1]  # what comes behind the head is not needed
 
-        own = vars(head).get("forward")
-        head.forward = instead
-        try:
-            # Mixed precision is put around the outermost forward only: bodies run without it.
-            getattr(self._model, "_original_forward", self._model)(**arguments)
-        finally:
-            if own is None:
-                del head.forward
-            else:
-                head.forward = own
-        if not entered:
+        with _replaced_head(self._model, skip_head):
+            _forward(self._model)(**arguments)
+        if not inputs:
             raise UnsupportedModelError(f"{type(self._model).__name__} does not call its head")
-        return SimpleNamespace(last_hidden_state=entered[0])
+        return SimpleNamespace(last_hidden_state=inputs[0])
 
 
+class _Run(NamedTuple):
+    """One run of the model on the probe's tokens."""
+
+    tokens: Tensor
+    """(1, T) ids."""
+    hidden: Tensor
+    """(T, D) what enters the head's module."""
+    module: HeadModule
+    logits: Tensor
+    """(T, V) the model's own, in the dtype it gives them in."""
+
+
+class _Steps(NamedTuple):
+    """`softcap * tanh((scale * x + bias) / softcap)`: what follows the head's module."""
+
+    scale: Tensor
+    """(V,) float64."""
+    bias: Tensor
+    """(V,) float64."""
+    softcap: float | None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(T, 1) or (T, V) what the module gives -> (T, V)."""
+        linear = logits * self.scale + self.bias
+        return linear if self.softcap is None else torch.tanh(linear / self.softcap) * self.softcap
+
+
+@torch.no_grad()
 def find_body_and_head(model: Any, *, vocabulary_size: int | None = None) -> tuple[Any, Head]:
-    """What gives final hidden states, and the head: bias, scale and soft-capping as declared.
+    """What gives final hidden states, and the head with its bias, scale and soft cap.
 
     Args:
-        model: a `transformers` causal LM.
+        model: a `transformers` causal LM in evaluation mode.
         vocabulary_size: tokens that count; columns beyond are padding. None: all that the model
             gives logits for.
 
     Raises:
-        UnsupportedModelError: the model has no linear output head, or the head does not
-            reproduce the model's own logits.
+        UnsupportedModelError: the model has no linear output head, or body and head together do
+            not give the model's own logits.
     """
-    output = model.get_output_embeddings()
-    weight, bias = getattr(output, "weight", None), getattr(output, "bias", None)
-    if not isinstance(weight, torch.Tensor):
-        raise UnsupportedModelError(f"{type(model).__name__} has no linear output head")
-    config = model.config.get_text_config()
-    tokens, own = _own_logits(model)
-    rows = int(weight.shape[0])
-    head = Head(
-        weight=_scaled_by_token(output, weight.detach()),
-        bias=None if bias is None else bias.detach(),
-        scale=_logit_scale(config),
-        softcap=getattr(config, "final_logit_softcapping", None),
-        vocabulary_size=own.shape[-1] if own.shape[-1] < rows else None,
-    )
-    body: Any = model.base_model
-    if body is model or _problem(model, body, head, tokens, own) is not None:
-        body = Headless(model)
-        problem = _problem(model, body, head, tokens, own)
-        if problem is not None:
-            raise UnsupportedModelError(f"{type(model).__name__}: {problem}")
+    name = type(model).__name__
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if not isinstance(weight, Tensor):
+        raise UnsupportedModelError(f"{name} has no linear output head")
+    run = _run(model)
+    weight, bias = _linear_part(name, run, weight.detach())
+    steps = _steps_after_head(model, run, rows=len(weight), dtype=weight.dtype)
+    head = _head(weight, bias, steps)
+    problem = _problem(head, run)
+    if problem is not None:
+        raise UnsupportedModelError(f"{name}: {problem}")
     if vocabulary_size is not None:
         head = replace(head, vocabulary_size=vocabulary_size)
-    return body, head
+    return _body(model, run), head
 
 
-def _scaled_by_token(output: Any, weight: Tensor) -> Tensor:
-    """The head's weight, each token's row times what its logit is multiplied by (Dory)."""
-    scale = getattr(output, "logit_scale", None)
-    if not isinstance(scale, Tensor) or scale.shape != weight.shape[:1]:
-        return weight
-    scale = scale.detach().float() * getattr(output, "logit_scale_factor", 1.0)
-    return (weight.float() * scale.unsqueeze(-1)).to(weight.dtype)
+def _forward(model: Any) -> Any:
+    """The forward pass without mixed precision, which is put around the outermost one only.
+
+    Bodies run without it.
+    """
+    return getattr(model, "_original_forward", model)
 
 
-def _logit_scale(config: Any) -> float:
-    """What the config says logits are multiplied by."""
-    scale = 1.0
-    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
-        value = getattr(config, name, None)
-        if isinstance(value, (int, float)):
-            scale *= float(value)
-    divisor = getattr(config, "logits_scaling", None)  # Granite
-    if isinstance(divisor, (int, float)) and divisor:
-        scale /= float(divisor)
-    return scale
+@contextmanager
+def _replaced_head(
+    model: Any, replacement: Callable[[Tensor, HeadModule], Tensor]
+) -> Iterator[None]:
+    """Until the block is left, the model's logits come from `replacement(hidden, module)`."""
+    head = model.get_output_embeddings()
+    instance_forward, original = vars(head).get("forward"), head.forward
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return replacement(hidden, lambda rows: original(rows, *args, **kwargs))
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        if instance_forward is None:
+            del head.forward
+        else:
+            head.forward = instance_forward
 
 
-@torch.no_grad()
-def _own_logits(model: Any) -> tuple[Tensor, Tensor]:
-    """A few token ids (1, T) and the model's own logits for them, (T, V)."""
-    device = model.get_input_embeddings().weight.device
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    tokens = (torch.arange(PROBE_TOKENS) * 89 % vocabulary)[None].to(device)
-    # Mixed precision is put around the outermost forward only: the body runs without it.
-    forward = getattr(model, "_original_forward", model)
-    return tokens, forward(input_ids=tokens, use_cache=False).logits[0].float()
+def _run(model: Any) -> _Run:
+    embedding = model.get_input_embeddings().weight
+    positions = len(SMALL_LOGITS) + 2  # two more for the soft cap
+    tokens = (torch.arange(positions) * 89 % len(embedding))[None].to(embedding.device)
+    calls: list[tuple[Tensor, HeadModule]] = []
+
+    def observe(hidden: Tensor, module: HeadModule) -> Tensor:
+        calls.append((hidden, module))
+        return module(hidden)
+
+    with _replaced_head(model, observe):
+        logits = _forward(model)(input_ids=tokens, use_cache=False).logits[0]
+    if not calls:
+        raise UnsupportedModelError(f"{type(model).__name__} does not call its output head")
+    hidden, module = calls[0]
+    return _Run(tokens, hidden.reshape(-1, hidden.shape[-1]), module, logits)
 
 
-@torch.no_grad()
-def _problem(model: Any, body: Any, head: Head, tokens: Tensor, own: Tensor) -> str | None:
-    """Why body and head together are not the model; None: they are."""
-    hidden = body(input_ids=tokens, use_cache=False).last_hidden_state[0]
-    if hidden.shape[-1] != head.weight.shape[-1]:
-        return f"its head takes {head.weight.shape[-1]} channels, its body gives {hidden.shape[-1]}"
-    ours = head.logits(hidden.to(head.weight.device)).to(own.device)
-    if ours.shape != own.shape:
-        return f"the output head gives {tuple(ours.shape)} logits, the model {tuple(own.shape)}"
-    if bool((own.isnan() & ours.isnan()).any()):
-        return None  # a broken model, not a wrong head: its measurement says so
-    scale = own.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-6)
-    # A token that both exclude differs by nothing; -inf less -inf would be NaN.
-    error = float(torch.where(ours == own, 0.0, (ours - own).abs()).max() / scale)
-    if error < 0.02:
+def _body(model: Any, run: _Run) -> Any:
+    """The model's declared body where it gives exactly what enters the head."""
+    body: Any = model.base_model
+    if body is not model:
+        hidden = body(input_ids=run.tokens, use_cache=False).last_hidden_state[0]
+        if torch.equal(hidden.to(run.hidden), run.hidden):
+            return body
+    return Headless(model)
+
+
+def _linear_part(
+    name: str,
+    run: _Run,
+    weight: Tensor,  # as the head's module stores it
+) -> tuple[Tensor, Tensor | None]:
+    """(V, D) and (V,) or None: what the head's module computes.
+
+    The stored weight where the module is the product with it; else the module's outputs for unit
+    rows, such as where each token has a scale of its own (Dory) or an adapter is added.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(LINEAR_ROWS, run.hidden.shape[-1], generator=generator).to(run.hidden)
+    bias, outputs = run.module(torch.zeros_like(rows[:1]))[0], run.module(rows)
+
+    def product(weight: Tensor) -> Tensor:
+        return nn.functional.linear(rows.to(weight), weight, bias.to(weight))
+
+    shape = (outputs.shape[-1], rows.shape[-1])
+    if weight.shape != shape or _difference(product(weight), outputs) > 0.0:  # the same kernel
+        weight = _measured_weight(run, bias)
+        if not _difference(product(weight), outputs) < _tolerance(weight.dtype):
+            raise UnsupportedModelError(f"{name} has an output head that is not linear")
+    return weight, bias.to(weight) if bias.any() else None
+
+
+def _measured_weight(run: _Run, bias: Tensor) -> Tensor:
+    width = run.hidden.shape[-1]
+    weight = run.hidden.new_empty(len(bias), width)
+    for start in range(0, width, UNITS_AT_ONCE):
+        units = torch.eye(width, dtype=run.hidden.dtype, device=run.hidden.device)
+        block = units[start : start + UNITS_AT_ONCE]
+        weight[:, start : start + len(block)] = (run.module(block) - bias).T
+    return weight
+
+
+def _steps_after_head(model: Any, run: _Run, *, rows: int, dtype: torch.dtype) -> _Steps:
+    """Fit the steps to what the model makes of chosen logits, each the same for all tokens."""
+    largest = 2.0**14 if dtype == torch.float16 else 2.0**30
+    values = torch.tensor([*SMALL_LOGITS, largest / 2, largest])
+
+    def chosen_logits(hidden: Tensor, _module: HeadModule) -> Tensor:
+        logits = values.to(hidden.device)[:, None].expand(-1, rows)
+        return logits.reshape(*hidden.shape[:-1], rows)
+
+    with _replaced_head(model, chosen_logits):
+        after = _forward(model)(input_ids=run.tokens, use_cache=False).logits[0].double()
+    softcap = _softcap(after[-2], after[-1])
+    small, inputs = after[: len(SMALL_LOGITS)], values[: len(SMALL_LOGITS), None].to(after)
+    linear = small if softcap is None else softcap * torch.atanh(small / softcap)
+    steps = _Steps((linear[1] - linear[2]) / 2, linear[0], softcap)
+    if not _difference(steps(inputs), small) < _tolerance(dtype):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} changes its logits after the output head by other steps than "
+            "a scale, a bias and a soft cap"
+        )
+    return steps
+
+
+def _softcap(half: Tensor, whole: Tensor) -> float | None:
+    """The bound that logits saturate at: doubling huge ones no longer changes them."""
+    bound = float(whole.abs().median())
+    if not math.isfinite(bound) or float((whole - half).abs().median()) > 0.01 * bound:
+        return None
+    return bound
+
+
+def _head(weight: Tensor, bias: Tensor | None, steps: _Steps) -> Head:
+    tokens = len(steps.scale)
+    spread = float((steps.scale - steps.scale[0]).abs().max())
+    scale = float(steps.scale.median())
+    if abs(scale - 1.0) < 1e-6:
+        scale = 1.0  # read through a soft cap, it is rounded
+    if spread > 1e-3 * abs(scale):
+        weight = (weight[:tokens].double() * steps.scale[:, None]).to(weight.dtype)
+        bias = None if bias is None else (bias[:tokens].double() * steps.scale).to(bias.dtype)
+        scale = 1.0
+    if steps.bias.any():
+        added = weight.new_zeros(len(weight)).double()
+        added[:tokens] = steps.bias / scale
+        bias = (added if bias is None else bias.double() + added).to(weight.dtype)
+    return Head(
+        weight=weight,
+        bias=bias,
+        scale=scale,
+        softcap=steps.softcap,
+        vocabulary_size=tokens if tokens < len(weight) else None,
+    )
+
+
+def _problem(head: Head, run: _Run) -> str | None:
+    """Why the head does not give the model's own logits; None: it does."""
+    logits = head.logits(run.hidden.to(head.weight.device))
+    if logits.shape != run.logits.shape:
+        shapes = f"{tuple(logits.shape)} logits, the model {tuple(run.logits.shape)}"
+        return f"the output head gives {shapes}"
+    difference = _difference(logits, run.logits)
+    if difference < _tolerance(head.weight.dtype):
         return None
     return (
-        f"logits computed from its final hidden states differ from its own by {error:.1%}; its "
-        "head has a step that is not declared"
+        f"logits computed from its final hidden states differ from its own by {difference:.1%}: "
+        "its output head has a step that is neither a scale, a bias nor a soft cap"
     )
+
+
+def _difference(computed: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest finite value expected.
+
+    What is equal, or NaN in both, differs by nothing: such a model is broken, not its head.
+    """
+    expected = expected.double()
+    computed = computed.to(expected)
+    alike = (computed == expected) | (computed.isnan() & expected.isnan())
+    difference = torch.where(alike, 0.0, (computed - expected).abs()).max()
+    largest = expected.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-6)
+    return float(difference / largest)
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return TOLERANCE.get(dtype, LOW_PRECISION_TOLERANCE)

@@ -32,8 +32,8 @@ from heretic_kl.model.loading.source import (
     no_safetensors,
     readable_errors,
 )
-from heretic_kl.model.quiet import quiet_transformers
 from heretic_kl.model.sites.architecture import find_architecture
+from heretic_kl.model.transformers_logging import quiet_transformers
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -9,7 +9,7 @@ import torch
 
 from heretic_kl.errors import ModelError, UnsupportedModelError
 from heretic_kl.model.loading.source import ModelSource, hub_arguments, readable_errors
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 
 Quantization = Literal["none", "bnb_4bit", "bnb_8bit"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 from heretic_kl.testing.zoo.configs import tiny_config
 
 NOISE = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 from heretic_kl.testing.zoo.families import LEAVE, OVERRIDES, UNDECLARED_HEAD_SIZE
 from heretic_kl.testing.zoo.shrink import DEPTHS, LAYERS, SIZES, VOCABULARY, tiny_settings
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from heretic_kl.model.quiet import quiet_transformers
+from heretic_kl.model.transformers_logging import quiet_transformers
 
 KindName = Literal["decoder", "encoder_decoder", "encoder_only", "other"]
 
