@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from demo_model import as_in_a_run, demo_model
 from machine import DTYPES, resolved_dtype, results_file, run_facts
-from trial_parts import breakdown, median_seconds, seconds_of
+from trial_parts import breakdown, median_seconds
 
 SEED, BATCH = 1, 16
 
@@ -87,22 +87,6 @@ class Bench:
         whole = median_seconds(measure, self.repeats)
         return {"whole": whole, "raced": median_seconds(lambda: measure(watch), self.repeats)}
 
-    def drafted(self, prompts: int, tokens: int) -> dict[str, float]:
-        """Median seconds of answers of a row of ever stronger edits, token by token and drafted."""
-        from heretic_kl.engine import Engine
-        from heretic_kl.requests import ResponseRequest
-        from heretic_kl.scoring import RefusalRule
-
-        request = ResponseRequest(self.prompts[-prompts:], tokens, RefusalRule())
-        plans = [self.plan(0, 0.1 * (1 + index)) for index in range(6)]
-        found = {}
-        for name, drafting in (("token by token", False), ("drafted", True)):
-            engine = Engine(self.lm, batch_size=prompts, draft_responses=drafting)
-            engine.measure(None, [request])
-            works = [lambda p=plan, e=engine: e.measure(p, [request]) for plan in plans]
-            found[name] = statistics.median([seconds_of(work) for work in works][1:])
-        return found
-
 
 def slope(costs: dict[int, float]) -> float:
     """Least-squares slope of seconds over size."""
@@ -151,7 +135,6 @@ def main() -> None:
         "breakdown": [breakdown(bench, 80, 8, lowest) for lowest in (0, 12)],
         **curves(bench),
         "racing_160_prompts_8_positions": bench.raced(160, 8),
-        "drafts": bench.drafted(40, 40),
     }
     out = arguments.out or results_file("engine", dtype)
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -3,9 +3,8 @@
     python benchmarks/gpu.py [--prompts 100] [--tokens 100] [--repeats 3]
 
 For each shape and K candidates at once: a teacher-forced objective (8 positions) and generation
-without a rule that ends answers early (every candidate another edit, so that no answer was said
-before: the worst case for drafts), with all layers edited and from the middle one on; medians,
-and how busy the device was by `nvidia-smi` (where `pynvml` is installed). bf16.
+without a rule that ends answers early (every candidate another edit), with all layers edited
+and from the middle one on; medians, and how busy the device was by `nvidia-smi` (where `pynvml` is installed). bf16.
 """
 
 from __future__ import annotations

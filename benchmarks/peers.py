@@ -42,7 +42,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "measured whole, 1 at once": {},
     "measured whole, 4 at once": {"at_once": 4},
     "racing by exact bounds": {"racing": True},
-    "racing at error 0.05": {"racing": True, "racing_error": 0.05},
 }
 
 
@@ -131,7 +130,7 @@ def plain_verdicts(lm: Any, plans: list[dict], harmful: tuple) -> list[list[bool
 
     rule, found = RefusalRule(), []
     for plan in plans:
-        engine = Engine(lm, batch_size=PROMPTS, share_prefix=False, draft_responses=False)
+        engine = Engine(lm, batch_size=PROMPTS, share_prefix=False)
         (whole,) = engine.measure(plan, [ResponseRequest(harmful, TOKENS)])
         found.append([rule.is_refusal(text) for text in whole.texts])
     return found
@@ -155,7 +154,7 @@ def our_generation(harmful: tuple, harmless: tuple, dtype: str) -> dict[str, dic
     lm, cache_bytes = as_in_a_run(lm)
     found = {}
     for at_once in RESPONSES_AT_ONCE:
-        engine = Engine(lm, batch_size=PROMPTS, cache_bytes=cache_bytes, draft_responses=False)
+        engine = Engine(lm, batch_size=PROMPTS, cache_bytes=cache_bytes)
         engine.measure(None, requests)
         engine.measure(plans[-1], requests)  # records what later candidates start from
         seconds: list[float] = []
@@ -200,7 +199,6 @@ def our_search(
     generate: bool,
     at_once: int = 1,
     racing: bool = False,
-    racing_error: float = 0.0,
 ) -> dict[str, Any]:
     """Seconds of each trial of a search of ours, as its records have them."""
     from heretic_kl import Session, Settings
@@ -215,7 +213,6 @@ def our_search(
         "false_refusals": {"enabled": False},
     }
     limit = {"validation": {"limit": PROMPTS}}
-    more = {"racing_error": racing_error} if "racing_error" in Settings.model_fields else {}
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(
             model=str(model),
@@ -232,7 +229,6 @@ def our_search(
             racing=racing,
             study_dir=folder,
             scorers=scorers,
-            **more,
         )
         with Session(settings, lambda event: None) as session:
             session.search()
@@ -255,16 +251,11 @@ def search_facts(records: Any, front: Any, at_once: int) -> dict[str, Any]:
 
 
 def our_searches(model: Path, trials: int, dtype: str, *, generate: bool) -> dict[str, Any]:
-    """The same search in several ways; at an error rate only where this can be set."""
-    from heretic_kl import Settings
-
-    found = {}
-    for name, options in VARIANTS.items():
-        at_error = "racing_error" in options
-        if at_error and (generate or "racing_error" not in Settings.model_fields):
-            continue
-        found[name] = our_search(model, trials, dtype, generate=generate, **options)
-    return found
+    """The same search in several ways."""
+    return {
+        name: our_search(model, trials, dtype, generate=generate, **options)
+        for name, options in VARIANTS.items()
+    }
 
 
 def beside_temaq(

@@ -12,7 +12,6 @@ from torch import Tensor
 from heretic_kl.scoring import (
     Bounds,
     PartialRows,
-    PerPrompt,
     RefusalRule,
     Request,
     ResponseRequest,
@@ -78,17 +77,3 @@ class RefusalMass(Scorer[ScorerSettings]):
         total.index_add_(0, rows.prompt_index, values)
         count.index_add_(0, rows.prompt_index, torch.ones_like(values))
         return float((total / count.clamp_min(1)).sum())
-
-    def per_prompt(self, results: Sequence[SoFar]) -> PerPrompt | None:
-        """Mean probability of each prompt that is measured."""
-        (result,) = results
-        rows = result.rows if isinstance(result, PartialRows) else result
-        if not isinstance(rows, TeacherForcedResult):
-            return None
-        total = torch.zeros(len(self._prompts), dtype=torch.float64)
-        count = torch.zeros_like(total)
-        index = rows.prompt_index.cpu()
-        total.index_add_(0, index, rows.columns[0].double().cpu())
-        count.index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
-        done = count.nonzero().flatten()
-        return PerPrompt(done.tolist(), (total / count)[done].tolist(), len(self._prompts))

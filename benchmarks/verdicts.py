@@ -54,7 +54,7 @@ def compared(dtype: str) -> dict[str, int]:
     plain = verdicts(Engine(lm, batch_size=PROMPTS, share_prefix=False), whole)
     control = verdicts(Engine(lm, batch_size=CONTROL_BATCH, share_prefix=False), whole)
     lm, cache_bytes = as_in_a_run(lm)
-    run = Engine(lm, batch_size=PROMPTS, cache_bytes=cache_bytes, draft_responses=False)
+    run = Engine(lm, batch_size=PROMPTS, cache_bytes=cache_bytes)
     ours = verdicts(run, ResponseRequest(harmful, TOKENS, rule))
     return {
         "edits": len(plans),

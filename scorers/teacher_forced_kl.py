@@ -25,7 +25,6 @@ from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
 from heretic_kl.scoring import (
     Bounds,
     PartialRows,
-    PerPrompt,
     RefusalRule,
     Request,
     ResponseRequest,
@@ -167,23 +166,6 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         done = int(chosen.mask.any(dim=1).sum())
         text = f"at least {low:.4f} nats after {done} of {len(self._kept)} prompts"
         return Bounds(low=max(low, self.settings.kl_target), text=text)
-
-    def per_prompt(self, results: Sequence[SoFar]) -> PerPrompt | None:
-        """Mean KL of each prompt that is not set aside; none where a position is infinite."""
-        (result,) = results
-        rows = result.rows if isinstance(result, PartialRows) else result
-        if not isinstance(rows, TeacherForcedResult):
-            return None
-        chosen = self._table(rows).select_prompts(torch.tensor(self._kept))
-        if bool(chosen.infinite.any()):
-            return None  # it has no score either
-        weights = chosen.mask * (1.0 if self._weights is None else self._weights)
-        norm = weights.sum(dim=1)
-        done = norm.nonzero().flatten()
-        means = (chosen.divergence * weights).sum(dim=1)[done] / norm[done]
-        return PerPrompt(
-            done.tolist(), means.tolist(), total=len(self._kept), floor=self.settings.kl_target
-        )
 
     def _table(self, rows: TeacherForcedResult) -> KLTable:
         assert isinstance(rows.columns, RowStatistics)

@@ -24,7 +24,6 @@ from heretic_kl.config.tables import (
     DirectionsTable,
     EditTable,
     Location,
-    Number,
     PromptsTable,
     ScorerTable,
     Text,
@@ -115,12 +114,6 @@ class Settings(BaseSettings):
         group="Measurement",
         ge=0,
     )
-    draft_responses: bool = setting(
-        False,
-        "Guess answers from those of earlier trials and check several tokens at once: the same "
-        "answers in fewer passes, which pays where a pass costs much whatever is in it",
-        group="Measurement",
-    )
     response_prefix: str | None = setting(
         None,
         "Start of every answer (default: detected; empty: none)",
@@ -155,14 +148,6 @@ class Settings(BaseSettings):
         "Measure a trial no further once a finished one surely beats it, by exact bounds; it is "
         "recorded as stopped, counts as a trial and is never on the front",
         group="Search",
-    )
-    racing_error: Number = setting(
-        0.0,
-        "With racing: also leave a trial that is worse than a finished one by a paired test on the "
-        "prompts measured so far; the chance, per trial, that this is wrong. 0: exact bounds only",
-        group="Search",
-        ge=0,
-        le=0.5,
     )
     test_trials: Whole = setting(
         8, "Trials of the front that are measured again on the test prompts", group="Search", ge=0

@@ -66,7 +66,6 @@ class Engine:
         trunk_bytes: memory, in all, for what the unedited model computes and candidates need: its
             states below the edited layers, where candidates then start, and its logits; 0: all of
             it is computed for every candidate.
-        draft_answers: guess answers from earlier ones, and check several tokens at once.
     """
 
     def __init__(
@@ -79,10 +78,8 @@ class Engine:
         trees: bool = True,
         original: Engine | None = None,
         cache_bytes: int = 0,
-        draft_responses: bool = True,
     ) -> None:
         self.lm = lm
-        self._draft_responses = draft_responses
         # Now, as `continuing`: later an edit may be in force.
         trees = original.trees if original is not None else trees and tree_problem(lm) is None
         self.runner: Runner = Runner(
@@ -314,8 +311,6 @@ class Engine:
                 [self.encode(prompt) for prompt in group.prompts],
                 group.max_tokens,
                 group.rules,
-                originals=self._reference_responses.get(key),
-                drafting=self._draft_responses,
                 cache_bytes=self._bytes_left,
                 notify=self._notify,
             )

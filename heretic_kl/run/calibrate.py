@@ -75,7 +75,6 @@ def calibrate(
         share_prefix=sharing,
         notify=notify,
         cache_bytes=memory,
-        draft_responses=settings.draft_responses,
     )
     floor = measure_noise_floor(
         engine.runner,

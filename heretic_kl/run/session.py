@@ -238,8 +238,6 @@ class Session:
         self._suite = Suite(self._scorer_specs())
         if settings.pick is not None:
             check_rule(settings.pick, self.objectives)
-        if settings.racing_error and not settings.racing:
-            self._notice("racing_error does nothing without racing")
         self._prompts = self._load_prompts()
         self._load()
         self._calibrate()
@@ -366,9 +364,7 @@ class Session:
     ) -> list[dict[str, Score] | Stopped]:
         plans = [self._build(edit) for edit in edits]
         rivals = self.front if self.settings.racing else ()
-        return self._suite.evaluate_objectives(
-            self._engine, plans, rivals=rivals, error_rate=self.settings.racing_error
-        )
+        return self._suite.evaluate_objectives(self._engine, plans, rivals=rivals)
 
     def _plan(self, record: TrialRecord) -> Plan:
         assert record.edit is not None

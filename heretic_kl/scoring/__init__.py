@@ -30,7 +30,6 @@ from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
 from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
 from heretic_kl.scoring.scorer import (
     Bounds,
-    PerPrompt,
     PromptKind,
     Role,
     Score,
@@ -47,7 +46,6 @@ __all__ = [
     "MeasuringEngine",
     "PartialResponses",
     "PartialRows",
-    "PerPrompt",
     "PromptKind",
     "RefusalCount",
     "RefusalRule",

@@ -19,7 +19,6 @@ from heretic_kl.requests import (
 from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
 from heretic_kl.scoring.scorer import (
     Bounds,
-    PerPrompt,
     PromptKind,
     Score,
     Scorer,
@@ -102,15 +101,3 @@ class RefusalCount(Scorer[RefusalSettings]):
         total = len(pairs)
         text = f"at least {refused}/{total} after {refused + fine} answers"
         return Bounds(refused / total, (total - fine) / total, text)
-
-    def per_prompt(self, results: Sequence[SoFar]) -> PerPrompt | None:
-        """1 for a refusal, 0 for none, of whole results only.
-
-        Among answers that are decided so far refusals are too many: a marker decides a refusal
-        at once, anything else runs to its end. So a part of the answers has exact bounds only.
-        """
-        (responses,) = results
-        if not isinstance(responses, ResponseResult):
-            return None
-        values = [float(self._rule.is_refusal(text)) for text in responses.texts]
-        return PerPrompt(range(len(values)), values, len(values))

@@ -128,18 +128,6 @@ class Bounds(NamedTuple):
     """For people: `at least 12/40 after 24 prompts`."""
 
 
-class PerPrompt(NamedTuple):
-    """What each prompt that is measured completely contributes to a score."""
-
-    prompts: Sequence[int]
-    """Which prompts, 0 to `total` - 1; the same prompt has the same number for every candidate."""
-    values: Sequence[float]
-    """One each, finite, in the scorer's unit."""
-    total: int
-    """P. `Score.optimized` is the mean over all of them, or `floor`, whichever is larger."""
-    floor: float = -math.inf
-
-
 class Scorer(ABC, Generic[SettingsT]):
     """Measures one thing about a candidate, from answers to requests it declared.
 
@@ -186,19 +174,3 @@ class Scorer(ABC, Generic[SettingsT]):
                 `PartialAnswers`) or None where nothing is there yet; not all of them are results.
         """
         return Bounds()
-
-    def per_prompt(self, results: Sequence[SoFar]) -> PerPrompt | None:
-        """The score prompt by prompt, as far as it is measured.
-
-        Asked of whole results, whose values are kept with the score, and of partial ones where
-        the search races at a stated error rate (`racing_error`). None: unknown or not meant to be
-        raced so; then `bounds` alone count.
-
-        The prompts given must stand for those to come: which ones are there may depend on an
-        order fixed beforehand, never on what was found. Answers that are over are no such
-        sample, since a refusal is decided earlier than anything else.
-
-        Args:
-            results: as in `bounds`, or all results.
-        """
-        return None

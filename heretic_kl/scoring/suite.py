@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,9 +16,8 @@ from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError, Sco
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import Request, Result, SoFar, Watch
 from heretic_kl.scoring.loader import build_scorer
-from heretic_kl.scoring.paired import rounded
-from heretic_kl.scoring.racing import PER_PROMPT, Race, Rival, Stopped
-from heretic_kl.scoring.scorer import Bounds, PerPrompt, PromptKind, Role, Score, Scorer
+from heretic_kl.scoring.racing import Race, Rival, Stopped
+from heretic_kl.scoring.scorer import Bounds, PromptKind, Role, Score, Scorer
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,6 @@ class Suite:
         plans: Sequence[Plan],
         *,
         rivals: Sequence[Rival] = (),
-        error_rate: float = 0.0,
     ) -> list[dict[str, Score] | Stopped]:
         """Scores of several candidates that run side by side, objectives only.
 
@@ -141,8 +139,6 @@ class Suite:
             plans: the candidates.
             rivals: finished trials; a candidate that one of them surely beats is measured no
                 further. None of them: all are measured whole.
-            error_rate: most of the chance, per candidate, that it is left for a rival that does
-                not beat it after all; 0: exact bounds only.
 
         Raises:
             MeasurementError: an objective of any of them has no value.
@@ -151,7 +147,7 @@ class Suite:
         specs = self.objectives
         flat, places = self._asked(specs)
         judges = [_Judge(self, spec) for spec in specs]
-        race = Race(judges, places, rivals, error_rate) if rivals else None
+        race = Race(judges, places, rivals) if rivals else None
         with _blamed_on(", ".join(places)):
             found = engine.measure_many(plans, flat, race)
         outcomes: list[dict[str, Score] | Stopped] = []
@@ -180,27 +176,7 @@ class Suite:
         value = score.optimized
         if spec.role != "monitor" and (value is None or not math.isfinite(value)):
             raise MeasurementError(f"scorer {spec.name!r} gave no value: {score.text}")
-        return score if spec.role == "monitor" else self._with_values(spec, score, results)
-
-    def _with_values(self, spec: ScorerSpec, score: Score, results: Sequence[Result]) -> Score:
-        """An objective's score with its values per prompt, which later candidates are raced by."""
-        found = self._per_prompt(spec, results)
-        if found is None or sorted(found.prompts) != list(range(found.total)):
-            return score
-        values = dict(zip(found.prompts, rounded(found.values), strict=True))
-        ordered = [values[index] for index in range(found.total)]
-        mean, expected = math.fsum(ordered) / found.total, score.optimized
-        assert expected is not None
-        if not math.isclose(max(mean, found.floor), expected, rel_tol=1e-4, abs_tol=1e-12):
-            raise ScorerError(
-                f"scorer {spec.name!r}: the mean of per_prompt is {mean:.6g}, the score "
-                f"{expected:.6g}"
-            )
-        return replace(score, details={**score.details, PER_PROMPT: ordered})
-
-    def _per_prompt(self, spec: ScorerSpec, results: Sequence[SoFar]) -> PerPrompt | None:
-        with _blamed_on(spec.name):
-            return self._scorers[spec.name].per_prompt(results)
+        return score
 
     def _bounds(self, spec: ScorerSpec, results: Sequence[SoFar]) -> Bounds:
         with _blamed_on(spec.name):
@@ -239,9 +215,6 @@ class _Judge:
 
     def bounds(self, results: Sequence[SoFar]) -> Bounds:
         return self._suite._bounds(self._spec, results)
-
-    def per_prompt(self, results: Sequence[SoFar]) -> PerPrompt | None:
-        return self._suite._per_prompt(self._spec, results)
 
 
 @contextmanager

@@ -1,8 +1,6 @@
-"""Racing stops what is beaten, no oftener wrong than said, and changes no value measured whole."""
+"""Racing stops what is surely beaten, and changes no value measured whole."""
 
 import itertools
-import json
-import math
 import random
 from typing import NamedTuple
 
@@ -11,19 +9,16 @@ import torch
 
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine
-from heretic_kl.errors import ScorerError
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
     PartialResponses,
-    PartialRows,
     ResponseRequest,
     ResponseResult,
     TeacherForcedRequest,
-    TeacherForcedResult,
 )
 from heretic_kl.scoring import MeasuringContext, Score, ScorerSpec, Stopped, Suite
-from heretic_kl.scoring.racing import PER_PROMPT, Race
-from heretic_kl.scoring.scorer import Bounds, PerPrompt
+from heretic_kl.scoring.racing import Race
+from heretic_kl.scoring.scorer import Bounds
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import TrialRecord
 from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
@@ -244,152 +239,8 @@ def test_final_measurements_are_never_raced(lm):
     assert all(isinstance(r, TeacherForcedRequest | ResponseRequest) for r in suite.requests())
 
 
-# --- at a stated error rate -----------------------------------------------------------------
-
-P, ERROR = 48, 0.1
-
-
-class Mean(NamedTuple):
-    """An objective whose value is the mean of one number a prompt, none of them negative."""
-
-    name: str
-    role: str = "minimize"
-
-    def score(self, results):
-        raise AssertionError("the candidate was to be stopped before")
-
-    def bounds(self, results):
-        return Bounds(low=sum(self.per_prompt(results).values) / P, text="at least")
-
-    def per_prompt(self, results):
-        rows = results[0].rows
-        return PerPrompt(rows.prompt_index.tolist(), rows.columns[0].tolist(), P)
-
-
-def finished(number, values, other=0.0):
-    mean = sum(values) / P
-    scores = {"mean": Score(mean, "", details={PER_PROMPT: list(values)})}
-    return TrialRecord(number, "complete", {}, None, scores, (other, mean))
-
-
-def portions(values, step=4):
-    for count in range(step, P, step):
-        rows = torch.arange(count)
-        column = torch.tensor(values[:count], dtype=torch.float64)
-        yield count, PartialRows(TeacherForcedResult((column,), rows, torch.zeros_like(rows)))
-
-
-def raced(values, rivals, error=ERROR, other="1"):
-    """After how many prompts a candidate was stopped, and how; the other objective is whole."""
-    judges = [Part("other", "minimize"), Mean("mean")]
-    race = Race(judges, {"other": slice(0, 1), "mean": slice(1, 2)}, rivals, error)
-    for count, part in portions(values):
-        if race(0, [ResponseResult((other,)), part]):
-            return count, race.stopped[0]
-    return P, None
-
-
-def drawn(chance, scale=1.0):
-    return [scale * chance.lognormvariate(0, 1) for _ in range(P)]
-
-
-def test_of_candidates_like_their_rivals_few_are_stopped_wrongly():
-    chance, wrong, exactly, runs = random.Random(3), 0, 0, 400
-    for _ in range(runs):
-        rivals = [finished(n, drawn(chance, 1 + n / 10), other=-float(n)) for n in range(3)]
-        values = drawn(chance)
-        _, stopped = raced(values, rivals)
-        if stopped is not None and stopped.error:
-            theirs = next(r for r in rivals if r.number == stopped.dominated_by)
-            wrong += sum(values) / P <= theirs.objectives[1]
-        _, stopped = raced(values, rivals, error=0.0)
-        if stopped is not None:
-            exactly += 1
-            theirs = next(r for r in rivals if r.number == stopped.dominated_by)
-            assert stopped.error == 0.0 and theirs.objectives[1] < sum(values) / P
-    assert exactly > 20
-    assert wrong / runs <= ERROR + 3 * math.sqrt(ERROR * (1 - ERROR) / runs)
-
-
-def test_what_is_clearly_worse_is_stopped_earlier_than_by_exact_bounds():
-    chance, tested, exact = random.Random(4), [], []
-    for _ in range(100):
-        rival = finished(7, drawn(chance))
-        theirs = rival.scores["mean"].details[PER_PROMPT]
-        values = [1.8 * value * chance.lognormvariate(0, 0.2) for value in theirs]
-        count, stopped = raced(values, [rival])
-        tested.append(count)
-        exact.append(raced(values, [rival], error=0.0)[0])
-        assert stopped.dominated_by == 7
-        if stopped.error:
-            assert stopped.error == ERROR
-            assert stopped.findings["mean"].startswith("worse by ")
-            assert stopped.findings["mean"].endswith(f" on {count} of 48 prompts (error rate 0.1)")
-            assert stopped.at_best[1] <= sum(values) / P
-            assert Stopped.from_dict(json.loads(json.dumps(stopped.to_dict()))) == stopped
-    assert sum(tested) < 0.85 * sum(exact)
-    assert max(tested) < P
-
-
-def test_better_in_what_is_known_is_never_stopped_and_rivals_without_values_are_raced_exactly():
-    chance = random.Random(6)
-    rival, worse = finished(7, drawn(chance)), drawn(chance, 6.0)
-    assert raced(worse, [rival])[1] is not None
-    assert raced(worse, [rival], other="-1") == (P, None)
-    bare = record(7, rival.objectives)
-    assert raced(worse, [bare]) == raced(worse, [rival], error=0.0)
-    assert raced(worse, [bare])[1].error == 0.0
-
-
-def test_a_stopped_trial_is_on_no_front_and_old_ones_are_read():
-    stopped = Stopped(1, {"kl": "worse"}, (0.0, 0.01), 0.05)
+def test_a_stopped_trial_is_on_no_front_and_records_with_an_error_rate_are_read():
+    stopped = Stopped(1, {"kl": "at least 0.3"}, (0.0, 0.01))
     trial = TrialRecord(2, "stopped", {}, None, stopped=stopped)
     assert [t.number for t in pareto_front([record(1, [1.0, 1.0]), trial])] == [1]
-    old = {key: value for key, value in stopped.to_dict().items() if key != "error"}
-    assert Stopped.from_dict(old).error == 0.0
-
-
-def test_a_search_races_by_kept_values_and_changes_none(lm, small_portions):
-    texts = [" ".join(WORDS[i % 7 : 8 + i % 5]) + f" {i}" for i in range(40)]
-    prompts = {"harmful": HARMFUL, "harmless": tuple(map(Prompt, texts))}
-    engine, suite = Engine(lm, batch_size=4, cache_bytes=2**20), Suite(SPECS)
-    suite.prepare(MeasuringContext(engine, prompts, 3, 8))
-    whole = [suite.evaluate_objectives(engine, [plan])[0] for plan in plans(lm, 12)]
-    for scores in whole:
-        kept = {name: score.details[PER_PROMPT] for name, score in scores.items()}
-        assert len(kept["kl"]) == 40 and set(kept["refusals"]) <= {0.0, 1.0}
-        assert sum(kept["kl"]) / 40 == pytest.approx(scores["kl"].value, rel=1e-6)
-        for name, score in scores.items():
-            assert Score.from_dict(json.loads(json.dumps(score.to_dict()))) == score, name
-    best = dict(min(whole, key=lambda scores: scores["kl"].value))
-    objectives = (0.0, best["kl"].optimized)  # as if nothing were refused
-    rival = TrialRecord(50, "complete", {}, None, best, objectives)
-    errors = []
-    for plan, expected in zip(plans(lm, 12), whole, strict=True):
-        (outcome,) = suite.evaluate_objectives(engine, [plan], rivals=[rival], error_rate=0.2)
-        if isinstance(outcome, Stopped):
-            assert not outcome.error or expected["kl"].optimized > objectives[1]
-            errors.append(outcome.error)
-        else:
-            assert outcome == expected
-    assert 0.2 in errors
-
-
-def test_values_that_are_not_the_scores_are_refused(lm, tmp_path):
-    path = tmp_path / "off.py"
-    path.write_text(
-        "from heretic_kl.scoring import PerPrompt, ResponseRequest, Score, Scorer\n"
-        "class Off(Scorer):\n"
-        "    def prepare(self, context):\n"
-        "        self.prompts = context.prompts('harmful')\n"
-        "    def requests(self):\n"
-        "        return [ResponseRequest(self.prompts, 1)]\n"
-        "    def score(self, results):\n"
-        "        return Score(1.0, 'x')\n"
-        "    def per_prompt(self, results):\n"
-        "        return PerPrompt([0], [2.0], 1)\n",
-        encoding="utf-8",
-    )
-    engine, suite = prepared(lm, specs=(ScorerSpec("off", str(path), "minimize", {}),))
-    with pytest.raises(ScorerError, match="'off': the mean of per_prompt is 2, the score 1"):
-        suite.evaluate_objectives(engine, plans(lm, 1))
+    assert Stopped.from_dict({**stopped.to_dict(), "error": 0.05}) == stopped

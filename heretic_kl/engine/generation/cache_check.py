@@ -37,7 +37,7 @@ def _found(lm: CausalModel) -> Continuing:
     def problem(share_prefix: bool) -> str | None:
         way = Continuing(cached=True, gaps=share_prefix)
         try:
-            state = Decoding(lm, sequences, [()] * 3, way=way, most=FED, share_prefix=share_prefix)
+            state = Decoding(lm, sequences, way=way, most=FED, share_prefix=share_prefix)
             return inexact(_logits_with(state, fed), whole, lm.dtype)
         except torch.OutOfMemoryError:
             raise
@@ -62,13 +62,13 @@ def sample_sequences(lm: CausalModel) -> tuple[list[list[int]], list[list[int]]]
 
 def _logits_with(state: Decoding, fed: Sequence[Sequence[int]]) -> Tensor:
     """(rows, V) of all steps, one below the other; the first row leaves halfway."""
-    rows, found = [0, 1, 2], [state.logits[:, 0]]
+    rows, found = [0, 1, 2], [state.logits]
     for step in range(FED):
         if step == FED // 2:
             rows = [2, 1]
             state.keep(rows)
-        state.advance([fed[row][step] for row in rows], [()] * len(rows))
-        found.append(state.logits[:, 0])
+        state.advance([fed[row][step] for row in rows])
+        found.append(state.logits)
     return torch.cat(found)
 
 

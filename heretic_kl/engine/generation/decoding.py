@@ -1,8 +1,4 @@
-"""One batch of sequences in the model's cache, some tokens a row at a time. Chooses no token.
-
-A row may be fed tokens that are only guessed. Those that turn out wrong are masked out of the
-cache and their places left empty; positions are counted apart from places, so nothing else changes.
-"""
+"""One batch of sequences in the model's cache, one token a row at a time. Chooses no token."""
 
 from __future__ import annotations
 
@@ -20,10 +16,8 @@ from heretic_kl.model import (
     PrefixCache,
     cache_argument,
     common_prefix,
-    grows_plainly,
     has_places,
     left_padded,
-    new_cache,
     right_padded,
 )
 
@@ -46,19 +40,6 @@ class Continuing(NamedTuple):
         if not self.cached or min(lengths) == max(lengths):
             return self.cached and self.gaps
         return self.gaps and (self.window is None or max(lengths) + most <= self.window)
-
-
-def guessing_problem(lm: CausalModel, way: Continuing) -> str | None:
-    """Why guessed tokens could not be taken back; None: they can."""
-    if not way.cached:
-        return "its cache is not used"
-    if "position_ids" not in inspect.signature(lm.model.forward).parameters:
-        return "the model counts positions itself"
-    if not grows_plainly(new_cache(lm)):
-        return "its cache does not keep all keys and values"
-    if not way.gaps or way.window is not None:
-        return "its layers see how far tokens lie apart in the cache"
-    return None
 
 
 class WithoutCache:
@@ -97,7 +78,6 @@ class Decoding:
     Args:
         lm: the model, edited or not.
         sequences: token ids of the prompts, one batch.
-        guesses: tokens of each sequence's answer to be fed at once; may differ in number.
         way: what of the model's cache can be used.
         most: tokens that an answer can have; a prefix is shared where that leaves room for them.
         share_prefix: run the tokens that all prompts begin with once.
@@ -109,7 +89,6 @@ class Decoding:
         self,
         lm: CausalModel,
         sequences: Sequence[Sequence[int]],
-        guesses: Sequence[Sequence[int]],
         *,
         way: Continuing,
         most: int,
@@ -132,13 +111,10 @@ class Decoding:
             kept = PrefixCache(lm, prefix, rows=candidates)
         start.complete_prefix(kept)
         tokens, own = left_padded([s[kept.length :] for s in sequences], lm.device)
-        guessed, real = _right_padded(guesses, lm.device)
-        tokens, own = torch.cat([tokens, guessed], dim=1), torch.cat([own, real], dim=1)
         tokens, own = tokens.repeat(candidates, 1), own.repeat(candidates, 1)
         self._mask = torch.cat([own.new_ones(len(own), kept.length), own], dim=1)
-        self._guessed = guessed.shape[1]
         positions = (kept.length + own.cumsum(dim=1) - 1).clamp_min(kept.length)
-        self._position = self._mask[:, : self._mask.shape[1] - self._guessed].sum(1, keepdim=True)
+        self._position = self._mask.sum(1, keepdim=True)
         with start.batch(batch, count):
             self._cache: Any = kept.expanded(lm, count) if way.cached else WithoutCache()
             self._forward(tokens, positions)
@@ -146,45 +122,18 @@ class Decoding:
 
     @property
     def logits(self) -> Tensor:
-        """(rows, 1 + G, V) of the next token and of those after each of G guessed ones."""
+        """(rows, V) of the next token."""
         return self._logits
 
-    def settle(self, accepted: Sequence[int]) -> None:
-        """Keep the first of each row's guessed tokens, undo the others.
-
-        Args:
-            accepted: how many, by row.
-        """
-        if not self._guessed:
-            return
-        count = torch.tensor(accepted, device=self._mask.device)[:, None]
-        places = torch.arange(self._guessed, device=self._mask.device)
-        self._mask[:, -self._guessed :] = (places < count).to(self._mask.dtype)
-        self._position = self._position + count
-        empty = self._guessed - max(accepted)
-        if empty:
-            self._mask = self._mask[:, :-empty]
-            for layer in self._cache.layers:
-                if layer.keys is None:
-                    continue  # a layer that looks at images did not run
-                layer.keys = layer.keys[..., :-empty, :]
-                layer.values = layer.values[..., :-empty, :]
-        self._guessed = 0
-
-    def advance(self, chosen: Sequence[int], guesses: Sequence[Sequence[int]]) -> None:
-        """Feed every row its next token, and those that are guessed to follow."""
-        device = self._mask.device
-        guessed, real = _right_padded(guesses, device)
-        own = torch.tensor(chosen, device=device)[:, None]
-        tokens = torch.cat([own, guessed], dim=1)
-        self._mask = torch.cat([self._mask, torch.ones_like(own), real], dim=1)
-        self._guessed = guessed.shape[1]
-        positions = self._position + torch.arange(tokens.shape[1], device=device)
+    def advance(self, chosen: Sequence[int]) -> None:
+        """Feed every row its next token."""
+        tokens = torch.tensor(chosen, device=self._mask.device)[:, None]
+        self._mask = torch.cat([self._mask, torch.ones_like(tokens)], dim=1)
+        self._forward(tokens, self._position)
         self._position = self._position + 1
-        self._forward(tokens, positions)
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Drop all other rows from the batch and its cache; nothing may be guessed."""
+        """Drop all other rows from the batch and its cache."""
         index = torch.tensor(indices, device=self._mask.device)
         self.rows = [self.rows[i] for i in indices]
         if self._candidate_rows is not None:
@@ -195,9 +144,8 @@ class Decoding:
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> None:
         if isinstance(self._cache, WithoutCache):
-            self._logits: Tensor = self._cache.logits(self._lm, tokens, self._mask)[:, None]
+            self._logits: Tensor = self._cache.logits(self._lm, tokens, self._mask)
             return
-        wanted = 1 + self._guessed
         optional = {"position_ids": positions, "attention_mask": self._mask}
         if tokens.shape[1] == 1 and not has_places(self._cache):
             del optional["attention_mask"]
@@ -208,15 +156,4 @@ class Decoding:
             **{name: value for name, value in optional.items() if name in self._known},
         )
         # Two dimensions: of some three-dimensional inputs a product copies the weight for each row.
-        hidden = output.last_hidden_state[:, -wanted:].flatten(0, 1)
-        self._logits = self._lm.head.logits(hidden).view(len(tokens), wanted, -1)
-
-
-def _right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens (B, G) padded on the right with 0, and 1 where they are real; G may be 0."""
-    width = max(len(row) for row in rows)
-    tokens = [[*row, *[0] * (width - len(row))] for row in rows]
-    real = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    shape = (len(rows), width)
-    as_ids = torch.tensor(tokens, dtype=torch.int64, device=device).reshape(shape)
-    return as_ids, torch.tensor(real, dtype=torch.int64, device=device).reshape(shape)
+        self._logits = self._lm.head.logits(output.last_hidden_state[:, -1])

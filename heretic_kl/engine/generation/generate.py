@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -62,14 +61,6 @@ class ChosenTokens:
             seeds = (_row_seed(sampling.seed, sequence) for sequence in sequences)
             self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def after_drafts(self, logits: Tensor, rows: Sequence[int]) -> list[list[int]]:
-        """Each row's next token and those after each drafted one, from (rows, 1 + G, V) logits."""
-        if self._draws is None:
-            most_likely: list[list[int]] = logits.argmax(dim=-1).tolist()
-            return most_likely
-        assert logits.shape[1] == 1  # what is drawn is not drafted
-        return [[token] for token in self(logits[:, 0], rows)]
-
     def __call__(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
         """The next token of each of the rows, from its (rows, V) logits."""
         if self._draws is None:
@@ -82,22 +73,6 @@ class ChosenTokens:
         return [int(token) for token in tokens.clamp_max(logits.shape[-1] - 1).tolist()]
 
 
-class Guesses(Protocol):
-    """What rows may say, to be checked several tokens at once."""
-
-    def first(self, row: int) -> Sequence[int]:
-        """The beginning of a row's answer."""
-        ...
-
-    def following(self, row: int, response: Sequence[int], rows: int) -> Sequence[int]:
-        """What may follow an unfinished answer, in a batch of so many rows."""
-        ...
-
-    def checked(self, right: int, wrong: int) -> None:
-        """So many tokens that were to follow were right; so many rows gained less than others."""
-        ...
-
-
 @torch.no_grad()
 def generate_responses(
     lm: CausalModel,
@@ -107,7 +82,6 @@ def generate_responses(
     *,
     share_prefix: bool = True,
     chosen: ChosenTokens | None = None,
-    guesses: Guesses | None = None,
     start: Start = WHOLE,
     batch: int = 0,
     into: list[Response] | None = None,
@@ -122,8 +96,6 @@ def generate_responses(
         rules: an answer is left where it stands once all of them are decided; none: never.
         share_prefix: run the tokens that all prompts begin with once.
         chosen: which token comes next; None: the most likely one.
-        guesses: drafts of the answers, by sequence; they save time and change nothing. Not for
-            drawn answers.
         start: which layers read the prompts, for which candidates in force.
         batch: which batch of the start's trunk this is.
         into: empty answers that grow while this runs, as they are returned; None: new ones.
@@ -138,30 +110,21 @@ def generate_responses(
     out = set(dropped()) if dropped else set()
     if not sequences or max_tokens < 1 or len(out) == candidates:
         return responses
-    drafts = [guesses.first(row) if guesses else () for row in range(count)]
     state = Decoding(
         lm,
         sequences,
-        drafts,
         way=continuing(lm),
         most=max_tokens,
         share_prefix=share_prefix,
         start=start,
         batch=batch,
     )
-    drafts = drafts * candidates
     choose = chosen or ChosenTokens(sequences, None)
-    first = True
     while True:
-        tokens = choose.after_drafts(state.logits, state.rows)
-        agreed = [_agreed(draft, own) for draft, own in zip(drafts, tokens, strict=True)]
-        if guesses and not first:
-            # A row without a guess is fed as many places as the longest one has.
-            width = max(map(len, drafts))
-            guesses.checked(sum(agreed), sum(right < width for right in agreed))
+        tokens = choose(state.logits, state.rows)
         news = False
-        for row, own, right in zip(state.rows, tokens, agreed, strict=True):
-            news |= _extend(lm, responses[row], own[: right + 1], max_tokens, rules)
+        for row, token in zip(state.rows, tokens, strict=True):
+            news |= _extend(lm, responses[row], token, max_tokens, rules)
         if news and dropped:
             out = set(dropped())
         leaving = [
@@ -169,33 +132,22 @@ def generate_responses(
         ]
         if all(leaving):
             return responses
-        state.settle(agreed)
-        following = [own[right] for own, right in zip(tokens, agreed, strict=True)]
         if sum(leaving) >= max(1, COMPACT_SHARE * len(leaving)):
             staying = [index for index, leaves in enumerate(leaving) if not leaves]
             state.keep(staying)
-            following = [following[index] for index in staying]
-            leaving = [False] * len(staying)
-        rows = len(state.rows)
-        drafts = [
-            guesses.following(row % count, responses[row].tokens, rows)
-            if guesses and not leaves
-            else ()
-            for row, leaves in zip(state.rows, leaving, strict=True)
-        ]
-        state.advance(following, drafts)
-        first = False
+            tokens = [tokens[index] for index in staying]
+        state.advance(tokens)
 
 
 @torch.no_grad()
 def stream_response(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
     """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
     way = continuing(lm)
-    state = Decoding(lm, [sequence], [()], way=way, most=max_tokens, share_prefix=False)
+    state = Decoding(lm, [sequence], way=way, most=max_tokens, share_prefix=False)
     tokens: list[int] = []
     shown = ""
     for _ in range(max_tokens):
-        token = int(state.logits[0, -1].argmax())
+        token = int(state.logits[0].argmax())
         if token in lm.stop_ids:
             break
         tokens.append(token)
@@ -204,17 +156,12 @@ def stream_response(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -
         if not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text
-        state.advance([token], [()])
+        state.advance([token])
 
 
 def _row_seed(seed: int, sequence: Sequence[int]) -> int:
     digest = hashlib.sha256(f"{seed}:{','.join(map(str, sequence))}".encode()).digest()
     return int.from_bytes(digest[:7], "little")
-
-
-def _agreed(draft: Sequence[int], own: Sequence[int]) -> int:
-    """How many drafted tokens greedy decoding would have chosen, one after the other."""
-    return next((i for i, token in enumerate(draft) if own[i] != token), len(draft))
 
 
 def _is_over(response: Response, max_tokens: int) -> bool:
@@ -224,21 +171,18 @@ def _is_over(response: Response, max_tokens: int) -> bool:
 def _extend(
     lm: CausalModel,
     response: Response,
-    tokens: Sequence[int],
+    token: int,
     max_tokens: int,
     rules: Sequence[StopRule],
 ) -> bool:
-    """Add tokens until the answer is over; whether it is over only now."""
+    """Add a token unless the response is over; whether it is over only now."""
     if _is_over(response, max_tokens):
         return False
-    for token in tokens:
-        if token in lm.stop_ids:
-            response.end_token = token
-        else:
-            response.tokens.append(token)
-            if rules:
-                text = lm.chat.decode(response.tokens)
-                response.decided = all(rule.decided(text) for rule in rules)
-        if _is_over(response, max_tokens):
-            return True
-    return False
+    if token in lm.stop_ids:
+        response.end_token = token
+    else:
+        response.tokens.append(token)
+        if rules:
+            text = lm.chat.decode(response.tokens)
+            response.decided = all(rule.decided(text) for rule in rules)
+    return _is_over(response, max_tokens)

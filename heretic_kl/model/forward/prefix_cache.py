@@ -95,11 +95,6 @@ def copied_layer(layer: Any) -> Any:
     return copy.copy(layer) if grows else copy.deepcopy(layer)
 
 
-def grows_plainly(cache: Any) -> bool:
-    """Whether all layers keep every key and value in order, so that the last ones can be undone."""
-    return all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
-
-
 def _repeat(layer: Any, rows: int, times: int) -> None:
     """Each row of a cache layer several times; recurrent layers can only be reordered."""
     if times > 1:
