@@ -10,7 +10,12 @@ from heretic_kl.ablation.direction import (
     winsorize,
 )
 from heretic_kl.ablation.kernel import WeightKernel
-from heretic_kl.ablation.operator import NormMode, Operator, ablation_operator
+from heretic_kl.ablation.operator import (
+    NormMode,
+    Operator,
+    ablation_operator,
+    mean_preserving_operator,
+)
 from heretic_kl.ablation.plan import (
     Component,
     EditParameters,
@@ -20,6 +25,7 @@ from heretic_kl.ablation.plan import (
     build_plan,
     lowest_edited_layer,
 )
+from heretic_kl.ablation.storage import plan_from_tensors, tensors_from_plan
 
 __all__ = [
     "Component",
@@ -36,5 +42,8 @@ __all__ = [
     "build_plan",
     "difference_of_means",
     "lowest_edited_layer",
+    "mean_preserving_operator",
+    "plan_from_tensors",
+    "tensors_from_plan",
     "winsorize",
 ]

@@ -101,9 +101,9 @@ def difference_of_means(
 ) -> Directions:
     """Unit directions from the baseline mean to the target mean, one a layer.
 
-    Layers where the means coincide take the direction of the next layer above where they do not,
-    else of the last below: below the first layer that looks further back than the tokens which
-    end every prompt (a short convolution sees three), nothing tells prompts apart.
+    A layer whose means coincide takes the direction of the next layer above that has one, else of
+    the last one below. Such layers exist: every prompt ends with the same tokens, and low layers
+    may not look back further (a short convolution sees three tokens).
 
     Args:
         target_mean: (L, D) residuals averaged over prompts that elicit the behaviour.
@@ -126,9 +126,10 @@ def difference_of_means(
         difference = difference - (difference * unit).sum(dim=-1, keepdim=True) * unit
     lengths = difference.norm(dim=-1, keepdim=True)
     apart = lengths > ROUNDING * baseline_mean.double().norm(dim=-1, keepdim=True)
-    told = torch.nonzero(apart.squeeze(-1)).flatten()
-    if not torch.isfinite(lengths).all() or not len(told):
+    separated = torch.nonzero(apart.squeeze(-1)).flatten()
+    if not torch.isfinite(lengths).all() or not len(separated):
         raise ValueError("the two mean residuals give no direction in any layer")
     layers = torch.arange(len(lengths))
-    nearest = told[torch.searchsorted(told, layers).clamp_max(len(told) - 1)]
+    position = torch.searchsorted(separated, layers).clamp_max(len(separated) - 1)
+    nearest = separated[position]
     return Directions((difference / lengths)[nearest].float())

@@ -10,6 +10,7 @@ Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,10 @@ NormMode = Literal["none", "row", "normalized_row"]
 - `normalized_row`: ablate the unit rows, normalize, restore the norms. Where row norms differ,
   part of the direction stays in the output; offered for comparison with tools that do this.
 """
+
+
+DEPENDENT = 1e-6
+"""A unit direction of which less than this is left once others are removed depends on them."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,12 @@ class Operator:
             output: (..., D) what the site writes, any float dtype.
 
         Returns:
-            (..., D) in the same dtype, computed in float32.
+            (..., D) in the same dtype, computed in float32. Gradients pass to the output and to
+            whichever of the operator's tensors ask for them.
         """
         vectors = output.float()
-        edited = self._linear(vectors, overwrite=vectors is not output)
+        overwrite = vectors is not output and not torch.is_grad_enabled()
+        edited = self._linear(vectors, overwrite=overwrite)
         if self.shift is not None:
             edited = edited + self.shift
         return edited.to(output.dtype)
@@ -75,13 +82,32 @@ class Operator:
         """`linear`; a large tensor less to be allocated where the vectors may be written to."""
         along = vectors @ self.right
         if self.scale is not None:
-            kept = vectors * self.scale
+            scaled = vectors * self.scale
         else:
-            kept = vectors if overwrite else vectors.clone()
+            scaled = vectors if overwrite else vectors.clone()
         if self.rank == 1:
             # A matrix product over a single column takes several times as long.
-            return kept.addcmul_(along, self.left[:, 0])
-        return kept.add_(along @ self.left.T)
+            return scaled.addcmul_(along, self.left[:, 0])
+        return scaled.add_(along @ self.left.T)
+
+    def then(self, following: Operator) -> Operator:
+        """The operator that applies this one and then `following`; its rank is the sum of both."""
+        right = following.right if self.scale is None else self.scale[:, None] * following.right
+        left, scale, shift = self.left, self.scale, self.shift
+        if following.scale is not None:
+            left = following.scale[:, None] * left
+            scale = following.scale if scale is None else following.scale * scale
+        if shift is None:
+            shift = following.shift
+        else:
+            shift = following.linear(shift)
+            shift = shift if following.shift is None else shift + following.shift
+        return Operator(
+            torch.cat([left, following.left], dim=1),
+            torch.cat([self.right, right + self.right @ (self.left.T @ following.right)], dim=1),
+            scale,
+            shift,
+        )
 
     def to(self, device: torch.device) -> Operator:
         """The same operator on another device."""
@@ -110,7 +136,7 @@ class Operator:
 
 def ablation_operator(
     direction: Tensor,  # (D,) any length but zero; (R, D) to remove all that they span
-    weight: float,
+    weight: float | Sequence[float],  # one for all directions, or R
     *,
     norm: NormMode = "none",
     site_weight: Tensor | None = None,  # (D, F), needed unless norm is "none"
@@ -125,13 +151,22 @@ def ablation_operator(
     - `normalized_row`: `u = (W / n)^T v`, `r_i = 1 / |W_i / n_i - w v_i u|`,
       `y' = r * (y - w (n * v) (v . (y / n)))`.
 
+    Several directions are made orthogonal, each to those before it, and have one weight or a weight
+    each. They are defined for `none` only.
+
     Raises:
-        ValueError: the direction is zero, the mode needs `site_weight` and it is missing, or it is
-            not `none` and there are several directions.
+        ValueError: a direction is not finite or all are zero, directions with a weight each depend
+            on each other or are not as many, the mode needs `site_weight` and it is missing, or it
+            is not `none` and there are several directions.
     """
+    if direction.ndim == 2:
+        if norm != "none":
+            raise ValueError(f"norm mode {norm!r} is not defined for several directions")
+        basis, strengths = _basis_and_strengths(direction, weight)
+        return Operator(left=-strengths * basis, right=basis)
+    if not isinstance(weight, (int, float)):
+        raise ValueError(f"one direction takes one weight, got {len(weight)}")
     v = direction.float()
-    if v.ndim == 2:
-        return _span_operator(v, weight, norm)
     length = v.norm()
     if not torch.isfinite(length) or length == 0:
         raise ValueError("direction must be finite and not zero")
@@ -161,11 +196,61 @@ def ablation_operator(
     return Operator(operator.left, operator.right, restore, shift=projected - operator(bias))
 
 
-def _span_operator(directions: Tensor, weight: float, norm: NormMode) -> Operator:
-    if norm != "none":
-        raise ValueError(f"norm mode {norm!r} is not defined for several directions")
-    basis, _ = torch.linalg.qr(directions.double().T)
-    return Operator(left=(-weight * basis).float(), right=basis.float())
+def mean_preserving_operator(
+    direction: Tensor,  # (D,) or (R, D), any length but zero
+    weight: float | Sequence[float],  # one for all directions, or R
+    *,
+    mean: Tensor,  # (D,) mean output of the site on prompts that are to stay as they are
+) -> Operator:
+    """The oblique operator that removes directions and leaves the mean output where it is.
+
+    `y' = y - R diag(w) (D^T y)`, where the columns of `R` are the directions made orthonormal and
+    `D = R - m (m^T R)` with unit `m` along the mean: what varies along the directions is removed,
+    what the mean has of them stays. A mean of zero gives `ablation_operator`.
+
+    Raises:
+        ValueError: see `ablation_operator`; the mean does not fit or is not finite.
+    """
+    basis, strengths = _basis_and_strengths(direction.reshape(-1, direction.shape[-1]), weight)
+    if mean.shape != basis.shape[:1] or not torch.isfinite(mean).all():
+        raise ValueError(
+            f"the mean output must be ({len(basis)},) and finite, got {tuple(mean.shape)}"
+        )
+    unit = mean.double() / mean.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
+    unit = unit.to(basis.device)
+    oblique = basis.double() - unit[:, None] * (unit @ basis.double())
+    return Operator(left=-strengths * basis, right=oblique.float())
+
+
+def _basis_and_strengths(
+    directions: Tensor,  # (R, D)
+    weight: float | Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """(D, R) the directions as unit vectors, each orthogonal to those before it, and (R,) weights.
+
+    A direction that depends on those before it adds nothing to what they span: under one common
+    weight it is left out.
+    """
+    common = isinstance(weight, (int, float))
+    weights = [weight] * len(directions) if isinstance(weight, (int, float)) else list(weight)
+    if len(weights) != len(directions):
+        raise ValueError(
+            f"{len(directions)} directions take 1 or {len(directions)} weights, got {len(weights)}"
+        )
+    lengths = directions.double().norm(dim=1)
+    if not torch.isfinite(lengths).all() or not (lengths > 0).any():
+        raise ValueError("direction must be finite and not zero")
+    basis = directions.new_zeros(directions.shape[1], 0, dtype=torch.float64)
+    for vector, length in zip(directions.double(), lengths, strict=True):
+        unit = vector / length.clamp_min(torch.finfo(torch.float64).tiny)
+        for _ in range(2):  # the second time removes what rounding left
+            unit = unit - basis @ (basis.T @ unit)
+        if float(unit.norm()) > DEPENDENT:
+            basis = torch.cat([basis, (unit / unit.norm())[:, None]], dim=1)
+        elif not common:
+            raise ValueError("directions with a weight each must not depend on each other")
+    strengths = torch.tensor(weights[: basis.shape[1]], dtype=torch.float32, device=basis.device)
+    return basis.float(), strengths
 
 
 def _row_restoration(

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from heretic_kl.ablation.direction import Directions
 from heretic_kl.ablation.kernel import WeightKernel
-from heretic_kl.ablation.operator import NormMode, Operator, ablation_operator
+from heretic_kl.ablation.operator import (
+    NormMode,
+    Operator,
+    ablation_operator,
+    mean_preserving_operator,
+)
 
 Component = Literal["attention", "mlp"]
 
@@ -67,6 +72,8 @@ def build_plan(
     parameters: EditParameters,
     directions: Directions,
     sites: Mapping[SiteKey, SiteFacts],
+    *,
+    preserved_means: Mapping[SiteKey, Tensor] | None = None,  # (D,) by site
 ) -> dict[SiteKey, Operator]:
     """An operator for every site that the parameters reach.
 
@@ -74,38 +81,53 @@ def build_plan(
     through it: to remove `v` from `g * y / rms(y)`, remove `g * v` from `y`; for a LayerNorm, its
     centred form.
 
+    Args:
+        parameters: of the edit.
+        directions: to remove.
+        sites: of the model.
+        preserved_means: mean outputs of the sites that the edit leaves where they are, see
+            `mean_preserving_operator`; None: directions are removed from the means too.
+
     Raises:
         ValueError: a norm-restoring mode meets a site behind a norm, where row norms of the
-            weight say nothing about what reaches the stream.
+            weight say nothing about what reaches the stream, or it meets means to preserve.
     """
     plan: dict[SiteKey, Operator] = {}
-    fixed = None
+    shared_direction = None
     if parameters.direction_position is not None:
-        fixed = directions.at(parameters.direction_position)
+        shared_direction = directions.at(parameters.direction_position)
     for key, facts in sites.items():
         kernel = parameters.kernels.get(key.component)
         weight = 0.0 if kernel is None else kernel.weight_at(key.layer)
         if weight == 0:
             continue
-        direction = fixed if fixed is not None else directions.per_layer[key.layer]
-        plan[key] = _site_operator(direction, weight, facts, parameters.norm)
+        direction = (
+            directions.per_layer[key.layer] if shared_direction is None else shared_direction
+        )
+        mean = None if preserved_means is None else preserved_means[key]
+        plan[key] = _site_operator(direction, weight, facts, parameters.norm, mean)
     return plan
 
 
-def _site_operator(direction: Tensor, weight: float, facts: SiteFacts, norm: NormMode) -> Operator:
+def _site_operator(
+    direction: Tensor, weight: float, facts: SiteFacts, norm: NormMode, mean: Tensor | None
+) -> Operator:
+    if mean is not None:
+        if norm != "none":
+            raise ValueError(f"norm mode {norm!r} does not preserve means; use 'none'")
+        return mean_preserving_operator(facts.pull_back(direction), weight, mean=mean)
     if norm == "none":
         return ablation_operator(facts.pull_back(direction), weight)
     if facts.gains is not None or facts.centred:
         raise ValueError(f"norm mode {norm!r} is not defined for sites behind a norm; use 'none'")
     site_weight = facts.weight()
-    operator = ablation_operator(
+    return ablation_operator(
         direction.to(site_weight.device),
         weight,
         norm=norm,
         site_weight=site_weight,
         site_bias=facts.bias(),
     )
-    return operator
 
 
 def lowest_edited_layer(plan: Iterable[SiteKey]) -> int | None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heretic_kl.ablation import Operator, ablation_operator
+from heretic_kl.ablation import Operator, ablation_operator, mean_preserving_operator
 from heretic_kl.ablation.operator import NormMode
 
 MODES: tuple[NormMode, ...] = ("none", "row", "normalized_row")
@@ -108,6 +108,113 @@ def test_bias_is_mapped_by_the_projection_alone():
     torch.testing.assert_close(bias, b - unit * (unit @ b), rtol=1e-4, atol=1e-5)
 
 
+def example_operators(seed=0, rank=2):
+    """One of every form, by name, for outputs 24 wide."""
+    w, b, v, _ = site(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    directions = torch.randn(rank, 24, generator=generator)
+    mean = torch.randn(24, generator=generator)
+    factors = torch.randn(2, 24, rank, generator=generator) / 5
+    return {
+        "one direction": ablation_operator(v, 0.7),
+        "row norms": ablation_operator(v, 0.7, norm="row", site_weight=w, site_bias=b),
+        "several directions": ablation_operator(directions, [0.3, 1.2]),
+        "mean-preserving": mean_preserving_operator(directions, [0.9, 0.5], mean=mean),
+        "factors": Operator(*factors, shift=mean),
+    }
+
+
+@pytest.mark.parametrize("form", example_operators())
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_every_form_applies_as_it_bakes_and_is_exact_as_an_adapter(form, with_bias):
+    operator = example_operators()[form]
+    w, b, _, x = site(0)
+    bias = b if with_bias else None
+    y = x @ w.T + (0 if bias is None else bias)
+    baked, baked_bias = operator.bake(w, bias)
+    expected = x @ baked.T + (0 if baked_bias is None else baked_bias)
+    torch.testing.assert_close(operator(y), expected, rtol=1e-4, atol=1e-4)
+    if operator.scale is None:  # B A is the change of the weight, rank R
+        torch.testing.assert_close(
+            w + operator.left @ (operator.right.T @ w), baked, rtol=1e-5, atol=1e-4
+        )
+
+
+def test_several_directions_are_removed_by_a_share_each():
+    directions = torch.randn(3, 24, generator=torch.Generator().manual_seed(5))
+    operator = ablation_operator(directions, [1.0, 0.5, 0.0])
+    basis, _ = torch.linalg.qr(directions.T.double())  # in the same order
+    y = torch.randn(7, 24)
+    along = y.double() @ basis
+    expected = along * torch.tensor([0.0, 0.5, 1.0])
+    torch.testing.assert_close(operator(y).double() @ basis, expected, rtol=1e-4, atol=1e-5)
+    rest = y.double() - along @ basis.T
+    torch.testing.assert_close(operator(y).double() - expected @ basis.T, rest, atol=1e-5, rtol=0)
+
+
+def test_the_span_of_directions_is_removed_though_some_depend_on_others():
+    directions = torch.randn(2, 24)
+    more = torch.stack([*directions, directions.sum(dim=0), torch.zeros(24)])
+    y = torch.randn(5, 24)
+    ours, expected = ablation_operator(more, 1.0)(y), ablation_operator(directions, 1.0)(y)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="must not depend on each other"):
+        ablation_operator(more, [1.0] * 4)
+
+
+@given(seed=st.integers(0, 10_000), weight=st.floats(0, 1.5), rank=st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_the_mean_output_stays_where_it_is(seed, weight, rank):
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(rank, 24, generator=generator)
+    outputs = torch.randn(50, 24, generator=generator) + 3 * torch.randn(24, generator=generator)
+    mean = outputs.mean(dim=0)
+    operator = mean_preserving_operator(directions, weight, mean=mean)
+    torch.testing.assert_close(operator(mean), mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(operator(outputs).mean(dim=0), mean, rtol=1e-3, atol=1e-4)
+    # What is orthogonal to the mean loses its share along the directions.
+    across = outputs - torch.outer(outputs @ mean, mean) / mean.square().sum()
+    basis, _ = torch.linalg.qr(directions.T)
+    expected = (1 - weight) * (across @ basis)
+    torch.testing.assert_close(operator(across) @ basis, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_mean_of_zero_or_across_the_direction_changes_nothing():
+    directions = torch.eye(24)[:2]
+    plain = ablation_operator(directions, [0.4, 0.8])
+    y = torch.randn(5, 24)
+    for mean in (torch.zeros(24), torch.eye(24)[5]):
+        operator = mean_preserving_operator(directions, [0.4, 0.8], mean=mean)
+        torch.testing.assert_close(operator(y), plain(y))
+
+
+@pytest.mark.parametrize("first", example_operators())
+@pytest.mark.parametrize("second", example_operators())
+def test_then_is_one_after_the_other(first, second):
+    one, two = example_operators()[first], example_operators(seed=7)[second]
+    y = torch.randn(5, 24, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(one.then(two)(y), two(one(y)), rtol=1e-4, atol=1e-4)
+    assert one.then(two).rank == one.rank + two.rank
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_gradients_reach_the_output_and_the_operator(dtype, rank):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(8, rank, generator=generator) for _ in range(2))
+    y = torch.randn(4, 8, generator=generator)
+    leaves = [tensor.requires_grad_() for tensor in (left, right, y)]
+    Operator(left, right)(y.to(dtype)).square().sum().backward()
+    ours = [leaf.grad.clone() for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    (y + y @ right @ left.T).square().sum().backward()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    for gradient, leaf in zip(ours, leaves, strict=True):
+        error = (gradient - leaf.grad).norm() / leaf.grad.norm()
+        assert float(error) < tolerance
+
+
 def test_output_keeps_its_dtype():
     operator = ablation_operator(torch.ones(8), 1.0)
     assert operator(torch.randn(2, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
@@ -117,6 +224,12 @@ def test_output_keeps_its_dtype():
 def test_bad_arguments_say_what_is_wrong():
     with pytest.raises(ValueError, match="not zero"):
         ablation_operator(torch.zeros(4), 1.0)
+    with pytest.raises(ValueError, match="2 directions take 1 or 2 weights, got 3"):
+        ablation_operator(torch.eye(4)[:2], [1.0, 0.5, 0.2])
+    with pytest.raises(ValueError, match="one direction takes one weight, got 2"):
+        ablation_operator(torch.ones(4), [1.0, 0.5])
+    with pytest.raises(ValueError, match=r"mean output must be \(4,\) and finite, got \(3,\)"):
+        mean_preserving_operator(torch.ones(4), 1.0, mean=torch.ones(3))
     with pytest.raises(ValueError, match="needs the site's weight"):
         ablation_operator(torch.ones(4), 1.0, norm="row")
     with pytest.raises(ValueError, match="one of none, row, normalized_row"):

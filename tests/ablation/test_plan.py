@@ -72,6 +72,22 @@ def test_post_norm_pulls_the_direction_back():
     assert float((normed @ DIRECTIONS.at(3.0)).abs().max()) < 1e-5
 
 
+def test_preserved_means_stay_where_they_are():
+    generator = torch.Generator().manual_seed(4)
+    means = {key: torch.randn(WIDTH, generator=generator) for key in sites()}
+    parameters = EditParameters(2.5, {"mlp": KERNEL})
+    plan = build_plan(parameters, DIRECTIONS, sites(), preserved_means=means)
+    plain = build_plan(parameters, DIRECTIONS, sites())
+    assert plan.keys() == plain.keys()
+    for key, operator in plan.items():
+        torch.testing.assert_close(operator(means[key]), means[key], rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(plain[key](means[key]), means[key], atol=1e-3)
+    with pytest.raises(ValueError, match="does not preserve means"):
+        build_plan(
+            EditParameters(2.5, {"mlp": KERNEL}, "row"), DIRECTIONS, sites(), preserved_means=means
+        )
+
+
 def test_norm_modes_behind_a_norm_are_refused():
     with pytest.raises(ValueError, match="not defined for sites behind a norm"):
         build_plan(
