@@ -157,9 +157,11 @@ def _run(settings: "Settings", *, demo: bool) -> int:
     if settings.save is not None and settings.pick is None and not interactive:
         raise ConfigError("--save without a terminal needs --pick, for instance --pick knee")
     from heretic_kl.run import Session
+    from heretic_kl.search import quiet_optuna
     from heretic_kl.ui.console import make_observer, print_front
     from heretic_kl.ui.terminal import make_console
 
+    quiet_optuna()
     results = make_console()
     with make_observer(quiet=settings.quiet, results=results) as observer:
         if demo:

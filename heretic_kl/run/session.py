@@ -122,8 +122,9 @@ class Session:
             trials = self._study.run(
                 wanted,
                 self._evaluate,
-                together=self._evaluate_together,
-                at_once=self.settings.parallel_candidates if self._lm.architecture.by_rows else 1,
+                candidates=self.settings.parallel_candidates
+                if self._lm.architecture.by_rows
+                else 1,
                 notify=self._notice,
             )
             for record in trials:
@@ -356,12 +357,7 @@ class Session:
             self._prepared_test_suite = suite
         return self._prepared_test_suite
 
-    def _evaluate(self, edit: EditParameters) -> dict[str, Score] | Stopped:
-        return self._evaluate_together([edit])[0]
-
-    def _evaluate_together(
-        self, edits: Sequence[EditParameters]
-    ) -> list[dict[str, Score] | Stopped]:
+    def _evaluate(self, edits: Sequence[EditParameters]) -> list[dict[str, Score] | Stopped]:
         plans = [self._build(edit) for edit in edits]
         rivals = self.front if self.settings.racing else ()
         return self._suite.evaluate_objectives(self._engine, plans, rivals=rivals)

@@ -2,9 +2,10 @@
 
 from heretic_kl.search.pareto import check_rule, knee, pareto_front, pick, spread
 from heretic_kl.search.records import UNEDITED, TrialRecord
+from heretic_kl.search.sampler import quiet_optuna
 from heretic_kl.search.space import SearchSpace
-from heretic_kl.search.storage import open_storage, without_password
-from heretic_kl.search.study import SearchStudy
+from heretic_kl.search.storage import check_storage, open_storage, without_password
+from heretic_kl.search.study import SearchStudy, stored_batch_size
 
 __all__ = [
     "UNEDITED",
@@ -12,10 +13,13 @@ __all__ = [
     "SearchStudy",
     "TrialRecord",
     "check_rule",
+    "check_storage",
     "knee",
     "open_storage",
     "pareto_front",
     "pick",
+    "quiet_optuna",
     "spread",
+    "stored_batch_size",
     "without_password",
 ]

@@ -17,8 +17,9 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+ERROR = "error"
 INTERRUPTED = "interrupted"
-"""What stands as the error of a trial that was started and not finished."""
+"""A trial's attribute for its error, and what stands there where a trial was not finished."""
 
 
 class NumberedSampler(BaseSampler):
@@ -70,12 +71,17 @@ class NumberedSampler(BaseSampler):
 
 def trial_sampler(seed: int, number: int, finished: int, startup_trials: int) -> BaseSampler:
     """The sampler for one trial; `finished` trials are there to learn from."""
-    own = trial_seed(seed, number)
+    own_seed = trial_seed(seed, number)
     if finished < startup_trials:
-        return RandomSampler(seed=own)
+        return RandomSampler(seed=own_seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(seed=own, multivariate=True, n_startup_trials=0, n_ei_candidates=64)
+        return TPESampler(seed=own_seed, multivariate=True, n_startup_trials=0, n_ei_candidates=64)
+
+
+def quiet_optuna() -> None:
+    """Have Optuna log errors only, for the whole process: a program may decide that, no library."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -87,4 +93,4 @@ def trial_seed(seed: int, number: int) -> int:
 def _is_finished(trial: FrozenTrial) -> bool:
     if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         return False
-    return trial.user_attrs.get("error") != INTERRUPTED
+    return trial.user_attrs.get(ERROR) != INTERRUPTED

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, get_storage
@@ -15,8 +16,11 @@ from heretic_kl.errors import StudyError
 
 
 @contextmanager
-def open_storage(url: str | None, folder: Path, name: str) -> Iterator[BaseStorage]:
+def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[BaseStorage]:
     """The storage of one study; a journal file is held by this process alone meanwhile.
+
+    The lock file beside the journal stays: were it removed, a process that had opened it before
+    and one that makes it anew could both hold the study.
 
     Args:
         url: any Optuna storage URL; None: a journal file `folder/name.journal`.
@@ -29,10 +33,10 @@ def open_storage(url: str | None, folder: Path, name: str) -> Iterator[BaseStora
     if url is not None:
         yield _storage_from_url(url)
         return
-    path = folder / f"{name}.journal"
+    path = Path(folder) / f"{name}.journal"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(path) + ".in-use")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.in-use")
         lock.acquire(timeout=0)
     except Timeout:
         raise StudyError(
@@ -45,7 +49,28 @@ def open_storage(url: str | None, folder: Path, name: str) -> Iterator[BaseStora
         yield _journal(path)
     finally:
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def check_storage(url: str | None, folder: Path | str, name: str | None) -> None:
+    """Raise what opening the storage would raise, before a model is loaded for it.
+
+    Args:
+        url: see `open_storage`.
+        folder: see `open_storage`.
+        name: the study's name; None where it is not known yet, then a journal's folder is checked.
+
+    Raises:
+        StudyError: see `open_storage`.
+    """
+    if url is not None or name is not None:
+        with open_storage(url, folder, name or ""):
+            return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise StudyError(f"cannot write studies in {str(folder)!r}: {error.strerror}") from error
 
 
 def _journal(path: Path) -> BaseStorage:

@@ -5,30 +5,49 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from heretic_kl.ablation import EditParameters
-from heretic_kl.errors import HereticKLError, StudyError
+from heretic_kl.errors import StudyError
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
-from heretic_kl.search.owner import may_be_alive, this_process
+from heretic_kl.search.lease import is_abandoned, lease_attributes, renewing
 from heretic_kl.search.pareto import pareto_front
-from heretic_kl.search.records import TrialRecord
-from heretic_kl.search.records import TrialState as TrialKind
-from heretic_kl.search.sampler import INTERRUPTED, NumberedSampler
+from heretic_kl.search.records import (
+    SECONDS,
+    Outcome,
+    TrialRecord,
+    error_attributes,
+    one_line,
+    outcome_attributes,
+    read_record,
+    scores_from_json,
+    scores_to_json,
+)
+from heretic_kl.search.sampler import ERROR, INTERRUPTED, NumberedSampler
 from heretic_kl.search.space import SearchSpace
 
 FINGERPRINT = "heretic-kl:fingerprint"
+BATCH_SIZE = "heretic-kl:batch-size"
 TEST_SCORES = "heretic-kl:test:"
-OWNER = "owner"
+"""Attributes of a study; the last one is followed by a trial's number."""
+OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 MOST_FAILURES_IN_A_ROW = 5
 
-Outcome = Mapping[str, Score] | Stopped
-Evaluate = Callable[[EditParameters], Outcome]
-EvaluateTogether = Callable[[Sequence[EditParameters]], Sequence[Outcome]]
+Evaluate = Callable[[Sequence[EditParameters]], Sequence[Outcome]]
+"""Measures K >= 1 edits on the validation prompts; one outcome each, in order."""
+Notify = Callable[[str], None]
+
+
+class _Measured(NamedTuple):
+    """What came of one trial: an outcome or an error."""
+
+    outcome: Outcome | None
+    error: Exception | None
+    seconds: float
 
 
 class SearchStudy:
@@ -42,6 +61,7 @@ class SearchStudy:
         objectives: the scorers that steer it, in order.
         seed: of the sampler.
         startup_trials: random trials before the sampler learns.
+        batch_size: kept by a new study; see `stored_batch_size`.
 
     Raises:
         StudyError: the storage holds a study of this name with another fingerprint, or cannot
@@ -58,11 +78,12 @@ class SearchStudy:
         objectives: Sequence[ScorerSpec],
         seed: int,
         startup_trials: int,
+        batch_size: int | None = None,
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.name = name
         self._space = space
         self._objectives = tuple(objectives)
+        self._records: dict[int, TrialRecord] = {}
         try:
             self._study = optuna.create_study(
                 storage=storage,
@@ -72,16 +93,16 @@ class SearchStudy:
                 sampler=NumberedSampler(seed, startup_trials),
             )
         except Exception as error:  # each storage raises its own
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise StudyError(f"cannot open study {name!r}: {first}") from error
+            raise StudyError(f"cannot open study {name!r}: {_reason(error)}") from error
         self._check_fingerprint(fingerprint)
-        self._close_interrupted()
+        if batch_size is not None and BATCH_SIZE not in self._study.user_attrs:
+            self._study.set_user_attr(BATCH_SIZE, batch_size)
+        self._end_abandoned()
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
-        """Every trial that was started and is over, by number."""
-        over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-        trials = self._study.get_trials(deepcopy=False, states=over)
+        """Every trial that was started and is over, by number; each is parsed once."""
+        trials = self._study.get_trials(deepcopy=False, states=OVER)
         return tuple(self._record(trial) for trial in trials)
 
     @property
@@ -99,21 +120,20 @@ class SearchStudy:
         until: int,
         evaluate: Evaluate,
         *,
-        together: EvaluateTogether | None = None,
-        at_once: int = 1,
-        notify: Callable[[str], None] = lambda message: None,
+        candidates: int = 1,
+        notify: Notify = lambda message: None,
     ) -> Iterator[TrialRecord]:
         """Run trials until the study holds `until` finished ones.
 
-        A trial that raises is recorded as failed, with what it raised, and the search goes on.
+        A trial that raises is recorded as failed, with its traceback, and the search goes on.
+        Where several candidates cannot be measured together, each is measured alone.
 
         Args:
             until: finished trials to hold in the end.
-            evaluate: measures one edit on the validation prompts.
-            together: measures several side by side; where it raises, each is measured alone.
-            at_once: how many, the last ones aside. The sampler draws them without knowing each
-                other's scores.
-            notify: told, in words, when several could not be measured side by side.
+            evaluate: measures the edits of several trials.
+            candidates: K, how many it is given at a time, the last ones aside. The sampler draws
+                them without knowing each other's scores.
+            notify: told, in words, when several could not be measured together.
 
         Yields:
             A record a trial, as it finishes.
@@ -123,9 +143,10 @@ class SearchStudy:
         """
         self._enqueue_known_good()
         failures = 0
-        while self.finished < until:
-            count = max(1, min(at_once, until - self.finished))
-            for record in self._run_some(count, evaluate, together, notify):
+        while (missing := until - self.finished) > 0:
+            if self._end_abandoned():
+                self._enqueue_known_good()
+            for record in self._run_group(max(1, min(candidates, missing)), evaluate, notify):
                 failures = failures + 1 if record.state == "failed" else 0
                 yield record
                 if failures >= MOST_FAILURES_IN_A_ROW:
@@ -134,102 +155,88 @@ class SearchStudy:
     def test_scores(self, number: int) -> dict[str, Score] | None:
         """A trial's scores on the test prompts, if they were measured."""
         stored = self._study.user_attrs.get(f"{TEST_SCORES}{number}")
-        return None if stored is None else _scores_from_json(stored)
+        return None if stored is None else scores_from_json(stored)
 
     def keep_test_scores(self, number: int, scores: Mapping[str, Score]) -> None:
         """Keep a trial's scores on the test prompts; `UNEDITED` counts as one."""
-        self._study.set_user_attr(f"{TEST_SCORES}{number}", _scores_to_json(scores))
+        self._study.set_user_attr(f"{TEST_SCORES}{number}", scores_to_json(scores))
+
+    # --- running -----------------------------------------------------------------------------
 
     def _enqueue_known_good(self) -> None:
         """Queue what is neither queued nor measured; an interrupted trial was not measured."""
-        held = [
+        queued = [
             dict(trial.system_attrs.get("fixed_params", trial.params))
             for trial in self._study.get_trials(deepcopy=False)
-            if trial.user_attrs.get("error") != INTERRUPTED
+            if trial.user_attrs.get(ERROR) != INTERRUPTED
         ]
         for parameters in self._space.known_good():
-            if parameters not in held:
+            if parameters not in queued:
                 self._study.enqueue_trial(parameters)
 
-    def _run_some(
-        self,
-        count: int,
-        evaluate: Evaluate,
-        together: EvaluateTogether | None,
-        notify: Callable[[str], None],
-    ) -> Iterator[TrialRecord]:
+    def _run_group(self, count: int, evaluate: Evaluate, notify: Notify) -> Iterator[TrialRecord]:
         """Ask for trials, measure them, tell; what does not get that far is marked interrupted."""
-        waiting: list[optuna.Trial] = []
+        running: list[optuna.Trial] = []
         edits = []
         try:
             for _ in range(count):
                 trial = self._study.ask()
-                waiting.append(trial)
-                trial.set_user_attr(OWNER, this_process())
+                running.append(trial)
+                _set(trial, lease_attributes())
                 edits.append(self._space.edit(self._space.suggest(trial)))
-            asked = list(waiting)
-            start = time.perf_counter()
-            outcomes = self._together(edits, together, notify)
-            share = (time.perf_counter() - start) / count
-            for index, trial in enumerate(asked):
-                if outcomes is None:
-                    self._measure(trial, edits[index], evaluate)
-                else:
-                    self._tell(trial, outcomes[index], share)
-                waiting.remove(trial)
-                yield self._record(self._study.get_trials(deepcopy=False)[trial.number])
+            with renewing(lambda: _renew(tuple(running))):
+                measured = self._measure(edits, evaluate, notify)
+                for trial, result in zip(tuple(running), measured, strict=True):
+                    self._tell(trial, result)
+                    running.remove(trial)
+                    yield self._record(self._study.get_trials(deepcopy=False)[trial.number])
         finally:
-            known = self._study.get_trials(deepcopy=False)
-            for trial in waiting:
-                if not known[trial.number].state.is_finished():
-                    trial.set_user_attr("error", INTERRUPTED)
-                    self._study.tell(trial, state=TrialState.FAIL)
+            for trial in running:
+                self._interrupt(trial)
 
-    def _together(
-        self,
-        edits: Sequence[EditParameters],
-        together: EvaluateTogether | None,
-        notify: Callable[[str], None],
-    ) -> Sequence[Outcome] | None:
-        """What came of several edits measured side by side; None: measure each alone."""
-        if len(edits) == 1 or together is None:
-            return None
-        try:
-            outcomes = together(edits)
-            for each in outcomes:
-                self._check(each)
-        except Exception as error:  # one bad edit among them: alone, each fails for itself
-            notify(f"{len(edits)} candidates are measured one by one: {_one_line(error)}")
-            return None
-        return outcomes
-
-    def _measure(self, trial: optuna.Trial, edit: EditParameters, evaluate: Evaluate) -> None:
+    def _measure(
+        self, edits: Sequence[EditParameters], evaluate: Evaluate, notify: Notify
+    ) -> Iterator[_Measured]:
+        """Measure edits together; where that fails, one by one, so that each fails for itself."""
         start = time.perf_counter()
         try:
-            outcome = evaluate(edit)
-            self._check(outcome)
+            outcomes = list(evaluate(edits))
+            for outcome in outcomes:
+                self._check(outcome)
         except Exception as error:  # plug-ins and drivers may raise anything
-            trial.set_user_attr("error", _one_line(error))
-            trial.set_user_attr("seconds", time.perf_counter() - start)
-            self._study.tell(trial, state=TrialState.FAIL)
+            if len(edits) == 1:
+                yield _Measured(None, error, time.perf_counter() - start)
+                return
+            notify(f"{len(edits)} candidates are measured one by one: {one_line(error)}")
         else:
-            self._tell(trial, outcome, time.perf_counter() - start)
+            share = (time.perf_counter() - start) / len(edits)
+            yield from (_Measured(outcome, None, share) for outcome in outcomes)
+            return
+        for edit in edits:
+            yield from self._measure([edit], evaluate, notify)
 
     def _check(self, outcome: Outcome) -> None:
         """Raise now what storing it would raise."""
+        outcome_attributes(outcome)
         if not isinstance(outcome, Stopped):
             self._values(outcome)
-            _scores_to_json(outcome)
 
-    def _tell(self, trial: optuna.Trial, outcome: Outcome, seconds: float) -> None:
-        trial.set_user_attr("seconds", seconds)
-        if isinstance(outcome, Stopped):
-            # Pruned trials have no value: to the sampler they are worse than all finished ones.
-            trial.set_user_attr("stopped", json.dumps(outcome.to_dict()))
-            self._study.tell(trial, state=TrialState.PRUNED)
-        else:
-            trial.set_user_attr("scores", _scores_to_json(outcome))
-            self._study.tell(trial, self._values(outcome))
+    def _tell(self, trial: optuna.Trial, measured: _Measured) -> None:
+        try:
+            trial.set_user_attr(SECONDS, measured.seconds)
+            if measured.outcome is None:
+                assert measured.error is not None
+                _set(trial, error_attributes(measured.error))
+                self._study.tell(trial, state=TrialState.FAIL)
+                return
+            _set(trial, outcome_attributes(measured.outcome))
+            if isinstance(measured.outcome, Stopped):
+                # Pruned trials have no value: to the sampler they are worse than finished ones.
+                self._study.tell(trial, state=TrialState.PRUNED)
+            else:
+                self._study.tell(trial, self._values(measured.outcome))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            pass  # the lease expired (a machine that slept) and another process ended the trial
 
     def _values(self, scores: Mapping[str, Score]) -> list[float]:
         values = []
@@ -240,63 +247,75 @@ class SearchStudy:
         return values
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        error = trial.user_attrs.get("error")
-        stopped = trial.user_attrs.get("stopped")
-        try:
-            edit = self._space.edit(trial.params)
-        except KeyError:
-            edit = None  # interrupted before all parameters were drawn
-        return TrialRecord(
-            number=trial.number,
-            state=_state(trial),
-            parameters=dict(trial.params),
-            edit=edit,
-            scores=_scores_from_json(trial.user_attrs.get("scores", "{}")),
-            objectives=tuple(trial.values or ()),
-            seconds=float(trial.user_attrs.get("seconds", 0.0)),
-            error=error,
-            stopped=None if stopped is None else Stopped.from_dict(json.loads(stopped)),
-        )
+        if trial.number not in self._records:
+            self._records[trial.number] = read_record(trial, self._space)
+        return self._records[trial.number]
+
+    # --- resuming ----------------------------------------------------------------------------
 
     def _check_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
-        stored = self._study.user_attrs.get(FINGERPRINT)
-        if stored is None:
+        stored_text = self._study.user_attrs.get(FINGERPRINT)
+        if stored_text is None:
             self._study.set_user_attr(FINGERPRINT, json.dumps(fingerprint, sort_keys=True))
             return
-        known = json.loads(stored)
-        ours = json.loads(json.dumps(fingerprint))
-        different = sorted(k for k in known.keys() | ours.keys() if known.get(k) != ours.get(k))
+        stored, wanted = json.loads(stored_text), json.loads(json.dumps(fingerprint))
+        keys = stored.keys() | wanted.keys()
+        different = sorted(key for key in keys if stored.get(key) != wanted.get(key))
         if different:
             raise StudyError(
                 f"study {self.name!r} was made with other settings ({', '.join(different)}): its "
                 "scores cannot be compared; use those settings or another --study-name"
             )
 
-    def _close_interrupted(self) -> None:
-        """End trials that a killed process left running."""
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if may_be_alive(trial.user_attrs.get(OWNER)):
-                continue
-            optuna.Trial(self._study, trial._trial_id).set_user_attr("error", INTERRUPTED)
+    def _end_abandoned(self) -> bool:
+        """End trials whose owner is gone; whether there were any."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        abandoned = [trial for trial in running if _is_abandoned(trial)]
+        for trial in abandoned:
+            self._interrupt(optuna.Trial(self._study, trial._trial_id))
+        return bool(abandoned)
+
+    def _interrupt(self, trial: optuna.Trial) -> None:
+        """End a trial without an outcome, unless it is over."""
+        if self._study.get_trials(deepcopy=False)[trial.number].state.is_finished():
+            return
+        try:
+            trial.set_user_attr(ERROR, INTERRUPTED)
             self._study.tell(trial.number, state=TrialState.FAIL)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            pass  # another process was faster
 
 
-def _state(trial: FrozenTrial) -> TrialKind:
-    if trial.state == TrialState.COMPLETE:
-        return "complete"
-    if trial.state == TrialState.PRUNED:
-        return "stopped"
-    return "interrupted" if trial.user_attrs.get("error") == INTERRUPTED else "failed"
+def stored_batch_size(storage: BaseStorage, name: str) -> int | None:
+    """The batch size that a study was begun with; None where there is no such study.
+
+    Raises:
+        StudyError: the storage cannot be read.
+    """
+    try:
+        if name not in optuna.get_all_study_names(storage):
+            return None
+        attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
+    except Exception as error:  # each storage raises its own
+        raise StudyError(f"cannot open study {name!r}: {_reason(error)}") from error
+    stored = attributes.get(BATCH_SIZE)
+    return None if stored is None else int(stored)
 
 
-def _one_line(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [""])[0]
-    return text if isinstance(error, HereticKLError) else f"{type(error).__name__}: {text}"
+def _renew(trials: Sequence[optuna.Trial]) -> None:
+    for trial in trials:
+        _set(trial, lease_attributes())
 
 
-def _scores_to_json(scores: Mapping[str, Score]) -> str:
-    return json.dumps({name: score.to_dict() for name, score in scores.items()})
+def _set(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
 
 
-def _scores_from_json(text: str) -> dict[str, Score]:
-    return {name: Score.from_dict(data) for name, data in json.loads(text).items()}
+def _is_abandoned(trial: FrozenTrial) -> bool:
+    started = None if trial.datetime_start is None else trial.datetime_start.timestamp()
+    return is_abandoned(trial.user_attrs, started)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -13,7 +12,15 @@ import pytest
 
 from heretic_kl.errors import MeasurementError, SelectionError, StudyError
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
-from heretic_kl.search import SearchSpace, SearchStudy, open_storage, pick, without_password
+from heretic_kl.search import (
+    SearchSpace,
+    SearchStudy,
+    check_storage,
+    open_storage,
+    pick,
+    stored_batch_size,
+    without_password,
+)
 from heretic_kl.search.sampler import trial_seed
 from heretic_kl.search.storage import repair_journal
 
@@ -24,7 +31,7 @@ OBJECTIVES = (
 SPACE = SearchSpace(layers=12)
 
 
-def study(storage, *, fingerprint=None, seed=7, startup=8, objectives=OBJECTIVES):
+def study(storage, *, fingerprint=None, seed=7, startup=8, objectives=OBJECTIVES, batch_size=None):
     return SearchStudy(
         storage,
         "s",
@@ -33,14 +40,23 @@ def study(storage, *, fingerprint=None, seed=7, startup=8, objectives=OBJECTIVES
         objectives=objectives,
         seed=seed,
         startup_trials=startup,
+        batch_size=batch_size,
     )
 
 
-def evaluate(edit):
+def scores_of(edit):
     """Stronger edits refuse less and cost more."""
     strength = sum(kernel.peak_weight * kernel.reach for kernel in edit.kernels.values())
     refusals = 1 / (1 + strength)
     return {"refusals": Score(refusals, f"{refusals:.2f}"), "kl": Score(strength, "x")}
+
+
+def each(measure):
+    """An `evaluate` that measures edits one after the other."""
+    return lambda edits: [measure(edit) for edit in edits]
+
+
+evaluate = each(scores_of)
 
 
 @pytest.fixture
@@ -90,11 +106,11 @@ def test_ctrl_c_keeps_finished_trials_and_marks_the_running_one(folder):
     def interrupted(edit):
         if next(calls) == 4:
             raise KeyboardInterrupt
-        return evaluate(edit)
+        return scores_of(edit)
 
     with open_storage(None, folder, "s") as storage:
         with pytest.raises(KeyboardInterrupt):
-            list(study(storage).run(10, interrupted))
+            list(study(storage).run(10, each(interrupted)))
     with open_storage(None, folder, "s") as storage:
         resumed = study(storage)
         assert resumed.finished == 4
@@ -109,7 +125,7 @@ def test_ctrl_c_keeps_finished_trials_and_marks_the_running_one(folder):
 KILLED = """
     import os, signal, sys, time
     sys.path.insert(0, {tests!r})
-    from test_study import evaluate, study
+    from test_study import each, scores_of, study
     from heretic_kl.search import open_storage
     from pathlib import Path
     done = 0
@@ -118,9 +134,9 @@ KILLED = """
         done += 1
         if done == 6:
             os.kill(os.getpid(), signal.SIGKILL)
-        return evaluate(edit)
+        return scores_of(edit)
     with open_storage(None, Path({folder!r}), "s") as storage:
-        list(study(storage).run(20, slow))
+        list(study(storage).run(20, each(slow)))
 """
 
 
@@ -157,11 +173,11 @@ def test_failed_trials_are_recorded_and_the_search_goes_on(folder):
     def sometimes(edit):
         if next(calls) % 3 == 1:
             raise MeasurementError("NaN logits")
-        return evaluate(edit)
+        return scores_of(edit)
 
     with open_storage(None, folder, "s") as storage:
         opened = study(storage)
-        records = list(opened.run(9, sometimes))
+        records = list(opened.run(9, each(sometimes)))
         assert [r.number for r in records if r.state == "failed"] == [1, 4, 7]
         assert records[1].error == "NaN logits"
         assert all(record.state == "complete" for record in opened.front)
@@ -174,15 +190,51 @@ def test_whatever_a_plug_in_raises_fails_its_trial_alone(folder):
         call = next(calls)
         if call == 1:
             raise RuntimeError("shape mismatch\nand a long story")
-        score = evaluate(edit)
+        score = scores_of(edit)
         if call == 2:
             score["kl"] = Score(1.0, "x", details={"not json": object()})
         return score
 
     with open_storage(None, folder, "s") as storage:
-        records = list(study(storage).run(5, strange))
+        records = list(study(storage).run(5, each(strange)))
     assert [r.state for r in records] == ["complete", "failed", "failed", "complete", "complete"]
     assert records[1].error == "RuntimeError: shape mismatch"
+    assert "in strange" in records[1].traceback and "a long story" in records[1].traceback
+    assert records[0].traceback is None
+
+
+def test_a_long_traceback_is_kept_without_its_middle(folder):
+    def wordy(edit):
+        raise ValueError("x" * 100_000 + "end")
+
+    with open_storage(None, folder, "s") as storage:
+        (record, *_) = study(storage).run(1, each(wordy))
+    assert len(record.traceback) < 10_000
+    assert record.traceback.startswith("Traceback") and record.traceback.rstrip().endswith("end")
+
+
+def test_a_record_is_parsed_once_however_often_it_is_read(folder, monkeypatch):
+    parsed = []
+    read = Score.from_dict.__func__
+    monkeypatch.setattr(
+        Score, "from_dict", classmethod(lambda cls, data: parsed.append(1) or read(cls, data))
+    )
+    with open_storage(None, folder, "s") as storage:
+        ours = study(storage)
+        list(ours.run(12, evaluate))
+        for _ in range(3):
+            assert len(ours.front) <= len(ours.records) == ours.finished == 12
+    assert len(parsed) == 12 * len(OBJECTIVES)
+
+
+def test_a_study_keeps_the_batch_size_it_was_begun_with(folder):
+    with open_storage(None, folder, "s") as storage:
+        assert stored_batch_size(storage, "s") is None
+        study(storage, batch_size=16)
+    with open_storage(None, folder, "s") as storage:
+        assert stored_batch_size(storage, "s") == 16
+        study(storage, batch_size=32)
+        assert stored_batch_size(storage, "s") == 16
 
 
 def test_an_interrupted_known_good_edit_is_measured_after_all(folder):
@@ -191,24 +243,11 @@ def test_an_interrupted_known_good_edit_is_measured_after_all(folder):
 
     with open_storage(None, folder, "s") as storage:
         with pytest.raises(KeyboardInterrupt):
-            list(study(storage).run(3, interrupted))
+            list(study(storage).run(3, each(interrupted)))
     with open_storage(None, folder, "s") as storage:
         records = list(study(storage).run(len(SPACE.known_good()), evaluate))
     measured = parameters(records)
     assert all(json.dumps(p, sort_keys=True) in measured for p in SPACE.known_good())
-
-
-def test_a_trial_of_a_living_process_is_left_alone(tmp_path, folder):
-    url = f"sqlite:///{tmp_path / 'x.db'}"
-    with open_storage(url, folder, "s") as storage:
-        first = study(storage)
-        trial = first._study.ask()
-        trial.set_user_attr("owner", f"{platform.node()}:{os.getppid()}")
-        with open_storage(url, folder, "s") as again:
-            assert study(again).records == ()
-        trial.set_user_attr("owner", f"{platform.node()}:999999999")
-        with open_storage(url, folder, "s") as again:
-            assert study(again).records[0].state == "interrupted"
 
 
 def test_a_search_in_which_everything_fails_stops(folder):
@@ -217,7 +256,7 @@ def test_a_search_in_which_everything_fails_stops(folder):
 
     with open_storage(None, folder, "s") as storage:
         with pytest.raises(StudyError, match="5 trials in a row failed; the last: NaN logits"):
-            list(study(storage).run(50, broken))
+            list(study(storage).run(50, each(broken)))
 
 
 def test_other_settings_are_refused_naming_them(folder):
@@ -233,6 +272,24 @@ def test_a_study_in_use_is_refused(folder):
         with pytest.raises(StudyError, match="in use by another process"):
             with open_storage(None, folder, "s"):
                 pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")
+def test_a_lock_file_opened_before_the_release_still_locks(folder):
+    """Whoever waits at the file of the last holder must exclude who comes after."""
+    import fcntl
+
+    with open_storage(None, folder, "s"):
+        waiting = os.open(folder / "s.journal.in-use", os.O_RDWR)
+    try:
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(StudyError, match="in use by another process"):
+            with open_storage(None, folder, "s"):
+                pass
+    finally:
+        os.close(waiting)
+    with open_storage(None, str(folder), "s"):  # a path may be text
+        pass
 
 
 def test_maximized_scores_are_negated_and_front_follows(folder):
@@ -268,6 +325,11 @@ def test_unwritable_and_damaged_places_are_one_line(tmp_path):
     with pytest.raises(StudyError, match="cannot write studies"):
         with open_storage(None, blocked / "studies", "s"):
             pass
+    for name in (None, "s"):
+        with pytest.raises(StudyError, match="cannot write studies"):
+            check_storage(None, blocked / "studies", name)
+    check_storage(None, tmp_path / "fine", None)
+    assert list((tmp_path / "fine").iterdir()) == []
     damaged = tmp_path / "s.journal"
     damaged.write_text("not json\nat all\n")
     with pytest.raises(StudyError, match="damaged"):
@@ -279,12 +341,12 @@ def test_trials_measured_together_are_told_one_by_one(folder):
     with open_storage(None, folder, "s") as storage:
         sizes = []
 
-        def together(edits):
+        def counted(edits):
             sizes.append(len(edits))
-            return [evaluate(edit) for edit in edits]
+            return evaluate(edits)
 
         ours = study(storage)
-        records = list(ours.run(10, evaluate, together=together, at_once=4))
+        records = list(ours.run(10, counted, candidates=4))
         assert [record.number for record in records] == list(range(10))
         assert sizes == [4, 4, 2]
         assert all(record.state == "complete" for record in records)
@@ -293,16 +355,15 @@ def test_trials_measured_together_are_told_one_by_one(folder):
 def test_where_measuring_together_fails_each_trial_is_measured_alone(folder):
     with open_storage(None, folder, "s") as storage:
 
-        def together(edits):
-            raise MeasurementError("NaN in one of them")
-
-        def alone(edit):
-            if edit.direction_position is None:
+        def fragile(edits):
+            if len(edits) > 1:
+                raise MeasurementError("NaN in one of them")
+            if edits[0].direction_position is None:
                 raise MeasurementError("NaN")
-            return evaluate(edit)
+            return evaluate(edits)
 
         notes = []
-        run = study(storage).run(6, alone, together=together, at_once=3, notify=notes.append)
+        run = study(storage).run(6, fragile, candidates=3, notify=notes.append)
         states = {record.state for record in run}
         assert states <= {"complete", "failed"} and "complete" in states
     assert notes == ["3 candidates are measured one by one: NaN in one of them"] * 2
@@ -311,11 +372,11 @@ def test_where_measuring_together_fails_each_trial_is_measured_alone(folder):
 def test_an_interrupted_group_leaves_no_trial_running(folder):
     with open_storage(None, folder, "s") as storage:
 
-        def together(edits):
+        def interrupted(edits):
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            list(study(storage).run(6, evaluate, together=together, at_once=3))
+            list(study(storage).run(6, interrupted, candidates=3))
         records = study(storage).records
         assert [record.state for record in records] == ["interrupted"] * 3
 
@@ -324,14 +385,14 @@ STOPPED = Stopped(3, {"refusals": "at least 12/40 after 20 answers"}, (0.3, -flo
 
 
 def mostly_stopped(edit):
-    scores = evaluate(edit)
+    scores = scores_of(edit)
     return STOPPED if scores["kl"].value > 8 else scores
 
 
 def test_stopped_trials_are_kept_as_such_and_never_on_the_front(folder):
     with open_storage(None, folder, "s") as storage:
         ours = study(storage, startup=4)
-        records = list(ours.run(30, mostly_stopped))
+        records = list(ours.run(30, each(mostly_stopped)))
         assert ours.finished == 30
     stopped = [record for record in records if record.state == "stopped"]
     assert len(stopped) > 5
@@ -342,14 +403,14 @@ def test_stopped_trials_are_kept_as_such_and_never_on_the_front(folder):
         assert {record.state for record in again.front} == {"complete"}
         with pytest.raises(SelectionError, match="no finished trial"):
             pick(f"trial={stopped[0].number}", again.front, again.records)
-        assert len(list(again.run(33, mostly_stopped))) == 3
+        assert len(list(again.run(33, each(mostly_stopped)))) == 3
 
 
 def test_where_all_but_one_are_stopped_the_sampler_goes_on(folder):
     calls = iter(range(100))
     with open_storage(None, folder, "s") as storage:
         opened = study(storage, startup=2)
-        run = opened.run(25, lambda edit: STOPPED if next(calls) else evaluate(edit))
+        run = opened.run(25, each(lambda edit: STOPPED if next(calls) else scores_of(edit)))
         assert [record.state for record in run].count("stopped") == 24
 
 
@@ -372,9 +433,5 @@ def test_the_sampler_takes_stopped_trials_for_worse_than_all_finished_ones():
 
 def test_side_by_side_some_stop(folder):
     with open_storage(None, folder, "s") as storage:
-
-        def together(edits):
-            return [mostly_stopped(edit) for edit in edits]
-
-        records = list(study(storage).run(12, mostly_stopped, together=together, at_once=4))
+        records = list(study(storage).run(12, each(mostly_stopped), candidates=4))
     assert {record.state for record in records} == {"complete", "stopped"}
