@@ -9,32 +9,40 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from heretic_kl.cli.command import Command
+from heretic_kl.config import Settings, read_settings
+from heretic_kl.config.tables import Location, setting
 from heretic_kl.errors import ConfigError, ExportError
 
-USAGE = "usage: heretic-kl inspect MODEL [--json OUT] [--SETTING VALUE ...]"
-ABOUT = """
-Shows a model's layers, what in them writes to the residual stream, the proof that nothing else
-does, what a run would edit and how much memory it takes. Takes the settings of a run
-(`heretic-kl --help`), such as --dtype, --device, --edit.components or --edit.sites.
-
-  --json OUT   everything as JSON; - : on stdout, no tables"""
+USAGE = "inspect MODEL [--json FILE] [--SETTING VALUE ...]"
 
 
-def run_inspect(words: Sequence[str]) -> int:
+class InspectSettings(Settings):
+    """The settings of a run, and where the result goes."""
+
+    json_file: Location | None = setting(
+        None,
+        "Write everything as JSON to a file, or to stdout (-) in place of the tables",
+        group="Output",
+        metavar="FILE",
+        first=True,
+        short="json",
+    )
+
+
+def run(words: Sequence[str]) -> int:
     """Inspect as the command line says; return the exit code.
 
     Raises:
         HereticKLError: a wrong flag, or a model that cannot be edited; one line each.
     """
-    from heretic_kl.config import load_settings
-
-    target, rest = _json_target(words)
-    if target not in (None, "-") and not Path(target).absolute().parent.is_dir():
-        raise ConfigError(f"--json {target}: there is no folder {str(Path(target).parent)!r}")
-    model = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    settings = load_settings([*(["--model", model] if model else []), *rest])
+    named = bool(words) and not words[0].startswith("-")
+    settings = read_settings(InspectSettings, ["--model", *words] if named else words)
+    target = settings.json_file
     if settings.model is None:
-        raise ConfigError(f"no model given; {USAGE}")
+        raise ConfigError(f"no model given; usage: heretic-kl {USAGE}")
+    if target is not None and not target.absolute().parent.is_dir():
+        raise ConfigError(f"--json {target}: there is no folder {str(target.parent)!r}")
 
     import torch
 
@@ -49,9 +57,9 @@ def run_inspect(words: Sequence[str]) -> int:
         torch.set_num_threads(settings.threads)
     results = make_console()
     with make_observer(quiet=True, results=results):
-        found = inspect_model(load_model_of(settings))
-    text = json.dumps(found.to_dict(), indent=2) + "\n"
-    if target == "-":
+        inspection = inspect_model(load_model_of(settings))
+    text = json.dumps(inspection.to_dict(), indent=2) + "\n"
+    if target == Path("-"):
         print_raw(results, text)
         return 0
     shown = InspectedAs(
@@ -59,28 +67,19 @@ def run_inspect(words: Sequence[str]) -> int:
         components=settings.edit.components,
         cache_memory_mb=settings.cache_memory_mb,
     )
-    print_sections(results, inspection_sections(found, shown))
+    print_sections(results, inspection_sections(inspection, shown))
     if target is not None:
         try:
-            Path(target).write_text(text, encoding="utf-8")
+            target.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise ExportError(f"cannot write {target!r}: {error.strerror}") from error
+            raise ExportError(f"cannot write {str(target)!r}: {error.strerror}") from error
     return 0
 
 
-def _json_target(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take --json off the words."""
-    rest = list(words)
-    for index, word in enumerate(rest):
-        flag, equals, value = word.partition("=")
-        if flag != "--json":
-            continue
-        del rest[index]
-        if not equals:
-            if index >= len(rest):
-                raise ConfigError("--json needs a path, or - for stdout")
-            value = rest.pop(index)
-        if not value:
-            raise ConfigError("--json needs a path, or - for stdout")
-        return value, rest
-    return None, rest
+COMMAND = Command(
+    USAGE,
+    "Shows a model's layers, the modules that write to the residual stream, the check that nothing\n"
+    "else does, what a run would edit, and how much memory it takes.",
+    run,
+    InspectSettings,
+)

@@ -1,22 +1,17 @@
 """The tables of the settings: prompts, directions, edit, scorers. Reads nothing.
 
-Field types and `setting` here serve `config.Settings` too.
+Field types and `setting` here serve the settings of all commands.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    field_validator,
-)
-from pydantic.config import JsonDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
+from pydantic_settings import NoDecode
+
+from heretic_kl.prompts.source import PromptSource, Text
 
 
 def _no_bool(value: object) -> object:
@@ -33,17 +28,67 @@ def _no_empty_path(value: object) -> object:
     return value
 
 
-Text = Annotated[str, StringConstraints(min_length=1)]
+def array(value: object) -> object:
+    """Read a list from text: a JSON array, or one item."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return [value]
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise PydanticCustomError("expected", "valid JSON") from None
+
+
+def _words(value: object) -> object:
+    """Read a list from text: a JSON array, or words with commas between them."""
+    items = array(value)
+    if not isinstance(value, str) or not isinstance(items, list):
+        return items
+    return [word.strip() for item in items for word in str(item).split(",") if word.strip()]
+
+
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Location = Annotated[Path, BeforeValidator(_no_empty_path), AfterValidator(Path.expanduser)]
+Listed = (NoDecode, BeforeValidator(_words))
+"""Metadata of a field that holds a list: text is split here and not by pydantic-settings."""
+
+
+def safetensors_path(path: Path) -> Path:
+    """Check the suffix of a file that is written by safetensors."""
+    if path.suffix.lower() != ".safetensors":
+        raise PydanticCustomError("expected", "a path that ends in .safetensors")
+    return path
+
+
+Tensors = Annotated[Location, AfterValidator(safetensors_path)]
 
 
 def setting(
-    default: Any, description: str, *, group: str = "", example: Any = None, **limits: Any
+    default: Any,
+    description: str,
+    *,
+    group: str = "",
+    example: Any = None,
+    metavar: str = "",
+    short: str = "",
+    first: bool = False,
+    **limits: Any,
 ) -> Any:
-    """Return a field whose description, group and example are its documentation."""
-    extra: JsonDict = {"group": group}
+    """Return a field with its documentation.
+
+    Args:
+        default: its value where nobody sets it.
+        description: one sentence without a full stop.
+        group: its heading in `--help`.
+        example: a value to show where the default is None.
+        metavar: what stands for the value in `--help`.
+        short: one letter, for the flag `-x`; or another name than the field's for the flag.
+        first: `--help` shows it; `--help-all` shows every setting.
+        limits: `ge`, `gt`, `le`.
+    """
+    extra: dict[str, Any] = {"group": group, "metavar": metavar, "short": short, "first": first}
     examples = None if example is None else [example]
     return Field(
         default, description=description, examples=examples, json_schema_extra=extra, **limits
@@ -51,65 +96,34 @@ def setting(
 
 
 class _Table(BaseModel):
-    """A frozen table that refuses unknown keys, built only when first used (for `--help`)."""
+    """A frozen table that rejects unknown keys, built only when first used (for `--help`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
-
-
-class PromptTable(_Table):
-    """Where the prompts of one use come from."""
-
-    source: Text | None = setting(
-        None,
-        "Prompts to use instead of the prompt set's: builtin:harmful, builtin:harmless, a hub "
-        "dataset id, a dataset folder, or a .txt, .jsonl, .json, .csv or .parquet file",
-        example="my_prompts.txt",
-    )
-    split: Text | None = setting(
-        None, "Split, with an optional slice (default: the only one)", example="train[:400]"
-    )
-    column: Text | None = setting(
-        None, "Column of the prompts (default: text, or the only text column)", example="text"
-    )
-    prefix: str = setting("", "Put before every prompt")
-    suffix: str = setting("", "Put after every prompt")
-    system: str | None = setting(None, "System prompt", example="You are a helpful assistant.")
-    limit: Whole | None = Field(
-        None, ge=1, description="Use at most this many prompts", examples=[100]
-    )
 
 
 class PromptKindTable(_Table):
     """The three disjoint uses of one kind of prompt."""
 
-    train: PromptTable = setting(PromptTable.model_construct(), "find the directions")
-    validation: PromptTable = setting(PromptTable.model_construct(), "measure every trial")
-    test: PromptTable = setting(PromptTable.model_construct(), "measure the final trials only")
+    train: PromptSource = setting(PromptSource(), "find the directions")
+    validation: PromptSource = setting(PromptSource(), "measure every trial")
+    test: PromptSource = setting(PromptSource(), "measure the final trials, once")
 
 
 class PromptsTable(_Table):
     """Which prompts are used, per kind and use."""
 
-    harmful: PromptKindTable = setting(
-        PromptKindTable.model_construct(), "prompts that draw the behaviour to remove"
-    )
-    harmless: PromptKindTable = setting(
-        PromptKindTable.model_construct(), "prompts whose answers must not change"
-    )
+    harmful: PromptKindTable = setting(PromptKindTable.model_construct(), "")
+    harmless: PromptKindTable = setting(PromptKindTable.model_construct(), "")
 
 
 class DirectionsTable(_Table):
     """How the directions are computed from residuals."""
 
     project_off_harmless: bool = setting(
-        False, "Take out of each direction what it shares with the mean of the harmless prompts"
+        False, "Remove from each direction what it shares with the mean harmless prompt"
     )
-    winsorize_quantile: Number = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Clip each prompt's residual to this quantile of its magnitudes before "
-        "averaging (1: no clipping)",
+    winsorize_quantile: Number = setting(
+        1.0, "Clip residuals to this quantile of their magnitudes (1: no clipping)", gt=0, le=1
     )
 
 
@@ -117,32 +131,31 @@ class EditTable(_Table):
     """Which edits are searched."""
 
     norm: Literal["none", "row", "normalized_row"] = setting(
-        "none",
-        "What keeps its norm: none; row ablates and then restores the norms of the weight's "
-        "rows; normalized_row normalizes, ablates and restores, and leaves more of the direction",
+        "none", "Which norm of the weights the edit keeps"
     )
-    components: tuple[Literal["attention", "mlp"], ...] = setting(
+    components: Annotated[tuple[Literal["attention", "mlp"], ...], *Listed] = setting(
         ("attention", "mlp"),
-        "Which modules may be edited: those that mix tokens (attention, state space, "
-        "convolution), those that do not (MLP, experts)",
+        "Modules to edit: attention (and other token mixers), mlp (and experts)",
+        metavar="LIST",
     )
     layers: Text | None = setting(
         None,
-        "Path of the model's list of layers (default: found by running the model)",
+        "Path of the list of layers (default: found by running the model)",
         example="model.language_model.layers",
+        metavar="PATH",
     )
-    sites: tuple[Text, ...] = setting(
+    sites: Annotated[tuple[Text, ...], *Listed] = setting(
         (),
-        "Patterns of module paths inside a layer, to look only there for what writes to the "
-        "residual stream (default: everywhere); all that writes must be among them",
+        "Patterns of module paths inside a layer that may be sites (default: all)",
         example=["*.o_proj", "mlp.down_proj"],
+        metavar="LIST",
     )
 
     @field_validator("components")
     @classmethod
     def _some_components(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) != len(value):
-            raise PydanticCustomError("components", "at least one of attention, mlp, each once")
+            raise PydanticCustomError("expected", "at least one of attention, mlp, each once")
         return value
 
 
@@ -151,13 +164,14 @@ class ScorerTable(_Table):
 
     use: Text | None = setting(
         None,
-        "Plug-in: a short name, or path/to/file.py:Class (default: the scorer's own name)",
+        "Plug-in: a short name or path/to/file.py:Class (default: the scorer's name)",
         example="path/to/file.py:MyScorer",
+        metavar="PLUGIN",
     )
     role: Literal["minimize", "maximize", "monitor"] = setting(
-        "minimize", "An objective of the search (minimize, maximize), or shown only (monitor)"
+        "minimize", "An objective of the search, or only shown (monitor)"
     )
-    enabled: bool = setting(True, "false leaves the scorer out")
+    enabled: bool = setting(True, "Use the scorer")
     settings: dict[str, Any] = Field(
-        default_factory=dict, description="The scorer's own settings, checked by the scorer"
+        default_factory=dict, description="The scorer's own settings; the scorer checks them"
     )

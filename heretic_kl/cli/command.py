@@ -1,0 +1,83 @@
+"""What a command of `heretic-kl` is, and its `--help`. Runs nothing."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from heretic_kl.config import CommonSettings
+from heretic_kl.config.help import help_entry, settings_help
+
+PROGRAM: Final = "heretic-kl"
+SUMMARIES: Final = {
+    "optimize": "Search for edits of --model (the default: the word may be left out)",
+    "demo": "Run a short search on the demo model",
+    "score": "Measure any models against a reference",
+    "inspect": "Show a model's layers and sites, and what a run would edit",
+    "config": "Print the default configuration for a config.toml",
+}
+"""Every command; each is a module of this folder, imported when it is called."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word after `heretic-kl`."""
+
+    usage: str
+    about: str
+    run: Callable[[Sequence[str]], int]
+    """Takes the arguments after the command, returns the exit code."""
+    settings: type[CommonSettings] | None = None
+    preset: Mapping[str, Any] | None = None
+    """Defaults other than the settings' own."""
+    kept: str = ""
+    """What an interrupt or a full disk leaves, for people."""
+
+    def help(self, *, everything: bool, commands: bool) -> str:
+        """Return what `--help` or, with `everything`, `--help-all` shows.
+
+        Args:
+            everything: list all settings.
+            commands: list the commands too.
+        """
+        width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 100))
+        lines = [f"usage: {PROGRAM} {self.usage}", "", self.about]
+        if commands:
+            entries = (help_entry(name, text, width) for name, text in SUMMARIES.items())
+            lines += ["", "Commands:", *(line for entry in entries for line in entry)]
+        if self.settings is None:
+            return "\n".join(lines)
+        options = {
+            "-h, --help": "Show the settings that people use first",
+            "--help-all": "Show every setting",
+            "-V, --version": "Show the version",
+            "-c, --config FILE": "Settings file [config.toml, where there is one]",
+        }
+        lines += ["", "Options:"]
+        for usage, text in options.items():
+            lines += help_entry(usage, text, width)
+        settings = settings_help(
+            self.settings, everything=everything, preset=self.preset, width=width
+        )
+        lines += ["", settings, "", "[x] is the default. --no-FLAG turns a switch off."]
+        if everything:
+            lines += [
+                "Lists are words with commas or a JSON array; null unsets an optional setting. Flags",
+                "override environment variables (HERETIC_KL_SEED, HERETIC_KL_EDIT__NORM), and these",
+                "override the settings file.",
+            ]
+        return "\n".join(lines)
+
+
+def wants_help(words: Sequence[str]) -> tuple[bool, bool]:
+    """Return whether the arguments ask for help, and for all of it."""
+    everything = "--help-all" in words
+    return everything or "-h" in words or "--help" in words, everything
+
+
+def at_terminal() -> bool:
+    """Whether a person sits at both ends: stdin and stdout are terminals."""
+    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -1,0 +1,251 @@
+"""`heretic-kl score`: any models against one reference, from flags to tables, JSON and files.
+
+Everything that can be found wrong in seconds is found before the first model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heretic_kl.cli.command import Command
+from heretic_kl.cli.score.output import Outcome, json_text, report
+from heretic_kl.cli.score.settings import STDOUT, ScoreSettings, read_score_settings
+from heretic_kl.errors import ConfigError, ExportError, HereticKLError, MeasurementError
+from heretic_kl.kl_options import sampling_seed
+from heretic_kl.prompts import Prompt, load_prompts
+
+if TYPE_CHECKING:
+    from heretic_kl.events import Observer
+    from heretic_kl.score import Measurement, TeacherForcedKL
+
+
+def run(words: Sequence[str]) -> int:
+    """Measure as the command line says; return the exit code.
+
+    Raises:
+        HereticKLError: a wrong flag, model, source or target; one line each.
+    """
+    settings = read_score_settings(words)
+    _check_targets(settings)
+    prompts = None if settings.stored else load_prompts(settings.dataset)
+
+    from heretic_kl.ui.console import make_observer
+    from heretic_kl.ui.measurement import print_measurement, print_raw
+    from heretic_kl.ui.terminal import make_console
+
+    results = make_console()
+    with make_observer(quiet=settings.quiet, results=results) as observer:
+        outcome = _measure(settings, prompts, observer)
+        observer.settle()
+        try:
+            if settings.json_file == STDOUT:
+                print_raw(results, json_text(settings, prompts, outcome))
+            else:
+                print_measurement(results, report(settings, prompts, outcome))
+        finally:  # a reader of stdout that goes away costs no file
+            _write(settings, prompts, outcome)
+    if outcome.failure is not None:
+        raise outcome.failure
+    return 0
+
+
+# --- before anything runs -------------------------------------------------------------------
+
+
+def _check_targets(settings: ScoreSettings) -> None:
+    """Refuse targets that could not be written, or that would replace what is read or written.
+
+    Raises:
+        ConfigError: which, and why.
+    """
+    taken: dict[Path, str] = {}
+    for name in (settings.name, *settings.candidate, settings.dataset.source):
+        if Path(name).expanduser().is_file():
+            taken[Path(name).expanduser().resolve()] = "is read"
+    targets = [("--table", path) for path in _table_paths(settings)]
+    if settings.json_file is not None and settings.json_file != STDOUT:
+        targets.append(("--json", settings.json_file))
+    if settings.save_reference is not None:
+        targets.append(("--save-reference", settings.save_reference))
+    for flag, path in targets:
+        if path.resolve() in taken:
+            raise ConfigError(f"{flag} {path}: that file {taken[path.resolve()]} already")
+        taken[path.resolve()] = f"is where {flag} goes"
+        if path.is_dir():
+            raise ConfigError(f"{flag} {path}: a folder of that name exists; name a file")
+        _require_writable(flag, path)
+
+
+def _require_writable(flag: str, path: Path) -> None:
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error
+
+
+def _table_paths(settings: ScoreSettings) -> list[Path]:
+    """One path a candidate, numbered where there are several."""
+    path, count = settings.table, len(settings.candidate)
+    if path is None:
+        return []
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
+
+
+def _check_models(settings: ScoreSettings) -> None:
+    from heretic_kl.kl import Reference
+    from heretic_kl.model import ModelSource
+    from heretic_kl.model.loading.chat import chat_template
+    from heretic_kl.score import check_models
+
+    if settings.base is not None:
+        names = (*settings.candidate, *(() if settings.stored else (settings.name,)))
+        if not any(ModelSource(name).adapter for name in names):
+            raise ConfigError("--base has no effect: none of the models is an adapter's folder")
+    if settings.chat_template != "model":
+        chat_template(None, settings.chat_template)
+    check_models(
+        Reference.load(_expanded(settings.name)) if settings.stored else settings.name,
+        settings.candidate,
+        base=settings.base,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+# --- measuring ------------------------------------------------------------------------------
+
+
+def _measure(
+    settings: ScoreSettings, prompts: Sequence[Prompt] | None, observer: Observer
+) -> Outcome:
+    import torch
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    with _stage(observer, "Checking the models"):
+        _check_models(settings)
+    name = settings.name
+    with _stage(observer, f"Measuring the reference {name}"), _within_memory(name):
+        kl = _reference(settings, prompts, observer)
+    if settings.save_reference is not None:
+        # At once: a candidate that fails later must not cost what was computed here.
+        with _writing("--save-reference", settings.save_reference):
+            kl.save(settings.save_reference, store=settings.store)
+    measurements: list[Measurement] = []
+    failure: HereticKLError | None = None
+    for name in settings.candidate:
+        try:
+            with _stage(observer, f"Measuring {name}"), _within_memory(name):
+                measurements.append(kl.score(name, dtype=settings.candidate_dtype))
+        except HereticKLError as error:
+            if not measurements:
+                raise
+            failure = error
+            break
+    return Outcome(kl, measurements, failure)
+
+
+def _reference(
+    settings: ScoreSettings, prompts: Sequence[Prompt] | None, observer: Observer
+) -> TeacherForcedKL:
+    from heretic_kl.events import Notice
+    from heretic_kl.score import TeacherForcedKL
+
+    loading: dict[str, Any] = {
+        "base": settings.base,
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "device_map": settings.device_map,
+        "trust_remote_code": settings.trust_remote_code,
+        "notify": lambda message: observer(Notice(message)),
+    }
+    if prompts is None:
+        return TeacherForcedKL.load(_expanded(settings.name), **loading)
+    return TeacherForcedKL(
+        settings.name,
+        prompts=prompts,
+        kl_tokens=settings.kl_tokens,
+        direction=settings.divergence,
+        temperature=settings.temperature,
+        position_decay=settings.position_decay,
+        sampling_seed=sampling_seed(settings.response),
+        batch_size=settings.batch_size,
+        template=settings.chat_template,
+        enable_thinking=settings.enable_thinking,
+        response_prefix=settings.response_prefix,
+        noise_floor=settings.noise_floor,
+        **loading,
+    )
+
+
+@contextmanager
+def _stage(observer: Observer, title: str) -> Iterator[None]:
+    from heretic_kl.events import StageFinished, StageStarted
+
+    started = time.monotonic()
+    observer(StageStarted("measure", title))
+    yield
+    observer(StageFinished("measure", time.monotonic() - started))
+
+
+@contextmanager
+def _within_memory(name: str) -> Iterator[None]:
+    """Memory that runs out where no smaller batch would help is an error of one line."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MeasurementError(
+            f"out of memory while {name!r} was measured: try a smaller --dtype, a smaller "
+            "--batch-size or --device cpu"
+        ) from error
+
+
+def _write(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome) -> None:
+    from heretic_kl.export.folder import write_text
+
+    for path, found in zip(_table_paths(settings), outcome.measurements, strict=False):
+        with _writing("--table", path):
+            found.table.save(path)
+    if settings.json_file is not None and settings.json_file != STDOUT:
+        with _writing("--json", settings.json_file):
+            settings.json_file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(settings.json_file, json_text(settings, prompts, outcome))
+
+
+@contextmanager
+def _writing(flag: str, path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ExportError(f"{flag} {path}: cannot be written: {reason}") from error
+
+
+def _expanded(name: str) -> str:
+    return os.path.expanduser(name)
+
+
+COMMAND = Command(
+    "score --reference MODEL --candidate MODEL ... [--SETTING VALUE ...]",
+    "Measures the teacher-forced KL divergence of candidates from a reference: any models with one\n"
+    "tokenizer, for instance a fine-tune, a quantization, a merge or a PEFT adapter and what it was\n"
+    "made from. The reference responds to each prompt, and both models are fed its response. Models\n"
+    "are hub ids, folders (safetensors), .gguf files and folders with a PEFT adapter.",
+    run,
+    ScoreSettings,
+)
