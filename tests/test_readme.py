@@ -50,7 +50,7 @@ def test_the_example_settings_are_known():
     for index, block in enumerate(blocks("toml")):
         file = Path(f"readme-{index}.toml")
         file.write_text(block, encoding="utf-8")
-        assert load_settings(["--config", str(file)], environ={})
+        assert load_settings(["--config", str(file)])
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +21,11 @@ SUMMARIES: Final = {
     "config": "Print the default configuration for a config.toml",
 }
 """Every command; each is a module of this folder, imported when it is called."""
+_VALUES: Final = (
+    "Lists are words with commas or a JSON array; null unsets an optional setting. Flags override "
+    "environment variables (HERETIC_KL_SEED, HERETIC_KL_EDIT__NORM), and these override the "
+    "settings file."
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Command:
             commands: list the commands too.
         """
         width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 100))
-        lines = [f"usage: {PROGRAM} {self.usage}", "", self.about]
+        lines = [f"usage: {PROGRAM} {self.usage}", "", *textwrap.wrap(self.about, width)]
         if commands:
             entries = (help_entry(name, text, width) for name, text in SUMMARIES.items())
             lines += ["", "Commands:", *(line for entry in entries for line in entry)]
@@ -64,11 +70,7 @@ class Command:
         )
         lines += ["", settings, "", "[x] is the default. --no-FLAG turns a switch off."]
         if everything:
-            lines += [
-                "Lists are words with commas or a JSON array; null unsets an optional setting. Flags",
-                "override environment variables (HERETIC_KL_SEED, HERETIC_KL_EDIT__NORM), and these",
-                "override the settings file.",
-            ]
+            lines += textwrap.wrap(_VALUES, width)
         return "\n".join(lines)
 
 

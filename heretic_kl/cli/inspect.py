@@ -78,8 +78,8 @@ def run(words: Sequence[str]) -> int:
 
 COMMAND = Command(
     USAGE,
-    "Shows a model's layers, the modules that write to the residual stream, the check that nothing\n"
-    "else does, what a run would edit, and how much memory it takes.",
+    "Shows a model's layers, the modules that write to the residual stream, the check that "
+    "nothing else does, what a run would edit, and how much memory it takes.",
     run,
     InspectSettings,
 )

@@ -88,9 +88,7 @@ def _front_rows(session: Session) -> Sequence[FrontRow]:
     )
 
 
-def _ask(
-    settings: Settings, session: Session, observer: ConsoleObserver, results: Console
-) -> int:
+def _ask(settings: Settings, session: Session, observer: ConsoleObserver, results: Console) -> int:
     """Let a person choose what becomes of the front."""
     from heretic_kl.ui.picker import Picker
 
@@ -118,7 +116,7 @@ def _demo_model(observer: Observer) -> str:
 
 COMMAND = Command(
     "--model MODEL [--SETTING VALUE ...]",
-    "Finds the edit of a language model that removes a behaviour (by default: refusing) and\n"
+    "Finds the edit of a language model that removes a behaviour (by default: refusing) and "
     "changes everything else least, measured by teacher-forced KL divergence.",
     run,
     Settings,

@@ -1,14 +1,14 @@
 """config.default.toml from the settings' fields: one line a setting. Reads no settings."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
 import tomlkit
 from pydantic.fields import FieldInfo
 
-from heretic_kl.config.help import group_of, grouped_fields
+from heretic_kl.config.help import grouped_fields
 from heretic_kl.config.keys import KeyPath, choices, fields_of, inner_model, spell_key
 from heretic_kl.config.settings import DEFAULT_SCORERS, Settings
 from heretic_kl.config.tables import ScorerTable
@@ -107,17 +107,20 @@ def _assignment(path: KeyPath, value: Any, example: Any) -> str:
     return f"# {spell_key(path)} ={shown}"
 
 
-def _laid_out(rows: Any) -> list[str]:
+def _laid_out(rows: Iterable[tuple[str, str]]) -> list[str]:
     """Put comments in a column beside the assignments, or above those too long for that."""
-    rows = list(rows)
-    fitting = [len(row) for row, text in rows if len(row) + len(text) + 4 <= WIDTH]
+    rows = [(row, text.rstrip(".")) for row, text in rows]
+    sizes = sorted(len(row) for row, text in rows if len(row) + len(text) + 4 <= WIDTH)
+    # The widest column that lets the most comments stand beside their assignments.
+    column = max(
+        reversed(sizes or [0]),
+        key=lambda size: sum(len(row) <= size <= WIDTH - 4 - len(text) for row, text in rows),
+    )
     lines: list[str] = []
     for row, text in rows:
-        text = text.rstrip(".")
-        column = max((size for size in fitting if size + len(text) + 4 <= WIDTH), default=0)
         if not text:
             lines.append(row)
-        elif len(row) <= column:
+        elif len(row) <= column <= WIDTH - 4 - len(text):
             lines.append(f"{row.ljust(column)}  # {text}")
         else:
             lines += [f"# {line}" for line in textwrap.wrap(text, WIDTH - 2)]
@@ -130,7 +133,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, Mapping):
         table = tomlkit.inline_table()
         table.update(value)
-        return table.as_string()
+        return str(table.as_string())
     if isinstance(value, PurePath):
         value = value.as_posix()
-    return tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string()
+    return str(tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string())

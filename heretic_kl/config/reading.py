@@ -69,7 +69,9 @@ class Layer(NamedTuple):
         return value, next(names, self.source)
 
 
-def load_settings(argv: Sequence[str] = (), *, defaults: Mapping[str, Any] | None = None) -> Settings:
+def load_settings(
+    argv: Sequence[str] = (), *, defaults: Mapping[str, Any] | None = None
+) -> Settings:
     """Read the settings of a search; see `read_settings`."""
     return read_settings(Settings, argv, defaults)
 
@@ -137,11 +139,12 @@ class _Toml(TomlConfigSettingsSource):
             line = error.object[: error.start].count(b"\n") + 1
             raise ConfigError(f"{path}: not UTF-8 text (line {line})") from None
         try:
-            return tomllib.loads(text)
+            values: dict[str, Any] = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             last = f"at line {len(text.splitlines()) or 1}, the last one"
             message = str(error).replace("at end of document", last)
             raise ConfigError(f"{path}: not valid TOML: {message}") from None
+        return values
 
 
 def _checked(layer: Layer, problems: list[str], path: KeyPath = ()) -> Layer:
@@ -394,8 +397,11 @@ def _explained(kind: Model, error: ValidationError, layers: Sequence[Layer]) -> 
         if detail["type"] == "expected":
             expected = detail["msg"]
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
-        hint = _nearest_value(value, () if place.field is None else choices(place.field))
-        lines.setdefault(path, f"{spell_key(path)} must be {expected}, got {shown} ({source}){hint}")
+        wrong_choice = place.field is not None and detail["type"] == "literal_error"
+        hint = _nearest_value(value, choices(place.field)) if wrong_choice and place.field else ""
+        lines.setdefault(
+            path, f"{spell_key(path)} must be {expected}, got {shown} ({source}){hint}"
+        )
     return list(lines.values())
 
 

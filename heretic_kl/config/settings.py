@@ -170,7 +170,9 @@ class Settings(CommonSettings):
         group="Basics",
         first=True,
     )
-    seed: Whole = setting(0, "Seed of everything random", group="Basics", short="s", first=True, ge=0)
+    seed: Whole = setting(
+        0, "Seed of everything random", group="Basics", short="s", first=True, ge=0
+    )
     study_dir: Location = setting(
         Path("studies"),
         "Folder of the studies",

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 
-from heretic_kl.prompts.source import PromptSource, Text
+from heretic_kl.prompts.source import PromptSource
+from heretic_kl.prompts.source import Text as Text
 
 
 def _no_bool(value: object) -> object:
@@ -40,7 +41,7 @@ def array(value: object) -> object:
         raise PydanticCustomError("expected", "valid JSON") from None
 
 
-def _words(value: object) -> object:
+def words(value: object) -> object:
     """Read a list from text: a JSON array, or words with commas between them."""
     items = array(value)
     if not isinstance(value, str) or not isinstance(items, list):
@@ -48,11 +49,10 @@ def _words(value: object) -> object:
     return [word.strip() for item in items for word in str(item).split(",") if word.strip()]
 
 
+Component = Literal["attention", "mlp"]
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Location = Annotated[Path, BeforeValidator(_no_empty_path), AfterValidator(Path.expanduser)]
-Listed = (NoDecode, BeforeValidator(_words))
-"""Metadata of a field that holds a list: text is split here and not by pydantic-settings."""
 
 
 def safetensors_path(path: Path) -> Path:
@@ -133,7 +133,9 @@ class EditTable(_Table):
     norm: Literal["none", "row", "normalized_row"] = setting(
         "none", "Which norm of the weights the edit keeps"
     )
-    components: Annotated[tuple[Literal["attention", "mlp"], ...], *Listed] = setting(
+    components: Annotated[
+        tuple[Literal["attention", "mlp"], ...], NoDecode, BeforeValidator(words)
+    ] = setting(
         ("attention", "mlp"),
         "Modules to edit: attention (and other token mixers), mlp (and experts)",
         metavar="LIST",
@@ -144,7 +146,7 @@ class EditTable(_Table):
         example="model.language_model.layers",
         metavar="PATH",
     )
-    sites: Annotated[tuple[Text, ...], *Listed] = setting(
+    sites: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(words)] = setting(
         (),
         "Patterns of module paths inside a layer that may be sites (default: all)",
         example=["*.o_proj", "mlp.down_proj"],

@@ -91,8 +91,8 @@ def test_an_encoder_decoder_is_refused(tmp_path, capsys):
     ("words", "error"),
     [
         ([], "no model given; usage: heretic-kl inspect MODEL"),
-        (["m", "--json"], "--json needs a path"),
-        (["m", "--json="], "--json needs a path"),
+        (["m", "--json"], "--json needs a value"),
+        (["m", "--json="], "json_file must be a path"),
         (["m", "--json", "gone/out.json"], "there is no folder 'gone'"),
         (["m", "--dtyp", "auto"], "did you mean --dtype?"),
         (["./nothing"], "no model at './nothing'"),
@@ -105,4 +105,4 @@ def test_mistakes(capsys, words, error):
 
 def test_help(capsys):
     assert cli.main(["inspect", "--help"]) == 0
-    assert "--json OUT" in capsys.readouterr().out
+    assert "--json FILE" in capsys.readouterr().out

@@ -11,6 +11,8 @@ import pytest
 
 from heretic_kl._version import __version__
 from heretic_kl.cli import main as cli
+from heretic_kl.cli import optimize
+from heretic_kl.cli.config import default_configuration
 from heretic_kl.config import Settings
 from heretic_kl.errors import StudyError
 
@@ -31,11 +33,11 @@ def run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, bool]]:
     """Take the place of the search, and keep what it was called with."""
     calls: list[tuple[Settings, bool]] = []
 
-    def _run(settings: Settings, *, demo: bool) -> int:
+    def search(settings: Settings, *, demo: bool = False) -> int:
         calls.append((settings, demo))
         return 0
 
-    monkeypatch.setattr(cli, "_run", _run)
+    monkeypatch.setattr(optimize, "search", search)
     return calls
 
 
@@ -45,13 +47,13 @@ def with_package() -> dict[str, str]:
 
 
 def raising(error: BaseException) -> Callable[..., int]:
-    def _run(settings: Any, *, demo: bool) -> int:
+    def search(settings: Any, *, demo: bool = False) -> int:
         raise error
 
-    return _run
+    return search
 
 
-@pytest.mark.parametrize("words", [["--model", "x"], ["run", "--model", "x"]])
+@pytest.mark.parametrize("words", [["--model", "x"], ["optimize", "-m", "x"]])
 def test_a_run_is_the_default_command(words: list[str], run: list[tuple[Settings, bool]]) -> None:
     assert cli.main([*words, "--kl-tokens", "5"]) == 0
     [(settings, demo)] = run
@@ -72,6 +74,8 @@ def test_demo_has_a_preset_below_the_flags(run: list[tuple[Settings, bool]]) -> 
         (["--modle", "x"], "unknown flag --modle; did you mean --model?"),
         (["org/model"], "unknown command 'org/model'; a model is given as --model org/model"),
         (["dmo"], "unknown command 'dmo'; did you mean demo?"),
+        (["run", "--model", "x"], "unknown command 'run'; it is now optimize"),
+        (["demo", "-m", "x"], "`heretic-kl demo` runs on the demo model"),
         (["demo", "--model", "x"], "`heretic-kl demo` runs on the demo model"),
         (["config", "x"], "unexpected argument 'x'"),
     ],
@@ -92,38 +96,62 @@ def test_every_line_of_an_error_has_the_prefix(capsys: Capture) -> None:
 
 
 def test_other_errors_are_code_1(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(cli, "_run", raising(StudyError("studies/x: cannot be read")))
+    monkeypatch.setattr(optimize, "search", raising(StudyError("studies/x: cannot be read")))
     assert cli.main(["--model", "x"]) == 1
     assert capsys.readouterr() == ("", "heretic-kl: error: studies/x: cannot be read\n")
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(cli, "_run", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(optimize, "search", raising(KeyboardInterrupt()))
     assert cli.main(["--model", "x"]) == 130
     err = capsys.readouterr().err
     assert "finished trials are kept in the study" in err and err.strip().count("\n") == 0
 
 
-def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_run", raising(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["--model", "x"])
+def test_a_bug_is_one_line_and_code_70(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(optimize, "search", raising(ZeroDivisionError("by zero")))
+    assert cli.main(["--model", "x"]) == 70
+    assert capsys.readouterr().err == (
+        "heretic-kl: error: internal error, please report it: ZeroDivisionError: by zero; "
+        "--debug shows the traceback\n"
+    )
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), StudyError("cannot be read")])
+def test_debug_shows_the_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(optimize, "search", raising(error))
+    assert cli.main(["--model", "x", "--debug"]) == (1 if isinstance(error, StudyError) else 70)
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err and "raise error" in err
+    assert "--debug" not in err.splitlines()[-1] and str(error) in err.splitlines()[-1]
+    monkeypatch.setenv("HERETIC_KL_DEBUG", "1")
+    cli.main(["--model", "x"])
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_help_version_and_config(capsys: Capture) -> None:
     assert cli.main(["--help"]) == 0
-    text = capsys.readouterr().out
-    assert "usage: heretic-kl --model" in text and "--edit.norm {none,row" in text
+    short = capsys.readouterr().out
+    assert "usage: heretic-kl --model" in short and "-m, --model MODEL" in short
+    assert "--edit.norm" not in short
+    assert cli.main(["--help-all"]) == 0
+    assert "--edit.norm {none,row" in capsys.readouterr().out
     assert cli.main(["demo", "-h"]) == 0
     assert "[heretic-kl-demo/studies]" in capsys.readouterr().out
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"heretic-kl {__version__}\n"
     assert cli.main(["config"]) == 0
-    assert capsys.readouterr().out == cli.default_configuration()
-    assert cli.main(["config", "--help"]) == 0
+    assert capsys.readouterr().out == default_configuration()
+    for command in ("optimize", "demo", "score", "inspect", "config"):
+        for flag in ("-h", "--help", "--help-all"):
+            assert cli.main([command, flag]) == 0
+            lines = capsys.readouterr().out.splitlines()
+            assert lines[0].startswith("usage: heretic-kl") and max(map(len, lines)) <= 100
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--model"]])
+@pytest.mark.parametrize("words", [["--help"], ["score", "--help-all"], ["--version"], ["--model"]])
 def test_no_heavy_library_is_imported_before_a_run(words: list[str]) -> None:
     heavy = "{'torch', 'transformers', 'datasets', 'optuna', 'rich', 'questionary', 'numpy'}"
     code = (

@@ -1,5 +1,6 @@
 """Precedence, merging, and one line for every key or value that is wrong."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -8,12 +9,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from heretic_kl.cli.main import default_configuration
+from heretic_kl.cli.config import default_configuration
 from heretic_kl.config import DEFAULT_SCORERS, Settings, load_settings
-from heretic_kl.config.keys import leaves, locate, spell_flag
+from heretic_kl.config.default_file import default_config_toml, toml_value
+from heretic_kl.config.help import settings_help
+from heretic_kl.config.keys import leaves, locate, spell_flag, spell_key
 from heretic_kl.config.presets import DEMO_PRESET
-from heretic_kl.config.rendering import default_config_toml, settings_help, toml_value
-from heretic_kl.config.sources import file_layer
 from heretic_kl.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -27,13 +28,18 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.upper().startswith("HERETIC_KL_")]:
+        monkeypatch.delenv(name)
     return tmp_path
 
 
 def load(*argv: str, toml: str | None = None, env: dict[str, str] | None = None) -> Settings:
     if toml is not None:
         Path("config.toml").write_text(toml, encoding="utf-8")
-    return load_settings(argv, environ=env or {})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        return load_settings(argv)
 
 
 def error_of(*argv: str, toml: str | None = None, env: dict[str, str] | None = None) -> str:
@@ -46,11 +52,14 @@ def error_of(*argv: str, toml: str | None = None, env: dict[str, str] | None = N
 # --- precedence and merging -----------------------------------------------------------------
 
 
-def test_command_line_over_environment_over_file_over_preset_over_defaults() -> None:
+def test_command_line_over_environment_over_file_over_preset_over_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     Path("config.toml").write_text("seed = 3\nthreads = 3\ntrials = 3\n", encoding="utf-8")
+    monkeypatch.setenv("HERETIC_KL_SEED", "4")
+    monkeypatch.setenv("HERETIC_KL_THREADS", "4")
     found = load_settings(
         ["--seed", "5"],
-        environ={"HERETIC_KL_SEED": "4", "HERETIC_KL_THREADS": "4"},
         defaults={"seed": 2, "threads": 2, "trials": 2, "test_trials": 2},
     )
     values = (found.seed, found.threads, found.trials, found.test_trials, found.kl_tokens)
@@ -106,10 +115,10 @@ def test_settings_are_frozen_and_of_real_types() -> None:
 
 
 def test_the_demo_preset_is_valid() -> None:
-    found = load_settings([], environ={}, defaults=DEMO_PRESET)
+    found = load_settings([], defaults=DEMO_PRESET)
     assert found.save == Path("heretic-kl-demo/model") and found.prompt_set == "builtin"
     with pytest.raises(ConfigError, match=r"unknown setting tirals \(the preset\).*mean trials"):
-        load_settings([], environ={}, defaults={"tirals": 1})
+        load_settings([], defaults={"tirals": 1})
 
 
 # --- the command line -----------------------------------------------------------------------
@@ -120,8 +129,14 @@ def test_the_demo_preset_is_valid() -> None:
     [
         ("--quiet", "quiet", True),
         ("--no-quiet", "quiet", False),
-        ("--quiet=true", "quiet", True),
-        ("--quiet false", "quiet", False),
+        ("-q", "quiet", True),
+        ("-n 3", "trials", 3),
+        ("-m=x", "model", "x"),
+        ("--model=x", "model", "x"),
+        ("-o out", "save", Path("out")),
+        ("--edit.components attention mlp", "edit.components", ("attention", "mlp")),
+        ("--prompts.harmful.train p.txt", "prompts.harmful.train.source", "p.txt"),
+        ("--seed -0", "seed", 0),
         ("--no-enable-thinking", "enable_thinking", False),
         ("--directions.project-off-harmless", "directions.project_off_harmless", True),
         ("--edit.components mlp", "edit.components", ("mlp",)),
@@ -135,12 +150,10 @@ def test_the_demo_preset_is_valid() -> None:
         ('--edit {"norm":"row"}', "edit.norm", "row"),
         ("--kl-tokens=8 --kl-tokens 9", "kl_tokens", 9),
         ("--prompts.harmless.test.suffix=--x", "prompts.harmless.test.suffix", "--x"),
-        ("--prompts.harmless.test.suffix -x", "prompts.harmless.test.suffix", "-x"),
         ("--response-prefix=", "response_prefix", ""),
         ("--model null", "model", None),
         ("--no-scorers.refusals.enabled", "scorers.refusals.enabled", False),
         ("--scorers.teacher-forced-kl.role monitor", "scorers.teacher_forced_kl.role", "monitor"),
-        ("--scorers.REFUSALS.role monitor", "scorers.refusals.role", "monitor"),
         ('--scorers.x.settings {"a":1}', "scorers.x.settings", {"a": 1}),
         ('--scorers.x.settings.a-b ["c"]', "scorers.x.settings", {"a_b": ["c"]}),
         ("--scorers.x.settings.a.b c", "scorers.x.settings", {"a": {"b": "c"}}),
@@ -183,7 +196,7 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
         ("--confg f", "unknown flag --confg; did you mean --config?"),
         ("--model.x 1", "unknown flag --model.x; did you mean --model?"),
         ("--no-seed", "unknown flag --no-seed; did you mean --seed?"),
-        ("--qqqqqq 1", "unknown flag --qqqqqq; `heretic-kl --help` lists every setting"),
+        ("--qqqqqq 1", "unknown flag --qqqqqq; `heretic-kl --help-all` lists every setting"),
         (
             "--prompts.harmful.train.sorce x",
             "unknown flag --prompts.harmful.train.sorce; "
@@ -194,10 +207,11 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
             "unknown flag --scorers.mine.rol; did you mean --scorers.mine.role?",
         ),
         ("some/model", "unexpected argument 'some/model'; a model is given as --model some/model"),
-        ("-m=x", "unknown flag -m=x; flags begin with two dashes, `heretic-kl --help` lists them"),
-        ("--model", "--model needs a value (--model=VALUE for one that begins with --)"),
-        ("--model --quiet", "--model needs a value (--model=VALUE for one that begins with --)"),
-        ("--no-quiet=true", "--no-quiet takes no value"),
+        ("-x", "unknown flag -x; `heretic-kl --help-all` lists every setting"),
+        ("--model", "--model needs a value (--model=VALUE for one that begins with -)"),
+        ("--model --quiet", "--model needs a value (--model=VALUE for one that begins with -)"),
+        ("--no-quiet=true", "--quiet takes no value"),
+        ("--quiet=true", "--quiet takes no value"),
         ("--config nope.toml", "nope.toml: no such config file (--config)"),
         (
             "--kl-tokens 0",
@@ -207,16 +221,17 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
         ("--trials many", "trials must be a whole number, 0 or more, got 'many' (--trials)"),
         (
             "--edit.norm rows",
-            "edit.norm must be one of none, row, normalized_row, got 'rows' (--edit.norm)",
+            "edit.norm must be one of none, row, normalized_row, got 'rows' (--edit.norm); "
+            "did you mean row?",
         ),
         (
             "--edit.components head",
-            "edit.components must be a list of attention, mlp, got ['head'] (--edit.components)",
+            "edit.components must be a list of attention, mlp, got 'head' (--edit.components)",
         ),
         (
             "--edit.components mlp,mlp",
             "edit.components must be at least one of attention, mlp, each once, "
-            "got ['mlp', 'mlp'] (--edit.components)",
+            "got 'mlp,mlp' (--edit.components)",
         ),
         (
             "--directions.winsorize-quantile nan",
@@ -227,7 +242,7 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
         ("--model=", "model must be text, not empty, got '' (--model)"),
         (
             "--enable-thinking=x",
-            "enable_thinking must be true or false, got 'x' (--enable-thinking)",
+            "--enable-thinking takes no value",
         ),
         ("--edit row", "edit must be a table, as a JSON object, got 'row' (--edit)"),
         (
@@ -276,18 +291,9 @@ def test_wrong_flags_are_one_line(argv: str, expected: str) -> None:
             "prompts.harmful.train.limit must be a whole number, 1 or more, got 0 (config.toml)",
         ),
         (
-            "[scorers.Refusals]",
-            "scorers 'refusals' and 'Refusals' have one name (case, - and _ do not count) "
-            "(config.toml)",
-        ),
-        (
-            "[scorers.a-b]\n[scorers.A_b]",
-            "scorers 'a-b' and 'A_b' have one name (case, - and _ do not count) (config.toml)",
-        ),
-        (
             '[scorers."a b"]',
-            "a scorer's name is letters, digits, - and _, beginning with a letter, got 'a b' "
-            "(config.toml)",
+            "a scorer's name is lower-case letters, digits and _, beginning with a letter, "
+            "got 'a b' (config.toml)",
         ),
     ],
 )
@@ -342,19 +348,24 @@ def test_config_default_toml_is_what_the_code_says() -> None:
 
 
 def test_the_documented_defaults_are_the_defaults() -> None:
-    assert load(toml=default_config_toml()) == load_settings([], environ={})
-    # Optional settings stand there commented out, with an example that is valid.
-    lines = default_config_toml().splitlines()
-    examples = [re.sub(r"^# (?=\w+ = )", "", line) for line in lines]
-    problems: list[str] = []
-    file = Path("examples.toml")
-    file.write_text("\n".join(examples), encoding="utf-8")
-    layer = file_layer(Settings, file, problems)
-    assert not problems
-    for path, info in leaves(Settings, names=("refusals",)):
-        assert layer.has(path) or path[-1] == "settings", path
-        assert info.description
-    assert load("--config", "examples.toml").prompts.harmful.train.limit == 100
+    assert load(toml=default_config_toml()) == load_settings([])
+    # Optional settings are there too, commented out, with an example that is valid.
+    examples = re.sub(r"^# (?=[\w.]+ = )", "", default_config_toml(), flags=re.MULTILINE)
+    found = load(toml=examples)
+    assert (found.model, found.prompts.harmful.train.limit) == ("Qwen/Qwen3-4B-Instruct-2507", 100)
+    for path, info in leaves(Settings):
+        key = spell_key(path).replace("NAME", "refusals").replace("s.harmless", "s.harmful")
+        key = key.replace("validation", "train").replace("test.", "train.")
+        assert f"\n{key} = " in examples or path[-1] == "settings", key
+        assert info.description, path
+
+
+def test_the_default_file_fits_on_two_screens() -> None:
+    lines = default_configuration().splitlines()
+    assert len(lines) <= 125 and max(map(len, lines)) <= 100
+    assert next(line for line in lines if " = " in line).startswith("# model = ")
+    headings = [line.split()[2] for line in lines if line.startswith("# ---- ")]
+    assert headings[0] == "Basics" and headings[-1] == "Performance"
 
 
 def test_scorers_settings_are_documented_by_the_hook() -> None:
@@ -362,7 +373,8 @@ def test_scorers_settings_are_documented_by_the_hook() -> None:
         {"refusals": {"markers": (["a", 'b "c"'], "Phrases."), "limit": (None, "No limit.")}}
     )
     assert tomllib.loads(text)["scorers"]["refusals"]["settings"] == {"markers": ["a", 'b "c"']}
-    assert "# Phrases.\nmarkers = " in text and "# No limit.\n# limit =\n" in text
+    assert re.search(r'settings.markers = \["a", "b \\"c\\""\] +# Phrases\n', text)
+    assert re.search(r"# scorers.refusals.settings.limit = +# No limit\n", text)
 
 
 @pytest.mark.parametrize(
@@ -373,15 +385,23 @@ def test_toml_values_read_back(value: Any) -> None:
     assert tomllib.loads(f"x = {toml_value(value)}")["x"] == value
 
 
-def test_help_lists_every_setting_with_its_default() -> None:
-    text = settings_help()
-    for path, _ in leaves(Settings):
+def test_help_all_lists_every_setting_with_its_default() -> None:
+    text = settings_help(Settings, everything=True)
+    for path, info in leaves(Settings):
         if path[0] == "prompts":
             path = ("prompts", "KIND", "USE", path[-1])
-        assert spell_flag(path) in text, path
+        flag = spell_flag(path if path[-1] != "source" else path[:-1])
+        assert (f"--no-{flag[2:]}" if info.default is True else flag) in text, path
     assert "[3]" in text and "[attention,mlp]" in text
-    assert "[heretic-kl-demo/model]" in settings_help(DEMO_PRESET)
+    preset = settings_help(Settings, everything=True, preset=DEMO_PRESET)
+    assert "[heretic-kl-demo/model]" in preset
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_help_shows_what_people_use_first() -> None:
+    lines = settings_help(Settings, everything=False).splitlines()
+    flags = [line for line in lines if line.startswith("  -")]
+    assert 10 <= len(flags) <= 15 and "  -m, --model MODEL" in flags[0]
 
 
 def test_locate() -> None:
@@ -390,3 +410,48 @@ def test_locate() -> None:
     assert locate(Settings, ("scorers", "x")).kind == "table"
     assert locate(Settings, ("scorers", "x", "settings", "a")).kind == "open"
     assert locate(Settings, ("edit", "norm", "x")).kind == "unknown"
+
+
+# --- names of earlier versions --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("toml", "expected"),
+    [
+        ("max_answer_tokens = 3", "setting max_answer_tokens (config.toml); "
+         "it is now max_response_tokens"),
+        ("trunk_memory_mb = 3", "setting trunk_memory_mb (config.toml); it is now cache_memory_mb"),
+        ("confirm_trials = 3", "setting confirm_trials (config.toml); it is now test_trials"),
+        ("draft_answers = true", "setting draft_answers (config.toml); it was removed"),
+        ("draft_responses = true", "setting draft_responses (config.toml); it was removed"),
+        ("racing_error = 0.1", "setting racing_error (config.toml); it was removed"),
+        ("prompts.harmful.search.limit = 3", "table prompts.harmful.search (config.toml); "
+         "it is now prompts.harmful.validation"),
+        ("prompts.harmless.report.limit = 3", "table prompts.harmless.report (config.toml); "
+         "it is now prompts.harmless.test"),
+        ("scorers.teacher_forced_kl.settings.direction = 'forward'",
+         "setting scorers.teacher_forced_kl.settings.direction (config.toml); "
+         "it is now scorers.teacher_forced_kl.settings.divergence"),
+        ("scorers.teacher_forced_kl.settings.reference = 'greedy'",
+         "setting scorers.teacher_forced_kl.settings.reference (config.toml); "
+         "it is now scorers.teacher_forced_kl.settings.response"),
+    ],
+)  # fmt: skip
+def test_old_keys_name_the_new_one(toml: str, expected: str) -> None:
+    assert error_of(toml=toml) == f"unknown {expected}"
+
+
+def test_old_flags_variables_and_values_name_the_new_one() -> None:
+    assert error_of("--confirm-trials", "3") == (
+        "unknown flag --confirm-trials; it is now --test-trials"
+    )
+    assert error_of(env={"HERETIC_KL_TRUNK_MEMORY_MB": "3"}) == (
+        "unknown environment variable HERETIC_KL_TRUNK_MEMORY_MB; "
+        "it is now HERETIC_KL_CACHE_MEMORY_MB"
+    )
+    assert error_of(toml="scorers.mine.role = 'report'") == (
+        "scorers.mine.role must be one of minimize, maximize, monitor, got 'report' "
+        "(config.toml); report is now monitor"
+    )
+    # A scorer of one's own may call a setting what it likes.
+    assert load(toml="scorers.mine.settings.direction = 'up'").scorers["mine"].settings

@@ -1,5 +1,4 @@
-"""`heretic-kl score`: any models against one reference. `settings.py` its flags, `run.py` the run,
-`output.py` what comes out."""
+"""`heretic-kl score`: its flags in `settings.py`, measuring in `run.py`, results in `output.py`."""
 
 from heretic_kl.cli.score.run import COMMAND
 

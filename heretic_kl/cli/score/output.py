@@ -31,6 +31,7 @@ class Outcome:
 def report(
     settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome
 ) -> MeasurementReport:
+    """Return what the tables show."""
     from heretic_kl.report import MeasuredCandidate, MeasurementReport
 
     first, *_ = outcome.measurements
@@ -62,9 +63,7 @@ def report(
     )
 
 
-def json_text(
-    settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome
-) -> str:
+def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome) -> str:
     """Everything the tables show and what is needed to measure it again."""
     from heretic_kl.export import installed_versions, machine
     from heretic_kl.kl import METRIC_VERSION
@@ -134,5 +133,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-

@@ -176,7 +176,7 @@ def _reference(
         settings.name,
         prompts=prompts,
         kl_tokens=settings.kl_tokens,
-        direction=settings.divergence,
+        divergence=settings.divergence,
         temperature=settings.temperature,
         position_decay=settings.position_decay,
         sampling_seed=sampling_seed(settings.response),
@@ -242,10 +242,11 @@ def _expanded(name: str) -> str:
 
 COMMAND = Command(
     "score --reference MODEL --candidate MODEL ... [--SETTING VALUE ...]",
-    "Measures the teacher-forced KL divergence of candidates from a reference: any models with one\n"
-    "tokenizer, for instance a fine-tune, a quantization, a merge or a PEFT adapter and what it was\n"
-    "made from. The reference responds to each prompt, and both models are fed its response. Models\n"
-    "are hub ids, folders (safetensors), .gguf files and folders with a PEFT adapter.",
+    "Measures the teacher-forced KL divergence of candidates from a reference: any models with "
+    "one tokenizer, for instance a fine-tune, a quantization, a merge or a PEFT adapter and "
+    "what it was made from. The reference responds to each prompt, and both models are fed its "
+    "response. Models are hub ids, folders (safetensors), .gguf files and folders with a PEFT "
+    "adapter.",
     run,
     ScoreSettings,
 )

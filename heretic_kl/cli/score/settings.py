@@ -28,6 +28,7 @@ FIXED_BY_A_STORED_REFERENCE: Final = (
 class ScoreSettings(CommonSettings, KLOptions):
     """What is measured, how, and where the result goes."""
 
+    model_config = CommonSettings.model_config
     shown_first: ClassVar[tuple[str, ...]] = ("kl_tokens", "prompts", "divergence", "json_file")
 
     reference: Text | None = setting(
