@@ -75,8 +75,8 @@ class RunLog:
             self._keep_traceback(event)
 
     def _keep_traceback(self, event: TrialFinished) -> None:
-        text = getattr(event.record, "traceback", None)
-        if text:
+        text = event.record.traceback
+        if text is not None:
             self._logger.error("trial %d failed\n%s", event.record.number, text)
             if self._settings.debug:
                 print(text.rstrip(), file=sys.stderr)

@@ -45,9 +45,11 @@ def search(settings: Settings, *, demo: bool = False) -> int:
         raise ConfigError("--save without a terminal needs --pick, for instance --pick knee")
     from heretic_kl.cli.log import RunLog
     from heretic_kl.run import Session
+    from heretic_kl.search import quiet_optuna
     from heretic_kl.ui.console import make_observer
     from heretic_kl.ui.terminal import make_console
 
+    quiet_optuna()
     results = make_console()
     with ExitStack() as stack:
         console = stack.enter_context(make_observer(quiet=settings.quiet, results=results))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from heretic_kl.cli import main as cli
-from heretic_kl.cli.score_arguments import parse_score_arguments
+from heretic_kl.cli.score.settings import read_score_settings
 from heretic_kl.kl import KLTable
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
@@ -103,15 +103,18 @@ class TestResults:
         assert KLTable.load(here / "out/t-2.safetensors").divergence.sum() == 0.0
 
     def test_json_states_what_is_needed_to_do_it_again(self, here, capsys):
-        words = ["--responses", "sampled(3)", "--limit", "4", "--system", "wait", "--temperature"]
-        assert score(*words, "0.7", "--direction", "reverse", "--json", "o.json") == 0
+        words = ["--response", "sampled(3)", "--prompts.limit", "4", "--prompts.system", "wait"]
+        assert (
+            score(*words, "--temperature", "0.7", "--divergence", "reverse_kl", "--json", "o.json")
+            == 0
+        )
         text = (here / "o.json").read_text()
         assert "NaN" not in text and "Infinity" not in text
         plain = json.loads(text)
         assert plain["reference"]["name"] == "a" and plain["candidates"][0]["name"] == "b"
-        assert (plain["responses"], plain["direction"], plain["temperature"]) == (
+        assert (plain["response"], plain["divergence"], plain["temperature"]) == (
             "sampled(3)",
-            "reverse",
+            "reverse_kl",
             0.7,
         )
         assert plain["prompts"]["count"] == 4 and len(plain["prompts"]["sha256"]) == 64
@@ -121,7 +124,7 @@ class TestResults:
         assert "sampled(3), of the reference" in capsys.readouterr().out
 
     def test_one_table_takes_the_name_as_it_is(self, here):
-        assert score("--table", "t.safetensors", "--sequential", "--threads", 1) == 0
+        assert score("--table", "t.safetensors", "--threads", 1) == 0
         assert KLTable.load(here / "t.safetensors").prompts == 6
 
     def test_candidates_in_another_dtype(self, capsys):
@@ -168,14 +171,21 @@ class TestStoredReferences:
 
     @pytest.mark.parametrize(
         "flag",
-        ["--kl-tokens 3", "--prompts p.txt", "--limit 3", "--direction forward", "--temperature 1"]
-        + ["--responses greedy", "--chat-template none", "--response-prefix x", "--dtype float32"]
+        [
+            "--kl-tokens 3",
+            "--prompts p.txt",
+            "--prompts.limit 3",
+            "--divergence forward_kl",
+            "--temperature 1",
+        ]
+        + ["--response greedy", "--chat-template none", "--response-prefix x", "--dtype float32"]
         + ["--batch-size 4", "--no-noise-floor", "--save-reference s.safetensors"],
     )
     def test_flags_without_effect_are_refused(self, here, capsys, flag):
         code = score(*flag.split(), reference="r.safetensors", prompts=())
         line = one_line(capsys, code, 2)
-        assert f"{flag.split()[0]} has no effect on a stored reference" in line
+        shown = flag.split()[0].replace(".limit", "")
+        assert f"{shown} has no effect on a stored reference" in line
 
     def test_a_file_that_is_none(self, here, capsys):
         (here / "r.safetensors").write_text("x")
@@ -193,20 +203,27 @@ class TestMistakes:
             (["--reference", "a"], "no candidate given"),
             (["--refrence", "a"], "unknown flag --refrence; did you mean --reference?"),
             (["--reference", "a", "b"], "unexpected argument 'b'; a model is given as --candidate"),
-            (["--kl-tokens", "0"], "--kl-tokens must be a whole number, 1 or more, got '0'"),
+            (["--kl-tokens", "0"], "kl_tokens must be a whole number from 1 to 1024, got '0'"),
             (["--kl-tokens", "many"], "must be a whole number"),
             (["--kl-tokens"], "--kl-tokens needs a value"),
+            (["--candidate"], "--candidate needs a value"),
             (["--quiet=yes"], "--quiet takes no value"),
-            (["--batch-size", "0"], "--batch-size must be a whole number, 1 or more"),
-            (["--temperature", "nan"], "--temperature must be a number above 0, got 'nan'"),
-            (["--temperature", "0"], "--temperature must be a number above 0"),
-            (["--position-decay", "1.5"], "above 0 and at most 1, got '1.5'"),
-            (["--direction", "forwards"], "got 'forwards'; did you mean forward?"),
-            (["--dtype", "int8"], "--dtype must be one of auto, float32"),
-            (["--responses", "sampled"], "'sampled(0)', got 'sampled'"),
-            (["--table", "t.csv"], "--table must end in .safetensors, got 't.csv'"),
+            (["--batch-size", "0"], "batch_size must be a whole number, 1 or more"),
+            (["--temperature", "nan"], "temperature must be a number above 0, got 'nan'"),
+            (["--temperature", "inf"], "temperature must be a number above 0, got 'inf'"),
+            (["--temperature", "0"], "temperature must be a number above 0"),
+            (["--position-decay", "1.5"], "above 0, at most 1, got '1.5' (--position-decay)"),
+            (["--divergence", "forward"], "forward is now forward_kl"),
+            (["--divergence", "forwardkl"], "got 'forwardkl' (--divergence); did you mean forward"),
+            (["--dtype", "int8"], "dtype must be one of auto, float32"),
+            (["--response", "sampled"], "sampled(SEED), for instance sampled(0), got 'sampled'"),
+            (["--table", "t.csv"], "table must be a path that ends in .safetensors, got 't.csv'"),
+            (["--direction", "forward"], "unknown flag --direction; it is now --divergence"),
+            (["--limit", "3"], "unknown flag --limit; it is now --prompts.limit"),
+            (["--responses", "greedy"], "unknown flag --responses; it is now --response"),
+            (["--sequential"], "unknown flag --sequential; it was removed"),
             (["--reference", "a", "--candidate", "b", "--store", "logits"], "--save-reference"),
-            (["--reference", "a", "--candidate", "b", "--prompts", ""], "needs a source"),
+            (["--reference", "a", "--candidate", "b", "--prompts", ""], "must be text, not empty"),
         ],
     )
     def test_wrong_usage_is_one_line_and_code_2(self, words, expected, capsys):
@@ -238,7 +255,7 @@ class TestMistakes:
         (here / "empty.txt").write_text("\n")
         line = one_line(capsys, score(prompts=("--prompts", "empty.txt")))
         assert "holds no prompts" in line
-        line = one_line(capsys, score("--split", "nowhere", prompts=()))
+        line = one_line(capsys, score("--prompts.split", "nowhere", prompts=()))
         assert "no split 'nowhere'" in line
 
     def test_an_adapter_without_a_base(self, here, capsys, nothing, monkeypatch):
@@ -262,7 +279,7 @@ class TestMistakes:
         assert code == 1 and captured.err.endswith("cannot be written: No space left on device\n")
 
     def test_an_interrupt_promises_no_trials(self, capsys, monkeypatch):
-        from heretic_kl.cli import score as score_command
+        from heretic_kl.cli.score import run as score_command
 
         def interrupted(arguments, prompts, observer):
             raise KeyboardInterrupt
@@ -272,21 +289,36 @@ class TestMistakes:
         assert capsys.readouterr().err == "\nheretic-kl: interrupted\n"
 
 
-class TestArguments:
+class TestSettings:
     def test_defaults(self):
-        found = parse_score_arguments(["--reference", "a", "--candidate", "b"])
-        assert (found.kl_tokens, found.responses, found.direction) == (8, None, "forward")
-        assert found.prompts.describe() == "builtin:harmless report"
-        assert found.noise_floor and not found.stored
+        settings = read_score_settings(["--reference", "a", "--candidate", "b"])
+        assert (settings.kl_tokens, settings.response) == (8, "greedy")
+        assert settings.divergence == "forward_kl"
+        assert settings.dataset.describe() == "builtin:harmless test"
+        assert settings.noise_floor and not settings.stored
 
     def test_candidates_add_up_in_order(self):
-        words = ["--reference", "a", "--candidate", "b", "c", "--candidate", "d"]
-        assert parse_score_arguments(words).candidates == ("b", "c", "d")
+        words = ["-r", "a", "--candidate", "b", "c,d", "--candidate", "e"]
+        assert read_score_settings(words).candidate == ("b", "c,d", "e")
 
-    def test_a_built_in_set_is_reported_on_unless_told(self):
+    def test_a_built_in_set_is_tested_on_unless_told(self):
         words = ["--reference", "a", "--candidate", "b", "--prompts", "builtin:harmful"]
-        assert parse_score_arguments(words).prompts.split == "test"
-        assert parse_score_arguments([*words, "--split", "train"]).prompts.split == "train"
+        assert read_score_settings(words).dataset.split == "test"
+        assert read_score_settings([*words, "--prompts.split", "train"]).dataset.split == "train"
+
+    def test_what_all_commands_share_comes_from_everywhere(self, here, monkeypatch):
+        (here / "config.toml").write_text(
+            'dtype = "float32"\ntrials = 3\nthreads = 2\nbatch_size = 0\n'
+            'prompts.harmful.train.source = "p.txt"\n'
+        )
+        monkeypatch.setenv("HERETIC_KL_THREADS", "1")
+        monkeypatch.setenv("HERETIC_KL_PROMPTS__HARMFUL__TRAIN__LIMIT", "1")
+        settings = read_score_settings(["--reference", "a", "--candidate", "b"])
+        assert (settings.dtype, settings.threads, settings.batch_size) == ("float32", 1, 16)
+        assert settings.dataset.source == "builtin:harmless"
+        # Of a stored reference a dtype for all commands is no mistake, a flag for it is one.
+        words = ["--reference", "r.safetensors", "--candidate", "b"]
+        assert read_score_settings(words).dtype == "float32"
 
     @pytest.mark.parametrize("words", [["score", "--help"], ["score"], ["score", "--kl-tokens"]])
     def test_help_and_mistakes_import_nothing_heavy(self, words):
@@ -306,10 +338,10 @@ class TestArguments:
 
     def test_the_help_fits_and_names_every_flag(self, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
-        assert cli.main(["score", "-h"]) == 0
+        assert cli.main(["score", "--help-all"]) == 0
         text = capsys.readouterr().out
         assert max(map(len, text.splitlines())) <= 80
-        for flag in ("--sequential", "--responses", "--store", "--candidate-dtype", "--base"):
+        for flag in ("--response", "--store", "--candidate-dtype", "--base", "--no-noise-floor"):
             assert flag in text
         assert cli.main(["--help"]) == 0
         assert "Measure any models against a reference" in capsys.readouterr().out

@@ -176,7 +176,7 @@ def _reference(
         settings.name,
         prompts=prompts,
         kl_tokens=settings.kl_tokens,
-        divergence=settings.divergence,
+        direction=settings.divergence.removesuffix("_kl"),  # type: ignore[arg-type]
         temperature=settings.temperature,
         position_decay=settings.position_decay,
         sampling_seed=sampling_seed(settings.response),
@@ -241,7 +241,7 @@ def _expanded(name: str) -> str:
 
 
 COMMAND = Command(
-    "score --reference MODEL --candidate MODEL ... [--SETTING VALUE ...]",
+    "score --reference MODEL --candidate MODEL [--FLAG VALUE ...]",
     "Measures the teacher-forced KL divergence of candidates from a reference: any models with "
     "one tokenizer, for instance a fine-tune, a quantization, a merge or a PEFT adapter and "
     "what it was made from. The reference responds to each prompt, and both models are fed its "
