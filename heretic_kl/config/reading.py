@@ -211,8 +211,6 @@ class _Parser(ArgumentParser):
         flag = argument.split("/")[0]
         if problem.startswith("expected"):
             raise ConfigError(f"{flag} needs a value ({flag}=VALUE for one that begins with -)")
-        if problem.startswith("ignored explicit argument"):
-            raise ConfigError(f"{flag} takes no value")
         raise ConfigError(message)
 
 
@@ -262,9 +260,27 @@ def _add_argument(kind: Model, target: Any, *flags: str, **options: Any) -> Any:
         options = {"dest": f"{options['dest']}.source", "default": SUPPRESS}
     if place.field is not None and get_origin(place.field.annotation) is tuple:
         options.update(action=_ListAction, nargs="+")
+    if options.get("action") is BooleanOptionalAction:
+        options.update(action=_Switch)
     if flags[-1].startswith("--"):  # errors name the first one
         flags = flags[::-1]
     return target.add_argument(*flags, **options)
+
+
+class _Switch(BooleanOptionalAction):
+    """`--quiet`, `--no-quiet`, and `--quiet true` as programs write it."""
+
+    def __init__(self, *flags: Any, **options: Any) -> None:
+        super().__init__(*flags, **options)
+        self.nargs = "?"
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        if values is None:
+            super().__call__(parser, namespace, values, option)
+        elif option.startswith("--no-"):
+            raise ConfigError(f"{option} takes no value")
+        else:
+            setattr(namespace, self.dest, values)
 
 
 class _ListAction(Action):
@@ -289,7 +305,7 @@ def _add_scorer_flags(kind: Model, parser: ArgumentParser, argv: Sequence[str]) 
         added.add(positive)
         options: dict[str, Any] = {"dest": ".".join(path), "default": SUPPRESS}
         if place.kind == "leaf" and place.field and without_none(place.field.annotation) is bool:
-            options["action"] = BooleanOptionalAction
+            options["action"] = _Switch
         parser.add_argument(positive, **options)
 
 

@@ -14,6 +14,14 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 
 from heretic_kl.errors import StudyError
 
+DRIVER_PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+    "pymysql": "PyMySQL",
+}
+"""Module that a database needs -> the package that holds it, where the names differ."""
+
 
 @contextmanager
 def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[BaseStorage]:
@@ -108,8 +116,24 @@ def _storage_from_url(url: str) -> BaseStorage:
     try:
         return get_storage(url)
     except Exception as error:  # each database driver raises its own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StudyError(f"cannot open storage {without_password(url)!r}: {first}") from error
+        shown = without_password(url)
+        raise StudyError(
+            f"cannot open storage {shown!r}: {_storage_problem(url, error)}"
+        ) from error
+
+
+def _storage_problem(url: str, error: Exception) -> str:
+    """Say in one line what is wrong with a storage, and what to do."""
+    scheme, separator, _ = url.partition("://")
+    missing = error.__cause__ or error.__context__
+    if isinstance(error, ImportError) and isinstance(missing, ModuleNotFoundError):
+        package = DRIVER_PACKAGES.get(missing.name or "", missing.name)
+        return f"its driver is not installed: pip install '{package}'"
+    if not separator or type(error).__name__ in ("NoSuchModuleError", "ArgumentError"):
+        what = f"unknown scheme {scheme!r}" if separator else "not a URL"
+        return f"{what}; write sqlite:///FILE, postgresql://HOST/NAME or mysql://HOST/NAME"
+    text = str(error).strip().replace(url, without_password(url))
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 def without_password(url: str) -> str:

@@ -207,7 +207,7 @@ class TestMistakes:
             (["--kl-tokens", "many"], "must be a whole number"),
             (["--kl-tokens"], "--kl-tokens needs a value"),
             (["--candidate"], "--candidate needs a value"),
-            (["--quiet=yes"], "--quiet takes no value"),
+            (["--no-quiet=yes"], "--no-quiet takes no value"),
             (["--batch-size", "0"], "batch_size must be a whole number, 1 or more"),
             (["--temperature", "nan"], "temperature must be a number above 0, got 'nan'"),
             (["--temperature", "inf"], "temperature must be a number above 0, got 'inf'"),

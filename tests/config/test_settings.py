@@ -130,6 +130,8 @@ def test_the_demo_preset_is_valid() -> None:
         ("--quiet", "quiet", True),
         ("--no-quiet", "quiet", False),
         ("-q", "quiet", True),
+        ("--quiet=true", "quiet", True),
+        ("--quiet false", "quiet", False),
         ("-n 3", "trials", 3),
         ("-m=x", "model", "x"),
         ("--model=x", "model", "x"),
@@ -210,8 +212,7 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
         ("-x", "unknown flag -x; `heretic-kl --help-all` lists every setting"),
         ("--model", "--model needs a value (--model=VALUE for one that begins with -)"),
         ("--model --quiet", "--model needs a value (--model=VALUE for one that begins with -)"),
-        ("--no-quiet=true", "--quiet takes no value"),
-        ("--quiet=true", "--quiet takes no value"),
+        ("--no-quiet=true", "--no-quiet takes no value"),
         ("--config nope.toml", "nope.toml: no such config file (--config)"),
         (
             "--kl-tokens 0",
@@ -242,7 +243,7 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
         ("--model=", "model must be text, not empty, got '' (--model)"),
         (
             "--enable-thinking=x",
-            "--enable-thinking takes no value",
+            "enable_thinking must be true or false, got 'x' (--enable-thinking)",
         ),
         ("--edit row", "edit must be a table, as a JSON object, got 'row' (--edit)"),
         (
