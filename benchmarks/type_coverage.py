@@ -132,7 +132,7 @@ def _save_original(model_type: str, folder: Path, seed: int) -> None:
 def _covered(found: Coverage, folder: Path) -> None:
     heard: list[Any] = []
     with Session(_settings(folder, "fast"), heard.append) as session:
-        lm = session._lm
+        lm = session.parts.lm
         found.layers = len(lm.architecture.layers)
         found.sites = site_kinds(lm)
         found.residue = session.calibration.site_residue
@@ -235,11 +235,11 @@ def _notes(heard: Sequence[Any]) -> list[str]:
 
 
 def _without(session: Session, notes: Sequence[str]) -> list[str]:
-    lm, way = session._lm, continuing(session._lm)
+    lm, way = session.parts.lm, continuing(session.parts.lm)
     missing = {
-        "trees of tokens": not session._engine.trees,
-        "shared prefix": not session._engine.share_prefix,
-        "shared prefix in answers": session._engine.share_prefix and not way.gaps,
+        "trees of tokens": not session.parts.engine.trees,
+        "shared prefix": not session.parts.engine.share_prefix,
+        "shared prefix in answers": session.parts.engine.share_prefix and not way.gaps,
         "replay of lower layers": any(n.startswith("lower layers run for every") for n in notes),
         "candidates together": not lm.architecture.by_rows,
         "cache in answers": not way.cached,
@@ -265,8 +265,8 @@ def _two_plans(lm: LanguageModel) -> list[Plan]:
 
 def _passes_problem(found: Coverage, session: Session) -> str | None:
     """Candidates over all of the engine's savings against one unpadded sequence at a time."""
-    lm, engine = session._lm, session._engine
-    prompts = session._prompts["harmless", "validation"]
+    lm, engine = session.parts.lm, session.parts.engine
+    prompts = session.parts.prompts["harmless", "validation"]
     plans = _two_plans(lm)
     sequences = forced_sequences(engine.reference(prompts, KL_TOKENS))
     together = lm.architecture.by_rows
@@ -292,8 +292,8 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _responses_problem(session: Session) -> str | None:
-    lm, engine = session._lm, session._engine
-    prompts = session._prompts["harmful", "validation"]
+    lm, engine = session.parts.lm, session.parts.engine
+    prompts = session.parts.prompts["harmful", "validation"]
     request = ResponseRequest(prompts, RESPONSE_TOKENS, None)
     plans = _two_plans(lm)
     groups = [plans] if lm.architecture.by_rows else [[plan] for plan in plans]
@@ -390,8 +390,8 @@ def _generate_problem(session: Session, plan: Plan, reloaded: Sequence[Any]) -> 
     """Answers under operators against `generate` of the model that was saved and loaded again."""
     if not reloaded:
         return "nothing was saved and loaded again"
-    lm, engine = session._lm, session._engine
-    prompts = session._prompts["harmless", "validation"]
+    lm, engine = session.parts.lm, session.parts.engine
+    prompts = session.parts.prompts["harmless", "validation"]
     (result,) = engine.measure(plan, [ResponseRequest(prompts, RESPONSE_TOKENS, None)])
     for prompt, ours in zip(prompts, result.texts, strict=True):
         theirs = lm.chat.decode(_generated(reloaded[0], engine.encode(prompt), lm.stop_ids))

@@ -12,6 +12,7 @@ A `HereticKLError` reaches the terminal as its message alone: no traceback, exit
     ├── ScorerError             a plug-in that cannot be found, built or run
     ├── MeasurementError        NaN logits, an empty mask, mismatched references
     ├── StudyError              a storage that cannot be read or belongs to another study
+    ├── SessionError            a session used outside its `with` block
     ├── SelectionError          a pick rule that is unknown or that no trial meets
     ├── ExportError             a model that could not be saved or did not verify
     ├── CacheError              no writable cache folder
@@ -57,6 +58,10 @@ class MeasurementError(HereticKLError):
 
 class StudyError(HereticKLError):
     """The study's storage cannot be opened, or holds a different study."""
+
+
+class SessionError(HereticKLError):
+    """A session is used outside its `with` block."""
 
 
 class SelectionError(HereticKLError):

@@ -48,7 +48,7 @@ def run(words: Sequence[str]) -> int:
 
     from heretic_kl.model import inspect_model
     from heretic_kl.report import InspectedAs, inspection_sections
-    from heretic_kl.run.model import load_model_of
+    from heretic_kl.run.load import load_model_of
     from heretic_kl.ui.console import make_observer
     from heretic_kl.ui.measurement import print_raw, print_sections
     from heretic_kl.ui.terminal import make_console

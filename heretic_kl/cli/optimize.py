@@ -45,11 +45,10 @@ def search(settings: Settings, *, demo: bool = False) -> int:
         raise ConfigError("--save without a terminal needs --pick, for instance --pick knee")
     from heretic_kl.cli.log import RunLog
     from heretic_kl.run import Session
-    from heretic_kl.search import quiet_optuna
     from heretic_kl.ui.console import make_observer
     from heretic_kl.ui.terminal import make_console
 
-    quiet_optuna()
+    _settle_process(settings)
     results = make_console()
     with ExitStack() as stack:
         console = stack.enter_context(make_observer(quiet=settings.quiet, results=results))
@@ -64,6 +63,17 @@ def search(settings: Settings, *, demo: bool = False) -> int:
         console.settle()
         _pick_and_save(settings, session, results)
     return 0
+
+
+def _settle_process(settings: Settings) -> None:
+    """What holds for the whole process, which a program may decide and a library may not."""
+    import torch
+
+    from heretic_kl.search import quiet_optuna
+
+    quiet_optuna()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
 
 
 def _pick_and_save(settings: Settings, session: Session, results: Console) -> None:

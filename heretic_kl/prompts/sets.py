@@ -25,6 +25,8 @@ class PromptSets:
 
     prompts: Mapping[tuple[Kind, Use], tuple[Prompt, ...]]
     specs: Mapping[tuple[Kind, Use], DatasetSpec]
+    prompt_set: Literal["hub", "builtin"] = "builtin"
+    """What filled the tables that name no source."""
     notices: tuple[str, ...] = ()
     """What the user should know about them."""
 
@@ -69,7 +71,7 @@ def load_prompt_sets(
         for use in USES
     }
     notices = () if resolved.notice is None else (resolved.notice,)
-    return PromptSets(prompts, resolved.specs, notices + _overlaps(prompts))
+    return PromptSets(prompts, resolved.specs, resolved.prompt_set, notices + _overlaps(prompts))
 
 
 def _overlaps(prompts: Mapping[tuple[Kind, Use], tuple[Prompt, ...]]) -> tuple[str, ...]:

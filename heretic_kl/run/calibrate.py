@@ -1,12 +1,11 @@
 """From a loaded model to an engine that measures it: batch size, shared prefix, response prefix.
 
-One step of a run (`pipeline`). Changes no setting, prints nothing.
+One step of a run. Changes no setting, prints nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,70 +19,64 @@ from heretic_kl.engine import (
     measure_noise_floor,
     tree_problem,
 )
-from heretic_kl.model import (
-    LanguageModel,
-    common_prefix,
-    packed_bytes,
-    prefix_problem,
-    with_packed_weights,
-)
+from heretic_kl.model import LanguageModel, common_prefix, packed_bytes, prefix_problem
 from heretic_kl.prompts.sets import PromptSets
+from heretic_kl.run.engines import EngineOptions, build_engine
+from heretic_kl.run.telling import Teller
 
 CALIBRATION_PROMPTS = 12
 """Of each kind, to look for a common response prefix."""
 NOISE_PROMPTS = 16
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """The engine that measures candidates, and what was found out for it."""
+
+    engine: Engine
+    options: EngineOptions
+    calibration: Calibration
+
+
 def calibrate(
     lm: LanguageModel,
     settings: Settings,
     sets: PromptSets,
+    tell: Teller,
     *,
     site_residue: float,
-    tell: Callable[[str, str], None],
-    notify: Callable[[str], None],
-) -> tuple[Engine, Calibration]:
-    """The engine that measures candidates, and what was found out for it.
+    batch_size: int | None,
+) -> Calibrated:
+    """Find out how the model is best run, and what it shows without any edit.
 
     Args:
         lm: the model.
         settings: of the run.
         sets: the prompts of the run.
+        tell: told each finding.
         site_residue: see `Calibration`.
-        tell: told the name and value of each finding.
-        notify: told, in words, what a user should know.
+        batch_size: what the study was begun with; None: it is new.
     """
-    responses = continuing(lm)
-    if responses.problem is not None:
-        notify(responses.problem)
-    lm, memory = _packed(lm, settings.cache_memory_mb * 2**20, tell)
-    sharing = _can_share_prefix(lm, sets, tell)
-    problem = tree_problem(lm)
-    tell("teacher forcing", "trees of tokens" if problem is None else f"rectangles: {problem}")
-    size = settings.batch_size or find_batch_size(
-        lm, sets["harmful", "validation"] + sets["harmless", "validation"], share_prefix=sharing
-    )
-    tell("batch size", str(size))
-    engine = Engine(lm, batch_size=size, share_prefix=sharing, notify=notify)
+    continued = continuing(lm)
+    if continued.problem is not None:
+        tell.notice(continued.problem)
+    options = _find_options(lm, settings, sets, tell, batch_size)
+    engine = build_engine(lm, options, notify=tell.notice)
     prefix = settings.response_prefix
     if prefix is None:
         prefix = find_response_prefix(engine, sets.sample(CALIBRATION_PROMPTS))
-    tell("response prefix", repr(prefix) if prefix else "none")
-    engine = Engine(
-        replace(lm, chat=lm.chat.with_response_prefix(prefix)),
-        batch_size=engine.batch_size,
-        share_prefix=sharing,
-        notify=notify,
-        cache_bytes=memory,
-    )
+    tell.finding("response prefix", repr(prefix) if prefix else "none")
+    options = replace(options, batch_size=engine.batch_size)
+    lm = replace(lm, chat=lm.chat.with_response_prefix(prefix))
+    engine = build_engine(lm, options, notify=tell.notice)
     floor = measure_noise_floor(
         engine.runner,
         engine.reference(sets["harmless", "validation"][:NOISE_PROMPTS], settings.kl_tokens),
         lm.architecture.layers,
         seed=settings.seed,
     )
-    tell("KL noise floor", floor.text)
-    return engine, Calibration(
+    tell.finding("KL noise floor", floor.text)
+    calibration = Calibration(
         dtype=lm.dtype_name,
         device=str(lm.device),
         threads=torch.get_num_threads(),
@@ -92,29 +85,47 @@ def calibrate(
         noise_floor=floor,
         site_residue=site_residue,
     )
+    return Calibrated(engine, options, calibration)
 
 
-def _packed(
-    lm: LanguageModel, memory: int, tell: Callable[[str, str], None]
-) -> tuple[LanguageModel, int]:
-    """The model with packed weights, if they fit in the memory, and what of it is left then."""
-    size = packed_bytes(lm)
-    if not 0 < size <= memory:
-        return lm, memory
-    tell("weights", f"laid out for the processor, {size / 2**20:.0f} MB")
-    return with_packed_weights(lm), memory - size
+def _find_options(
+    lm: LanguageModel,
+    settings: Settings,
+    sets: PromptSets,
+    tell: Teller,
+    batch_size: int | None,
+) -> EngineOptions:
+    memory = settings.cache_memory_mb * 2**20
+    packing = packed_bytes(lm)
+    packs = 0 < packing <= memory
+    if packs:
+        tell.finding("weights", f"laid out for the processor, {packing / 2**20:.0f} MB")
+    sharing = _can_share_prefix(lm, sets, tell)
+    problem = tree_problem(lm)
+    layout = "trees of tokens" if problem is None else f"rectangles: {problem}"
+    tell.finding("teacher forcing", layout)
+    size = settings.batch_size or batch_size
+    if size is None:
+        prompts = sets["harmful", "validation"] + sets["harmless", "validation"]
+        size = find_batch_size(lm, prompts, share_prefix=sharing)
+    source = " (the study's)" if batch_size and not settings.batch_size else ""
+    tell.finding("batch size", f"{size}{source}")
+    return EngineOptions(
+        batch_size=size,
+        share_prefix=sharing,
+        cache_bytes=memory - packing if packs else memory,
+        packed_weights=packs,
+    )
 
 
-def _can_share_prefix(
-    lm: LanguageModel, sets: PromptSets, tell: Callable[[str, str], None]
-) -> bool:
+def _can_share_prefix(lm: LanguageModel, sets: PromptSets, tell: Teller) -> bool:
     lengths = []
     for prompts in sets.of("validation").values():
         encoded = [lm.chat.encode(prompt) for prompt in prompts]
         problem = prefix_problem(lm, encoded)
         if problem is not None:
-            tell("shared prefix", f"off: {problem}")
+            tell.finding("shared prefix", f"off: {problem}")
             return False
         lengths.append(len(common_prefix(encoded)))
-    tell("shared prefix", f"{' and '.join(map(str, sorted(set(lengths))))} tokens")
+    tell.finding("shared prefix", f"{' and '.join(map(str, sorted(set(lengths))))} tokens")
     return True

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from heretic_kl.config import Settings
 from heretic_kl.engine import Calibration
@@ -18,26 +23,25 @@ from heretic_kl.scoring import Suite, scorer_code
 
 SPACE_VERSION = 1
 """Raised when the search space or the meaning of a parameter changes."""
-SAMPLES = 4096
+UNIMPORTANT_CONFIG = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
+"""Entries of a model's config that say where it is and who wrote it."""
 
 
-def study_fingerprint(
-    settings: Settings,
-    lm: LanguageModel,
-    calibration: Calibration,
-    prompts: PromptSets,
-    suite: Suite,
+def study_facts(
+    settings: Settings, lm: LanguageModel, prompts: PromptSets, suite: Suite
 ) -> dict[str, Any]:
-    """Everything that a trial's parameters or scores depend on, JSON-ready.
+    """What is known before calibration of all that trials depend on, JSON-ready.
 
-    A model is known by a sample of its weights, not by its path: moved folders resume.
+    A model is known by its content, not by its path: moved folders resume.
     """
     return {
         "model weights": weights_fingerprint(lm),
-        "dtype": calibration.dtype,
-        "chat template": hashlib.sha256(str(lm.chat.template).encode()).hexdigest(),
+        "model config": config_fingerprint(lm),
+        "tokenizer": tokenizer_fingerprint(lm),
+        "dtype": lm.dtype_name,
+        "quantization": lm.quantization,
+        "chat template": _sha256(str(lm.chat.template)),
         "enable_thinking": settings.enable_thinking,
-        "response_prefix": calibration.response_prefix,
         "seed": settings.seed,
         "kl_tokens": settings.kl_tokens,
         "max_response_tokens": settings.max_response_tokens,
@@ -48,28 +52,77 @@ def study_fingerprint(
                 "role": spec.role,
                 "code": scorer_code(spec.use),
                 "settings": suite.scorers[spec.name].settings.model_dump(mode="json"),
-                "identity": dict(suite.scorers[spec.name].identity()),
             }
             for spec in suite.specs
         },
         "prompts": prompts.fingerprints(),
         "metric version": METRIC_VERSION,
         "space version": SPACE_VERSION,
+        "response_prefix": settings.response_prefix,
     }
 
 
-def default_study_name(source: ModelSource, fingerprint: Mapping[str, Any]) -> str:
-    """A name that differs whenever the fingerprint does: other settings make another study."""
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-    return f"{source.short_name}-{digest[:8]}"
+def study_fingerprint(
+    facts: Mapping[str, Any], calibration: Calibration, suite: Suite
+) -> dict[str, Any]:
+    """Everything that a trial's parameters or scores depend on.
+
+    Args:
+        facts: see `study_facts`.
+        calibration: of the run.
+        suite: prepared, so that scorers know what their own prompts hold.
+    """
+    return {
+        **facts,
+        "response_prefix": calibration.response_prefix,
+        "scorers' data": {name: dict(s.identity()) for name, s in suite.scorers.items()},
+    }
+
+
+def default_study_name(source: ModelSource, facts: Mapping[str, Any]) -> str:
+    """A name that differs whenever the facts do: other settings make another study."""
+    return f"{source.short_name}-{_sha256(json.dumps(facts, sort_keys=True))[:8]}"
 
 
 def weights_fingerprint(lm: LanguageModel) -> str:
-    """sha256 over a strided sample of the head's and every site's weights."""
-    digest = hashlib.sha256(lm.head.fingerprint().encode())
-    for site in lm.architecture.sites:
-        for parameter in site.module.parameters():
-            flat = parameter.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // SAMPLES)]
-            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    """sha256 over every tensor that the model computes with, parameters and buffers.
+
+    Each tensor is hashed on a thread of its own; a tensor that is shared counts under all its
+    names.
+    """
+    named = {**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())}
+    names = sorted(named)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+        digests = list(threads.map(lambda name: _tensor_digest(named[name]), names))
+    return _sha256(json.dumps(list(zip(names, digests, strict=True))))
+
+
+def config_fingerprint(lm: LanguageModel) -> str:
+    """sha256 of the model's config, end tokens and, where it brings its own, code."""
+    config = lm.model.config.to_dict()
+    content = {key: value for key, value in config.items() if key not in UNIMPORTANT_CONFIG}
+    code = ""
+    if type(lm.model).__module__.startswith("transformers_modules"):
+        code = Path(inspect.getfile(type(lm.model))).read_text(encoding="utf-8")
+    return _sha256(json.dumps([content, sorted(lm.stop_ids), code], sort_keys=True, default=str))
+
+
+def tokenizer_fingerprint(lm: LanguageModel) -> str:
+    """sha256 of the tokenizer: its rules too where the fast library can state them."""
+    tokenizer = lm.chat.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return _sha256(backend.to_str())
+    return _sha256(json.dumps(sorted(tokenizer.get_vocab().items())))
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    if tensor.device.type != "meta":  # weights offloaded to a disk are known by name and shape
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -5,16 +5,14 @@ Chooses nothing and searches nothing.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from heretic_kl.ablation import Plan
-from heretic_kl.config import Settings
-from heretic_kl.engine import Calibration, Engine, mean_kl
+from heretic_kl.engine import mean_kl
 from heretic_kl.events import ModelSaved
 from heretic_kl.export import (
     ExportFacts,
@@ -24,6 +22,7 @@ from heretic_kl.export import (
     ScoreFacts,
     installed_versions,
     machine,
+    original_commit,
     portable_base,
     save_lora,
     save_merged,
@@ -33,7 +32,10 @@ from heretic_kl.export import (
     write_reproduction,
 )
 from heretic_kl.prompts.sets import PromptSets
-from heretic_kl.scoring import Score, Suite
+from heretic_kl.run.command import reproducing_command
+from heretic_kl.run.engines import build_engine
+from heretic_kl.run.parts import RunParts
+from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
 
 
@@ -54,82 +56,41 @@ class TrialToSave:
 
 
 def save_trial(
-    trial: TrialToSave,
-    folder: Path,
-    form: SavedForm,
-    *,
-    overwrite: bool,
-    engine: Engine,
-    suite: Suite,
-    settings: Settings,
-    calibration: Calibration,
-    prompts: PromptSets,
+    run: RunParts, trial: TrialToSave, folder: Path, form: SavedForm, *, overwrite: bool
 ) -> ModelSaved:
     """Write the model, measure what was written, and put a card and a reproduction file beside it.
 
     Args:
+        run: the open run.
         trial: what to save.
         folder: where to.
         form: a whole model, or an adapter for the original.
         overwrite: replace what stands there.
-        engine: of the original model.
-        suite: prepared for the test prompts.
-        settings: of the run.
-        calibration: of the run.
-        prompts: of the run.
 
     Raises:
         ExportError: it cannot be written, or does not load again.
     """
-    lm = engine.lm
+    engine = run.engine
     engine.release()  # a second model is about to be loaded
-    lora = None
-    if form == "lora":
-        written = save_lora(lm, trial.plan, folder, overwrite=overwrite)
-        lora = LoraFacts(
-            rank=written.rank,
-            exact=written.exact,
-            relative_error=written.relative_error,
-            worst_relative_error=max(written.site_errors.values(), default=0.0),
-        )
-    else:
-        dtype = None
-        if settings.save_dtype != "source":
-            dtype = getattr(torch, settings.save_dtype)
-        save_merged(lm, trial.plan, folder, dtype=dtype, overwrite=overwrite)
-    positions = prompts["harmless", "test"], settings.kl_tokens
+    lora = _write(run, trial, folder, form, overwrite=overwrite)
+    positions = run.prompts["harmless", "test"], run.settings.kl_tokens
     reference = engine.reference_under(trial.plan, *positions)
     # Before the adapter's hooks are on the original: references are the unedited model's.
-    engine.prepare(suite.requests())
-    with saved_model(folder, form, lm) as saved:
-        reread = Engine(
-            saved,
-            batch_size=engine.batch_size,
-            share_prefix=engine.share_prefix,
-            original=engine,
-        )
-        saved_scores = suite.evaluate(reread, {})
+    engine.prepare(run.test_suite.requests())
+    options = replace(run.engine_options, batch_size=engine.batch_size)
+    with saved_model(folder, form, engine.lm) as saved:
+        reread = build_engine(saved, options, notify=run.tell.notice, original=engine)
+        saved_scores = run.test_suite.evaluate(reread, {})
         merge_kl = mean_kl(
             reference,
             reread.hidden_states({}, *positions),
-            head=lm.head,
+            head=engine.lm.head,
             candidate_head=saved.head,
         )
-    facts = _facts(
-        trial,
-        folder,
-        form,
-        saved_scores,
-        merge_kl,
-        engine=engine,
-        settings=settings,
-        calibration=calibration,
-        prompts=prompts,
-        lora=lora,
-    )
+    facts = _facts(run, trial, folder, form, saved_scores, merge_kl, lora)
     write_card(folder, facts)
     write_reproduction(folder, facts)
-    floor = calibration.noise_floor
+    floor = run.calibration.noise_floor
     return ModelSaved(
         folder=folder,
         form=form,
@@ -140,49 +101,73 @@ def save_trial(
     )
 
 
+def _write(
+    run: RunParts, trial: TrialToSave, folder: Path, form: SavedForm, *, overwrite: bool
+) -> LoraFacts | None:
+    """Write the weights; how near an adapter comes to the edit."""
+    if form == "merged":
+        name = run.settings.save_dtype
+        dtype = None if name == "source" else getattr(torch, name)
+        save_merged(run.lm, trial.plan, folder, dtype=dtype, overwrite=overwrite)
+        return None
+    written = save_lora(run.lm, trial.plan, folder, overwrite=overwrite)
+    return LoraFacts(
+        rank=written.rank,
+        exact=written.exact,
+        relative_error=written.relative_error,
+        worst_relative_error=max(written.site_errors.values(), default=0.0),
+    )
+
+
 def _facts(
+    run: RunParts,
     trial: TrialToSave,
     folder: Path,
     form: SavedForm,
     saved_scores: Mapping[str, Score],
     merge_kl: float,
-    *,
-    engine: Engine,
-    settings: Settings,
-    calibration: Calibration,
-    prompts: PromptSets,
     lora: LoraFacts | None,
 ) -> ExportFacts:
-    source = engine.lm.source
-    local = source.folder is not None or source.gguf_file is not None
+    source, settings = run.lm.source, run.settings
+    is_hub_id = source.folder is None and source.gguf_file is None
+    revision = original_commit(run.lm) if is_hub_id else None
+    name, floor = folder.resolve().name, run.calibration.noise_floor
+    dtype = settings.save_dtype
     assert trial.record.edit is not None
     return ExportFacts(
-        name=folder.resolve().name,
+        name=name,
         form=form,
         base_name=portable_base(source),
-        base_is_hub_id=not local,
-        base_revision=source.revision,
-        saved_dtype="as stored in the original"
-        if settings.save_dtype == "source"
-        else settings.save_dtype,
+        base_is_hub_id=is_hub_id,
+        base_revision=revision,
+        saved_dtype="as stored in the original" if dtype == "source" else dtype,
         trial_number=trial.record.number,
         trials=trial.trials,
         pick_rule=trial.pick_rule,
         parameters=trial.record.parameters,
         edit=trial.record.edit,
-        layers=len(engine.lm.architecture.layers),
+        layers=len(run.lm.architecture.layers),
         scores={
-            name: ScoreFacts(trial.original.get(name), score, saved_scores.get(name))
-            for name, score in trial.scores.items()
+            scorer: ScoreFacts(trial.original.get(scorer), score, saved_scores.get(scorer))
+            for scorer, score in trial.scores.items()
         },
         search_scores=trial.record.scores,
         kl_tokens=settings.kl_tokens,
-        noise_floor=calibration.noise_floor.batching,
-        rounding_floor=calibration.noise_floor.rounding,
+        noise_floor=floor.batching,
+        rounding_floor=floor.rounding,
         merge_kl=merge_kl,
-        prompts=_prompt_facts(prompts),
+        prompts=_prompt_facts(run.prompts),
         settings=settings.model_dump(mode="json"),
-        command=_command(settings, trial.record.number, portable_base(source)),
+        command=reproducing_command(
+            settings,
+            run.calibration,
+            base=portable_base(source),
+            revision=revision,
+            prompt_set=run.prompts.prompt_set,
+            trial=trial.record.number,
+            name=name,
+            form=form,
+        ),
         seed=settings.seed,
         versions=installed_versions(),
         platform=machine(),
@@ -197,15 +182,3 @@ def _prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
         PromptFacts(kind, use, sources[f"{kind}.{use}"], len(members), prints[f"{kind}.{use}"])
         for (kind, use), members in prompts.prompts.items()
     )
-
-
-def _command(settings: Settings, trial: int, base: str) -> str:
-    """The command whose study holds this trial again; other settings are in heretic-kl.json."""
-    words = ["heretic-kl", "--model", base]
-    for name in ("kl_tokens", "trials", "startup_trials", "max_response_tokens", "seed"):
-        words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    if settings.prompt_set != "auto":
-        words += ["--prompt-set", settings.prompt_set]
-    if settings.edit.norm != "none":
-        words += ["--edit.norm", settings.edit.norm]
-    return shlex.join([*words, "--pick", f"trial={trial}"])

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from heretic_kl.errors import ConfigError, ScorerError
 from heretic_kl.scoring.scorer import Scorer, ScorerSettings
+from heretic_kl.scoring.sources import source_digest
 
 
 def scorer_folder() -> Path:
@@ -73,9 +74,9 @@ def build_scorer(name: str, use: str, settings: Mapping[str, Any]) -> Scorer[Any
 
 
 def scorer_code(use: str) -> str:
-    """sha256 of the file a scorer comes from: edited code measures something else."""
+    """sha256 of a scorer's file and the code it relies on: edited code measures something else."""
     path, _ = _locate(use)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return source_digest(path)
 
 
 def _locate(use: str) -> tuple[Path, str | None]:

@@ -43,6 +43,15 @@ def one_line(capsys, code, expected_code=1):
     return errors[0]
 
 
+def before_loading(capsys, code):
+    """The error of a wrong setting that shows before the model is loaded."""
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert "Loading" not in captured.err
+    (line,) = captured.err.strip().splitlines()
+    return line
+
+
 def test_a_missing_model(here, capsys):
     code = cli.main(["--model", "./no/such/model", "--prompt-set", "builtin"])
     assert "no model at './no/such/model'" in one_line(capsys, code)
@@ -59,7 +68,7 @@ def test_a_model_without_chat_template_is_prompted_with_plain_text(here, capsys,
 
 def test_an_unknown_scorer(here, capsys, model):
     code = cli.main(arguments(model, "--scorers.mine.use", "refusal"))
-    assert "did you mean 'refusals'" in one_line(capsys, code)
+    assert "did you mean 'refusals'" in before_loading(capsys, code)
 
 
 def test_an_unknown_scorer_setting(here, capsys, model):
@@ -70,13 +79,13 @@ def test_an_unknown_scorer_setting(here, capsys, model):
 def test_an_empty_prompt_file(here, capsys, model):
     (here / "empty.txt").write_text("\n\n")
     code = cli.main(arguments(model, "--prompts.harmful.train.source", "empty.txt"))
-    assert "holds no prompts" in one_line(capsys, code)
+    assert "holds no prompts" in before_loading(capsys, code)
 
 
 def test_an_unknown_column(here, capsys, model):
     (here / "p.csv").write_text("question,answer\na,b\nc,d\n")
     more = ["--prompts.harmful.train.source", "p.csv", "--prompts.harmful.train.column", "text"]
-    line = one_line(capsys, cli.main(arguments(model, *more)))
+    line = before_loading(capsys, cli.main(arguments(model, *more)))
     assert "no column 'text'" in line and "question" in line
 
 
@@ -87,7 +96,7 @@ def test_an_unknown_setting(here, capsys, model):
 
 def test_a_bad_pick_rule_shows_before_anything_runs(here, capsys, model):
     code = cli.main(arguments(model, "--pick", "best"))
-    assert "unknown pick rule 'best'" in one_line(capsys, code)
+    assert "unknown pick rule 'best'" in before_loading(capsys, code)
 
 
 def test_save_needs_a_pick_without_a_terminal(here, capsys, model):
@@ -111,13 +120,13 @@ def test_a_full_disk_on_save_keeps_the_study(here, capsys, model, monkeypatch):
 
 def test_an_unreadable_storage(here, capsys, model):
     code = cli.main(arguments(model, "--storage", "sqlite:////no/such/folder/x.db"))
-    assert "cannot open storage" in one_line(capsys, code)
+    assert "cannot open storage" in before_loading(capsys, code)
 
 
 def test_a_study_folder_that_cannot_be_written(here, capsys, model):
     (here / "file").write_text("x")
     code = cli.main(arguments(model, "--study-dir", "file/studies"))
-    assert "cannot write studies" in one_line(capsys, code)
+    assert "cannot write studies" in before_loading(capsys, code)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX paths")

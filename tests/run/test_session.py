@@ -51,8 +51,8 @@ def settings(workplace, folder, **changes):
     return Settings(**{**given, **changes})
 
 
-def run(workplace, folder, seen=None, **changes):
-    seen = [] if seen is None else seen
+def run(workplace, folder, **changes):
+    seen = []
     session = Session(settings(workplace, folder, **changes), seen.append)
     return session, seen
 
@@ -134,9 +134,10 @@ def test_a_second_run_continues_the_first(workplace, tmp_path):
 def test_weights_are_untouched_by_a_search(workplace, tmp_path):
     session, _ = run(workplace, tmp_path, trials=3)
     with session:
-        before = {k: v.clone() for k, v in session._lm.model.state_dict().items()}
+        lm = session.parts.lm
+        before = {k: v.clone() for k, v in lm.model.state_dict().items()}
         session.search()
-        after = session._lm.model.state_dict()
+        after = lm.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
@@ -176,7 +177,7 @@ def test_what_cannot_be_met_is_refused_before_the_search(workplace, tmp_path):
     assert not any(isinstance(event, events.ModelLoaded) for event in seen)
 
 
-def test_report_prompts_that_were_searched_on_are_noticed(workplace, tmp_path):
+def test_prompts_of_the_test_that_trials_were_measured_on_are_noticed(workplace, tmp_path):
     changed = settings(workplace, tmp_path).model_dump()["prompts"]
     changed["harmful"]["test"]["split"] = "[6:9]"
     session, seen = run(workplace, tmp_path, trials=0, prompts=changed)
@@ -202,7 +203,7 @@ def test_a_raced_search_stops_losers_and_finds_the_same_front(workplace, tmp_pat
     with raced:
         raced.search()
         stopped = [record for record in raced.trials if record.state == "stopped"]
-        assert stopped and raced._study.finished == 30
+        assert stopped and raced.parts.study.finished == 30
         assert not {record.number for record in stopped} & set(front)
         for record in stopped:
             assert expected[record.number].parameters == record.parameters

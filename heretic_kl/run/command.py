@@ -1,0 +1,105 @@
+"""The command that finds a trial again: every setting that differs from its default."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from heretic_kl.config import Settings
+from heretic_kl.engine import Calibration
+from heretic_kl.export import SavedForm, portable
+
+NOT_THE_TRIAL = frozenset(
+    {
+        *("model", "revision", "device", "device_map", "threads", "cache_memory_mb"),
+        *("study_dir", "storage", "study_name", "quiet", "test_trials", "trials"),
+        *("pick", "save", "save_as", "overwrite"),
+    }
+)
+"""Settings that change no trial, or that the command states in a form of its own."""
+
+
+def reproducing_command(
+    settings: Settings,
+    calibration: Calibration,
+    *,
+    base: str,
+    revision: str | None,
+    prompt_set: str,
+    trial: int,
+    name: str,
+    form: SavedForm,
+) -> str:
+    """A line for a shell; its study holds the trial again, and it saves the same model.
+
+    What the run found out for itself is stated, so that another machine does not find otherwise:
+    dtype, batch size, response prefix, which prompts. Paths are cut to their last name.
+
+    Args:
+        settings: of the run.
+        calibration: of the run.
+        base: the model's name, fit to be published.
+        revision: its commit, where it is known.
+        prompt_set: what filled the tables of prompts that name no source.
+        trial: the number of the trial.
+        name: the folder to save to.
+        form: what is saved.
+    """
+    found = {
+        "dtype": calibration.dtype,
+        "batch_size": calibration.batch_size,
+        "response_prefix": calibration.response_prefix,
+        "prompt_set": prompt_set,
+    }
+    values = {**settings.model_dump(mode="json"), **found}
+    defaults = Settings().model_dump(mode="json")
+    words = ["heretic-kl", "--model", base]
+    if revision is not None:
+        words += ["--revision", revision]
+    words += ["--kl-tokens", str(settings.kl_tokens)]
+    words += ["--trials", str(max(settings.trials, trial + 1))]
+    for key, value in portable(values).items():
+        if key not in NOT_THE_TRIAL | {"kl_tokens"}:
+            for path, changed in _changes((key,), value, defaults.get(key)):
+                words += [_flag(path), _text(changed, path)]
+    words += ["--pick", f"trial={trial}", "--save", name]
+    if form != defaults["save_as"]:
+        words += ["--save-as", form]
+    return shlex.join(words)
+
+
+def _changes(
+    path: tuple[str, ...], value: Any, default: Any
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Paths and values of what differs from a default, tables entered."""
+    if not isinstance(value, Mapping):
+        if value != default:
+            yield path, value
+        return
+    table = default if isinstance(default, Mapping) else {}
+    for key, entry in value.items():
+        yield from _changes((*path, key), entry, table.get(key))
+
+
+def _flag(path: tuple[str, ...]) -> str:
+    free = path[:1] == ("scorers",)  # keys that users and plug-ins name
+    return "--" + ".".join(key if free else key.replace("_", "-") for key in path)
+
+
+def _text(value: Any, path: tuple[str, ...]) -> str:
+    """A value as the command line reads it: text as it is, everything else as JSON."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if path[:1] == ("scorers",) and path[2:3] == ("settings",) and _reads_as_json(value):
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _reads_as_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return text.lstrip()[:1] in ("[", "{")
+    return True

@@ -1,0 +1,49 @@
+"""The one place where a run builds engines: trials and saved models are measured alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from heretic_kl.engine import Engine
+from heretic_kl.model import LanguageModel, packed_bytes, with_packed_weights
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model is run, whichever it is: found for the unedited model, kept for a saved one."""
+
+    batch_size: int
+    share_prefix: bool
+    cache_bytes: int
+    """What the engine may keep of the unedited model."""
+    packed_weights: bool
+    """Linear layers read copies of their weights that are laid out for the CPU."""
+
+
+def build_engine(
+    lm: LanguageModel,
+    options: EngineOptions,
+    *,
+    notify: Callable[[str], None],
+    original: Engine | None = None,
+) -> Engine:
+    """An engine that runs a model as the options say.
+
+    Args:
+        lm: the unedited model, or a saved one.
+        options: of the run.
+        notify: told, in words, when memory runs out and less is run at once.
+        original: the engine of the unedited model, where `lm` is a saved one.
+    """
+    has_packed_weights = original is not None and original.lm is lm  # an adapter on the original
+    if options.packed_weights and not has_packed_weights and packed_bytes(lm):
+        lm = with_packed_weights(lm)
+    return Engine(
+        lm,
+        batch_size=options.batch_size,
+        share_prefix=options.share_prefix,
+        cache_bytes=options.cache_bytes,
+        original=original,
+        notify=notify,
+    )

@@ -1,0 +1,155 @@
+"""Opens a run: check, load, calibrate, find directions, measure the unedited model, open the study.
+
+Whatever settings can be wrong about is found before a model is loaded, as far as it can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from heretic_kl.ablation import Directions, difference_of_means
+from heretic_kl.config import Settings
+from heretic_kl.engine import Engine
+from heretic_kl.errors import HereticKLError, MeasurementError
+from heretic_kl.events import BaselineMeasured, StudyOpened
+from heretic_kl.export import check_target
+from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
+from heretic_kl.run.calibrate import Calibrated, calibrate
+from heretic_kl.run.fingerprint import default_study_name, study_facts, study_fingerprint
+from heretic_kl.run.load import Loaded, load, model_source
+from heretic_kl.run.parts import RunParts, measuring_context
+from heretic_kl.run.telling import Teller
+from heretic_kl.scoring import ScorerSpec, Suite
+from heretic_kl.search import (
+    SearchSpace,
+    SearchStudy,
+    check_rule,
+    check_storage,
+    open_storage,
+    stored_batch_size,
+)
+
+
+def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
+    """All steps before the search, in order.
+
+    Args:
+        settings: of the run.
+        tell: told what happens.
+        held: what must be let go in the end (the study's storage) is put here.
+
+    Raises:
+        HereticKLError: anything the user can mend about model, prompts, scorers or storage; its
+            exit code is 2 where a setting is wrong that needs no model to be checked.
+    """
+    with _as_wrong_settings():
+        suite, prompts = check_settings(settings)
+    for notice in prompts.notices:
+        tell.notice(notice)
+    loaded = load(settings, tell)
+    facts = study_facts(settings, loaded.lm, prompts, suite)
+    name = settings.study_name or default_study_name(loaded.lm.source, facts)
+    storage = held.enter_context(open_storage(settings.storage, settings.study_dir, name))
+    calibrated = _calibrate(settings, loaded, prompts, tell, stored_batch_size(storage, name))
+    engine, calibration = calibrated.engine, calibrated.calibration
+    directions = _find_directions(settings, engine, prompts, tell)
+    with tell.stage("baseline", "Measuring the original model"):
+        suite.prepare(measuring_context(settings, engine, calibration, prompts, "validation"))
+        baseline = suite.evaluate(engine, None)
+    tell(BaselineMeasured("validation", baseline))
+    study = SearchStudy(
+        storage,
+        name,
+        fingerprint=study_fingerprint(facts, calibration, suite),
+        space=SearchSpace(
+            layers=len(engine.lm.architecture.layers),
+            components=loaded.components,
+            norm=settings.edit.norm,
+        ),
+        objectives=suite.objectives,
+        seed=settings.seed,
+        startup_trials=settings.startup_trials,
+        batch_size=calibration.batch_size,
+    )
+    location = "the given storage" if settings.storage else str(settings.study_dir)
+    tell(StudyOpened(name, location, study.finished, settings.trials))
+    return RunParts(
+        settings=settings,
+        tell=tell,
+        prompts=prompts,
+        engine=engine,
+        engine_options=calibrated.options,
+        calibration=calibration,
+        directions=directions,
+        suite=suite,
+        baseline=baseline,
+        study=study,
+    )
+
+
+def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
+    """The scorers and prompts of a run, and all that can be checked without a model.
+
+    Raises:
+        HereticKLError: a wrong scorer, pick rule, storage, target folder or prompt source.
+    """
+    if settings.save is not None:
+        source = model_source(settings).folder
+        check_target(settings.save, overwrite=settings.overwrite, source=source)
+    suite = Suite(
+        ScorerSpec(name, table.use or name, table.role, table.settings)
+        for name, table in settings.scorers.items()
+        if table.enabled
+    )
+    if settings.pick is not None:
+        check_rule(settings.pick, [spec.name for spec in suite.objectives])
+    check_storage(settings.storage, settings.study_dir, settings.study_name)
+    return suite, load_prompt_sets(settings.prompts.model_dump(), settings.prompt_set)
+
+
+def _calibrate(
+    settings: Settings,
+    loaded: Loaded,
+    prompts: PromptSets,
+    tell: Teller,
+    batch_size: int | None,
+) -> Calibrated:
+    with tell.stage("calibrate", "Calibrating"):
+        return calibrate(
+            loaded.lm,
+            settings,
+            prompts,
+            tell,
+            site_residue=loaded.site_residue,
+            batch_size=batch_size,
+        )
+
+
+def _find_directions(
+    settings: Settings, engine: Engine, prompts: PromptSets, tell: Teller
+) -> Directions:
+    table = settings.directions
+    with tell.stage("directions", "Finding directions", 2):
+        means = []
+        for kind_prompts in prompts.of("train").values():
+            means.append(engine.residual_mean(kind_prompts, table.winsorize_quantile))
+            tell.advance("directions")
+        try:
+            return difference_of_means(
+                means[0], means[1], project_off_baseline=table.project_off_harmless
+            )
+        except ValueError as error:
+            raise MeasurementError(
+                f"{error}: harmful and harmless training prompts must differ"
+            ) from error
+
+
+@contextmanager
+def _as_wrong_settings() -> Iterator[None]:
+    """Errors raised in the block end the program as a wrong setting does."""
+    try:
+        yield
+    except HereticKLError as error:
+        error.exit_code = 2
+        raise

@@ -1,0 +1,85 @@
+"""What a run is made of once it is open: frozen parts that every later step reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from heretic_kl.ablation import Directions, EditParameters, Plan, SiteFacts, SiteKey, build_plan
+from heretic_kl.config import Settings
+from heretic_kl.engine import Calibration, Engine
+from heretic_kl.errors import ModelError
+from heretic_kl.model import LanguageModel
+from heretic_kl.prompts.sets import PromptSets
+from heretic_kl.run.engines import EngineOptions
+from heretic_kl.run.telling import Teller
+from heretic_kl.scoring import MeasuringContext, Score, Suite
+from heretic_kl.search import SearchStudy
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """Everything that searching, testing and saving need."""
+
+    settings: Settings
+    tell: Teller
+    prompts: PromptSets
+    engine: Engine
+    """Of the unedited model."""
+    engine_options: EngineOptions
+    calibration: Calibration
+    directions: Directions
+    suite: Suite
+    """Prepared for the validation prompts."""
+    baseline: Mapping[str, Score]
+    """The unedited model on the validation prompts."""
+    study: SearchStudy
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The unedited model."""
+        return self.engine.lm
+
+    @cached_property
+    def test_suite(self) -> Suite:
+        """The same scorers prepared for the test prompts, when they are first needed."""
+        suite = Suite(self.suite.specs)
+        suite.prepare(
+            measuring_context(self.settings, self.engine, self.calibration, self.prompts, "test")
+        )
+        return suite
+
+    def plan(self, edit: EditParameters) -> Plan:
+        """The operators of an edit.
+
+        Raises:
+            ModelError: the model does not allow this edit.
+        """
+        try:
+            return build_plan(edit, self.directions, self._facts)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+
+    @cached_property
+    def _facts(self) -> Mapping[SiteKey, SiteFacts]:
+        return self.lm.architecture.facts()
+
+
+def measuring_context(
+    settings: Settings,
+    engine: Engine,
+    calibration: Calibration,
+    prompts: PromptSets,
+    use: Literal["validation", "test"],
+) -> MeasuringContext:
+    """What scorers may ask while they prepare for one use of the prompts."""
+    return MeasuringContext(
+        engine=engine,
+        prompts_by_kind=prompts.of(use),
+        kl_tokens=settings.kl_tokens,
+        max_response_tokens=settings.max_response_tokens,
+        noise_floor=calibration.noise_floor.value,
+        use=use,
+    )

@@ -1,0 +1,53 @@
+"""Tells an observer what a run does. Decides nothing, prints nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from heretic_kl.events import (
+    CalibrationStep,
+    Event,
+    Notice,
+    Observer,
+    Stage,
+    StageAdvanced,
+    StageFinished,
+    StageStarted,
+)
+
+
+class Teller:
+    """An observer, and the events that every step sends.
+
+    Args:
+        observer: told everything.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def __call__(self, event: Event) -> None:
+        """Send an event."""
+        self._observer(event)
+
+    def notice(self, message: str) -> None:
+        """Say what the user should know."""
+        self(Notice(message))
+
+    def finding(self, name: str, value: str) -> None:
+        """Show one fact that calibration found out."""
+        self(CalibrationStep(name, value))
+
+    @contextmanager
+    def stage(self, stage: Stage, title: str, steps: int | None = None) -> Iterator[None]:
+        """Say that a stage begins, and, where nothing is raised, that it is over."""
+        self(StageStarted(stage, title, steps))
+        start = time.perf_counter()
+        yield
+        self(StageFinished(stage, time.perf_counter() - start))
+
+    def advance(self, stage: Stage) -> None:
+        """Say that one step of a stage is done."""
+        self(StageAdvanced(stage))
