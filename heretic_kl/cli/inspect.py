@@ -6,8 +6,9 @@ Takes the flags of a run, so that it shows the model exactly as a run with them 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from heretic_kl.cli.command import Command
 from heretic_kl.config import Settings, read_settings
@@ -20,12 +21,16 @@ USAGE = "inspect MODEL [--json FILE] [--SETTING VALUE ...]"
 class InspectSettings(Settings):
     """The settings of a run, and where the result goes."""
 
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Output": ("json_file",),
+        **Settings.headings,
+    }
+    shown_first: ClassVar[tuple[str, ...]] = ("Output", "Basics")
+
     json_file: Location | None = setting(
         None,
         "Write everything as JSON to a file, or to stdout (-) in place of the tables",
-        group="Output",
         metavar="FILE",
-        first=True,
         short="json",
     )
 

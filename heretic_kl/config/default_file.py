@@ -8,7 +8,6 @@ from typing import Any
 import tomlkit
 from pydantic.fields import FieldInfo
 
-from heretic_kl.config.help import grouped_fields
 from heretic_kl.config.keys import KeyPath, choices, fields_of, inner_model, spell_key
 from heretic_kl.config.settings import DEFAULT_SCORERS, Settings
 from heretic_kl.config.tables import ScorerTable
@@ -46,20 +45,21 @@ def default_config_toml(
             know.
     """
     lines = [HEADER.rstrip()]
-    for group, fields in grouped_fields(Settings):
-        lines += ["", f"# ---- {group} {'-' * (WIDTH - 8 - len(group))}"]
-        if group == "Prompts":
+    for heading, names in Settings.headings.items():
+        lines += ["", f"# ---- {heading} {'-' * (WIDTH - 8 - len(heading))}"]
+        if heading == "Prompts":
             lines += [PROMPTS_NOTE.rstrip(), *_prompt_table()]
-        elif group == "Scorers":
+        elif heading == "Scorers":
             lines += _scorers(scorer_settings or {})
         else:
-            lines += _laid_out(_rows(fields))
+            lines += _laid_out(_rows(names))
     return "\n".join(lines) + "\n"
 
 
-def _rows(fields: Mapping[str, FieldInfo]) -> Iterator[tuple[str, str]]:
+def _rows(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield an assignment and its comment for each setting, tables' with dotted keys."""
-    for name, info in fields.items():
+    for name in names:
+        info = fields_of(Settings)[name]
         inner, _ = inner_model(info)
         rows: Mapping[KeyPath, FieldInfo] = {(name,): info}
         if inner is not None:

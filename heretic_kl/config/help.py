@@ -10,22 +10,16 @@ from pydantic_core import PydanticUndefined
 from heretic_kl.config.keys import (
     ANY_NAME,
     KeyPath,
-    Model,
     choices,
     fields_of,
     inner_model,
     spell_flag,
     without_none,
 )
-from heretic_kl.config.settings import DEFAULT_SCORERS
+from heretic_kl.config.settings import DEFAULT_SCORERS, CommonSettings
 from heretic_kl.config.tables import PromptsTable
 from heretic_kl.prompts.source import PromptSource
 
-GROUPS = (
-    *("Basics", "Models", "What is measured", "Model", "Search", "Saving", "Output"),
-    *("Prompts", "Directions", "Edit", "Scorers", "Performance"),
-)
-"""Headings of settings, in the order shown: what people change first, performance last."""
 COLUMN = 30
 _NOTES = {
     "Prompts": "KIND is harmful or harmless; USE is train (finds the directions), validation "
@@ -35,22 +29,8 @@ _NOTES = {
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 
-def group_of(info: FieldInfo) -> str:
-    """Return the heading that a top-level setting stands under."""
-    return str(_extra(info, "group") or "What is measured")
-
-
-def grouped_fields(kind: Model) -> Iterator[tuple[str, dict[str, FieldInfo]]]:
-    """Yield each heading with its settings, in the order in which they are shown."""
-    for group in GROUPS:
-        fields = {k: info for k, info in fields_of(kind).items() if group_of(info) == group}
-        order = [name for name in kind.shown_first if name in fields]
-        if fields:
-            yield group, {**{name: fields[name] for name in order}, **fields}
-
-
 def settings_help(
-    kind: Model,
+    kind: type[CommonSettings],
     *,
     everything: bool,
     preset: Mapping[str, Any] | None = None,
@@ -60,23 +40,21 @@ def settings_help(
 
     Args:
         kind: the settings of a command.
-        everything: show all of them, not only those that people use first.
+        everything: show all of them, not only the headings that people use first.
         preset: other defaults than the settings' own.
         width: of a line.
     """
     lines: list[str] = []
-    for group, fields in grouped_fields(kind):
-        entries: list[str] = []
-        for path, info in _flags(fields):
-            if everything or _extra(info, "first"):
-                default = info.default
-                if len(path) == 1 and preset is not None:
-                    default = preset.get(path[0], default)
-                text = (info.description or "") + _default_note(default)
-                entries += help_entry(_usage(path, info), text, width)
-        if entries:
-            note = _NOTES.get(group, "") if everything else ""
-            lines += ["", f"{group}:", *textwrap.wrap(note, width), *entries]
+    for heading in kind.headings if everything else kind.shown_first:
+        lines += ["", f"{heading}:", *textwrap.wrap(_NOTES.get(heading, ""), width)]
+        for path, info in _flags({name: fields_of(kind)[name] for name in kind.headings[heading]}):
+            default = info.default
+            if len(path) == 1 and preset is not None:
+                default = preset.get(path[0], default)
+            text = info.description or ""
+            if info.default is True:  # the flag is --no-...
+                text = f"Do not {text[:1].lower()}{text[1:]}"
+            lines += help_entry(_usage(path, info), text + _default_note(default), width)
     return "\n".join(lines).lstrip("\n")
 
 

@@ -36,6 +36,7 @@ DEFAULT_SCORERS: dict[str, dict[str, Any]] = {
     "teacher_forced_kl": {"role": "minimize"},
     "false_refusals": {"role": "monitor"},
 }
+KL_TOKENS = "Positions of the response over which the KL is averaged (1: first-token KL)"
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _sources: ContextVar[tuple[Mapping[str, Any], ...]] = ContextVar("_sources", default=())
@@ -55,67 +56,39 @@ class CommonSettings(BaseSettings):
     """What means the same in every command that runs a model."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", defer_build=True)
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The settings below each heading of the help, in order; `--help` shows the first headings."""
+    shown_first: ClassVar[tuple[str, ...]] = ("Basics",)
     lowest: ClassVar[Mapping[str, Any]] = {}
     """Values below every source; tables are merged with them."""
-    shown_first: ClassVar[tuple[str, ...]] = ()
-    """Settings in the order in which their headings show them; the others follow."""
 
-    kl_tokens: Whole = setting(
-        3,
-        "Positions of the response over which the KL is averaged (1: first-token KL)",
-        group="Basics",
-        short="t",
-        first=True,
-        ge=1,
-        le=1024,
-    )
+    kl_tokens: Whole = setting(3, KL_TOKENS, ge=1, le=1024, short="t")
     device: Text = setting(
         "auto",
         "auto, cpu, cuda, cuda:1, mps or another device of torch",
-        group="Basics",
         metavar="DEVICE",
         short="d",
-        first=True,
     )
-    dtype: Dtype = setting(
-        "auto", "Type of the weights; auto tries them by a forward pass", group="Basics", first=True
-    )
-    quiet: bool = setting(
-        False, "Show results, notices and errors only", group="Basics", short="q", first=True
-    )
-    debug: bool = setting(
-        False, "Show tracebacks: of internal errors and of failed trials", group="Basics"
-    )
+    dtype: Dtype = setting("auto", "Type of the weights; auto tries them by a forward pass")
+    quiet: bool = setting(False, "Show results, notices and errors only", short="q")
+    debug: bool = setting(False, "Show tracebacks: of internal errors and of failed trials")
     base: Text | None = setting(
         None,
         "Model that an adapter is put on (default: the one it names)",
-        group="Model",
         example="path/to/base",
         metavar="MODEL",
     )
-    trust_remote_code: bool = setting(
-        False, "Run Python code that comes with the model", group="Model"
-    )
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model")
     chat_template: Text = setting(
-        "model",
-        "model (the tokenizer's own), none (plain text) or a Jinja file",
-        group="Model",
-        metavar="FILE",
+        "model", "model (the tokenizer's own), none (plain text) or a Jinja file", metavar="FILE"
     )
     enable_thinking: bool | None = setting(
-        None,
-        "Switch of chat templates that know it (default: off there)",
-        group="Model",
-        example=False,
+        None, "Switch of chat templates that know it (default: off there)", example=False
     )
     device_map: Text | None = setting(
-        None,
-        "Spread a large model over devices, as accelerate does",
-        group="Performance",
-        example="auto",
-        metavar="MAP",
+        None, "Spread a large model over devices, as accelerate does", example="auto", metavar="MAP"
     )
-    threads: Whole = setting(0, "CPU threads (0: torch's default)", group="Performance", ge=0)
+    threads: Whole = setting(0, "CPU threads (0: torch's default)", ge=0)
 
     @classmethod
     def settings_customise_sources(
@@ -135,133 +108,104 @@ class Settings(CommonSettings):
     """Everything a user can set for a search; frozen: what a run finds out lives elsewhere."""
 
     lowest: ClassVar[Mapping[str, Any]] = {"scorers": DEFAULT_SCORERS}
-    shown_first: ClassVar[tuple[str, ...]] = (
-        *("model", "trials", "kl_tokens", "pick", "save", "save_as", "device", "dtype"),
-        *("quantization", "prompt_set", "seed", "study_dir", "quiet", "debug"),
-        *("batch_size", "parallel_candidates", "cache_memory_mb"),
-    )
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Basics": (
+            *("model", "trials", "kl_tokens", "pick", "save", "save_as", "device", "dtype"),
+            *("quantization", "prompt_set", "seed", "study_dir", "quiet"),
+        ),
+        "Model": (
+            *("base", "revision", "trust_remote_code", "chat_template", "enable_thinking"),
+            "response_prefix",
+        ),
+        "Search": (
+            *("max_response_tokens", "startup_trials", "test_trials", "racing", "storage"),
+            *("study_name", "debug"),
+        ),
+        "Saving": ("save_dtype", "overwrite"),
+        "Prompts": ("prompts",),
+        "Directions": ("directions",),
+        "Edit": ("edit",),
+        "Scorers": ("scorers",),
+        "Performance": (
+            *("batch_size", "parallel_candidates", "cache_memory_mb", "device_map", "threads"),
+        ),
+    }
 
     model: Text | None = setting(
         None,
         "Hub id, local folder, .gguf file or folder of a PEFT adapter (required)",
-        group="Basics",
         example="Qwen/Qwen3-4B-Instruct-2507",
         metavar="MODEL",
         short="m",
-        first=True,
     )
-    trials: Whole = setting(
-        200,
-        "Finished trials that the study holds at the end",
-        group="Basics",
-        short="n",
-        first=True,
-        ge=0,
-    )
-    prompt_set: Literal["auto", "hub", "builtin"] = setting(
-        "auto",
-        "Prompts where prompts.* names no source; auto: hub if reachable, else builtin",
-        group="Basics",
-        first=True,
-    )
-    quantization: Literal["none", "bnb_4bit", "bnb_8bit"] = setting(
-        "none",
-        "Search on quantized weights, to fit a small GPU; saved in full precision",
-        group="Basics",
-        first=True,
-    )
-    seed: Whole = setting(
-        0, "Seed of everything random", group="Basics", short="s", first=True, ge=0
-    )
-    study_dir: Location = setting(
-        Path("studies"),
-        "Folder of the studies",
-        group="Basics",
-        metavar="FOLDER",
-        first=True,
-    )
+    trials: Whole = setting(200, "Finished trials that the study holds at the end", ge=0, short="n")
     pick: Text | None = setting(
         None,
         "Pick a trial without asking: knee, max-refusals=0.05, trial=17",
-        group="Basics",
         example="knee",
         metavar="RULE",
         short="p",
-        first=True,
     )
     save: Location | None = setting(
         None,
         "Save the picked model to this folder",
-        group="Basics",
         example="edited-model",
         metavar="FOLDER",
         short="o",
-        first=True,
     )
-    save_as: Literal["merged", "lora"] = setting(
-        "merged", "Save a whole model, or a LoRA adapter", group="Basics", first=True
+    save_as: Literal["merged", "lora"] = setting("merged", "Save a whole model, or a LoRA adapter")
+    quantization: Literal["none", "bnb_4bit", "bnb_8bit"] = setting(
+        "none", "Search on quantized weights, to fit a small GPU; saved in full precision"
     )
+    prompt_set: Literal["auto", "hub", "builtin"] = setting(
+        "auto", "Prompts where prompts.* names no source; auto: hub if reachable, else builtin"
+    )
+    seed: Whole = setting(0, "Seed of everything random", ge=0, short="s")
+    study_dir: Location = setting(Path("studies"), "Folder of the studies", metavar="FOLDER")
 
     revision: Text | None = setting(
-        None,
-        "Branch, tag or commit of a hub model",
-        group="Model",
-        example="main",
-        metavar="NAME",
+        None, "Branch, tag or commit of a hub model", example="main", metavar="NAME"
     )
     response_prefix: str | None = setting(
-        None,
-        "Start of every response (default: detected; empty: none)",
-        group="Model",
-        example="<think></think>",
+        None, "Start of every response (default: detected; empty: none)", example="<think></think>"
     )
-
-    max_response_tokens: Whole = setting(
-        100, "Longest response generated to count refusals", group="Search", ge=1
-    )
+    max_response_tokens: Whole = setting(100, "Longest response generated to count refusals", ge=1)
     startup_trials: Whole = setting(
-        60, "Random trials before the sampler (TPE) learns from them", group="Search", ge=0
+        60, "Random trials before the sampler (TPE) learns from them", ge=0
     )
     test_trials: Whole = setting(
-        8, "Trials of the front that are measured on the test prompts", group="Search", ge=0
+        8, "Trials of the front that are measured on the test prompts", ge=0
     )
-    racing: bool = setting(
-        False, "Stop measuring a trial once a finished one surely beats it", group="Search"
-    )
+    racing: bool = setting(False, "Stop measuring a trial once a finished one surely beats it")
     storage: Text | None = setting(
         None,
         "Optuna storage URL (default: a journal file in study_dir)",
-        group="Search",
         example="sqlite:///studies.db",
         metavar="URL",
     )
     study_name: Text | None = setting(
         None,
         "Name of the study (default: from the model and the settings)",
-        group="Search",
         example="my-study",
         metavar="NAME",
     )
-
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = setting(
-        "source", "Type of the saved weights; source: that of the original", group="Saving"
+        "source", "Type of the saved weights; source: that of the original"
     )
-    overwrite: bool = setting(False, "Save into a folder that is not empty", group="Saving")
+    overwrite: bool = setting(False, "Save into a folder that is not empty")
 
-    batch_size: Whole = setting(0, "Prompts run together (0: measured)", group="Performance", ge=0)
+    batch_size: Whole = setting(0, "Prompts run together (0: measured)", ge=0)
     parallel_candidates: Whole = setting(
-        1, "Candidates measured side by side in one batch", group="Performance", ge=1, le=64
+        1, "Candidates measured side by side in one batch", ge=1, le=64
     )
     cache_memory_mb: Whole = setting(
-        1024, "Memory for what is the same in every trial (0: off)", group="Performance", ge=0
+        1024, "Memory for what is the same in every trial (0: off)", ge=0
     )
 
-    prompts: PromptsTable = setting(PromptsTable.model_construct(), "", group="Prompts")
-    directions: DirectionsTable = setting(DirectionsTable.model_construct(), "", group="Directions")
-    edit: EditTable = setting(EditTable.model_construct(), "", group="Edit")
-    scorers: dict[str, ScorerTable] = Field(
-        default_factory=dict, json_schema_extra={"group": "Scorers"}
-    )
+    prompts: PromptsTable = PromptsTable.model_construct()
+    directions: DirectionsTable = DirectionsTable.model_construct()
+    edit: EditTable = EditTable.model_construct()
+    scorers: dict[str, ScorerTable] = Field(default_factory=dict)
 
     @field_validator("scorers", mode="before")
     @classmethod

@@ -69,11 +69,9 @@ def setting(
     default: Any,
     description: str,
     *,
-    group: str = "",
     example: Any = None,
     metavar: str = "",
     short: str = "",
-    first: bool = False,
     **limits: Any,
 ) -> Any:
     """Return a field with its documentation.
@@ -81,14 +79,12 @@ def setting(
     Args:
         default: its value where nobody sets it.
         description: one sentence without a full stop.
-        group: its heading in `--help`.
         example: a value to show where the default is None.
         metavar: what stands for the value in `--help`.
         short: one letter, for the flag `-x`; or another name than the field's for the flag.
-        first: `--help` shows it; `--help-all` shows every setting.
         limits: `ge`, `gt`, `le`.
     """
-    extra: dict[str, Any] = {"group": group, "metavar": metavar, "short": short, "first": first}
+    extra: dict[str, Any] = {"metavar": metavar, "short": short}
     examples = None if example is None else [example]
     return Field(
         default, description=description, examples=examples, json_schema_extra=extra, **limits
@@ -102,18 +98,18 @@ class _Table(BaseModel):
 
 
 class PromptKindTable(_Table):
-    """The three disjoint uses of one kind of prompt."""
+    """The three uses of one kind, which hold different prompts."""
 
-    train: PromptSource = setting(PromptSource(), "find the directions")
-    validation: PromptSource = setting(PromptSource(), "measure every trial")
-    test: PromptSource = setting(PromptSource(), "measure the final trials, once")
+    train: PromptSource = PromptSource()
+    validation: PromptSource = PromptSource()
+    test: PromptSource = PromptSource()
 
 
 class PromptsTable(_Table):
     """Which prompts are used, per kind and use."""
 
-    harmful: PromptKindTable = setting(PromptKindTable.model_construct(), "")
-    harmless: PromptKindTable = setting(PromptKindTable.model_construct(), "")
+    harmful: PromptKindTable = PromptKindTable.model_construct()
+    harmless: PromptKindTable = PromptKindTable.model_construct()
 
 
 class DirectionsTable(_Table):

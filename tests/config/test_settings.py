@@ -10,7 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from heretic_kl.cli.config import default_configuration
-from heretic_kl.config import DEFAULT_SCORERS, Settings, load_settings
+from heretic_kl.cli.inspect import InspectSettings
+from heretic_kl.cli.score.settings import ScoreSettings
+from heretic_kl.config import DEFAULT_SCORERS, CommonSettings, Settings, load_settings
 from heretic_kl.config.default_file import default_config_toml, toml_value
 from heretic_kl.config.help import settings_help
 from heretic_kl.config.keys import leaves, locate, spell_flag, spell_key
@@ -397,6 +399,13 @@ def test_help_all_lists_every_setting_with_its_default() -> None:
     preset = settings_help(Settings, everything=True, preset=DEMO_PRESET)
     assert "[heretic-kl-demo/model]" in preset
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("kind", [Settings, InspectSettings, ScoreSettings])
+def test_every_setting_stands_below_one_heading(kind: type[CommonSettings]) -> None:
+    listed = [name for names in kind.headings.values() for name in names]
+    assert sorted(listed) == sorted(kind.model_fields)
+    assert set(kind.shown_first) <= set(kind.headings)
 
 
 def test_help_shows_what_people_use_first() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode
 
 from heretic_kl.config import CommonSettings, read_settings
 from heretic_kl.config.reading import given_flags
-from heretic_kl.config.settings import Dtype
+from heretic_kl.config.settings import KL_TOKENS, Dtype
 from heretic_kl.config.tables import Location, Tensors, Text, Whole, array, setting
 from heretic_kl.errors import ConfigError
 from heretic_kl.kl_options import KLOptions
@@ -29,71 +29,61 @@ class ScoreSettings(CommonSettings, KLOptions):
     """What is measured, how, and where the result goes."""
 
     model_config = CommonSettings.model_config
-    shown_first: ClassVar[tuple[str, ...]] = ("kl_tokens", "prompts", "divergence", "json_file")
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Models": ("reference", "candidate"),
+        "What is measured": (
+            *("kl_tokens", "prompts", "divergence", "temperature", "position_decay"),
+            *("response", "noise_floor"),
+        ),
+        "Output": ("json_file", "table", "save_reference", "store", "quiet", "debug"),
+        "Loading": (
+            *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
+            *("chat_template", "enable_thinking", "response_prefix"),
+        ),
+        "Performance": ("batch_size", "device_map", "threads"),
+    }
+    shown_first: ClassVar[tuple[str, ...]] = ("Models", "What is measured", "Output")
 
     reference: Text | None = setting(
         None,
         "The original, or a file that --save-reference wrote (required)",
-        group="Models",
         metavar="MODEL",
         short="r",
-        first=True,
     )
     candidate: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
         (),
         "What is measured against it; later ones are also compared with the first (required)",
-        group="Models",
         metavar="MODEL ...",
-        first=True,
     )
-    kl_tokens: Whole = setting(
-        8,
-        "Positions of the response over which the KL is averaged (1: first-token KL)",
-        group="What is measured",
-        short="t",
-        first=True,
-        ge=1,
-        le=1024,
-    )
-    prompts: PromptSource = setting(PromptSource(), "", group="What is measured", first=True)
-    response_prefix: str = setting("", "Start of every response", group="Model")
-    noise_floor: bool = setting(
-        True, "Measure what an unchanged model shows", group="What is measured"
-    )
-    candidate_dtype: Dtype | None = setting(
-        None, "Type of the candidates' weights (default: the reference's)", group="Model"
-    )
-    batch_size: Whole = setting(
-        16, "Most sequences at once; halved where memory runs out", group="Performance", ge=1
-    )
+    kl_tokens: Whole = setting(8, KL_TOKENS, ge=1, le=1024, short="t")
+    prompts: PromptSource = PromptSource()
+    noise_floor: bool = setting(True, "Measure what an unchanged model shows")
     json_file: Location | None = setting(
         None,
         "Write everything as JSON to a file, or to stdout (-) in place of the tables",
-        group="Output",
         metavar="FILE",
         short="json",
-        first=True,
     )
     table: Tensors | None = setting(
         None,
         "Write every prompt and position as .safetensors; several candidates are numbered",
-        group="Output",
         metavar="FILE",
-        first=True,
     )
     save_reference: Tensors | None = setting(
         None,
         "Keep the reference's side as .safetensors, to measure more candidates without its model",
-        group="Output",
         metavar="FILE",
-        first=True,
     )
     store: Literal["hidden", "logits"] = setting(
         "hidden",
         "What --save-reference keeps: hidden is small and for candidates with the reference's "
         "head; logits is large and for any",
-        group="Output",
     )
+    candidate_dtype: Dtype | None = setting(
+        None, "Type of the candidates' weights (default: the reference's)"
+    )
+    response_prefix: str = setting("", "Start of every response")
+    batch_size: Whole = setting(16, "Most sequences at once; halved where memory runs out", ge=1)
 
     @property
     def name(self) -> str:
