@@ -14,8 +14,8 @@ from heretic_kl.export import SavedForm, portable
 NOT_THE_TRIAL = frozenset(
     {
         *("model", "revision", "device", "device_map", "threads", "cache_memory_mb"),
-        *("study_dir", "storage", "study_name", "quiet", "test_trials", "trials"),
-        *("pick", "save", "save_as", "overwrite"),
+        *("study_dir", "storage", "study_name", "quiet", "debug", "test_trials"),
+        *("trials", "pick", "save", "save_as", "overwrite"),
     }
 )
 """Settings that change no trial, or that the command states in a form of its own."""
