@@ -1,12 +1,23 @@
 """A whole run on a tiny random model: search, test, pick, save in both forms, resume."""
 
 import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from heretic_kl import Session, Settings, events
-from heretic_kl.errors import ExportError, SelectionError, StudyError
+from heretic_kl.errors import (
+    ExportError,
+    PromptError,
+    ScorerError,
+    SelectionError,
+    SessionError,
+    StudyError,
+)
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
 WORDS = "how do I make a cake please tell me about the weather in Rome first mix flour".split()
@@ -139,6 +150,149 @@ def test_weights_are_untouched_by_a_search(workplace, tmp_path):
         session.search()
         after = lm.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_batch_size_of_a_study_is_kept_unless_the_user_sets_one(
+    workplace, tmp_path, monkeypatch
+):
+    """The clock finds another one the next time, and in bfloat16 that changes scores."""
+    from heretic_kl.run import calibrate
+
+    sizes = iter((3, 5))
+    monkeypatch.setattr(calibrate, "find_batch_size", lambda *_, **__: next(sizes))
+    measured = {"trials": 1, "batch_size": 0}
+    for changes, expected in (({}, 3), ({}, 3), ({"batch_size": 2}, 2), ({}, 3)):
+        session, _ = run(workplace, tmp_path, **{**measured, **changes})
+        with session:
+            assert session.calibration.batch_size == session.parts.engine.batch_size == expected
+            session.search()
+
+
+def test_a_saved_model_is_run_as_its_trial_was(workplace, tmp_path, monkeypatch):
+    from heretic_kl.run import save
+
+    built = []
+    build = save.build_engine
+
+    def recorded(lm, options, **more):
+        built.append((options, build(lm, options, **more)))
+        return built[-1][1]
+
+    monkeypatch.setattr(save, "build_engine", recorded)
+    session, _ = run(workplace, tmp_path, trials=1, batch_size=3, cache_memory_mb=7)
+    with session:
+        session.search()
+        for form in ("merged", "lora"):
+            session.save(session.trials[0], str(tmp_path / form), form)
+        parts = session.parts
+    assert len(built) == 2
+    for options, engine in built:
+        assert options == parts.engine_options and options.cache_bytes <= 7 * 2**20
+        for name in ("batch_size", "share_prefix", "trees"):
+            assert getattr(engine, name) == getattr(parts.engine, name), name
+
+
+def test_only_one_place_builds_engines():
+    from heretic_kl import run as package
+
+    folder = Path(package.__file__).parent
+    calls = {path.name: path.read_text().count(" Engine(") for path in folder.glob("*.py")}
+    assert {name for name, count in calls.items() if count} == {"engines.py"}
+
+
+def test_no_observer_is_needed_and_outside_its_block_a_session_says_so(workplace, tmp_path):
+    session = Session(settings(workplace, tmp_path, trials=1))
+    uses = (
+        session.search,
+        session.test,
+        lambda: session.front,
+        lambda: session.baseline,
+        lambda: session.pick("knee"),
+        lambda: next(session.stream_response(None, [], 1)),
+    )
+    for use in uses:
+        with pytest.raises(SessionError, match="the session is not open: use it as `with"):
+            use()
+    with session:
+        session.search()
+        assert len(session.front) == 1
+    with pytest.raises(SessionError, match="is not open"):
+        session.search()
+    with session:  # a session can be opened again
+        assert len(session.trials) == 1
+
+
+def test_a_failed_trial_keeps_its_traceback(workplace, tmp_path):
+    scorer = tmp_path / "broken.py"
+    scorer.write_text(
+        "from heretic_kl.scoring import Scorer\n"
+        "class Broken(Scorer):\n"
+        "    prepared = 0\n"
+        "    def requests(self): return []\n"
+        "    def score(self, results):\n"
+        "        Broken.prepared += 1\n"
+        "        if Broken.prepared == 1:\n"
+        "            from heretic_kl.scoring import Score\n"
+        "            return Score(1.0, 'x')\n"
+        "        return {}['x']\n"
+    )
+    scorers = {"broken": {"use": f"{scorer}:Broken", "role": "minimize"}}
+    session, _ = run(workplace, tmp_path, trials=1, scorers=scorers)
+    with session:
+        session.search()
+        (record,) = session.trials
+    assert record.state == "failed" and "KeyError: 'x'" in record.error
+    assert "broken.py" in record.traceback and "return {}['x']" in record.traceback
+
+
+def test_a_library_leaves_the_process_as_it_is(workplace, tmp_path):
+    import optuna
+
+    before = optuna.logging.get_verbosity(), torch.get_num_threads()
+    session, _ = run(workplace, tmp_path, trials=1, threads=torch.get_num_threads() + 1)
+    with session:
+        session.search()
+        assert (optuna.logging.get_verbosity(), torch.get_num_threads()) == before
+
+
+def test_a_study_is_not_continued_with_other_weights(workplace, tmp_path):
+    one, _ = run(workplace, tmp_path, trials=1, study_name="mine")
+    with one:
+        one.search()
+    for name in ("other", "changed"):
+        shutil.copytree(workplace / "model", tmp_path / name)
+    weights = tmp_path / "changed" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    for name, refused in (("other", False), ("changed", True)):
+        session, _ = run(
+            workplace, tmp_path, trials=1, study_name="mine", model=str(tmp_path / name)
+        )
+        with (
+            pytest.raises(StudyError, match=r"other settings \(model weights\)")
+            if (refused)
+            else nullcontext()
+        ):
+            with session:
+                pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"storage": "sqlite:////no/such/folder/x.db"}, StudyError),
+        ({"pick": "best"}, SelectionError),
+        ({"scorers": {"mine": {"use": "refusal"}}}, ScorerError),
+        ({"prompts": {"harmful": {"train": {"source": "none.txt"}}}}, PromptError),
+    ],
+)
+def test_wrong_settings_show_before_a_model_is_loaded(workplace, tmp_path, changes, error):
+    session, seen = run(workplace, tmp_path, **changes)
+    with pytest.raises(error) as raised:
+        session.__enter__()
+    assert raised.value.exit_code == 2
+    assert not seen
 
 
 def test_settings_that_change_scores_make_another_study(workplace, tmp_path):
