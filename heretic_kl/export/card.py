@@ -164,7 +164,7 @@ def _reproduction(facts: ExportFacts) -> Iterator[str]:
     yield "## Reproduction"
     yield ""
     yield "```"
-    yield portable_text(facts.command)
+    yield facts.command
     yield "```"
     yield ""
     versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())

@@ -92,7 +92,7 @@ class ExportFacts:
     settings: Mapping[str, Any]
     """All of them, JSON-ready."""
     command: str
-    """What reproduces the run."""
+    """What reproduces the trial, fit to be published: see `portable`."""
     seed: int
     versions: Mapping[str, str]
     platform: str

@@ -13,7 +13,7 @@ from heretic_kl.errors import ExportError
 from heretic_kl.export.card import model_card
 from heretic_kl.export.facts import ExportFacts, ScoreFacts
 from heretic_kl.export.folder import write_text
-from heretic_kl.export.portable import portable, portable_text
+from heretic_kl.export.portable import portable
 from heretic_kl.scoring import Score
 
 REPRODUCTION_FILE = "heretic-kl.json"
@@ -86,7 +86,7 @@ def reproduction(facts: ExportFacts) -> dict[str, Any]:
         "platform": facts.platform,
     }
     cleaned: dict[str, Any] = _finite(portable(content))
-    cleaned["command"] = portable_text(facts.command)
+    cleaned["command"] = facts.command  # publishable as it is; `/no_think` in it is no path
     return cleaned
 
 

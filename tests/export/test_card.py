@@ -71,8 +71,7 @@ def facts(**changes) -> ExportFacts:
             "kl_tokens": 3,
         },
         "command": (
-            "heretic-kl --model /home/me/models/tiny --save ~/out/x --kl-tokens 3 "
-            "--storage sqlite:////var/lib/me/s.db --hub-token hf_abcdefghijkl"
+            "heretic-kl --model tiny --kl-tokens 3 --prompts.harmful.train.suffix ' /no_think'"
         ),
         "seed": 4,
         "versions": installed_versions(),
