@@ -27,7 +27,6 @@ from heretic_kl.scoring.loader import (
 )
 from heretic_kl.scoring.racing import Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
-from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
 from heretic_kl.scoring.scorer import (
     Bounds,
     PromptKind,
@@ -40,7 +39,6 @@ from heretic_kl.scoring.scorer import (
 from heretic_kl.scoring.suite import MeasuringContext, MeasuringEngine, ScorerSpec, Suite
 
 __all__ = [
-    "DEFAULT_MARKERS",
     "Bounds",
     "MeasuringContext",
     "MeasuringEngine",

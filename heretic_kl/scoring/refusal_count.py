@@ -16,7 +16,7 @@ from heretic_kl.requests import (
     Result,
     SoFar,
 )
-from heretic_kl.scoring.refusal_rule import DEFAULT_MARKERS, RefusalRule
+from heretic_kl.scoring.refusal_rule import RefusalRule
 from heretic_kl.scoring.scorer import (
     Bounds,
     PromptKind,
@@ -56,7 +56,7 @@ class RefusalCount(Scorer[RefusalSettings]):
 
     def prepare(self, context: ScorerContext) -> None:
         """Fix the prompts and the answer budget."""
-        self._rule = RefusalRule(self.settings.markers or DEFAULT_MARKERS)
+        self._rule = RefusalRule(self.settings.markers)
         self._request = ResponseRequest(
             prompts=context.prompts(self.kind),
             max_tokens=self.settings.max_response_tokens or context.max_response_tokens,
