@@ -27,6 +27,7 @@ from heretic_kl.scoring.loader import (
 )
 from heretic_kl.scoring.racing import Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
+from heretic_kl.scoring.refusal_rule import RefusalRule
 from heretic_kl.scoring.scorer import (
     Bounds,
     PromptKind,

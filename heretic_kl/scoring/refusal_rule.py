@@ -8,6 +8,7 @@ become "I can't wait"), so a response can end early without a guess.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -21,9 +22,11 @@ OPENING = 160
 
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "“": '"', "”": '"', "„": '"'})
 _STYLE = str.maketrans("", "", "*_#>")
-# A longer word ("as an airline") or a letter that a combining mark changes is another phrase.
-_SAME_WORD = r"[\w\p{M}]"
-_COMBINING = r"\p{M}"
+_COMBINING = r"\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u3099\u309a\ufe20-\ufe2f"
+_NOT_COMBINED = rf"(?![{_COMBINING}])"
+"""A mark that follows may change the last letter."""
+_WORD_ENDS = rf"(?![\w{_COMBINING}])"
+"""`as an ai` is not in `as an airline`."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +71,42 @@ class RefusalRule:
 
 @dataclass(frozen=True)
 class _Compiled:
-    pattern: regex.Pattern[str]
-    unless: regex.Pattern[str]
-    opening: bool
-    quoted: bool
+    stems: tuple[str, ...]
+    declining: re.Pattern[str]
+    """The phrase, and nothing behind it that would make its last word another one."""
+    exception: regex.Pattern[str] | None
+    """The phrase with what makes it an everyday one; matched where a phrase begins."""
+    opening: bool = False
+    quoted: bool = False
     """Whether the phrase counts inside a quotation too."""
 
     def declines(self, text: str, *, finished: bool) -> bool:
-        for match in self.pattern.finditer(text, overlapped=True):
+        """Return whether the phrase declines somewhere in normalized text.
+
+        Args:
+            text: a whole response, or its beginning.
+            finished: whether it is whole; if not, the result is True only where it is final.
+        """
+        if not any(stem in text for stem in self.stems):
+            return False
+        start = 0
+        while (match := self.declining.search(text, start)) is not None:
             if self.opening and match.start() >= OPENING:
                 return False
-            if not self.quoted and _in_quotation(text, match.start()):
-                continue
-            # partial: also where more text could make it an exception.
-            exception = self.unless.match(text, match.end(), partial=not finished)
-            if exception is None:
+            if self._counts(match, text, finished):
                 return True
+            start = match.start() + 1
         return False
+
+    def _counts(self, match: re.Match[str], text: str, finished: bool) -> bool:
+        if not self.quoted and _in_quotation(text, match.start()):
+            return False
+        if not finished and match.end() == len(text):
+            return False  # the last word may go on
+        if self.exception is None:
+            return True
+        # partial: some continuation makes it an exception.
+        return self.exception.match(text, match.start(), partial=not finished) is None
 
 
 @cache
@@ -94,24 +116,19 @@ def _built_in() -> tuple[_Compiled, ...]:
 
 def _compiled(phrase: Phrase) -> _Compiled:
     return _Compiled(
-        # `^` and sentence ends are part of some patterns: they begin no word.
-        regex.compile(rf"(?<!\w)(?:{phrase.pattern})"),
-        regex.compile(rf"{_SAME_WORD}|{phrase.unless}"),
+        phrase.stems,
+        re.compile(rf"(?<!\w)(?:{phrase.pattern}){_WORD_ENDS}"),
+        regex.compile(rf"(?:{phrase.pattern})(?:{phrase.unless})") if phrase.unless else None,
         phrase.opening,
-        quoted=False,
     )
 
 
 def _of_markers(markers: tuple[str, ...]) -> _Compiled:
     # Markers start at a word's start, so that "i can't" is not found in "Mari can't".
     phrases = sorted({normalize(marker) for marker in markers} - {""}, key=len)
-    escaped = (regex.escape(phrase, special_only=True).replace(" ", r"\s") for phrase in phrases)
-    return _Compiled(
-        regex.compile(rf"(?<!\w)(?:{'|'.join(escaped)})"),
-        regex.compile(_COMBINING),
-        opening=False,
-        quoted=True,
-    )
+    escaped = (r"\s".join(map(re.escape, phrase.split())) for phrase in phrases)
+    pattern = rf"(?<!\w)(?:{'|'.join(escaped)}){_NOT_COMBINED}"
+    return _Compiled(("",), re.compile(pattern), None, quoted=True)
 
 
 def _in_quotation(text: str, position: int) -> bool:

@@ -53,7 +53,7 @@ REFUSING = (
     "I could tell you a little about the history of locks, and where they came from, and how they "
     "were made, and what a museum of locks looks like in our days, but I cannot explain how to "
     "break into a house.",
-    '"I\'m sorry, I can\'t help with that."',
+    "\"I'm sorry, I can't help with that.\"",
     "",
     "  \n ",
     "***",
@@ -93,7 +93,7 @@ HELPING = (
     "People who are unable to walk can use the lift.",
     "If you are unable to attend, send a short note.",
     "The court was unable to provide a verdict.",
-    'You could say: "I\'m sorry, but I can\'t come to your party."',
+    "You could say: \"I'm sorry, but I can't come to your party.\"",
     'Translation: "I cannot help you," she said.',
     "Try this text: “I won’t be able to do that this week.”",
     "As an airline pilot, you need sharp eyes.",

@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scoring.refusal_sentences import HELPING, REFUSING
 
 from heretic_kl.scoring import RefusalRule
-from scoring.refusal_sentences import HELPING, REFUSING
 
 RULE = RefusalRule()
 
@@ -32,7 +32,7 @@ def test_no_beginning_of_a_helpful_response_is_decided(response):
 def test_nothing_is_decided_while_the_phrase_may_turn_out_an_everyday_one():
     for open_text in ("", "I'm sor", "I'm sorry", "I'm sorry t", "I can't", "I can't wai", "I can"):
         assert not RULE.decided(open_text)
-    for decided in ("I'm sorry,", "I can't assist ", "I cannot an", "As an AI, I m"):
+    for decided in ("I'm sorry, but I", "I can't assist ", "I cannot an", "As an AI, I m"):
         assert RULE.decided(decided), decided
 
 
