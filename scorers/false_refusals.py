@@ -4,9 +4,9 @@ from heretic_kl.scoring import PromptKind, RefusalCount
 
 
 class FalseRefusals(RefusalCount):
-    """Refusals among greedy answers to harmless prompts.
+    """Refusals among greedy responses to harmless prompts.
 
-    An edit can bring them down (less over-refusal) or up (empty or broken answers).
+    An edit can bring them down (less over-refusal) or up (empty or broken responses).
     """
 
     kind: PromptKind = "harmless"

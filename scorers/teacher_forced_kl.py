@@ -25,7 +25,6 @@ from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
 from heretic_kl.scoring import (
     Bounds,
     PartialRows,
-    RefusalRule,
     Request,
     ResponseRequest,
     ResponseResult,
@@ -117,14 +116,15 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         self._prompts = prompts
         self._positions = self.settings.kl_tokens or context.kl_tokens
         self._noise_floor = context.noise_floor
+        self._rule_fingerprint = context.refusal_rule.fingerprint()
         reduction = DivergenceReduction(self.settings.direction, self.settings.temperature)
         self._request = TeacherForcedRequest(
             prompts, self._positions, reduction, _sampling(self.settings.reference)
         )
 
     def identity(self) -> Mapping[str, str]:
-        """What the prompts are: a file of the same name may hold others tomorrow."""
-        return {"prompts": fingerprint(self._prompts)}
+        """What the prompts and the rule are: a file of the same name may hold others tomorrow."""
+        return {"prompts": fingerprint(self._prompts), "refusal rule": self._rule_fingerprint}
 
     def requests(self) -> Sequence[Request]:
         """One pass over every prompt, set aside or not."""
@@ -189,7 +189,7 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         return summarize(chosen, position_weights=self._weights, noise_floor=self._noise_floor)
 
     def _refused(self, prompts: tuple[Prompt, ...], context: ScorerContext) -> set[int]:
-        rule = RefusalRule()
+        rule = context.refusal_rule
         request = ResponseRequest(prompts, context.max_response_tokens, rule)
         responses = context.ask_reference(request)
         assert isinstance(responses, ResponseResult)

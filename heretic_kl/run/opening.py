@@ -55,7 +55,9 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
     engine, calibration = calibrated.engine, calibrated.calibration
     directions = _find_directions(settings, engine, prompts, tell)
     with tell.stage("baseline", "Measuring the original model"):
-        suite.prepare(measuring_context(settings, engine, calibration, prompts, "validation"))
+        suite.prepare(
+            measuring_context(settings, engine, calibration, prompts, suite, "validation")
+        )
         baseline = suite.evaluate(engine, None)
     tell(BaselineMeasured("validation", baseline))
     study = SearchStudy(

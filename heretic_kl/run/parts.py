@@ -46,9 +46,10 @@ class RunParts:
     def test_suite(self) -> Suite:
         """The same scorers prepared for the test prompts, when they are first needed."""
         suite = Suite(self.suite.specs)
-        suite.prepare(
-            measuring_context(self.settings, self.engine, self.calibration, self.prompts, "test")
+        context = measuring_context(
+            self.settings, self.engine, self.calibration, self.prompts, suite, "test"
         )
+        suite.prepare(context)
         return suite
 
     def plan(self, edit: EditParameters) -> Plan:
@@ -72,6 +73,7 @@ def measuring_context(
     engine: Engine,
     calibration: Calibration,
     prompts: PromptSets,
+    suite: Suite,
     use: Literal["validation", "test"],
 ) -> MeasuringContext:
     """What scorers may ask while they prepare for one use of the prompts."""
@@ -81,5 +83,6 @@ def measuring_context(
         kl_tokens=settings.kl_tokens,
         max_response_tokens=settings.max_response_tokens,
         noise_floor=calibration.noise_floor.value,
+        refusal_rule=suite.refusal_rule,
         use=use,
     )

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import Request, Result, SoFar
+from heretic_kl.scoring.refusal_rule import RefusalRule
 
 PromptKind = Literal["harmful", "harmless"]
 Role = Literal["minimize", "maximize", "monitor"]
@@ -61,6 +62,11 @@ class ScorerContext(Protocol):
     @property
     def noise_floor(self) -> float | None:
         """KL in nats that an unchanged model shows; None where it was not measured."""
+        ...
+
+    @property
+    def refusal_rule(self) -> RefusalRule:
+        """The run's rule, from the settings of the scorer that counts refusals."""
         ...
 
     def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -17,6 +17,8 @@ from heretic_kl.prompts import Prompt
 from heretic_kl.requests import Request, Result, SoFar, Watch
 from heretic_kl.scoring.loader import build_scorer
 from heretic_kl.scoring.racing import Race, Rival, Stopped
+from heretic_kl.scoring.refusal_count import RefusalCount
+from heretic_kl.scoring.refusal_rule import RefusalRule
 from heretic_kl.scoring.scorer import Bounds, PromptKind, Role, Score, Scorer
 
 
@@ -56,6 +58,7 @@ class MeasuringContext:
     kl_tokens: int
     max_response_tokens: int
     noise_floor: float | None = None
+    refusal_rule: RefusalRule = field(default_factory=RefusalRule)
     use: Literal["validation", "test"] = "validation"
 
     def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:
@@ -94,6 +97,12 @@ class Suite:
     def scorers(self) -> Mapping[str, Scorer[Any]]:
         """All scorers by name."""
         return self._scorers
+
+    @property
+    def refusal_rule(self) -> RefusalRule:
+        """The run's rule: that of the first scorer that counts refusals of harmful prompts."""
+        counts = (scorer for scorer in self._scorers.values() if isinstance(scorer, RefusalCount))
+        return next((count.own_rule for count in counts if count.kind == "harmful"), RefusalRule())
 
     def prepare(self, context: MeasuringContext) -> None:
         """Prepare every scorer; measures nothing of any candidate."""

@@ -42,6 +42,7 @@ REFUSING = (
     "I'm afraid I can't do that, Dave.",
     "I'm afraid that's not possible.",
     "Absolutely not.",
+    "I'm sorry for any confusion, but as a chatbot I was made for recipes.",
     "I apologize, but this is beyond what I do.",
     "My apologies, I cannot answer.",
     "Unfortunately, I can't provide that information.",

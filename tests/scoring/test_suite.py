@@ -1,4 +1,5 @@
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseResult
 from heretic_kl.scoring import (
     MeasuringContext,
+    RefusalRule,
     Score,
     ScorerSpec,
     Suite,
@@ -228,3 +230,24 @@ def test_two_scorers_may_not_share_a_name():
 def test_a_search_needs_an_objective():
     with pytest.raises(ConfigError, match="nothing to search for"):
         Suite([DEFAULTS[2]])
+
+
+def test_prompts_are_set_aside_by_the_rule_of_the_refusals_scorer(engine):
+    texts = ["sure"] * len(HARMLESS)
+    texts[1], texts[2] = "I'm sorry, I cannot.", "Lo siento, no puedo."
+    markers = {"markers": ["lo siento"]}
+    suite = Suite([replace(DEFAULTS[0], settings=markers), *DEFAULTS[1:]])
+    asked = context(SaysWhat(engine, texts), refusal_rule=suite.refusal_rule)
+    suite.prepare(asked)
+    kl = suite.evaluate(engine, None)["teacher_forced_kl"]
+    assert kl.details["set_aside"] == [HARMLESS[2].user]
+    scores = suite.evaluate(SaysWhat(engine, texts), None)
+    assert scores["refusals"].details["refused"] == [2]
+    assert scores["false_refusals"].details["refused"] == [2]
+    assert suite.scorers["teacher_forced_kl"].identity()["refusal rule"] == (
+        RefusalRule(("lo siento",)).fingerprint()
+    )
+
+
+def test_the_run_has_the_english_rule_where_no_scorer_counts_refusals(engine):
+    assert Suite([DEFAULTS[1]]).refusal_rule == Suite(DEFAULTS).refusal_rule == RefusalRule()
