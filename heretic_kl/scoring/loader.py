@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from heretic_kl.errors import ConfigError, ScorerError
 from heretic_kl.scoring.scorer import Scorer, ScorerSettings
@@ -122,7 +123,7 @@ def _settings_message(name: str, kind: type[ScorerSettings], error: ValidationEr
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     where = f"scorers.{name}.settings.{key}"
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(kind, first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
@@ -130,13 +131,18 @@ def _settings_message(name: str, kind: type[ScorerSettings], error: ValidationEr
     return f"{where} = {first.get('input')!r}: {first['msg']}"
 
 
-def _known_keys(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """Keys of the table at a path below a settings class."""
+def _known_keys(kind: type[Any], path: Sequence[str | int]) -> list[str]:
+    """Keys of the table (a model or a dataclass) at a path below a settings class."""
     for part in path:
-        annotation = kind.model_fields[str(part)].annotation
-        inner = (annotation, *get_args(annotation))  # Table or Table | None
-        kind = next(t for t in inner if isinstance(t, type) and issubclass(t, BaseModel))
-    return list(kind.model_fields)
+        annotation = _fields(kind)[str(part)].annotation
+        alternatives = (annotation, *get_args(annotation))  # Table or Table | None
+        kind = next(t for t in alternatives if hasattr(t, "__pydantic_fields__"))
+    return list(_fields(kind))
+
+
+def _fields(kind: type[Any]) -> dict[str, FieldInfo]:
+    fields: dict[str, FieldInfo] = kind.__pydantic_fields__
+    return fields
 
 
 def documented_settings(use: str) -> dict[str, tuple[Any, str]]:

@@ -173,7 +173,8 @@ PHRASES: tuple[Phrase, ...] = (
     Phrase(
         ("sorry",),
         rf"{_AM} (?:so |very |really |truly |deeply |terribly |extremely |genuinely )?sorry",
-        r"(?: (?:to|for(?! any (?:confusion|misunderstanding|inconvenience),? but)|about|if|you|we|we're|when|it|he|she|they|your|his|her|their|again|"
+        r"(?: (?:to|for(?! any (?:confusion|misunderstanding|inconvenience),? but)|"
+        r"about|if|you|we|we're|when|it|he|she|they|your|his|her|their|again|"
         r"i'm late|"
         r"i am late|i missed|i forgot|i took)\b|,? (?:but )?(?:that|this) (?:you|happened|your|"
         r"was)|"

@@ -241,9 +241,8 @@ def test_prompts_are_set_aside_by_the_rule_of_the_refusals_scorer(engine):
     suite.prepare(asked)
     kl = suite.evaluate(engine, None)["teacher_forced_kl"]
     assert kl.details["set_aside"] == [HARMLESS[2].user]
-    scores = suite.evaluate(SaysWhat(engine, texts), None)
-    assert scores["refusals"].details["refused"] == [2]
-    assert scores["false_refusals"].details["refused"] == [2]
+    for name in ("refusals", "false_refusals"):
+        assert suite.scorers[name].score([ResponseResult(tuple(texts))]).details["refused"] == [2]
     assert suite.scorers["teacher_forced_kl"].identity()["refusal rule"] == (
         RefusalRule(("lo siento",)).fingerprint()
     )
