@@ -44,7 +44,7 @@ class RunLog:
         from heretic_kl.export import installed_versions, machine
 
         versions = {**installed_versions(), "machine": machine()}
-        self._logger.info("versions %s", json.dumps(versions, default=str))
+        self._logger.info("versions %s", json.dumps(versions, default=str, ensure_ascii=False))
         self._logger.info("settings %s", self._settings.model_dump_json())
         return self
 
@@ -115,10 +115,14 @@ def _facts(event: Event) -> str:
         record = event.record
         scores = {name: score.text for name, score in record.scores.items()}
         return json.dumps(
-            {"trial": record.number, "parameters": record.parameters, "scores": scores}, default=str
+            {"trial": record.number, "parameters": record.parameters, "scores": scores},
+            default=str,
+            ensure_ascii=False,
         )
     facts = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-    return json.dumps({name: _plain(value) for name, value in facts.items()}, default=str)
+    return json.dumps(
+        {name: _plain(value) for name, value in facts.items()}, default=str, ensure_ascii=False
+    )
 
 
 def _plain(value: object) -> object:

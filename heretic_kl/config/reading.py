@@ -149,9 +149,7 @@ class _Toml(TomlConfigSettingsSource):
 
 def _checked(layer: Layer, problems: list[str], path: KeyPath = ()) -> Layer:
     """Note the unknown keys of a nested layer, below `path`."""
-    found = layer.find(path)
-    assert found is not None
-    table, _ = found
+    table, _ = layer.find(path) or ({}, "")
     for key, value in table.items():
         here = (*path, str(key))
         place = locate(Settings, here)
@@ -404,8 +402,8 @@ def _explained(kind: Model, error: ValidationError, layers: Sequence[Layer]) -> 
         location = tuple(str(part) for part in detail["loc"])
         place = locate(kind, location)
         path = location[: place.depth]
-        found = (layer.find(path) for layer in layers)
-        value, source = next(filter(None, found), (detail["input"], "the defaults"))
+        settings = (layer.find(path) for layer in layers)
+        value, source = next(filter(None, settings), (detail["input"], "the defaults"))
         if detail["type"] == "whole_line":
             lines.setdefault(path, f"{detail['msg']} ({source})")
             continue

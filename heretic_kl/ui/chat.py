@@ -17,7 +17,7 @@ from heretic_kl.ui.asking import ask_line
 from heretic_kl.ui.terminal import printable, say
 
 RESPONSE_TOKENS: Final = 400
-HELP: Final = "commands: /only-edited, /both, /reset, /exit; Ctrl+C stops an answer"
+HELP: Final = "commands: /only-edited, /both, /reset, /exit; Ctrl+C stops a response"
 
 
 class ResponseingSession(Protocol):
@@ -26,7 +26,7 @@ class ResponseingSession(Protocol):
     def stream_response(
         self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
     ) -> Generator[str, None, None]:
-        """Pieces of an answer's text, to be closed; a record of None is the unedited model."""
+        """Pieces of a response's text, to be closed; a record of None is the unedited model."""
         ...
 
 
@@ -48,13 +48,13 @@ def chat(
     *,
     max_tokens: int = RESPONSE_TOKENS,
 ) -> None:
-    """Read lines and stream both answers to each, until the person leaves.
+    """Read lines and stream both responses to each, until the person leaves.
 
     Args:
-        session: what answers.
+        session: what responds.
         record: the trial whose edit is in force on one side.
-        console: where answers are written.
-        max_tokens: longest answer.
+        console: where responses are written.
+        max_tokens: longest response.
     """
     original = Speaker("original", None, "cyan")
     edited = Speaker(f"edited, trial {record.number}", record, "green")
@@ -72,7 +72,7 @@ def chat(
             say(console, "both conversations start anew", "dim")
         elif command in ("/only-edited", "/both"):
             speakers = [edited] if command == "/only-edited" else [original, edited]
-            say(console, f"answering: {' and '.join(s.name for s in speakers)}", "dim")
+            say(console, f"responding: {' and '.join(s.name for s in speakers)}", "dim")
         elif command.startswith("/"):
             say(console, f"unknown command {command.split()[0]}; {HELP}", "yellow")
         else:
@@ -83,7 +83,7 @@ def chat(
 def _response(
     session: ResponseingSession, speaker: Speaker, line: str, console: Console, max_tokens: int
 ) -> None:
-    """Stream one answer and keep it; what was stopped is kept as far as it came."""
+    """Stream one response and keep it; what was stopped is kept as far as it came."""
     say(console, f"{speaker.name}:", f"bold {speaker.style}")
     messages = [*speaker.messages, {"role": "user", "content": line}]
     pieces: list[str] = []
@@ -106,7 +106,7 @@ def _response(
     if stopped:
         say(console, "(stopped)", "dim")
     elif not response.strip():
-        say(console, "(empty answer)", "dim")
+        say(console, "(empty response)", "dim")
     speaker.messages = [*messages, {"role": "assistant", "content": response}]
 
 

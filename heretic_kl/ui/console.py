@@ -172,7 +172,7 @@ class ConsoleObserver:
         style = None
         if record.state == "complete":
             parts.append(scores_line(record.scores))
-            if any(record.number == kept.number for kept in event.front):
+            if any(record.number == other.number for other in event.front):
                 parts.append("on the front")
                 style = "green"
         elif record.stopped is not None:

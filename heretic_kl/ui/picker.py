@@ -79,7 +79,7 @@ class PickerSession(Protocol):
     def stream_response(
         self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
     ) -> Generator[str, None, None]:
-        """Pieces of an answer's text, to be closed; a record of None is the unedited model."""
+        """Pieces of a response's text, to be closed; a record of None is the unedited model."""
         ...
 
 
@@ -95,7 +95,7 @@ class Picker:
         console: where tables and lines go.
         default_folder: where a trial's model is saved unless the person says otherwise.
         settle: stops what an observer still draws, so that a question can be asked.
-        answer_tokens: longest answer in a chat.
+        response_tokens: longest response in a chat.
     """
 
     def __init__(
@@ -122,17 +122,17 @@ class Picker:
             front = self._session.front
             if at is None and front:
                 at = str(knee(front).number)
-            response = choose("Trial?", self._entries(front), start_at=at, leave="exit")
-            if response is None or response == "exit":
+            choice = choose("Trial?", self._entries(front), start_at=at, leave="exit")
+            if choice is None or choice == "exit":
                 return 0
-            if response == "more":
+            if choice == "more":
                 self._more()
                 at = None
-            elif response == "front":
+            elif choice == "front":
                 self._show_front()
             else:
-                at = response
-                self._trial(next(t for t in front if str(t.number) == response))
+                at = choice
+                self._trial(next(t for t in front if str(t.number) == choice))
 
     def _entries(self, front: Sequence[TrialRecord]) -> list[tuple[str, str] | None]:
         best = knee(front).number if front else None
@@ -159,17 +159,17 @@ class Picker:
             ]
             if self._session.test_scores(record.number) is None:
                 entries.insert(4, ("measure", "measure it on the test prompts"))
-            response = choose(f"Trial {record.number}:", entries, start_at=at)
-            if response is None or response == "back":
+            choice = choose(f"Trial {record.number}:", entries, start_at=at)
+            if choice is None or choice == "back":
                 return
-            at = response
-            if response == "merged":
+            at = choice
+            if choice == "merged":
                 self._save(record, "merged")
-            elif response == "lora":
+            elif choice == "lora":
                 self._save(record, "lora")
-            elif response == "chat":
+            elif choice == "chat":
                 self._attempt(lambda: self._chat(record), "left the chat")
-            elif response == "measure":
+            elif choice == "measure":
                 self._attempt(lambda: self._measure(record), "stopped, nothing was kept of it")
             else:
                 self._details(record)

@@ -26,8 +26,8 @@ class _EncodableStream:
         try:
             text.encode(self.encoding)
         except UnicodeEncodeError:
-            kept = re.sub(r"[^\x00-\x7f]", lambda match: self._likeness(match.group()), text)
-            text = kept.encode(self.encoding, "replace").decode(self.encoding)
+            ascii_text = re.sub(r"[^\x00-\x7f]", lambda match: self._likeness(match.group()), text)
+            text = ascii_text.encode(self.encoding, "replace").decode(self.encoding)
         return self._stream.write(text)
 
     def flush(self) -> None:

@@ -175,10 +175,8 @@ def talk(keys: PipeInput, session: FakeSession, text: str, *, width: int = 60) -
 
 
 class TestChat:
-    def test_both_answer_each_with_its_own_past(
-        self, keys: PipeInput, session: FakeSession
-    ) -> None:
-        session.answer = lambda number: iter(["I ", "am ", f"{number}."])
+    def test_both_respond_with_its_own_past(self, keys: PipeInput, session: FakeSession) -> None:
+        session.response = lambda number: iter(["I ", "am ", f"{number}."])
         printed = talk(keys, session, f"hello{ENTER}{ENTER}  and you? {ENTER}/exit{ENTER}")
         assert session.asked == [
             (None, ["hello"]),
@@ -200,7 +198,7 @@ class TestChat:
         ]
         assert "unknown command /what" in printed
 
-    def test_ctrl_c_stops_one_answer_and_keeps_what_came(
+    def test_ctrl_c_stops_one_response_and_keeps_what_came(
         self, keys: PipeInput, session: FakeSession
     ) -> None:
         def stopped(number: int | None) -> Iterator[str]:
@@ -208,7 +206,7 @@ class TestChat:
             if number is None:
                 raise KeyboardInterrupt
 
-        session.answer = stopped
+        session.response = stopped
         printed = talk(keys, session, f"a{ENTER}b{ENTER}" + CTRL_C)
         assert "so far\n(stopped)\nedited, trial 0:\nso far\n" in printed
         assert session.asked[2] == (None, ["a", "so far", "b"])
@@ -220,19 +218,19 @@ class TestChat:
             yield "half"
             raise ExportError("the chat template wants a system prompt")
 
-        session.answer = broken
+        session.response = broken
         printed = talk(keys, session, f"a{ENTER}b{ENTER}" + CTRL_D)
         assert printed.count("error: the chat template wants") == 4
         assert session.asked[2] == (None, ["b"])
 
-    def test_an_empty_answer_is_named(self, keys: PipeInput, session: FakeSession) -> None:
-        session.answer = lambda number: iter(["", " "])
-        assert "(empty answer)" in talk(keys, session, f"a{ENTER}" + CTRL_D)
+    def test_an_empty_response_is_named(self, keys: PipeInput, session: FakeSession) -> None:
+        session.response = lambda number: iter(["", " "])
+        assert "(empty response)" in talk(keys, session, f"a{ENTER}" + CTRL_D)
 
-    def test_answers_break_between_words_and_obey_no_control_codes(
+    def test_responses_break_between_words_and_obey_no_control_codes(
         self, keys: PipeInput, session: FakeSession
     ) -> None:
-        session.answer = lambda number: iter(
+        session.response = lambda number: iter(
             ["\x1b[2Jal", "pha ", "beta\n\n", "gam", "ma", "x" * 30]
         )
         keys.send_text(f"a{ENTER}" + CTRL_D)

@@ -1,4 +1,4 @@
-"""What `heretic-kl score` found, as tables and as JSON. Measures and writes nothing."""
+"""What `heretic-kl score` measurement, as tables and as JSON. Measures and writes nothing."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def report(
         candidates=tuple(
             MeasuredCandidate(
                 name,
-                found.candidate_dtype,
-                found.summary,
-                None if found is first else found.compare(first),
+                measurement.candidate_dtype,
+                measurement.summary,
+                None if measurement is first else measurement.compare(first),
             )
-            for name, found in zip(settings.candidate, outcome.measurements, strict=False)
+            for name, measurement in zip(settings.candidate, outcome.measurements, strict=False)
         ),
     )
 
@@ -72,9 +72,9 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
     stored_settings = _reference_settings(outcome)
     stored = prompts is None
     candidates = []
-    for name, found in zip(settings.candidate, outcome.measurements, strict=False):
-        paired = None if found is first else _plain_pair(found.compare(first))
-        candidates.append({"name": name, **found.to_dict(), "against_first": paired})
+    for name, measurement in zip(settings.candidate, outcome.measurements, strict=False):
+        paired = None if measurement is first else _plain_pair(measurement.compare(first))
+        candidates.append({"name": name, **measurement.to_dict(), "against_first": paired})
     document = {
         "command": "heretic-kl score",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

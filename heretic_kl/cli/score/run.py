@@ -216,9 +216,9 @@ def _within_memory(name: str) -> Iterator[None]:
 def _write(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome) -> None:
     from heretic_kl.export.folder import write_text
 
-    for path, found in zip(_table_paths(settings), outcome.measurements, strict=False):
+    for path, measurement in zip(_table_paths(settings), outcome.measurements, strict=False):
         with _writing("--table", path):
-            found.table.save(path)
+            measurement.table.save(path)
     if settings.json_file is not None and settings.json_file != STDOUT:
         with _writing("--json", settings.json_file):
             settings.json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -123,12 +123,12 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
         )
     if not settings.candidate:
         raise ConfigError("no candidate given: name what is measured against it with --candidate")
-    given = given_flags(ScoreSettings, words)
-    if "store" in given and "save_reference" not in given:
+    set_by_flags = given_flags(ScoreSettings, words)
+    if "store" in set_by_flags and "save_reference" not in set_by_flags:
         raise ConfigError("--store says how --save-reference writes; give that too, or neither")
     if settings.stored:
         for name in FIXED_BY_A_STORED_REFERENCE:
-            if name in given:
+            if name in set_by_flags:
                 hint = "; candidates have --candidate-dtype" if name == "dtype" else ""
                 flag = "--no-noise-floor" if name == "noise_floor" else f"--{name}"
                 raise ConfigError(
