@@ -12,7 +12,7 @@ from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
-    Direction,
+    Divergence,
     DivergenceReduction,
     KLSummary,
     KLTable,
@@ -46,9 +46,9 @@ class TeacherForcedKLSettings(ScorerSettings):
     kl_tokens: int | None = Field(
         default=None, ge=1, le=1024, description="Positions scored; unset: the run's kl_tokens."
     )
-    direction: Direction = Field(
-        default="forward",
-        description="forward: KL(original || edited); reverse; or jensen_shannon.",
+    divergence: Divergence = Field(
+        default="forward_kl",
+        description="forward_kl is KL(reference || candidate); also reverse_kl, jensen_shannon.",
     )
     temperature: float = Field(
         default=1.0, gt=0, description="Both models' logits are divided by it."
@@ -117,7 +117,7 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         self._positions = self.settings.kl_tokens or context.kl_tokens
         self._noise_floor = context.noise_floor
         self._rule_fingerprint = context.refusal_rule.fingerprint()
-        reduction = DivergenceReduction(self.settings.direction, self.settings.temperature)
+        reduction = DivergenceReduction(self.settings.divergence, self.settings.temperature)
         self._request = TeacherForcedRequest(
             prompts, self._positions, reduction, _sampling(self.settings.reference)
         )
@@ -175,7 +175,7 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
             rows.position,
             prompts=len(self._prompts),
             positions=self._positions,
-            direction=self.settings.direction,
+            divergence=self.settings.divergence,
             temperature=self.settings.temperature,
         )
 

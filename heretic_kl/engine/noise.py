@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.forward import forced_hidden_states
 from heretic_kl.engine.teacher_forcing.reference import forced_sequences, mean_kl
-from heretic_kl.kl import Direction, Reference
+from heretic_kl.kl import Divergence, Reference
 from heretic_kl.model import on_layer_outputs
 
 PERTURBATION = 2.0**-9
@@ -46,7 +46,7 @@ def measure_noise_floor(
     reference: Reference,
     layers: Sequence[nn.Module] | None,
     *,
-    direction: Direction = "forward",
+    divergence: Divergence = "forward_kl",
     temperature: float = 1.0,
     seed: int = 0,
 ) -> NoiseFloor:
@@ -56,14 +56,14 @@ def measure_noise_floor(
         runner: of the model, as it ran for the reference.
         reference: its answers and hidden states.
         layers: what the rounding floor perturbs the outputs of; None: it is not measured.
-        direction: of the divergence.
+        divergence: which one.
         temperature: of both distributions.
         seed: of the perturbation.
     """
     lm, sequences = runner.lm, forced_sequences(reference)
     rows = max(1, runner.batch_size // 2 - 1)
     distance = partial(
-        mean_kl, reference, head=lm.head, direction=direction, temperature=temperature
+        mean_kl, reference, head=lm.head, divergence=divergence, temperature=temperature
     )
     rebatched = forced_hidden_states(lm, sequences, rows, share_prefix=False, extra_padding=5)
     rounding = None

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from heretic_kl.errors import MeasurementError, ScorerError
-from heretic_kl.kl import Direction
+from heretic_kl.kl import Divergence
 from heretic_kl.prompts import Prompt
 from heretic_kl.score import TeacherForcedKL
 
@@ -50,8 +50,8 @@ class TeacherForcedKLSettings(BaseModel):
     prompts: DatasetSpecification = Field(
         default_factory=_default_prompts, description="Prompts that the edit should not touch."
     )
-    direction: Direction = Field(
-        default="forward", description="forward is KL(original || edited)."
+    divergence: Divergence = Field(
+        default="forward_kl", description="forward_kl is KL(reference || candidate)."
     )
     temperature: float = Field(default=1.0, gt=0.0, description="Of both distributions.")
     position_decay: float = Field(
@@ -84,7 +84,7 @@ class TeacherForcedKLScorer(Scorer):  # type: ignore[misc]  # heretic is not the
                 heretic.tokenizer,
                 prompts=_prompts(ctx.load_prompts(settings.prompts)),
                 kl_tokens=settings.kl_tokens,
-                direction=settings.direction,
+                divergence=settings.divergence,
                 temperature=settings.temperature,
                 position_decay=settings.position_decay,
                 batch_size=settings.batch_size,

@@ -46,7 +46,7 @@ from heretic_kl.kl.measurement import (
     lowest_mean,
     summarize,
 )
-from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Direction
+from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Divergence
 from heretic_kl.kl.reference import (
     Reference,
     ReferenceIdentity,
@@ -68,7 +68,7 @@ from heretic_kl.kl.table import KLTable
 __all__ = [
     "METRIC_VERSION",
     "NEAR_TIE_MARGIN",
-    "Direction",
+    "Divergence",
     "DivergenceReduction",
     "Head",
     "Inputs",

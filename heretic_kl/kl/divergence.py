@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.terms import (
     block_divergence,
     block_elements,
     distribution,
     log_normalizer,
-    require_direction,
+    require_divergence,
     require_finite,
     require_temperature,
     row_blocks,
@@ -64,7 +64,9 @@ def forward_kl(
         ValueError: Shapes, devices, dtypes or options do not fit; both shapes are named.
         MeasurementError: A scored row holds NaN or +inf, or `batchmean` has nothing to average.
     """
-    return _reduced("forward", reference, candidate, temperature, inputs, mask, weights, reduction)
+    return _reduced(
+        "forward_kl", reference, candidate, temperature, inputs, mask, weights, reduction
+    )
 
 
 def reverse_kl(
@@ -81,7 +83,9 @@ def reverse_kl(
 
     Here a token that is -inf in the *reference* alone makes the row infinite.
     """
-    return _reduced("reverse", reference, candidate, temperature, inputs, mask, weights, reduction)
+    return _reduced(
+        "reverse_kl", reference, candidate, temperature, inputs, mask, weights, reduction
+    )
 
 
 def jensen_shannon(
@@ -146,7 +150,7 @@ def require_same_shape(reference: Tensor, candidate: Tensor) -> None:
 
 @torch.no_grad()
 def _reduced(
-    direction: Direction,
+    divergence: Divergence,
     reference: Tensor,
     candidate: Tensor,
     temperature: float,
@@ -156,7 +160,7 @@ def _reduced(
     reduction: Reduction,
 ) -> Tensor:
     """Check everything, measure the rows that count, and reduce them."""
-    require_direction(direction)
+    require_divergence(divergence)
     require_same_shape(reference, candidate)
     require_temperature(temperature)
     if inputs not in ("logits", "log_probabilities"):
@@ -168,7 +172,7 @@ def _reduced(
     kept = weight.nonzero().squeeze(-1)
     width = reference.shape[-1]
     pieces = _kept_divergence(
-        direction,
+        divergence,
         reference.reshape(-1, width),
         candidate.reshape(-1, width),
         kept,
@@ -189,7 +193,7 @@ def _reduced(
 
 
 def _kept_divergence(
-    direction: Direction,
+    divergence: Divergence,
     reference: Tensor,  # (rows, V)
     candidate: Tensor,  # (rows, V)
     kept: Tensor,  # (kept,) int64 row numbers on the CPU
@@ -210,7 +214,7 @@ def _kept_divergence(
             _require_normalized(second, "candidate")
         p = distribution(first, dtype, temperature)
         q = distribution(second, dtype, temperature)
-        found[0, block] = block_divergence(p, q, direction).divergence
+        found[0, block] = block_divergence(p, q, divergence).values
         found[1, block] = p.log_normalizer
         found[2, block] = q.log_normalizer
     require_finite(found[1], "reference")

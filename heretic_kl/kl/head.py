@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.packing import PackedWeight, packed
 from heretic_kl.kl.rows import (
     RowStatistics,
@@ -177,7 +177,7 @@ def chunked_row_statistics(
     tokens: Tensor,  # (rows,) integer ids of the reference's answer
     *,
     candidate_head: Head | None = None,
-    direction: Direction = "forward",
+    divergence: Divergence = "forward_kl",
     temperature: float = 1.0,
     max_elements: int = MAX_LOGIT_ELEMENTS,
 ) -> RowStatistics:
@@ -214,11 +214,11 @@ def chunked_row_statistics(
             head.logits(reference_hidden[rows]),
             other.logits(candidate_hidden[rows]),
             tokens[rows],
-            direction=direction,
+            divergence=divergence,
             temperature=temperature,
         )
         if found is None:
-            found = empty_rows(reference_hidden.shape[0], part.divergence.device)
+            found = empty_rows(reference_hidden.shape[0], part.values.device)
         # Kept results of a few bytes among freed chunks of megabytes would fragment the heap.
         for column, values in zip(found, part, strict=True):
             column[rows] = values

@@ -76,7 +76,7 @@ class _MeanKL(torch.autograd.Function):
         for block in row_blocks(rows, width, block_elements(student.device)):
             first = distribution(teacher[block], dtype, temperature)
             second = distribution(student[block], dtype, temperature)
-            divergence = block_divergence(first, second, "forward").divergence.sum()
+            divergence = block_divergence(first, second, "forward_kl").values.sum()
             total = total + divergence.to(device=total.device, dtype=total.dtype)
         return total * (temperature * temperature / max(1, rows))
 

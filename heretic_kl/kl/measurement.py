@@ -19,7 +19,7 @@ from heretic_kl.kl.intervals import (
     sorted_quantile,
     standard_error,
 )
-from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Direction
+from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Divergence
 from heretic_kl.kl.table import KLTable
 
 __all__ = [
@@ -81,7 +81,7 @@ class KLSummary:
         near_tie_margin: The threshold on that difference of probabilities.
         noise_floor: Divergence of an unchanged model, if it was measured.
         below_noise_floor: Whether the mean is no larger than that; None if not measured.
-        direction: Which divergence.
+        divergence: Which divergence.
         temperature: Of both distributions.
         metric_version: See `heretic_kl.kl.metric`.
     """
@@ -101,7 +101,7 @@ class KLSummary:
     near_tie_margin: float = NEAR_TIE_MARGIN
     noise_floor: float | None = None
     below_noise_floor: bool | None = None
-    direction: Direction = "forward"
+    divergence: Divergence = "forward_kl"
     temperature: float = 1.0
     metric_version: int = METRIC_VERSION
 
@@ -170,13 +170,13 @@ def summarize(
     weights = _position_weights(table, position_weights)
     finite = table.mask & ~table.infinite
     _require_something(table, finite, weights)
-    per_prompt = _prompt_means(table.divergence, finite, weights)
+    per_prompt = _prompt_means(table.values, finite, weights)
     mean = _mean(per_prompt)
     near_tie = finite & (table.reference_margin < near_tie_margin)
-    divergence = torch.where(near_tie, table.divergence, torch.zeros_like(table.divergence))
+    divergence = torch.where(near_tie, table.values, torch.zeros_like(table.values))
     near_tie_mean = _mean(_prompt_means(divergence, finite, weights))
     change = table.candidate_probability - table.reference_probability
-    ordered = table.divergence[finite].sort().values
+    ordered = table.values[finite].sort().values
     return KLSummary(
         mean=mean,
         standard_error=standard_error(per_prompt),
@@ -193,7 +193,7 @@ def summarize(
         near_tie_margin=near_tie_margin,
         noise_floor=noise_floor,
         below_noise_floor=None if noise_floor is None else mean <= noise_floor,
-        direction=table.direction,
+        divergence=table.divergence,
         temperature=table.temperature,
     )
 
@@ -210,7 +210,7 @@ def lowest_mean(table: KLTable, prompts: int, *, position_weights: Tensor | None
         position_weights: As in `summarize`.
     """
     weights = _position_weights(table, position_weights)
-    per_prompt = _prompt_means(table.divergence, table.mask & ~table.infinite, weights)
+    per_prompt = _prompt_means(table.values, table.mask & ~table.infinite, weights)
     return math.fsum(per_prompt.tolist()) / prompts * (1.0 - 1e-9)
 
 
@@ -238,7 +238,7 @@ def compare_paired(
     finite = a.mask & ~a.infinite & ~b.infinite
     _require_something(a, finite, weights)
     _require_something(b, finite, weights)
-    difference = torch.where(finite, a.divergence, 0.0) - torch.where(finite, b.divergence, 0.0)
+    difference = torch.where(finite, a.values, 0.0) - torch.where(finite, b.values, 0.0)
     per_prompt = _prompt_means(difference, finite, weights)
     interval = bootstrap_interval(per_prompt, draws=bootstrap_draws, seed=seed, level=level)
     excludes_zero = interval is not None and not interval.low <= 0.0 <= interval.high
@@ -260,7 +260,7 @@ def _position_weights(table: KLTable, given: Tensor | None) -> Tensor:
     if given.shape != (table.positions,):
         raise ValueError(
             f"position_weights must be ({table.positions},) to fit a table "
-            f"{tuple(table.divergence.shape)}, got {tuple(given.shape)}"
+            f"{tuple(table.values.shape)}, got {tuple(given.shape)}"
         )
     weights = given.detach().to(device="cpu", dtype=torch.float64)
     if not bool(((weights >= 0.0) & (weights < float("inf"))).all()):
@@ -284,7 +284,7 @@ def _mean(per_prompt: Tensor) -> float:
 
 def _require_something(table: KLTable, finite: Tensor, weights: Tensor) -> None:
     """Raise `MeasurementError` if no position is left to average, or one is NaN."""
-    if bool(torch.isnan(table.divergence[finite]).any()):
+    if bool(torch.isnan(table.values[finite]).any()):
         raise MeasurementError("the table holds NaN at a scored position")
     if not bool((finite & (weights > 0.0)).any()):
         infinite = int((table.mask & table.infinite).sum())
@@ -308,7 +308,7 @@ def _profile(table: KLTable, finite: Tensor) -> tuple[PositionMean, ...]:
     """Return the mean over prompts at each position."""
     places = []
     for position in range(table.positions):
-        kept = table.divergence[finite[:, position], position]
+        kept = table.values[finite[:, position], position]
         places.append(
             PositionMean(
                 position=position,
@@ -323,14 +323,14 @@ def _profile(table: KLTable, finite: Tensor) -> tuple[PositionMean, ...]:
 
 def _require_same_reference(a: KLTable, b: KLTable) -> None:
     """Raise `MeasurementError`, saying which, unless both measured the same rows alike."""
-    if a.divergence.shape != b.divergence.shape:
+    if a.values.shape != b.values.shape:
         raise MeasurementError(
-            f"tables of {tuple(a.divergence.shape)} and {tuple(b.divergence.shape)} prompts and "
+            f"tables of {tuple(a.values.shape)} and {tuple(b.values.shape)} prompts and "
             f"positions cannot be paired"
         )
-    if a.direction != b.direction or a.temperature != b.temperature:
+    if a.divergence != b.divergence or a.temperature != b.temperature:
         raise MeasurementError(
-            f"tables measured as {a.direction} at temperature {a.temperature} and {b.direction} "
+            f"tables measured as {a.divergence} at temperature {a.temperature} and {b.divergence} "
             f"at temperature {b.temperature} cannot be paired"
         )
     if not torch.equal(a.mask, b.mask):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS, Head, chunked_row_statistics
-from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.rows import RowStatistics, concatenate_rows, row_statistics
 from heretic_kl.kl.storage import load_tensors, save_tensors
 from heretic_kl.kl.table import KLTable
@@ -224,7 +224,7 @@ class Reference:
         *,
         head: Head,
         candidate_head: Head | None = None,
-        direction: Direction = "forward",
+        divergence: Divergence = "forward_kl",
         temperature: float = 1.0,
         max_elements: int = MAX_LOGIT_ELEMENTS,
     ) -> KLTable:
@@ -245,19 +245,21 @@ class Reference:
                 candidate_hidden,
                 self.row_tokens,
                 candidate_head=own,
-                direction=direction,
+                divergence=divergence,
                 temperature=temperature,
                 max_elements=max_elements,
             )
         else:
-            rows = self._against_logits(candidate_hidden, own, direction, temperature, max_elements)
+            rows = self._against_logits(
+                candidate_hidden, own, divergence, temperature, max_elements
+            )
         return KLTable.from_rows(
             rows,
             self.prompt_index,
             self.position,
             self.mask.shape[0],
             self.mask.shape[1],
-            direction=direction,
+            divergence=divergence,
             temperature=temperature,
         )
 
@@ -301,7 +303,7 @@ class Reference:
         self,
         candidate_hidden: Tensor,
         head: Head,
-        direction: Direction,
+        divergence: Divergence,
         temperature: float,
         max_elements: int,
     ) -> RowStatistics:
@@ -322,7 +324,7 @@ class Reference:
                     stored - normalizer.unsqueeze(-1),
                     candidate,
                     tokens[block],
-                    direction=direction,
+                    divergence=divergence,
                     temperature=temperature,
                 )
             )

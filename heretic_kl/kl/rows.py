@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from heretic_kl.kl.divergence import require_same_shape
-from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.terms import (
     Distribution,
     block_divergence,
     block_elements,
     distribution,
-    require_direction,
+    require_divergence,
     require_finite,
     require_temperature,
     row_blocks,
@@ -29,7 +29,7 @@ from heretic_kl.kl.terms import (
 class RowStatistics(NamedTuple):
     """Statistics of each row, on the logits' device; probabilities at the same temperature."""
 
-    divergence: Tensor  # (rows,) float64, nats, +inf where `infinite`
+    values: Tensor  # (rows,) float64, nats, +inf where `infinite`
     infinite: Tensor  # (rows,) bool: the second distribution lacks a token of the first
     reference_probability: Tensor  # (rows,) float64, of the reference token
     candidate_probability: Tensor  # (rows,) float64, of the reference token
@@ -95,7 +95,7 @@ def row_statistics(
     candidate_logits: Tensor,  # (rows, V) raw, same device
     reference_tokens: Tensor,  # (rows,) integer token ids in [0, V)
     *,
-    direction: Direction = "forward",
+    divergence: Divergence = "forward_kl",
     temperature: float = 1.0,
 ) -> RowStatistics:
     """Return the statistics of each row; divergences in nats, nothing averaged.
@@ -107,14 +107,14 @@ def row_statistics(
         reference: Its logits, or what `reference_rows` made of them at the same temperature.
         candidate_logits: Compared with them row by row.
         reference_tokens: What the reference's own answer has there.
-        direction: Of the divergence.
+        divergence: Which divergence.
         temperature: Both logits are divided by it.
 
     Raises:
         ValueError: Shapes, devices, token ids or options do not fit; both shapes are named.
         MeasurementError: A row holds NaN or +inf, or only -inf.
     """
-    require_direction(direction)
+    require_divergence(divergence)
     require_temperature(temperature)
     if isinstance(reference, ReferenceRows):
         known, logits = reference, reference.distribution.logits
@@ -138,7 +138,7 @@ def row_statistics(
         else:
             first = _reference_block(logits[block], dtype, temperature)
         second = distribution(candidate_logits[block], dtype, temperature)
-        part = _block_statistics(first, second, tokens[block], direction)
+        part = _block_statistics(first, second, tokens[block], divergence)
         # Kept results of a few bytes among freed blocks of megabytes would fragment the heap.
         for column, values in zip(found, part, strict=True):
             column[block] = values
@@ -149,7 +149,7 @@ def row_statistics(
 class DivergenceReduction:
     """`row_statistics` with its options, as a request for them; equal options are equal."""
 
-    direction: Direction = "forward"
+    divergence: Divergence = "forward_kl"
     temperature: float = 1.0
 
     def prepare(self, reference: Tensor) -> ReferenceRows:
@@ -161,7 +161,7 @@ class DivergenceReduction:
     ) -> RowStatistics:
         """Statistics of rows of raw logits (rows, V) and token ids (rows,)."""
         return row_statistics(
-            reference, candidate, tokens, direction=self.direction, temperature=self.temperature
+            reference, candidate, tokens, divergence=self.divergence, temperature=self.temperature
         )
 
 
@@ -221,14 +221,14 @@ def _reference_block(logits: Tensor, dtype: torch.dtype, temperature: float) -> 
 
 
 def _block_statistics(
-    reference: ReferenceRows, candidate: Distribution, tokens: Tensor, direction: Direction
+    reference: ReferenceRows, candidate: Distribution, tokens: Tensor, divergence: Divergence
 ) -> RowStatistics:
     """Return the statistics of one block."""
     require_finite(candidate.log_normalizer, "candidate")
-    result = block_divergence(reference.distribution, candidate, direction)
+    result = block_divergence(reference.distribution, candidate, divergence)
     token = tokens.to(candidate.logits.device).unsqueeze(-1)
     return RowStatistics(
-        divergence=result.divergence,
+        values=result.values,
         infinite=result.infinite,
         reference_probability=_probability_of(token, reference.distribution),
         candidate_probability=_probability_of(token, candidate),

@@ -12,10 +12,10 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from heretic_kl.kl.metric import Direction
+from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.rows import RowStatistics
 from heretic_kl.kl.storage import load_tensors, save_tensors
-from heretic_kl.kl.terms import require_direction, require_temperature
+from heretic_kl.kl.terms import require_divergence, require_temperature
 
 _KIND: Final = "heretic-kl table"
 
@@ -27,7 +27,7 @@ class KLTable:
     What stands at unscored places never matters to a summary.
     """
 
-    divergence: Tensor  # (P, N) float64, nats, +inf where `infinite`
+    values: Tensor  # (P, N) float64, nats, +inf where `infinite`
     mask: Tensor  # (P, N) bool, True where a position was scored
     infinite: Tensor  # (P, N) bool
     reference_probability: Tensor  # (P, N) float64, of the reference token
@@ -35,19 +35,19 @@ class KLTable:
     reference_top1_probability: Tensor  # (P, N) float64
     reference_margin: Tensor  # (P, N) float64
     top1_agreement: Tensor  # (P, N) bool
-    direction: Direction = "forward"
+    divergence: Divergence = "forward_kl"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Raise `ValueError` unless all columns are (P, N) of one shape."""
-        require_direction(self.direction)
+        require_divergence(self.divergence)
         require_temperature(self.temperature)
-        if self.divergence.dim() != 2:
-            raise ValueError(f"divergence must be (P, N), got {tuple(self.divergence.shape)}")
+        if self.values.dim() != 2:
+            raise ValueError(f"values must be (P, N), got {tuple(self.values.shape)}")
         for name, column in self.columns().items():
-            if column.shape != self.divergence.shape:
+            if column.shape != self.values.shape:
                 raise ValueError(
-                    f"{name} must have divergence's shape {tuple(self.divergence.shape)}, "
+                    f"{name} must have the values' shape {tuple(self.values.shape)}, "
                     f"got {tuple(column.shape)}"
                 )
         if self.mask.dtype != torch.bool:
@@ -56,12 +56,12 @@ class KLTable:
     @property
     def prompts(self) -> int:
         """P, the number of prompts."""
-        return int(self.divergence.shape[0])
+        return int(self.values.shape[0])
 
     @property
     def positions(self) -> int:
         """N, the number of positions."""
-        return int(self.divergence.shape[1])
+        return int(self.values.shape[1])
 
     @classmethod
     def from_rows(
@@ -72,7 +72,7 @@ class KLTable:
         prompts: int,
         positions: int,
         *,
-        direction: Direction = "forward",
+        divergence: Divergence = "forward_kl",
         temperature: float = 1.0,
     ) -> "KLTable":
         """Lay out rows as a table; places that no row fills are not scored.
@@ -81,7 +81,7 @@ class KLTable:
             ValueError: Indices are out of range, do not fit the rows, or two rows have one
                 place.
         """
-        count = rows.divergence.shape[0]
+        count = rows.values.shape[0]
         prompt = prompt_index.to(device="cpu", dtype=torch.int64)
         place = position.to(device="cpu", dtype=torch.int64)
         for name, index, bound in (
@@ -106,7 +106,7 @@ class KLTable:
             columns[name] = filled.reshape(prompts, positions)
         return cls(
             mask=mask.reshape(prompts, positions),
-            direction=direction,
+            divergence=divergence,
             temperature=temperature,
             **columns,
         )
@@ -134,7 +134,7 @@ class KLTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table as safetensors, in one step."""
-        facts = {"direction": self.direction, "temperature": self.temperature}
+        facts = {"divergence": self.divergence, "temperature": self.temperature}
         save_tensors(path, _KIND, self.columns(), facts)
 
     @classmethod
@@ -145,14 +145,14 @@ class KLTable:
             MeasurementError: The file is missing, not a table, or of another metric version.
         """
         tensors, facts = load_tensors(path, _KIND)
-        direction = cast(Direction, facts["direction"])
+        divergence = cast(Divergence, facts["divergence"])
         temperature = float(cast(float, facts["temperature"]))
-        return cls(direction=direction, temperature=temperature, **tensors)
+        return cls(divergence=divergence, temperature=temperature, **tensors)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "KLTable":
         """Return a table whose every column went through `change`."""
         return KLTable(
-            direction=self.direction,
+            divergence=self.divergence,
             temperature=self.temperature,
             **{name: change(column) for name, column in self.columns().items()},
         )

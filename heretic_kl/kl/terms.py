@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl.metric import DIRECTIONS, Direction
+from heretic_kl.kl.metric import DIVERGENCES, Divergence
 
 BLOCK_ELEMENTS: Final = {"cpu": 2**18}
 """Elements worked on at once, by device type: on a CPU for each thread, sized for its cache."""
@@ -57,7 +57,7 @@ class Distribution(NamedTuple):
 class BlockDivergence(NamedTuple):
     """Per-row results of one block; a row with a NaN normalizer has no meaning."""
 
-    divergence: Tensor  # (rows,) float64, nats, +inf where `infinite`
+    values: Tensor  # (rows,) float64, nats, +inf where `infinite`
     infinite: Tensor  # (rows,) bool
 
 
@@ -115,13 +115,13 @@ def log_normalizer(logits: Tensor) -> Tensor:
 def block_divergence(
     reference: Distribution,
     candidate: Distribution,  # same shape, dtype and device
-    direction: Direction,
+    divergence: Divergence,
 ) -> BlockDivergence:
     """Return the divergence of each row in nats; never raises on NaN (see `require_finite`)."""
-    if direction == "jensen_shannon":
-        divergence = _jensen_shannon(reference, candidate)
-        return BlockDivergence(divergence, torch.zeros_like(divergence, dtype=torch.bool))
-    if direction == "reverse":
+    if divergence == "jensen_shannon":
+        values = _jensen_shannon(reference, candidate)
+        return BlockDivergence(values, torch.zeros_like(values, dtype=torch.bool))
+    if divergence == "reverse_kl":
         reference, candidate = candidate, reference
     if reference.probability.dtype == reference.logits.dtype:
         return _kl(reference, candidate)
@@ -139,10 +139,10 @@ def require_finite(log_normalizers: Tensor, whose: str) -> None:
         )
 
 
-def require_direction(direction: str) -> None:
-    """Raise `ValueError` unless `direction` is one of `DIRECTIONS`."""
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+def require_divergence(divergence: str) -> None:
+    """Raise `ValueError` unless `divergence` is one of `DIVERGENCES`."""
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
 
 
 def require_temperature(temperature: float) -> None:

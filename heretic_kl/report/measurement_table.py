@@ -15,13 +15,13 @@ from heretic_kl.report.details import BAR_WIDTH, MOST_BARS, DetailSection, detai
 from heretic_kl.report.wording import MISSING
 
 if TYPE_CHECKING:
-    from heretic_kl.kl import Direction, KLSummary, PairedComparison
+    from heretic_kl.kl import Divergence, KLSummary, PairedComparison
 
 WIDTH: Final = 80
 
-_MEASURES: Final[dict[str, str]] = {
-    "forward": "KL(reference || candidate)",
-    "reverse": "KL(candidate || reference)",
+_MEASURES: Final[dict[Divergence, str]] = {
+    "forward_kl": "KL(reference || candidate)",
+    "reverse_kl": "KL(candidate || reference)",
     "jensen_shannon": "Jensen-Shannon divergence",
 }
 
@@ -118,7 +118,7 @@ def _compared(report: MeasurementReport) -> DetailSection:
     rows.append(("prompts", report.prompts))
     first = "first token" if report.positions == 1 else f"first {report.positions} tokens"
     rows.append(("responses", f"{report.responses}, of the reference; {first} of each"))
-    measure = f"{_measure(summary.direction)}, temperature {summary.temperature:g}"
+    measure = f"{_MEASURES[summary.divergence]}, temperature {summary.temperature:g}"
     if report.position_decay != 1.0:
         measure += f", each position weighs {report.position_decay:g} of the one before"
     rows.append(("measure", measure))
@@ -137,7 +137,7 @@ def _widest(
 
 
 def _beside(report: MeasurementReport, numbered: Sequence[_Numbered], rows: _Rows) -> DetailSection:
-    title = f"{_measure(numbered[0][1].summary.direction)}, nats"
+    title = f"{_MEASURES[numbered[0][1].summary.divergence]}, nats"
     corner = "figure"
     if rows is _profile_rows:
         corner = "position"
@@ -232,10 +232,6 @@ def _verdict(found: PairedComparison) -> str:
     if found.prompts < PROMPTS_TO_DISTINGUISH:
         return "too few prompts to tell"
     return "not distinguishable"
-
-
-def _measure(direction: Direction) -> str:
-    return _MEASURES[direction]
 
 
 def _signed(value: float) -> str:

@@ -25,7 +25,7 @@ from heretic_kl.engine import (
 )
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
-    Direction,
+    Divergence,
     Head,
     Reference,
     ReferenceIdentity,
@@ -46,7 +46,7 @@ NOISE_PROMPTS = 16
 
 
 STORED_FACTS = frozenset(
-    {"dtype", "direction", "temperature", "position_decay", "batch_size", "share_prefix"}
+    {"dtype", "divergence", "temperature", "position_decay", "batch_size", "share_prefix"}
 )
 
 
@@ -66,7 +66,7 @@ class TeacherForcedKL:
         prompts: what is asked.
         kl_tokens: N, positions scored of each answer; fewer where it ends earlier. 1 is
             first-token KL.
-        direction: forward is KL(reference || candidate).
+        divergence: `forward_kl` is KL(reference || candidate).
         temperature: of both distributions.
         position_decay: weight of each position relative to the one before; 1 weighs all alike.
         sampling_seed: draw the reference's answers at temperature 1 with this seed; None: its
@@ -97,7 +97,7 @@ class TeacherForcedKL:
         *,
         prompts: PromptsLike = DEFAULT_PROMPTS,
         kl_tokens: int = 8,
-        direction: Direction = "forward",
+        divergence: Divergence = "forward_kl",
         temperature: float = 1.0,
         position_decay: float = 1.0,
         sampling_seed: int | None = None,
@@ -115,7 +115,7 @@ class TeacherForcedKL:
     ) -> None:
         _require_in_range(kl_tokens, temperature, position_decay)
         chosen = chosen_prompts(prompts)
-        self.direction = direction
+        self.divergence = divergence
         self.temperature = temperature
         self.position_decay = position_decay
         self._notify = notify
@@ -237,7 +237,7 @@ class TeacherForcedKL:
             hidden,
             head=head,
             candidate_head=candidate_head,
-            direction=self.direction,
+            divergence=self.divergence,
             temperature=self.temperature,
         )
         weights = None
@@ -273,7 +273,7 @@ class TeacherForcedKL:
             stored = self._as_logits()
         settings = {
             **stored.identity.settings,
-            "direction": self.direction,
+            "divergence": self.divergence,
             "temperature": self.temperature,
             "position_decay": self.position_decay,
             "batch_size": self._batch_size,
@@ -317,7 +317,7 @@ class TeacherForcedKL:
         facts: dict[str, Any] = dict(stored.identity.settings)
         if stored.prompts is None or not STORED_FACTS <= facts.keys():
             raise MeasurementError(f"{path} is a reference that TeacherForcedKL did not save")
-        self.direction = facts["direction"]
+        self.divergence = facts["divergence"]
         self.temperature = float(facts["temperature"])
         self.position_decay = float(facts["position_decay"])
         self._batch_size = int(facts["batch_size"])
@@ -351,7 +351,7 @@ class TeacherForcedKL:
             runner,
             self._reference.first_prompts(NOISE_PROMPTS),
             likely_layers(runner.lm.model),
-            direction=self.direction,
+            divergence=self.divergence,
             temperature=self.temperature,
         )
 

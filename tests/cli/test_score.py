@@ -11,7 +11,7 @@ import torch
 
 from heretic_kl.cli import main as cli
 from heretic_kl.cli.score.settings import read_score_settings
-from heretic_kl.kl import KLTable
+from heretic_kl.kl import METRIC_VERSION, KLTable
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ class TestResults:
         assert not third["against_first"]["distinguishable"]
         tables = sorted(path.name for path in (here / "out").glob("t*"))
         assert tables == [f"t-{n}.safetensors" for n in (1, 2, 3)]
-        assert KLTable.load(here / "out/t-2.safetensors").divergence.sum() == 0.0
+        assert KLTable.load(here / "out/t-2.safetensors").values.sum() == 0.0
 
     def test_json_states_what_is_needed_to_do_it_again(self, here, capsys):
         words = ["--response", "sampled(3)", "--prompts.limit", "4", "--prompts.system", "wait"]
@@ -119,7 +119,10 @@ class TestResults:
         )
         assert plain["prompts"]["count"] == 4 and len(plain["prompts"]["sha256"]) == 64
         assert plain["settings"]["prompts"]["system"] == "wait"
-        assert plain["versions"]["torch"] == torch.__version__ and plain["metric_version"] == 1
+        assert (
+            plain["versions"]["torch"] == torch.__version__
+            and plain["metric_version"] == METRIC_VERSION
+        )
         assert plain["date"].startswith("20") and plain["failure"] is None
         assert "sampled(3), of the reference" in capsys.readouterr().out
 

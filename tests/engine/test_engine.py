@@ -89,14 +89,14 @@ def test_teacher_forced_kl_equals_full_logits_of_each_prompt_alone(lm, plan, tok
     reference = engine.reference(PROMPTS, tokens)
     for index, prompt in enumerate(PROMPTS):
         expected = plain_kl(lm, plan, prompt, list(forced_sequences(reference)[index].response))
-        ours = result.columns.divergence[result.prompt_index == index]
+        ours = result.columns.values[result.prompt_index == index]
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_one_token_is_first_token_kl(lm, plan):
     """Against an independent computation from the first answer token's logits, to 1e-5."""
     result = kl_result(Engine(lm, batch_size=4), plan, PROMPTS, 1)
-    ours = float(result.columns.divergence.mean())
+    ours = float(result.columns.values.mean())
     total = 0.0
     for prompt in PROMPTS:
         ids = torch.tensor([lm.chat.encode(prompt)])
@@ -111,7 +111,7 @@ def test_one_token_is_first_token_kl(lm, plan):
 def test_an_unedited_model_scores_exactly_zero(lm):
     for plan in (None, {}):
         result = kl_result(Engine(lm, batch_size=3), plan, PROMPTS, 6)
-        assert torch.equal(result.columns.divergence, torch.zeros_like(result.columns.divergence))
+        assert torch.equal(result.columns.values, torch.zeros_like(result.columns.values))
 
 
 def test_reference_answers_include_the_end_token_and_stop_there(lm):
@@ -203,7 +203,7 @@ def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeyp
     monkeypatch.setattr(runner, "run_forced", limited_states)
     result = kl_result(engine, {}, PROMPTS, 4)
     assert engine.batch_size == 2 and len(notes) == 2
-    assert float(result.columns.divergence.max()) == 0.0
+    assert float(result.columns.values.max()) == 0.0
 
 
 def test_another_model_is_measured_against_the_original(lm, plan):
@@ -212,7 +212,7 @@ def test_another_model_is_measured_against_the_original(lm, plan):
     under_plan = kl_result(engine, plan, PROMPTS, 4)
     with edited(lm.architecture, plan):
         as_model = kl_result(other, {}, PROMPTS, 4)
-    assert torch.equal(under_plan.columns.divergence, as_model.columns.divergence)
+    assert torch.equal(under_plan.columns.values, as_model.columns.values)
     reference = engine.reference(PROMPTS, 4)
     hidden = engine.hidden_states(plan, PROMPTS, 4)
     assert mean_kl(reference.with_hidden(hidden), hidden, head=lm.head) == 0.0
@@ -237,7 +237,7 @@ def test_prepared_references_are_the_unedited_models(lm, plan):
     engine.prepare([request, ResponseRequest(PROMPTS, 2)])
     with edited(lm.architecture, plan):
         (result,) = Engine(lm, batch_size=4, original=engine).measure({}, [request])
-    assert float(result.columns.divergence.mean()) > 0
+    assert float(result.columns.values.mean()) > 0
 
 
 def test_streaming_gives_the_greedy_answer(lm):
@@ -301,9 +301,9 @@ def test_drawn_answers_are_scored_like_greedy_ones(lm, plan):
     engine = Engine(lm, batch_size=4)
     request = TeacherForcedRequest(PROMPTS, 5, row_statistics, Sampling(3))
     (zero,) = engine.measure({}, [request])
-    assert float(zero.columns.divergence.max()) == 0.0
+    assert float(zero.columns.values.max()) == 0.0
     (some,) = engine.measure(plan, [request])
-    assert float(some.columns.divergence.min()) >= 0.0 < float(some.columns.divergence.max())
+    assert float(some.columns.values.min()) >= 0.0 < float(some.columns.values.max())
 
 
 def test_residual_means_do_not_depend_on_batches(lm):

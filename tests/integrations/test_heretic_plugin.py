@@ -126,14 +126,14 @@ def test_the_unedited_model_is_exactly_zero_and_an_edited_one_is_not(plugin, fol
 def test_it_measures_what_teacher_forced_kl_measures(plugin, folder):
     model = adapted(folder)
     ctx = context(model, prefix=" sure")
-    made = scorer(plugin, kl_tokens=4, direction="reverse", temperature=2.0, batch_size=2)
+    made = scorer(plugin, kl_tokens=4, divergence="reverse_kl", temperature=2.0, batch_size=2)
     made.init(ctx)
     edit(model)
     expected = TeacherForcedKL(
         folder,
         prompts=[Prompt(user) for user in USERS],
         kl_tokens=4,
-        direction="reverse",
+        divergence="reverse_kl",
         temperature=2.0,
         batch_size=2,
         response_prefix=" sure",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
+    METRIC_VERSION,
     KLSummary,
     KLTable,
     compare_paired,
@@ -39,13 +40,13 @@ def random_table(seed: int, prompts: int = 8, positions: int = 5) -> KLTable:
 
 
 def scaled(table: KLTable, factor: float) -> KLTable:
-    return dataclasses.replace(table, divergence=table.divergence * factor)
+    return dataclasses.replace(table, values=table.values * factor)
 
 
 def with_infinite(table: KLTable, prompt: int, position: int) -> KLTable:
-    divergence, infinite = table.divergence.clone(), table.infinite.clone()
-    divergence[prompt, position], infinite[prompt, position] = math.inf, True
-    return dataclasses.replace(table, divergence=divergence, infinite=infinite)
+    values, infinite = table.values.clone(), table.infinite.clone()
+    values[prompt, position], infinite[prompt, position] = math.inf, True
+    return dataclasses.replace(table, values=values, infinite=infinite)
 
 
 def test_every_number_against_a_plain_loop():
@@ -57,14 +58,12 @@ def test_every_number_against_a_plain_loop():
         kept = [n for n in range(table.positions) if table.mask[p, n]]
         norm = sum(float(weights[n]) for n in kept)
         share = {n: float(weights[n]) / norm for n in kept}
-        means.append(sum(share[n] * float(table.divergence[p, n]) for n in kept))
+        means.append(sum(share[n] * float(table.values[p, n]) for n in kept))
         agreement.append(sum(share[n] * float(table.top1_agreement[p, n]) for n in kept))
         moved = table.candidate_probability[p] - table.reference_probability[p]
         change.append(sum(share[n] * float(moved[n]) for n in kept))
         near += sum(
-            share[n] * float(table.divergence[p, n])
-            for n in kept
-            if table.reference_margin[p, n] < 0.1
+            share[n] * float(table.values[p, n]) for n in kept if table.reference_margin[p, n] < 0.1
         )
     mean = sum(means) / 8
     assert found.mean == pytest.approx(mean, rel=1e-12)
@@ -76,10 +75,10 @@ def test_every_number_against_a_plain_loop():
     assert found.mean_probability_change == pytest.approx(sum(change) / 8)
     assert 0.0 < found.near_tie_share == pytest.approx(near / 8 / mean)
     assert found.rows == int(table.mask.sum()) and found.prompts == 8
-    every = table.divergence[table.mask]
+    every = table.values[table.mask]
     assert found.median == pytest.approx(float(every.quantile(0.5)))
     for place in found.profile:
-        column = table.divergence[table.mask[:, place.position], place.position]
+        column = table.values[table.mask[:, place.position], place.position]
         assert place.count == column.numel()
         assert place.mean == (pytest.approx(float(column.mean())) if column.numel() else None)
 
@@ -87,8 +86,8 @@ def test_every_number_against_a_plain_loop():
 def test_positions_first_then_prompts():
     table = random_table(1, prompts=2, positions=3)
     mask = torch.tensor([[True, False, False], [True, True, True]])
-    divergence = torch.tensor([[4.0, 9.0, 9.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
-    table = dataclasses.replace(table, mask=mask, divergence=divergence)
+    values = torch.tensor([[4.0, 9.0, 9.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    table = dataclasses.replace(table, mask=mask, values=values)
     assert summarize(table).mean == 3.0  # and not 2.5, the mean over rows
 
 
@@ -181,7 +180,7 @@ def test_only_supported_quantiles_are_reported():
     found = summarize(full, bootstrap_draws=DRAWS).quantiles
     assert [quantile.level for quantile in found] == [0.05, 0.25, 0.75, 0.9, 0.95]
     for quantile in found:
-        assert quantile.value == pytest.approx(float(full.divergence.quantile(quantile.level)))
+        assert quantile.value == pytest.approx(float(full.values.quantile(quantile.level)))
 
 
 def test_a_single_prompt_has_a_mean_but_no_error():
@@ -198,7 +197,7 @@ def test_summary_survives_json():
     with pytest.raises(MeasurementError, match="metric version 0"):
         KLSummary.from_dict(older)
     with pytest.raises(MeasurementError, match="not a KL summary"):
-        KLSummary.from_dict({"metric_version": 1})
+        KLSummary.from_dict({"metric_version": METRIC_VERSION})
 
 
 def test_nothing_to_score_and_nan():
@@ -243,7 +242,7 @@ def test_paired_comparison_sees_what_unpaired_errors_hide():
 def test_noise_is_not_distinguishable_and_few_prompts_never_are():
     a = random_table(16, prompts=40)
     noise = torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noisy = dataclasses.replace(a, divergence=(a.divergence + 0.01 * noise).abs())
+    noisy = dataclasses.replace(a, values=(a.values + 0.01 * noise).abs())
     assert not compare_paired(a, noisy).distinguishable
     few = a.select_prompts(torch.arange(5))
     assert not compare_paired(few, scaled(few, 2.0)).distinguishable
@@ -260,8 +259,8 @@ def test_tables_of_different_references_cannot_be_paired():
     a = random_table(18)
     with pytest.raises(MeasurementError, match=r"\(8, 5\) and \(7, 5\)"):
         compare_paired(a, a.select_prompts(torch.arange(7)))
-    with pytest.raises(MeasurementError, match="reverse at temperature"):
-        compare_paired(a, dataclasses.replace(a, direction="reverse"))
+    with pytest.raises(MeasurementError, match="reverse_kl at temperature"):
+        compare_paired(a, dataclasses.replace(a, divergence="reverse_kl"))
     with pytest.raises(MeasurementError, match="different positions"):
         compare_paired(a, dataclasses.replace(a, mask=~a.mask))
 

@@ -37,17 +37,17 @@ def test_hidden_states_measure_as_the_plain_functions_do():
     table = REFERENCE.measure(EDITED, head=HEAD, max_elements=120)
     rows = chunked_row_statistics(HEAD, HIDDEN, EDITED, TOKENS[MASK])
     assert torch.equal(table.mask, MASK)
-    torch.testing.assert_close(table.divergence[MASK], rows.divergence, rtol=1e-4, atol=1e-8)
-    assert REFERENCE.measure(HIDDEN.clone(), head=HEAD).divergence.sum().item() == 0.0
+    torch.testing.assert_close(table.values[MASK], rows.values, rtol=1e-4, atol=1e-8)
+    assert REFERENCE.measure(HIDDEN.clone(), head=HEAD).values.sum().item() == 0.0
 
 
-@pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])
-def test_stored_logits_agree_to_their_rounding(direction):
-    exact = REFERENCE.measure(EDITED, head=HEAD, direction=direction, temperature=1.5)
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_stored_logits_agree_to_their_rounding(divergence):
+    exact = REFERENCE.measure(EDITED, head=HEAD, divergence=divergence, temperature=1.5)
     halved = LOGITS.measure(
-        EDITED, head=HEAD, direction=direction, temperature=1.5, max_elements=60
+        EDITED, head=HEAD, divergence=divergence, temperature=1.5, max_elements=60
     )
-    assert (halved.direction, halved.temperature) == (direction, 1.5)
+    assert (halved.divergence, halved.temperature) == (divergence, 1.5)
     for name, column in exact.columns().items():
         torch.testing.assert_close(getattr(halved, name), column, rtol=1e-2, atol=1e-3)
     itself = summarize(LOGITS.measure(HIDDEN, head=HEAD))
@@ -87,7 +87,7 @@ def test_round_trip(reference, tmp_path):
     loaded = Reference.load(path, expected=IDENTITY)
     assert loaded.identity == reference.identity
     assert torch.equal(loaded.tokens, TOKENS) and torch.equal(loaded.mask, MASK)
-    one, other = (r.measure(EDITED, head=HEAD).divergence for r in (reference, loaded))
+    one, other = (r.measure(EDITED, head=HEAD).values for r in (reference, loaded))
     assert torch.equal(one, other)
 
 

@@ -30,7 +30,7 @@ def test_every_column_against_its_definition(temperature):
     every = torch.arange(12)
     best, second = p.topk(2).values.unbind(-1)
     close = {"rtol": 1e-5, "atol": 1e-7}
-    torch.testing.assert_close(found.divergence, (p * (p / q).log()).sum(-1), **close)
+    torch.testing.assert_close(found.values, (p * (p / q).log()).sum(-1), **close)
     torch.testing.assert_close(found.reference_probability, p[every, TOKENS], **close)
     torch.testing.assert_close(found.candidate_probability, q[every, TOKENS], **close)
     torch.testing.assert_close(found.reference_top1_probability, best, **close)
@@ -40,21 +40,21 @@ def test_every_column_against_its_definition(temperature):
     assert {c.dtype for c in found} == {torch.float64, torch.bool}
 
 
-@pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])
-def test_blocks_do_not_matter(direction, monkeypatch):
-    whole = row_statistics(REFERENCE, CANDIDATE, TOKENS, direction=direction)
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_blocks_do_not_matter(divergence, monkeypatch):
+    whole = row_statistics(REFERENCE, CANDIDATE, TOKENS, divergence=divergence)
     monkeypatch.setitem(terms.BLOCK_ELEMENTS, "cpu", 120)
     for one, other in zip(
-        whole, row_statistics(REFERENCE, CANDIDATE, TOKENS, direction=direction), strict=True
+        whole, row_statistics(REFERENCE, CANDIDATE, TOKENS, divergence=divergence), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_a_prepared_reference_gives_the_same_bits(direction, dtype, monkeypatch):
+def test_a_prepared_reference_gives_the_same_bits(divergence, dtype, monkeypatch):
     reference, candidate = REFERENCE.to(dtype), CANDIDATE.to(dtype)
-    reduction = DivergenceReduction(direction, 1.5)
+    reduction = DivergenceReduction(divergence, 1.5)
     monkeypatch.setitem(terms.BLOCK_ELEMENTS, "cpu", 120)
     prepared = reduction.prepare(reference)
     assert prepared.bytes >= reference.numel() * (4 + 8)
@@ -75,21 +75,21 @@ def test_a_prepared_reference_must_fit():
     with pytest.raises(MeasurementError, match="reference logits"):
         reference_rows(REFERENCE.clone().fill_(math.nan))
     none = reference_rows(REFERENCE[:0])
-    assert row_statistics(none, CANDIDATE[:0], TOKENS[:0]).divergence.shape == (0,)
+    assert row_statistics(none, CANDIDATE[:0], TOKENS[:0]).values.shape == (0,)
 
 
 def test_identical_logits_change_nothing():
     found = row_statistics(REFERENCE, REFERENCE.clone(), TOKENS)
-    assert bool((found.divergence == 0).all()) and bool(found.top1_agreement.all())
+    assert bool((found.values == 0).all()) and bool(found.top1_agreement.all())
     assert torch.equal(found.reference_probability, found.candidate_probability)
 
 
 def test_directions_differ_and_reverse_is_the_exchange():
     forward = row_statistics(REFERENCE, CANDIDATE, TOKENS)
-    reverse = row_statistics(REFERENCE, CANDIDATE, TOKENS, direction="reverse")
+    reverse = row_statistics(REFERENCE, CANDIDATE, TOKENS, divergence="reverse_kl")
     exchanged = row_statistics(CANDIDATE, REFERENCE, TOKENS)
-    assert torch.equal(reverse.divergence, exchanged.divergence)
-    assert not torch.equal(reverse.divergence, forward.divergence)
+    assert torch.equal(reverse.values, exchanged.values)
+    assert not torch.equal(reverse.values, forward.values)
     assert torch.equal(reverse.reference_probability, forward.reference_probability)
 
 
@@ -98,19 +98,19 @@ def test_infinite_rows_are_flagged_and_leave_others_alone():
     candidate[3, 7] = -math.inf
     found = row_statistics(REFERENCE, candidate, TOKENS)
     assert found.infinite.nonzero().flatten().tolist() == [3]
-    assert found.divergence[3].item() == math.inf
+    assert found.values[3].item() == math.inf
     alone = forward_kl(reference=REFERENCE, candidate=CANDIDATE, reduction="none")
     others = torch.arange(12) != 3
-    torch.testing.assert_close(found.divergence[others], alone[others], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.values[others], alone[others], rtol=1e-12, atol=1e-12)
 
 
 def test_a_vocabulary_of_one_and_no_rows():
     only = row_statistics(torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(2, dtype=torch.long))
     assert only.reference_margin.tolist() == [1.0, 1.0]
-    assert only.divergence.tolist() == [0.0, 0.0]
+    assert only.values.tolist() == [0.0, 0.0]
     none = row_statistics(torch.zeros(0, 5), torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
     assert [tuple(c.shape) for c in none] == [(0,)] * len(RowStatistics._fields)
-    assert concatenate_rows([none, only]).divergence.shape == (2,)
+    assert concatenate_rows([none, only]).values.shape == (2,)
 
 
 def test_nan_is_an_error():
@@ -139,5 +139,5 @@ def test_shapes_and_directions_must_fit():
         row_statistics(REFERENCE, CANDIDATE[:11], TOKENS)
     with pytest.raises(ValueError, match="rows, V"):
         row_statistics(REFERENCE[None], CANDIDATE[None], TOKENS)
-    with pytest.raises(ValueError, match="direction must be one of"):
-        row_statistics(REFERENCE, CANDIDATE, TOKENS, direction="backward")
+    with pytest.raises(ValueError, match="divergence must be one of"):
+        row_statistics(REFERENCE, CANDIDATE, TOKENS, divergence="backward")

@@ -23,7 +23,7 @@ def test_rows_land_at_their_place_in_any_order():
     ]
     for name in RowStatistics._fields:
         assert torch.equal(getattr(TABLE, name)[PROMPT, POSITION], getattr(ROWS, name))
-    assert not TABLE.divergence[~TABLE.mask].any()
+    assert not TABLE.values[~TABLE.mask].any()
     order = torch.tensor([4, 2, 0, 1, 3])
     shuffled = RowStatistics(*(column[order] for column in ROWS))
     again = KLTable.from_rows(shuffled, PROMPT[order], POSITION[order], 3, 4)
@@ -32,7 +32,9 @@ def test_rows_land_at_their_place_in_any_order():
 
 
 def test_round_trip(tmp_path):
-    table = KLTable.from_rows(ROWS, PROMPT, POSITION, 3, 4, direction="reverse", temperature=2.0)
+    table = KLTable.from_rows(
+        ROWS, PROMPT, POSITION, 3, 4, divergence="reverse_kl", temperature=2.0
+    )
     path = tmp_path / "deeper" / "table.safetensors"
     table.save(path)
     table.save(path)
@@ -40,7 +42,7 @@ def test_round_trip(tmp_path):
     for name, column in table.columns().items():
         assert torch.equal(column, getattr(loaded, name))
         assert column.dtype == getattr(loaded, name).dtype
-    assert (loaded.direction, loaded.temperature) == ("reverse", 2.0)
+    assert (loaded.divergence, loaded.temperature) == ("reverse_kl", 2.0)
     assert [entry.name for entry in path.parent.iterdir()] == ["table.safetensors"]
 
 
@@ -71,13 +73,13 @@ def test_files_that_are_no_tables(tmp_path, monkeypatch):
         KLTable.load(path)
     TABLE.save(path)
     monkeypatch.setattr(storage, "METRIC_VERSION", 99)
-    with pytest.raises(MeasurementError, match="metric version 1, this is version 99"):
+    with pytest.raises(MeasurementError, match="metric version 2, this is version 99"):
         KLTable.load(path)
 
 
 def test_selections():
     first = TABLE.first_positions(1)
-    assert torch.equal(first.divergence, TABLE.divergence[:, :1])
+    assert torch.equal(first.values, TABLE.values[:, :1])
     some = TABLE.select_prompts(torch.tensor([2, 0]))
     assert torch.equal(some.mask, TABLE.mask[[2, 0]])
     with pytest.raises(ValueError, match=r"in \[1, 4\], got 5"):

@@ -72,7 +72,7 @@ def test_one_candidate_shows_everything() -> None:
         "reference  org/original (float32)",
         "candidate  ./fine-tune (float32)",
         "prompts    64 prompts of builtin:harmless report",
-        "answers    greedy, of the reference; first 3 tokens of each",
+        "responses  greedy, of the reference; first 3 tokens of each",
         "measure    KL(reference || candidate), temperature 1",
         "mean                   0.4123 ± 0.032",
         "95% interval           0.371 to 0.454",
@@ -146,12 +146,12 @@ def test_long_profiles_are_averaged_by_runs() -> None:
 
 
 def test_settings_are_named() -> None:
-    other = summary(direction="reverse", temperature=0.7)
+    other = summary(divergence="reverse_kl", temperature=0.7)
     of = report(MeasuredCandidate("x", None, other), responses="sampled(3)", position_decay=0.9)
     shown = text(of)
     assert "KL(candidate || reference), temperature 0.7" in shown
     assert "each position weighs 0.9 of the one before" in shown and "sampled(3)" in shown
-    drawn = summary(direction="jensen_shannon")
+    drawn = summary(divergence="jensen_shannon")
     assert "Jensen-Shannon" in text(report(MeasuredCandidate("x", None, drawn)))
 
 

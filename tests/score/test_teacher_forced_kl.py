@@ -28,21 +28,21 @@ class TestValues:
         assert summary.near_tie_share == 0.0 and summary.infinite_count == 0
         assert all(place.mean == 0.0 for place in summary.profile)
 
-    @pytest.mark.parametrize("direction", ["reverse", "jensen_shannon"])
-    def test_other_directions_and_temperatures_are_zero_too(self, original, direction):
-        kl = built(original, direction=direction, temperature=0.7)
+    @pytest.mark.parametrize("divergence", ["reverse_kl", "jensen_shannon"])
+    def test_other_divergences_and_temperatures_are_zero_too(self, original, divergence):
+        kl = built(original, divergence=divergence, temperature=0.7)
         summary = kl.score(original).summary
-        assert (summary.mean, summary.direction, summary.temperature) == (0.0, direction, 0.7)
+        assert (summary.mean, summary.divergence, summary.temperature) == (0.0, divergence, 0.7)
 
     def test_batch_sizes_agree(self, original, other):
         tables = [built(original, batch_size=n).score(other).table for n in (1, 3, 16)]
         for table in tables[1:]:
             assert torch.equal(table.mask, tables[0].mask)
-            assert torch.allclose(table.divergence, tables[0].divergence, rtol=0.0, atol=1e-6)
+            assert torch.allclose(table.values, tables[0].values, rtol=0.0, atol=1e-6)
 
     def test_reverse_swaps_the_models(self, original, other):
         forward = built(original, kl_tokens=1).score(other).kl
-        reverse = built(other, kl_tokens=1, direction="reverse").score(original).kl
+        reverse = built(other, kl_tokens=1, divergence="reverse_kl").score(original).kl
         assert forward == pytest.approx(reverse, rel=1e-9)
 
     def test_drawn_answers_depend_on_the_seed_alone(self, original):
@@ -213,7 +213,7 @@ class TestVocabularies:
 class TestStored:
     def test_hidden_states_measure_as_the_model_did(self, original, make_adapter, tmp_path):
         adapter = make_adapter(original, str(original))
-        kl = built(original, direction="reverse", temperature=1.5, position_decay=0.8)
+        kl = built(original, divergence="reverse_kl", temperature=1.5, position_decay=0.8)
         kl.save(tmp_path / "r.safetensors")
         stored = TeacherForcedKL.load(tmp_path / "r.safetensors", tiny_tokenizer())
         assert same(stored.score(adapter), kl.score(adapter))

@@ -212,7 +212,7 @@ def test_bad_plug_in_files_are_one_line(tmp_path):
     [
         ({"kl_token": 2}, "unknown setting scorers.kl.settings.kl_token: did you mean 'kl_tokens'"),
         ({"kl_tokens": 0}, "scorers.kl.settings.kl_tokens = 0: "),
-        ({"direction": "sideways"}, "scorers.kl.settings.direction = 'sideways'"),
+        ({"divergence": "sideways"}, "scorers.kl.settings.divergence = 'sideways'"),
     ],
 )
 def test_bad_scorer_settings_are_one_line(settings, message):

@@ -95,9 +95,7 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
         },
         "kl_tokens": outcome.kl.kl_tokens,
         "response": stored_settings["responses"],
-        "divergence": {"forward": "forward_kl", "reverse": "reverse_kl"}.get(
-            outcome.kl.direction, outcome.kl.direction
-        ),
+        "divergence": outcome.kl.divergence,
         "temperature": outcome.kl.temperature,
         "position_decay": outcome.kl.position_decay,
         "settings": _plain_settings(settings),

@@ -176,7 +176,7 @@ def _reference(
         settings.name,
         prompts=prompts,
         kl_tokens=settings.kl_tokens,
-        direction=settings.divergence.removesuffix("_kl"),  # type: ignore[arg-type]
+        divergence=settings.divergence,
         temperature=settings.temperature,
         position_decay=settings.position_decay,
         sampling_seed=sampling_seed(settings.response),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
-from heretic_kl.kl import Direction, Head, Reference, ReferenceIdentity
+from heretic_kl.kl import Divergence, Head, Reference, ReferenceIdentity
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel
@@ -239,7 +239,7 @@ def mean_kl(
     *,
     head: Head,
     candidate_head: Head | None = None,
-    direction: Direction = "forward",
+    divergence: Divergence = "forward_kl",
     temperature: float = 1.0,
 ) -> float:
     """KL in nats between two sets of hidden states, mean over positions, then over prompts."""
@@ -247,12 +247,12 @@ def mean_kl(
         hidden,
         head=head,
         candidate_head=candidate_head,
-        direction=direction,
+        divergence=divergence,
         temperature=temperature,
     )
     counts = table.mask.sum(dim=1)
     scored = counts > 0
-    return float((table.divergence.sum(dim=1)[scored] / counts[scored]).mean())
+    return float((table.values.sum(dim=1)[scored] / counts[scored]).mean())
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
