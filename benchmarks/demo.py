@@ -56,10 +56,10 @@ def main() -> None:
         "repeats": arguments.repeats,
         "trials": facts["trial"]["of"],
         "picked": {key: facts["trial"][key] for key in ("number", "pick_rule", "parameters")},
-        "report_scores": {
+        "test_scores": {
             name: {
                 which: {key: score[key] for key in kept}
-                for which, score in facts["report_scores"][name].items()
+                for which, score in facts["test_scores"][name].items()
                 if score is not None
             }
             for name in SCORES

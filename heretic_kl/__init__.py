@@ -2,9 +2,10 @@
 
     from heretic_kl import Session, Settings
 
-    with Session(Settings(model="path/to/model", kl_tokens=3), print) as session:
+    with Session(Settings(model="path/to/model", kl_tokens=3)) as session:
         session.search()
-        print(session.front)
+        best = session.pick("knee")
+        session.save(best, "edited-model", "merged")
 
 Dimensions, in every docstring: P prompts, K candidates run together, T positions of a sequence,
 N scored positions, V vocabulary, L layers, D residual width, R rank.

@@ -49,7 +49,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class ModelLoaded:
-    """The model is in memory and its sites are proved."""
+    """The model is in memory and its sites are verified."""
 
     name: str
     parameters: int

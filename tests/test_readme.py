@@ -43,6 +43,26 @@ def test_the_measurement_in_three_lines_works(tmp_path, capsys):
     assert " nats, 95% " in capsys.readouterr().out
 
 
+def test_the_example_run_saves_a_model(tmp_path, monkeypatch):
+    """As it stands, but for the model and for fewer trials, prompts and tokens."""
+    from heretic_kl import config
+
+    (code,) = (block for block in blocks("python") if "Session(" in block)
+    folder = save_tiny_model(tmp_path / "model", tiny_llama())
+    limits = {use: {"limit": 4} for use in ("train", "validation", "test")}
+    smaller = {
+        "trials": 2,
+        "max_response_tokens": 3,
+        "batch_size": 4,
+        "prompts": {"harmful": limits, "harmless": limits},
+        "scorers": {"teacher_forced_kl": {"settings": {"set_aside_refused": False}}},
+    }
+    real = config.Settings
+    monkeypatch.setattr(config, "Settings", lambda **values: real(**{**values, **smaller}))
+    exec(code.replace("path/to/model", str(folder)), {})
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 def test_the_example_settings_are_known():
 
     from heretic_kl.config import load_settings
@@ -71,7 +91,7 @@ def test_every_path_in_the_file_map_exists():
 def test_the_demo_figures_are_those_of_the_results_file():
     import json
 
-    scores = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["report_scores"]
+    scores = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["test_scores"]
     for which in ("original", "saved"):
         for name in ("refusals", "false_refusals"):
             assert scores[name][which]["text"].split(" (")[0] in README

@@ -25,7 +25,7 @@ class PromptFacts:
     kind: str
     """`harmful` or `harmless`."""
     use: str
-    """`train`, `search` or `report`."""
+    """`train`, `validation` or `test`."""
     source: str
     """Where from, for people: `builtin, harmful train[:256]`."""
     count: int
@@ -79,7 +79,7 @@ class ExportFacts:
     layers: int
     scores: Mapping[str, ScoreFacts]
     """On the test prompts, by scorer."""
-    search_scores: Mapping[str, Score]
+    validation_scores: Mapping[str, Score]
     """The trial's, on the validation prompts."""
     kl_tokens: int
     noise_floor: float | None

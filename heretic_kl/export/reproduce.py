@@ -18,7 +18,7 @@ from heretic_kl.scoring import Score
 
 REPRODUCTION_FILE = "heretic-kl.json"
 CARD_FILE = "README.md"
-FORMAT = 1
+FORMAT = 2
 BLOCK_BYTES = 2**20
 
 
@@ -69,9 +69,11 @@ def reproduction(facts: ExportFacts) -> dict[str, Any]:
             "pick_rule": facts.pick_rule,
             "parameters": facts.parameters,
             "edit": _edit(facts.edit),
-            "search_scores": {name: score.to_dict() for name, score in facts.search_scores.items()},
+            "validation_scores": {
+                name: score.to_dict() for name, score in facts.validation_scores.items()
+            },
         },
-        "report_scores": {name: _scores(scores) for name, scores in facts.scores.items()},
+        "test_scores": {name: _scores(scores) for name, scores in facts.scores.items()},
         "measurement": {
             "kl_tokens": facts.kl_tokens,
             "noise_floor_nats": facts.noise_floor,

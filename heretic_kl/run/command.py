@@ -47,13 +47,13 @@ def reproducing_command(
         name: the folder to save to.
         form: what is saved.
     """
-    found = {
+    stated = {
         "dtype": calibration.dtype,
         "batch_size": calibration.batch_size,
         "response_prefix": calibration.response_prefix,
         "prompt_set": prompt_set,
     }
-    values = {**settings.model_dump(mode="json"), **found}
+    values = {**settings.model_dump(mode="json"), **stated}
     defaults = Settings().model_dump(mode="json")
     words = ["heretic-kl", "--model", base]
     if revision is not None:

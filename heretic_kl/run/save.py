@@ -151,7 +151,7 @@ def _facts(
             scorer: ScoreFacts(trial.original.get(scorer), score, saved_scores.get(scorer))
             for scorer, score in trial.scores.items()
         },
-        search_scores=trial.record.scores,
+        validation_scores=trial.record.scores,
         kl_tokens=settings.kl_tokens,
         noise_floor=floor.batching,
         rounding_floor=floor.rounding,

@@ -158,9 +158,9 @@ class Suite:
         judges = [_Judge(self, spec) for spec in specs]
         race = Race(judges, places, rivals) if rivals else None
         with _blamed_on(", ".join(places)):
-            found = engine.measure_many(plans, flat, race)
+            measured = engine.measure_many(plans, flat, race)
         outcomes: list[dict[str, Score] | Stopped] = []
-        for candidate, results in enumerate(found):
+        for candidate, results in enumerate(measured):
             if results is None:
                 assert race is not None  # only a race ends a candidate
                 outcomes.append(race.stopped[candidate])
@@ -174,9 +174,9 @@ class Suite:
         flat: list[Request] = []
         places = {}
         for spec in specs:
-            own = self._ask(spec)
-            places[spec.name] = slice(len(flat), len(flat) + len(own))
-            flat += own
+            requests = self._ask(spec)
+            places[spec.name] = slice(len(flat), len(flat) + len(requests))
+            flat += requests
         return flat, places
 
     def _score(self, spec: ScorerSpec, results: Sequence[Result]) -> Score:
@@ -215,8 +215,8 @@ class _Judge:
         self._scored: list[tuple[tuple[Result, ...], Score]] = []
 
     def score(self, results: Sequence[Result]) -> Score:
-        for known, score in self._scored:
-            if all(a is b for a, b in zip(known, results, strict=True)):
+        for scored_results, score in self._scored:
+            if all(a is b for a, b in zip(scored_results, results, strict=True)):
                 return score
         score = self._suite._score(self._spec, results)
         self._scored.append((tuple(results), score))

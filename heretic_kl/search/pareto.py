@@ -22,7 +22,7 @@ def pareto_front(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
     )
     front: list[TrialRecord] = []
     for trial in complete:
-        if not any(_at_least_as_good(kept.objectives, trial.objectives) for kept in front):
+        if not any(_at_least_as_good(member.objectives, trial.objectives) for member in front):
             front.append(trial)
     return tuple(front)
 
@@ -122,15 +122,16 @@ def _by_number(value: str, trials: Sequence[TrialRecord]) -> TrialRecord:
     for trial in complete:
         if str(trial.number) == value:
             return trial
-    known = ", ".join(str(trial.number) for trial in complete[:8])
-    raise SelectionError(f"no finished trial {value!r}; there are {known or 'none'} ...")
+    numbers = ", ".join(str(trial.number) for trial in complete[:8])
+    more = ", ..." if len(complete) > 8 else ""
+    raise SelectionError(f"no finished trial {value!r}; there are {numbers or 'none'}{more}")
 
 
 def _below(scorer: str, value: str, front: Sequence[TrialRecord]) -> TrialRecord:
     limit = _number(f"max-{scorer}={value}", value)
-    known = [name for trial in front[:1] for name in trial.scores]
-    if scorer not in known:
-        raise SelectionError(f"no score {scorer!r} to pick by; there are {', '.join(known)}")
+    names = [name for trial in front[:1] for name in trial.scores]
+    if scorer not in names:
+        raise SelectionError(f"no score {scorer!r} to pick by; there are {', '.join(names)}")
     met = [trial for trial in front if _score(trial, scorer) <= limit]
     if not met:
         best = min(_score(trial, scorer) for trial in front)
@@ -138,7 +139,7 @@ def _below(scorer: str, value: str, front: Sequence[TrialRecord]) -> TrialRecord
             f"no trial of the front has {scorer} at most {limit:g}; the lowest is {best:g}: "
             "run more trials or pick with another limit"
         )
-    position = known.index(scorer)
+    position = names.index(scorer)
     return min(
         met,
         key=lambda trial: (

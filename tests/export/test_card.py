@@ -54,7 +54,7 @@ def facts(**changes) -> ExportFacts:
             "refusals": ScoreFacts(*REFUSALS),
             "teacher_forced_kl": ScoreFacts(None, KL, KL),
         },
-        "search_scores": {"refusals": REFUSALS[1]},
+        "validation_scores": {"refusals": REFUSALS[1]},
         "kl_tokens": 3,
         "noise_floor": 1.2e-9,
         "rounding_floor": 3e-5,
@@ -172,9 +172,9 @@ def test_the_reproduction_file_holds_what_a_rerun_needs(tmp_path):
             }
         },
     }
-    saved = content["report_scores"]["refusals"]["saved"]
+    saved = content["test_scores"]["refusals"]["saved"]
     assert Score.from_dict(saved) == REFUSALS[2]
-    assert content["report_scores"]["teacher_forced_kl"]["trial"]["details"] == {"worst": "inf"}
+    assert content["test_scores"]["teacher_forced_kl"]["trial"]["details"] == {"worst": "inf"}
     assert content["settings"]["model"] == "tiny"
     assert content["settings"]["response_prefix"] == "/no_think"
     assert content["settings"]["api_token"] == "***"
