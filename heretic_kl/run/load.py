@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from heretic_kl.ablation import Component
 from heretic_kl.config import Settings
+from heretic_kl.errors import ConfigError
 from heretic_kl.events import ModelLoaded
 from heretic_kl.model import LanguageModel, ModelSource, load_model, verify_sites
 from heretic_kl.run.telling import Teller
@@ -49,8 +50,13 @@ def load(settings: Settings, tell: Teller) -> Loaded:
 
 
 def model_source(settings: Settings) -> ModelSource:
-    """Where the model comes from; the command line refuses settings without one."""
-    assert settings.model is not None
+    """Where the model comes from.
+
+    Raises:
+        ConfigError: the settings name no model.
+    """
+    if settings.model is None:
+        raise ConfigError("no model given: set `model` to a hub id, a local folder or a .gguf file")
     return ModelSource(settings.model, settings.revision)
 
 

@@ -94,11 +94,12 @@ def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
     """The scorers and prompts of a run, and all that can be checked without a model.
 
     Raises:
-        HereticKLError: a wrong scorer, pick rule, storage, target folder or prompt source.
+        HereticKLError: no model, a wrong scorer, pick rule, storage, target folder or
+            prompt source.
     """
+    source = model_source(settings)
     if settings.save is not None:
-        source = model_source(settings).folder
-        check_target(settings.save, overwrite=settings.overwrite, source=source)
+        check_target(settings.save, overwrite=settings.overwrite, source=source.folder)
     suite = Suite(
         ScorerSpec(name, table.use or name, table.role, table.settings)
         for name, table in settings.scorers.items()

@@ -110,7 +110,7 @@ def _common() -> dict[str, Any]:
 
 
 def save_tiny_model(
-    folder: Path,
+    folder: Path | str,
     config: Any,
     *,
     dtype: torch.dtype = torch.float32,
@@ -133,9 +133,9 @@ def save_tiny_model(
                     parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[operator]
     tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return Path(folder)
 
 
-def load_tiny_model(folder: Path, **options: Any) -> LanguageModel:
+def load_tiny_model(folder: Path | str, **options: Any) -> LanguageModel:
     """Load it in float32 on the CPU; see `heretic_kl.model.load_model` for options."""
     return load_model(ModelSource(str(folder)), **{"dtype": "float32", "device": "cpu", **options})

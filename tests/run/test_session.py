@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from heretic_kl import Session, Settings, events
 from heretic_kl.errors import (
+    ConfigError,
     ExportError,
     PromptError,
     ScorerError,
@@ -282,6 +283,7 @@ def test_a_study_is_not_continued_with_other_weights(workplace, tmp_path):
     ("changes", "error"),
     [
         ({"storage": "sqlite:////no/such/folder/x.db"}, StudyError),
+        ({"model": None}, ConfigError),
         ({"pick": "best"}, SelectionError),
         ({"scorers": {"mine": {"use": "refusal"}}}, ScorerError),
         ({"prompts": {"harmful": {"train": {"source": "none.txt"}}}}, PromptError),
