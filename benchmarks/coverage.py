@@ -2,8 +2,8 @@
 
     python benchmarks/coverage.py [TYPES...] [--seed 0]
 
-On tiny random models, in float32 on a CPU. All types together write `results/coverage.json` and
-`docs/coverage.md`; named ones are only printed. Exit code 1: a type failed.
+Runs tiny random models in float32 on a CPU. Without TYPES it writes `results/coverage.json` and
+`docs/coverage.md`; named types are only printed. Exit code 1: a type failed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What covering the model types gave, as a table for people. Runs no model."""
+"""The coverage of model types as a table for people. Runs no model."""
 
 from __future__ import annotations
 
@@ -6,39 +6,41 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MOST_REASON = 160
+MAX_REASON_LENGTH = 160
 
 
 def summary(types: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """How many types passed, were refused, failed or could not be built."""
-    counts = Counter(found["status"] for found in types.values())
+    """How many types passed, were rejected, failed or could not be built."""
+    counts = Counter(coverage["status"] for coverage in types.values())
     tried = len(types) - counts["not built here"]
     return {
         "types": len(types),
-        "classes": len({found["class_name"] for found in types.values()}),
-        **{name: counts[name] for name in ("passed", "refused", "failed", "not built here")},
+        "classes": len({coverage["class_name"] for coverage in types.values()}),
+        **{name: counts[name] for name in ("passed", "rejected", "failed", "not built here")},
         "passed_share": round(counts["passed"] / tried, 4) if tried else 0.0,
     }
 
 
 def summary_line(types: Mapping[str, Mapping[str, Any]]) -> str:
     """The same in a sentence."""
-    found = summary(types)
+    counts = summary(types)
     return (
-        f"{found['types']} decoder types ({found['classes']} classes): {found['passed']} passed "
-        f"({found['passed_share']:.1%} of those built), {found['refused']} refused with one line, "
-        f"{found['failed']} failed, {found['not built here']} not built here"
+        f"{counts['types']} decoder types ({counts['classes']} classes): {counts['passed']} passed "
+        f"({counts['passed_share']:.1%} of those built), {counts['rejected']} rejected with a "
+        f"one-line error, {counts['failed']} failed, {counts['not built here']} not built here"
     )
 
 
-def text_row(found: Mapping[str, Any]) -> str:
+def text_row(coverage: Mapping[str, Any]) -> str:
     """One type on a terminal."""
-    said = found["reason"] or "without " + ", ".join(found["without"])
+    remark = coverage["reason"]
+    if coverage["without"] and not remark:
+        remark = "without " + ", ".join(coverage["without"])
+    numbers = [_number(coverage[name]) for name in ("residue", "passes_error", "export_error")]
     return (
-        f"{found['model_type']:<20} {found['status']:<14} {found['layers']:>2} layers  "
-        f"residue {_number(found['residue'])}  passes {_number(found['passes_error'])}  "
-        f"reload {_number(found['export_error'])} {found['route']:<9} {found['seconds']:>4.1f} s  "
-        f"{_sites(found['sites'])}  {said if found['reason'] or found['without'] else ''}"
+        f"{coverage['model_type']:<20} {coverage['status']:<14} {coverage['layers']:>2} layers  "
+        f"residue {numbers[0]}  passes {numbers[1]}  reload {numbers[2]} {coverage['route']:<9} "
+        f"{coverage['seconds']:>4.1f} s  {_sites(coverage['sites'])}  {remark}"
     )
 
 
@@ -46,8 +48,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     """`docs/coverage.md`, from what `benchmarks/results/coverage.json` holds."""
     types = results["types"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    passed = [found for found in types.values() if found["status"] == "passed"]
-    others = [found for found in types.values() if found["status"] != "passed"]
+    passed = [one for one in types.values() if one["status"] == "passed"]
+    others = [one for one in types.values() if one["status"] != "passed"]
     lines = [
         "# Architectures",
         "",
@@ -56,20 +58,23 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"**{summary_line(types)}.**",
         "",
         "Every decoder-only model type of the installed `transformers`, as a tiny random model in",
-        "float32 on a CPU, taken through what a user runs:",
+        "float32 on a CPU, is taken through what a user runs:",
         "",
         "- *residue*: the share of a removed direction that any layer still adds (below 1e-5);",
-        "- *search*: two trials, scores finite, KL of the unedited model exactly 0, equal to the",
-        "  same trials with nothing shared, replayed or run together; *passes*: the largest",
-        "  relative error of edited hidden states against one unpadded sequence at a time;",
-        "- *reload*: the largest relative error of the logits of the saved model, loaded by plain",
-        "  `transformers`, against the operators; names, shapes and types of all tensors are those",
-        "  of the original;",
-        "- greedy answers under the operators are those of `generate` of the saved model.",
+        "- *search*: two trials have finite scores, equal to those of the same trials with nothing",
+        "  shared, replayed or run together; the KL of the unedited model is exactly 0;",
+        "- *passes*: the largest relative error of edited hidden states against one unpadded",
+        "  sequence at a time;",
+        "- *reload*: the largest relative error of the logits of the saved model, loaded by",
+        "  plain `transformers`, against the operators; all tensors keep their names, shapes and",
+        "  types;",
+        "- *responses*: greedy responses under the operators equal those of `generate` on the saved",
+        "  model.",
         "",
-        "*Without*: savings that were tried at the start, found inexact for this type, and not",
-        "used; results are the same without them. The windows of the tiny models are 8 tokens:",
-        "larger models share a prefix in answers where prompt and answer fit into their window.",
+        "*Without*: savings that were tried at the start, found inexact for this type and not",
+        "used. Results are the same without them. The tiny models have attention windows of 8",
+        "tokens; larger models share a prefix in responses where prompt and response fit into the",
+        "window.",
         "",
         "| type | layers | sites | residue | passes | reload | without |",
         "|---|---|---|---|---|---|---|",
@@ -77,18 +82,20 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]
     if others:
         lines += ["", "## Not edited", "", "| type | what | why |", "|---|---|---|"]
-        lines += [f"| {f['model_type']} | {f['status']} | {_short(f['reason'])} |" for f in others]
+        lines += [
+            f"| {one['model_type']} | {one['status']} | {_short(one['reason'])} |" for one in others
+        ]
     return "\n".join([*lines, ""])
 
 
-def _passed_row(found: Mapping[str, Any]) -> str:
-    numbers = (found[name] for name in ("residue", "passes_error", "export_error"))
+def _passed_row(coverage: Mapping[str, Any]) -> str:
+    numbers = (coverage[name] for name in ("residue", "passes_error", "export_error"))
     cells: Sequence[str] = (
-        found["model_type"],
-        str(found["layers"]),
-        _sites(found["sites"]),
+        coverage["model_type"],
+        str(coverage["layers"]),
+        _sites(coverage["sites"]),
         *map(_number, numbers),
-        ", ".join(found["without"]),
+        ", ".join(coverage["without"]),
     )
     return "| " + " | ".join(cells) + " |"
 
@@ -103,4 +110,8 @@ def _number(value: float | None) -> str:
 
 def _short(reason: str) -> str:
     plain = reason.replace("|", "\\|").replace("<", "`<").replace(">", ">`")
-    return plain if len(plain) <= MOST_REASON else plain[:MOST_REASON].rsplit(" ", 1)[0] + " ..."
+    return (
+        plain
+        if len(plain) <= MAX_REASON_LENGTH
+        else plain[:MAX_REASON_LENGTH].rsplit(" ", 1)[0] + " ..."
+    )

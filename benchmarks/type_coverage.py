@@ -1,8 +1,8 @@
-"""One model type, taken the whole way: load, prove, search, export, answer. Prints nothing.
+"""One model type, taken the whole way: load, verify, search, export, respond. Prints nothing.
 
 A tiny random model of the type is saved to a folder, and from there on everything is done by the
-code that a user runs. What comes out is compared with the plainest computation there is: one
-sequence at a time, without padding, cache, shared prefix, replay or company in the batch.
+code that a user runs. Results are compared with the plainest computation there is: one sequence
+at a time, without padding, cache, shared prefix, replay or other rows in the batch.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from heretic_kl.requests import ResponseRequest
 from heretic_kl.run import calibrate as calibrating
 from heretic_kl.testing import WORDS, tiny_tokenizer, zoo
 
-Status = Literal["passed", "refused", "not built here", "failed"]
+Status = Literal["passed", "rejected", "not built here", "failed"]
 
 RESIDUE = 1e-5
-"""Largest share of a direction that may stay in what a layer adds, float32."""
+"""Largest share of a removed direction that a layer may still add, float32."""
 SAME = 1e-4
 """Largest relative difference between two ways to compute the same, float32."""
 TRIALS, KL_TOKENS, RESPONSE_TOKENS = 2, 3, 8
@@ -44,13 +44,13 @@ SYSTEM = "please tell me about the weather in Rome and then wait"
 
 @dataclass
 class Coverage:
-    """What came out for one model type."""
+    """The result for one model type."""
 
     model_type: str
     class_name: str
     status: Status = "passed"
     reason: str = ""
-    """Why it is refused, not built or failed: one line."""
+    """Why it is rejected, not built or failed: one line."""
     layers: int = 0
     sites: dict[str, int] = field(default_factory=dict)
     """Sites by kind."""
@@ -70,7 +70,7 @@ class Coverage:
     notes: list[str] = field(default_factory=list)
     """What a user is told."""
     without: list[str] = field(default_factory=list)
-    """Savings that the model does not allow, found out by trying them."""
+    """Savings that the model does not allow, as trying them showed."""
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,33 +92,33 @@ def class_of(model_type: str) -> str:
 
 def cover(model_type: str, folder: Path, *, seed: int = 0) -> Coverage:
     """Take one model type the whole way, in an empty folder."""
-    found = Coverage(model_type, class_of(model_type))
+    coverage = Coverage(model_type, class_of(model_type))
     start = time.perf_counter()
     library = zoo.NEEDS_LIBRARY.get(model_type)
     if library and importlib.util.find_spec(library) is None:
-        found.status, found.reason = "not built here", f"needs {library}"
-        return found
+        coverage.status, coverage.reason = "not built here", f"needs {library}"
+        return coverage
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         try:
             _save_original(model_type, folder / "model", seed)
-            _covered(found, folder)
+            _covered(coverage, folder)
         except HereticKLError as error:
             lines = str(error).strip().splitlines()
-            found.status = "refused" if len(lines) == 1 else "failed"
-            found.reason = str(error).replace(str(folder / "model"), "MODEL")
+            coverage.status = "rejected" if len(lines) == 1 else "failed"
+            coverage.reason = str(error).replace(str(folder / "model"), "MODEL")
         except Exception as error:  # one type must not end the table
-            found.status = "failed"
-            found.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    wrong = [
-        f"{what}: {said}"
-        for what in ("search", "export", "responses")
-        if (said := getattr(found, what)) not in ("", "ok")
+            coverage.status = "failed"
+            coverage.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    problems = [
+        f"{stage}: {result}"
+        for stage in ("search", "export", "responses")
+        if (result := getattr(coverage, stage)) not in ("", "ok")
     ]
-    if found.status == "passed" and wrong:
-        found.status, found.reason = "failed", "; ".join(wrong)
-    found.seconds = round(time.perf_counter() - start, 1)
-    return found
+    if coverage.status == "passed" and problems:
+        coverage.status, coverage.reason = "failed", "; ".join(problems)
+    coverage.seconds = round(time.perf_counter() - start, 1)
+    return coverage
 
 
 def _save_original(model_type: str, folder: Path, seed: int) -> None:
@@ -129,38 +129,41 @@ def _save_original(model_type: str, folder: Path, seed: int) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-def _covered(found: Coverage, folder: Path) -> None:
-    heard: list[Any] = []
-    with Session(_settings(folder, "fast"), heard.append) as session:
+def _covered(coverage: Coverage, folder: Path) -> None:
+    received: list[Any] = []
+    with Session(_settings(folder, "fast"), received.append) as session:
         lm = session.parts.lm
-        found.layers = len(lm.architecture.layers)
-        found.sites = site_kinds(lm)
-        found.residue = session.calibration.site_residue
-        found.unedited_kl = session.baseline["teacher_forced_kl"].value
+        coverage.layers = len(lm.architecture.layers)
+        coverage.sites = site_kinds(lm)
+        coverage.residue = session.calibration.site_residue
+        coverage.unedited_kl = session.baseline["teacher_forced_kl"].value
         session.search()
-        found.search = _first(
-            lambda: None if found.residue < RESIDUE else f"residue {found.residue:.1e}",
-            lambda: None if found.unedited_kl == 0 else f"unedited KL {found.unedited_kl}",
+        coverage.search = _first(
+            lambda: None if coverage.residue < RESIDUE else f"residue {coverage.residue:.1e}",
+            lambda: None if coverage.unedited_kl == 0 else f"unedited KL {coverage.unedited_kl}",
             lambda: _search_problem(session, folder),
-            lambda: _passes_problem(found, session),
+            lambda: _passes_problem(coverage, session),
             lambda: _responses_problem(session),
         )
         plan = strong_plan(lm, 0)
         reloaded: list[Any] = []
-        found.export = _first(lambda: _export_problem(found, lm, plan, folder / "new", reloaded))
-        found.responses = _first(lambda: _generate_problem(session, plan, reloaded))
-        found.notes = _notes(heard)
-        found.without = _without(session, found.notes)
+        coverage.export = _first(
+            lambda: _export_problem(coverage, lm, plan, folder / "new", reloaded)
+        )
+        coverage.responses = _first(lambda: _generate_problem(session, plan, reloaded))
+        coverage.notes = _notes(received)
+        coverage.without = _without(session, coverage.notes)
 
 
-def _first(*problems: Callable[[], str | None]) -> str:
-    for problem in problems:
+def _first(*checks: Callable[[], str | None]) -> str:
+    """The first problem that a check names; `ok` where there is none."""
+    for check in checks:
         try:
-            said = problem()
+            problem = check()
         except Exception as error:  # named in the table
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if said is not None:
-            return said
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if problem is not None:
+            return problem
     return "ok"
 
 
@@ -178,7 +181,7 @@ def _settings(folder: Path, name: str, **changes: Any) -> Settings:
             split: {"source": str(file), "split": part, "system": SYSTEM}
             for split, part in parts.items()
         }
-    given = {
+    settings = {
         "model": str(folder / "model"),
         "device": "cpu",
         "dtype": "float32",
@@ -198,11 +201,11 @@ def _settings(folder: Path, name: str, **changes: Any) -> Settings:
             "teacher_forced_kl": {"settings": {"set_aside_refused": False}},
         },
     }
-    return Settings(**{**given, **changes})
+    return Settings(**{**settings, **changes})
 
 
 def _search_problem(session: Session, folder: Path) -> str | None:
-    """The trials again with nothing shared: no trees, prefix or trunk, one candidate at a time."""
+    """The trials again with no trees, prefix or layer cache, one candidate at a time."""
     plain = _settings(folder, "plain", cache_memory_mb=0, parallel_candidates=1)
     with (
         mock.patch.object(calibrating, "_can_share_prefix", return_value=False),
@@ -227,9 +230,9 @@ def _search_problem(session: Session, folder: Path) -> str | None:
     return None
 
 
-def _notes(heard: Sequence[Any]) -> list[str]:
-    notes = [event.message for event in heard if isinstance(event, events.Notice)]
-    steps = [event for event in heard if isinstance(event, events.CalibrationStep)]
+def _notes(received: Sequence[Any]) -> list[str]:
+    notes = [event.message for event in received if isinstance(event, events.Notice)]
+    steps = [event for event in received if isinstance(event, events.CalibrationStep)]
     notes += [f"{s.name} {s.value}" for s in steps if s.value.startswith("off")]
     return list(dict.fromkeys(notes))
 
@@ -239,16 +242,16 @@ def _without(session: Session, notes: Sequence[str]) -> list[str]:
     missing = {
         "trees of tokens": not session.parts.engine.trees,
         "shared prefix": not session.parts.engine.share_prefix,
-        "shared prefix in answers": session.parts.engine.share_prefix and not way.gaps,
+        "shared prefix in responses": session.parts.engine.share_prefix and not way.gaps,
         "replay of lower layers": any(n.startswith("lower layers run for every") for n in notes),
         "candidates together": not lm.architecture.by_rows,
-        "cache in answers": not way.cached,
+        "cache in responses": not way.cached,
     }
     return [name for name, is_missing in missing.items() if is_missing]
 
 
 def strong_plan(lm: LanguageModel, lowest: int, *, seed: int = 1, weight: float = 1.1) -> Plan:
-    """Every site of the layers from the lowest on, each layer with a direction of its own."""
+    """Every site of the layers from the lowest on; each layer has a direction of its own."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(len(lm.architecture.layers), lm.architecture.width, generator=generator)
     return {
@@ -263,7 +266,7 @@ def _two_plans(lm: LanguageModel) -> list[Plan]:
     return [strong_plan(lm, high), strong_plan(lm, high, seed=2, weight=0.7)]
 
 
-def _passes_problem(found: Coverage, session: Session) -> str | None:
+def _passes_problem(coverage: Coverage, session: Session) -> str | None:
     """Candidates over all of the engine's savings against one unpadded sequence at a time."""
     lm, engine = session.parts.lm, session.parts.engine
     prompts = session.parts.prompts["harmless", "validation"]
@@ -277,7 +280,7 @@ def _passes_problem(found: Coverage, session: Session) -> str | None:
         with edited(lm.architecture, plan):
             plain = torch.cat([_plain_states(lm, s.fed, s.scored) for s in sequences])
         worst = max(worst, _relative(ours, plain))
-    found.passes_error = worst
+    coverage.passes_error = worst
     return None if worst < SAME else f"hidden states differ by {worst:.1e} from the plainest pass"
 
 
@@ -303,7 +306,7 @@ def _responses_problem(session: Session) -> str | None:
             plain = [lm.chat.decode(_plain_response(lm, engine.encode(p))) for p in prompts]
         for ours, theirs in zip(result.texts, plain, strict=True):
             if ours != theirs:
-                return f"answers {ours!r}, the plainest decoding {theirs!r}"
+                return f"responds {ours!r}, the plainest decoding {theirs!r}"
     return None
 
 
@@ -326,11 +329,11 @@ def _plain_response(
 
 
 def _export_problem(
-    found: Coverage, lm: LanguageModel, plan: Plan, folder: Path, reloaded: list[Any]
+    coverage: Coverage, lm: LanguageModel, plan: Plan, folder: Path, reloaded: list[Any]
 ) -> str | None:
     """Save, load what was saved (it is added to `reloaded`), compare."""
     saved = save_merged(lm, plan, folder)
-    found.route = saved.route
+    coverage.route = saved.route
     tensors = _tensor_problem(saved, lm.source.folder)
     if tensors is not None:
         return tensors
@@ -338,9 +341,9 @@ def _export_problem(
     if _relative(_logits(lm.model), expected) < 0.01:
         return "the edit does not show"
     reloaded.append(_reloaded(folder))
-    found.export_error = _relative(_logits(reloaded[0]), expected)
-    if not found.export_error < SAME:
-        return f"reloaded logits differ by {found.export_error:.1e} from the operators"
+    coverage.export_error = _relative(_logits(reloaded[0]), expected)
+    if not coverage.export_error < SAME:
+        return f"reloaded logits differ by {coverage.export_error:.1e} from the operators"
     return None
 
 
@@ -383,11 +386,11 @@ def _edited_logits(lm: LanguageModel, plan: Plan) -> Tensor:
         return _logits(lm.model)
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- responses -----------------------------------------------------------------------------------
 
 
 def _generate_problem(session: Session, plan: Plan, reloaded: Sequence[Any]) -> str | None:
-    """Answers under operators against `generate` of the model that was saved and loaded again."""
+    """Responses under operators against `generate` of the model that was saved and loaded again."""
     if not reloaded:
         return "nothing was saved and loaded again"
     lm, engine = session.parts.lm, session.parts.engine

@@ -90,7 +90,7 @@ def _behind(group: SiteGroup) -> str:
 def _edit_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
     chosen = [g for g in found.sites if g.component in settings.components]
     count = sum(group.sites for group in chosen)
-    yield "all writers found", "yes: with the sites silenced, no layer adds anything"
+    yield "all writers found", "yes: with the sites zero-ablated, no layer adds anything"
     yield "a direction removed", f"but for {found.residue:.1e} (layer {found.residue_layer})"
     yield "would be edited", f"{count} sites ({', '.join(settings.components)})"
     share = found.edited_parameters / found.parameters

@@ -66,8 +66,8 @@ def test_a_hybrid(tmp_path, capsys):
     ("model_type", "reason"),
     [
         ("bert", "reads in both directions"),
-        ("openai-gpt", "changes the residual stream even while"),
-        ("rwkv", "changes the residual stream even while"),
+        ("openai-gpt", "changes the residual stream even with"),
+        ("rwkv", "changes the residual stream even with"),
         ("reformer", "a second state of the residual stream's width"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Layers and sites: found by zero-ablating modules, verified, inspected."""
+"""Layers and sites: found by zero-ablating modules, verified and inspected."""

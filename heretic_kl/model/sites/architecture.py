@@ -1,8 +1,9 @@
 """A causal language model seen as layers and sites. Knows nothing about prompts or edits.
 
-Nothing is declared by family: layers, sites and what stands between a site and the residual
-stream are found by forward passes over a few tokens (`stack`, `discovery`, `writing`), and
-`proof` shows that they are right. What cannot be edited exactly raises; nothing is skipped.
+Nothing is declared by family. Forward passes over a few tokens find the layers (`stack`), the
+sites (`discovery`), the gain between a site and the residual stream (`output_gain`) and the
+tensors that write (`writing_tensors`); `verification` checks them. What cannot be edited exactly
+raises an error; nothing is skipped.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from torch import Tensor, nn
 
 from heretic_kl.ablation import Component, SiteFacts, SiteKey
 from heretic_kl.errors import UnsupportedModelError
-from heretic_kl.model.sites.discovery import FoundSite, find_sites, layer_constants
+from heretic_kl.model.sites.discovery import DiscoveredSite, find_sites, layer_constants
 from heretic_kl.model.sites.output_gain import OutputGain
 from heretic_kl.model.sites.probe import ROWS, TOKENS, Probe, probe_tokens
 from heretic_kl.model.sites.stack import LayerStack, find_stack
 from heretic_kl.model.sites.writing_tensors import Located, WritingTensor, writing_tensors
 
-MOST_UNITS = 1024
-"""Inputs at once where a quantized weight is measured."""
+MAX_UNIT_INPUTS = 1024
+"""Unit inputs in one call where a quantized weight is measured."""
 Streams = Literal["one", "first", "third", "side by side"]
 
 
@@ -35,15 +36,15 @@ class Site:
     key: SiteKey
     module: nn.Module
     tensors: tuple[WritingTensor, ...] = ()
-    """Its weights and biases that write; none where they are quantized."""
+    """Its weights and biases that write to the stream; none where they are quantized."""
     output_gain: OutputGain = OutputGain(None)
-    """What its output passes on its way to the stream."""
+    """What is applied to its output on the way to the stream."""
     by_rows: bool = True
     """Its output is laid out sequence by sequence."""
 
     @property
     def device(self) -> torch.device:
-        """Where it gives its output."""
+        """Of its output."""
         return _first_tensor(self.module).device
 
     def matrix(self) -> WritingTensor | None:
@@ -54,7 +55,7 @@ class Site:
         return weights[0] if self.module.get_parameter(weights[0].name).ndim == 2 else None
 
     def weight(self) -> Tensor:
-        """(D, F): rows write to the residual stream; of a quantized site, what it multiplies by.
+        """(D, F): rows write to the residual stream; of a quantized site, the dequantized weight.
 
         Raises:
             UnsupportedModelError: the site is not one matrix.
@@ -70,7 +71,7 @@ class Site:
 
     @property
     def quantized_inputs(self) -> int:
-        """F of a quantized matrix; 0: the site is something else."""
+        """F of a quantized matrix; 0: the site is not one."""
         plain = any(self.module.get_parameter(t.name).ndim > 1 for t in self.tensors)
         return 0 if plain else int(getattr(self.module, "in_features", 0))
 
@@ -82,7 +83,7 @@ class Site:
         units = torch.eye(inputs, dtype=dtype, device=self.device)
         constant = self.module(torch.zeros_like(units[:1])).float()
         columns = [
-            self.module(block).float() - constant for block in torch.split(units, MOST_UNITS)
+            self.module(block).float() - constant for block in torch.split(units, MAX_UNIT_INPUTS)
         ]
         return torch.cat(columns).T
 
@@ -111,26 +112,26 @@ class Architecture:
     width: int
     """D, the width of the residual stream."""
     streams: Streams = "one"
-    """How layers pass the stream on: as one, or as several, counted by the first or third of four
-    dimensions or standing side by side in the last of three."""
+    """How layers pass the stream to each other: one stream, or several, along the first or third of
+    four dimensions or side by side in the last of three."""
     shared: frozenset[SiteKey] = frozenset()
-    """Sites whose module is part of further layers."""
+    """Sites whose module is part of several layers."""
     constant_layers: tuple[int, ...] = ()
     """Layers that also add a constant which no site writes, such as the bias of a norm on the
-    stream: the same for every token, and left as it is."""
+    stream: the same for every token, and not edited."""
     idle_layers: tuple[int, ...] = ()
-    """Layers that text does not pass, such as those that attend to images."""
+    """Layers that do not run on text, such as those that attend to images."""
     _by_key: dict[SiteKey, Site] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._by_key.update({site.key: site for site in self.sites})
 
     def facts(self) -> dict[SiteKey, SiteFacts]:
-        """Facts of every site, in layer order."""
+        """Of every site, in layer order."""
         return {site.key: site.facts() for site in self.sites}
 
     def site(self, key: SiteKey) -> Site:
-        """The site of a key."""
+        """The site with this key."""
         return self._by_key[key]
 
     @property
@@ -139,7 +140,7 @@ class Architecture:
         return frozenset(site.key.component for site in self.sites)
 
     def norm_problem(self, components: Collection[Component]) -> str | None:
-        """Why row norms of the weights of some components cannot be restored; None: they can."""
+        """Why the row norms of the components' weights cannot be restored; None: they can."""
         for site in self.sites:
             if site.key.component not in components:
                 continue
@@ -159,32 +160,32 @@ class Architecture:
         Raises:
             UnsupportedModelError: it has none of them, or row norms cannot be restored.
         """
-        own = tuple(component for component in components if component in self.components)
-        if not own:
+        present = tuple(component for component in components if component in self.components)
+        if not present:
             raise UnsupportedModelError(
                 f"this model has no {' or '.join(components)} modules to edit, only "
                 f"{' and '.join(sorted(self.components))}: set edit.components"
             )
-        problem = self.norm_problem(own) if restore_norms else None
+        problem = self.norm_problem(present) if restore_norms else None
         if problem is not None:
             raise UnsupportedModelError(f"only edit.norm none is possible here: {problem}")
-        return own
+        return present
 
     def remarks(self) -> list[str]:
-        """What a user should know of how this model can be edited."""
-        found = []
+        """What a user should know about how this model can be edited."""
+        remarks = []
         if not self.by_rows:
-            found.append("this model mixes the rows of a batch: candidates run one by one")
+            remarks.append("this model mixes the rows of a batch: candidates run one by one")
         if self.constant_layers:
-            found.append(
+            remarks.append(
                 f"{len(self.constant_layers)} layers add a constant that no site writes (biases "
-                "outside them); it stays as it is"
+                "outside the sites); it is not edited"
             )
         if self.idle_layers:
-            found.append(
-                f"{len(self.idle_layers)} layers are not run on text; they stay as they are"
+            remarks.append(
+                f"{len(self.idle_layers)} layers do not run on text; they are not edited"
             )
-        return found
+        return remarks
 
     @cached_property
     def by_rows(self) -> bool:
@@ -192,7 +193,7 @@ class Architecture:
         return all(site.by_rows for site in self.sites)
 
     def stream(self, hidden: Tensor) -> Tensor:
-        """What a layer passes on as one stream (B, T, D): the mean, where there are several."""
+        """A layer's output as one stream (B, T, D): the mean, where there are several."""
         if self.streams == "one":
             return hidden
         if self.streams == "side by side":
@@ -208,39 +209,39 @@ def find_architecture(
     Args:
         model: a `transformers` causal LM in evaluation mode.
         width: D, the width of its residual stream.
-        layers: dotted path of the list of layers, if that is to be taken as given.
+        layers: dotted path of the list of layers; None: it is found.
         sites: shell patterns of module paths inside a layer; where given, no other module is
             considered.
 
     Raises:
-        UnsupportedModelError: no list of layers, or a layer changes the residual stream by other
-            means than modules that can be edited.
+        UnsupportedModelError: there is no list of layers, or a layer changes the residual stream
+            by other means than modules that can be edited.
     """
     probe = probe_layers(model, width, layers)
-    found = find_sites(probe, tuple(sites))
-    if not found:
+    discovered = find_sites(probe, tuple(sites))
+    if not discovered:
         raise UnsupportedModelError(
             f"no module of {type(model).__name__} writes to its residual stream"
-            + (f"; looked among {', '.join(sites)}" if sites else "")
+            + (f" among {', '.join(sites)}" if sites else "")
         )
-    tensors = writing_tensors(probe, [Located(site.layer, site.path) for site in found])
-    placed = [_site(probe.stack, s, tensors[Located(s.layer, s.path)]) for s in found]
-    first: dict[nn.Module, Site] = {}
+    tensors = writing_tensors(probe, [Located(site.layer, site.path) for site in discovered])
+    by_module: dict[nn.Module, Site] = {}
     shared: set[SiteKey] = set()
-    for site in placed:
-        if site.module in first:  # a module of several layers is one site, of the first of them
-            shared.add(first[site.module].key)
+    for writer in discovered:
+        site = _site(probe.stack, writer, tensors[Located(writer.layer, writer.path)])
+        if site.module in by_module:  # a module of several layers is one site, of the first layer
+            shared.add(by_module[site.module].key)
         else:
-            first[site.module] = site
+            by_module[site.module] = site
     return Architecture(
         layers_path=probe.stack.path,
         layer_names=probe.stack.names,
         layers=probe.stack.layers,
-        sites=tuple(first.values()),
+        sites=tuple(by_module.values()),
         width=width,
         streams=_streams(probe),
         shared=frozenset(shared),
-        constant_layers=_constant_layers(probe, found),
+        constant_layers=_constant_layers(probe, discovered),
         idle_layers=tuple(
             sorted(set(range(len(probe.stack.layers))) - {c.layer for c in probe.calls})
         ),
@@ -248,7 +249,7 @@ def find_architecture(
 
 
 def probe_layers(model: Any, width: int, layers: str | None = None) -> Probe:
-    """The model's layers, ready to be examined."""
+    """The model's layers, ready for examination."""
     tokens = probe_tokens(model)
 
     @torch.no_grad()
@@ -258,14 +259,17 @@ def probe_layers(model: Any, width: int, layers: str | None = None) -> Probe:
     return Probe(model, find_stack(model, width, run, path=layers), width)
 
 
-def _site(stack: LayerStack, found: FoundSite, tensors: tuple[WritingTensor, ...]) -> Site:
-    key = SiteKey(found.layer, found.component, f"{stack.names[found.layer]}.{found.path}")
-    if found.output_gain.problem is not None:
+def _site(
+    stack: LayerStack, discovered: DiscoveredSite, tensors: tuple[WritingTensor, ...]
+) -> Site:
+    path = f"{stack.names[discovered.layer]}.{discovered.path}"
+    if discovered.output_gain.problem is not None:
         raise UnsupportedModelError(
-            f"{key.path} ({type(found.module).__name__}) writes to the residual stream, but "
-            f"{found.output_gain.problem}: it cannot be edited exactly"
+            f"{path} ({type(discovered.module).__name__}) writes to the residual stream, but "
+            f"{discovered.output_gain.problem}: it cannot be edited exactly"
         )
-    return Site(key, found.module, tensors, found.output_gain, found.by_rows)
+    key = SiteKey(discovered.layer, discovered.component, path)
+    return Site(key, discovered.module, tensors, discovered.output_gain, discovered.by_rows)
 
 
 def _first_tensor(module: nn.Module) -> Tensor:
@@ -274,14 +278,14 @@ def _first_tensor(module: nn.Module) -> Tensor:
     return torch.empty(0)
 
 
-def _constant_layers(probe: Probe, found: Sequence[FoundSite]) -> tuple[int, ...]:
-    constants = layer_constants(probe, {(site.layer, site.module) for site in found})
+def _constant_layers(probe: Probe, sites: Sequence[DiscoveredSite]) -> tuple[int, ...]:
+    constants = layer_constants(probe, {(site.layer, site.module) for site in sites})
     pairs = zip(probe.calls, constants, strict=True)
     return tuple(sorted({call.layer for call, constant in pairs if constant is not None}))
 
 
 def _streams(probe: Probe) -> Streams:
-    before = probe.calls[0].before
-    if before.ndim == 3:
-        return "one" if before.shape[-1] == probe.width else "side by side"
-    return "third" if before.shape[:2] == (ROWS, TOKENS) else "first"
+    stream = probe.calls[0].stream_in
+    if stream.ndim == 3:
+        return "one" if stream.shape[-1] == probe.width else "side by side"
+    return "third" if stream.shape[:2] == (ROWS, TOKENS) else "first"

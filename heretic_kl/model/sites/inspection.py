@@ -1,4 +1,4 @@
-"""What a loaded model is made of and what an edit of it would reach, as plain values."""
+"""What a loaded model is made of and what an edit of it reaches, as plain values."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class TensorFacts:
     shape: tuple[int, ...]
     dtype: str
     axis: int
-    """The one that is D long and writes."""
+    """The axis that is D long and writes."""
 
 
 @dataclass(frozen=True)
 class SiteGroup:
-    """Sites of one place in the layers that have it."""
+    """Sites that have the same path in their layers."""
 
     place: str
-    """Path inside a layer, a star for numbers of experts."""
+    """Path inside a layer, a star for the number of an expert."""
     module: str
     """Class."""
     component: Component
     layers: tuple[int, ...]
     sites: int
     tensors: tuple[TensorFacts, ...]
-    """Of the first of them; no weight where it is quantized."""
+    """Of the first site; no weight where it is quantized."""
     quantized: bool
     gains: int
-    """Gains of the channels between site and stream: 0 none, 1 a norm or scale, more a short
-    convolution."""
+    """Vectors of gains between site and stream: 0 for none, 1 for a norm or a scale, more for a
+    short convolution."""
     centred: bool
     """One of them is a LayerNorm."""
     by_rows: bool
@@ -88,7 +88,7 @@ class ModelInspection:
 
 
 def inspect_model(lm: LanguageModel) -> ModelInspection:
-    """Prove the sites and describe them.
+    """Verify the sites and describe them.
 
     Raises:
         UnsupportedModelError: see `verify_sites`.
@@ -120,7 +120,7 @@ def inspect_model(lm: LanguageModel) -> ModelInspection:
             for site in architecture.sites
             for tensor in site.tensors
         ),
-        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        weight_bytes=sum(parameter.nbytes for parameter in parameters),
         cache_bytes_per_token=_cache_bytes_per_token(lm),
         remarks=tuple(lm.remarks()),
     )
@@ -136,17 +136,17 @@ def _groups(sites: Sequence[Site], names: Sequence[str]) -> tuple[SiteGroup, ...
     return tuple(
         SiteGroup(
             place=str(kind[0]),
-            module=type(some[0].module).__name__,
-            component=some[0].key.component,
-            layers=tuple(sorted({site.key.layer for site in some})),
-            sites=len(some),
-            tensors=_tensor_facts(some[0]),
-            quantized=bool(some[0].quantized_inputs) or not some[0].tensors,
-            gains=_gain_count(some[0]),
-            centred=some[0].output_gain.centred,
-            by_rows=some[0].by_rows,
+            module=type(group[0].module).__name__,
+            component=group[0].key.component,
+            layers=tuple(sorted({site.key.layer for site in group})),
+            sites=len(group),
+            tensors=_tensor_facts(group[0]),
+            quantized=bool(group[0].quantized_inputs) or not group[0].tensors,
+            gains=_gain_count(group[0]),
+            centred=group[0].output_gain.centred,
+            by_rows=group[0].by_rows,
         )
-        for kind, some in grouped.items()
+        for kind, group in grouped.items()
     )
 
 
@@ -155,25 +155,24 @@ def _gain_count(site: Site) -> int:
 
 
 def _tensor_facts(site: Site) -> tuple[TensorFacts, ...]:
-    found = []
+    facts = []
     for tensor in site.tensors:
         stored = site.module.get_parameter(tensor.name)
         dtype = str(stored.dtype).removeprefix("torch.")
-        found.append(TensorFacts(tensor.name, tuple(stored.shape), dtype, tensor.axis))
-    return tuple(found)
+        facts.append(TensorFacts(tensor.name, tuple(stored.shape), dtype, tensor.axis))
+    return tuple(facts)
 
 
 @torch.no_grad()
 def _cache_bytes_per_token(lm: LanguageModel) -> int | None:
-    """By the growth of a cache from one length to another; states that do not grow count 0."""
+    """Measured as the growth of a cache; recurrent states do not grow and count 0."""
 
     def size(tokens: int) -> int:
         cache = new_cache(lm)
         ids = probe_tokens(lm.model)[:1, :tokens]
         lm.body(input_ids=ids, use_cache=True, **{cache_argument(lm): cache})
-        held = [vars(layer).values() for layer in cache.layers]
-        tensors = [t for values in held for t in values if isinstance(t, torch.Tensor)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        values = [value for layer in cache.layers for value in vars(layer).values()]
+        return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
     try:
         return (size(10) - size(5)) // 5

@@ -1,8 +1,8 @@
-"""What lies between a site and the residual stream: norms, gains, scales, seen by sending through.
+"""The gain between a site's output and the residual stream, measured. Reads no module names.
 
-Signs are put in place of the site's output, into a layer whose stream is zero and whose other
-sites are silent. What the layer gives tells the gain of every channel, whether a norm does it or
-a parameter of the layer, in whatever form it is stored. Knows no names of modules.
+Signs replace the site's output in a layer whose stream is zero and whose other sites are
+zero-ablated. The layer's output is then the gain of every channel, whether a norm applies it or a
+parameter of the layer, in whatever form it is stored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from heretic_kl.model.sites.probe import OutputHook, Placed, Probe
+from heretic_kl.model.sites.probe import OutputHook, PlacedModule, Probe
 
 STEADY = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Gains of different tokens that differ by less than this share are one."""
@@ -24,10 +24,10 @@ MOST_GAINS = 8
 
 @dataclass(frozen=True)
 class OutputGain:
-    """`y -> gain * y`, up to a scale of the token; of the centred `y` where a LayerNorm does it.
+    """`y -> gain * y`, up to a scale for each token; of the centred `y` where it is a LayerNorm's.
 
-    Several gains where a short convolution adds what was given for earlier tokens, each with its
-    own gain.
+    There are several gains where a short convolution adds outputs for earlier tokens, each with a
+    gain of its own.
     """
 
     gains: Tensor | None
@@ -40,83 +40,84 @@ class OutputGain:
 def find_output_gains(
     probe: Probe,
     modules: Mapping[int, Sequence[nn.Module]],
-    ablated: Collection[Placed],
-    quiet: Sequence[Tensor],
+    ablated: Collection[PlacedModule],
+    zero_outputs: Sequence[Tensor],
 ) -> dict[int, OutputGain]:
-    """What the output of modules of one place passes, by layer.
+    """The gain that is applied to the output of modules of one place, by layer.
 
     Args:
         probe: the layers under examination.
-        modules: by layer; those of one layer are sent through together.
+        modules: by layer; those of one layer are measured together.
         ablated: all other sites.
-        quiet: what the layers give for a stream of zeros with all sites silent.
+        zero_outputs: of the layers, for a stream of zeros with all sites zero-ablated.
     """
     signs = sign_vector(probe.width)
-    zeros = [torch.zeros_like(call.before) for call in probe.calls]
+    zero_streams = [torch.zeros_like(call.stream_in) for call in probe.calls]
 
-    def through(vector: Tensor) -> dict[int, Tensor]:
-        def give(output: Tensor) -> Tensor:
+    def outputs_for(vector: Tensor) -> dict[int, Tensor]:
+        def replace_output(output: Tensor) -> Tensor:
             return vector.to(output).expand_as(output).clone()
 
-        sent = [((layer, m), give) for layer, group in modules.items() for m in group]
-        return rows(probe.run(ablated, inputs=zeros, hooks=sent))
+        hooks = [((layer, m), replace_output) for layer, group in modules.items() for m in group]
+        return token_rows(probe.run(ablated, inputs=zero_streams, hooks=hooks))
 
-    def rows(after: Sequence[Tensor]) -> dict[int, Tensor]:
+    def token_rows(outputs: Sequence[Tensor]) -> dict[int, Tensor]:
         return {
-            call.layer: probe.tokens_first(given).float().flatten(0, 2).cpu()
-            for call, given in zip(probe.calls, after, strict=True)
+            call.layer: probe.tokens_first(output).float().flatten(0, 2).cpu()
+            for call, output in zip(probe.calls, outputs, strict=True)
             if call.layer in modules
         }
 
-    sent, ones, nothing = through(signs), through(torch.ones_like(signs)), rows(quiet)
+    of_signs, of_ones = outputs_for(signs), outputs_for(torch.ones_like(signs))
+    of_zeros = token_rows(zero_outputs)
     steady = STEADY.get(probe.dtype, STEADY_LOW_PRECISION)
     return {
         layer: _output_gain(
-            sent[layer] - nothing[layer], ones[layer] - nothing[layer], signs, steady
+            of_signs[layer] - of_zeros[layer], of_ones[layer] - of_zeros[layer], signs, steady
         )
         for layer in modules
     }
 
 
-def stream_gains(probe: Probe, ablated: Collection[Placed]) -> dict[int, list[Tensor]]:
-    """By which gains of the channels a layer passes its stream on, or gives it to its modules.
+def stream_gains(probe: Probe, ablated: Collection[PlacedModule]) -> dict[int, list[Tensor]]:
+    """Gains of the channels with which a layer passes on its stream or feeds it to its modules.
 
     Args:
         probe: the layers under examination.
         ablated: all sites.
 
     Returns:
-        By layer, vectors (D,): of the layer itself and of each of its norms, ones left out.
+        By layer, vectors (D,): of the layer itself and of each of its norms, without gains of 1.
     """
     signs = sign_vector(probe.width)
-    found: dict[int, list[Tensor]] = {}
+    gains: dict[int, list[Tensor]] = {}
 
-    def note(layer: int, given: Tensor) -> None:
-        rows = given.reshape(-1, probe.width).float().cpu() / signs
+    def add_gain(layer: int, output: Tensor) -> None:
+        rows = output.reshape(-1, probe.width).float().cpu() / signs
         sizes = rows.abs().amax(dim=1)
         if not bool(torch.isfinite(rows).all()) or float(sizes.max()) == 0:
             return
         gain = rows[int(sizes.argmax())] / sizes.max()
-        known = [torch.ones(probe.width), *found.get(layer, [])]
-        if all(float((gain - other).abs().max()) > 1e-3 for other in known):
-            found.setdefault(layer, []).append(gain)
+        others = [torch.ones(probe.width), *gains.get(layer, [])]
+        if all(float((gain - other).abs().max()) > 1e-3 for other in others):
+            gains.setdefault(layer, []).append(gain)
 
-    def keep(layer: int) -> OutputHook:
+    def recorder(layer: int) -> OutputHook:
         def hook(output: Tensor) -> None:
-            note(layer, output)
+            add_gain(layer, output)
 
         return hook
 
     inputs = []
     for call in probe.calls:
-        given = torch.zeros_like(call.before)
-        probe.tokens_first(given).copy_(signs.to(given))
-        inputs.append(given)
-    simple = [((layer, module), keep(layer)) for layer, module in probe.simple_modules]
-    after = probe.run(ablated, inputs=inputs, hooks=simple)
-    for call, given in zip(probe.calls, after, strict=True):
-        note(call.layer, probe.tokens_first(given))
-    return found
+        stream = torch.zeros_like(call.stream_in)
+        probe.tokens_first(stream).copy_(signs.to(stream))
+        inputs.append(stream)
+    hooks = [((layer, module), recorder(layer)) for layer, module in probe.simple_modules]
+    outputs = probe.run(ablated, inputs=inputs, hooks=hooks)
+    for call, output in zip(probe.calls, outputs, strict=True):
+        add_gain(call.layer, probe.tokens_first(output))
+    return gains
 
 
 def sign_vector(width: int) -> Tensor:
@@ -131,24 +132,24 @@ def sign_vector(width: int) -> Tensor:
 
 
 def _output_gain(
-    sent: Tensor,  # (tokens, D) what came of the signs
-    ones: Tensor,  # (tokens, D) what came of ones
+    of_signs: Tensor,  # (tokens, D) the layer's output for signs
+    of_ones: Tensor,  # (tokens, D) the layer's output for ones
     signs: Tensor,  # (D,)
     steady: float,
 ) -> OutputGain:
-    gains = sent / signs
+    gains = of_signs / signs
     size = gains.abs().mean(dim=1, keepdim=True)
-    reached = size[:, 0] > 1e-3 * size.max()  # experts get some tokens only
+    reached = size[:, 0] > 1e-3 * size.max()  # experts get only some of the tokens
     if not bool(torch.isfinite(gains).all()) or not bool(reached.any()) or float(size.max()) == 0:
-        return OutputGain(None, problem="what it gives does not reach the stream")
-    own = (gains / size)[reached].double()
-    _, values, basis = torch.linalg.svd(own, full_matrices=False)
+        return OutputGain(None, problem="its output does not reach the stream")
+    relative = (gains / size)[reached].double()
+    _, values, basis = torch.linalg.svd(relative, full_matrices=False)
     count = int((values > steady * values[0]).sum())
     if count > MOST_GAINS:
-        return OutputGain(None, problem="what it gives is scaled differently from token to token")
-    centred = bool(ones[reached].abs().mean() < 0.1 * sent[reached].abs().mean())
+        return OutputGain(None, problem="its output is scaled differently from token to token")
+    centred = bool(of_ones[reached].abs().mean() < 0.1 * of_signs[reached].abs().mean())
     # One gain as it was measured, several as what they span.
-    found = own[:1] if count == 1 else basis[:count]
-    found = (found / found.abs().amax(dim=1, keepdim=True)).float()
-    alike = count == 1 and bool((found - found[0, 0]).abs().max() < 1e-6)
-    return OutputGain(None if alike and not centred else found, centred)
+    rows = relative[:1] if count == 1 else basis[:count]
+    rows = (rows / rows.abs().amax(dim=1, keepdim=True)).float()
+    alike = count == 1 and bool((rows - rows[0, 0]).abs().max() < 1e-6)
+    return OutputGain(None if alike and not centred else rows, centred)

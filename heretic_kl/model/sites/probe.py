@@ -1,13 +1,14 @@
-"""Forward passes that tell what a module does: each layer on a fixed input, some modules silenced.
+"""Forward passes in which each layer has a fixed input and some modules are zero-ablated.
 
-A silenced module gives zeros. Because every layer gets the input that it had in the unedited
-model, all layers are examined in one pass and independently of each other.
+A zero-ablated module returns zeros. Because every layer gets the input that it has in the
+unedited model, one pass examines all layers, independently of each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -25,24 +26,24 @@ from heretic_kl.model.sites.stack import (
 ROWS, TOKENS = 2, 11
 """Size of the probe; odd numbers that no width of a model has."""
 
-Placed: TypeAlias = tuple[int, nn.Module]
+PlacedModule: TypeAlias = tuple[int, nn.Module]
 """A module as part of a layer: some modules are part of several."""
 OutputHook: TypeAlias = Callable[[Tensor], Tensor | None]
-"""What a module gives -> what to put in its place, or None to watch."""
+"""A module's output -> its replacement, or None to leave it."""
 
 
 class LayerCall(NamedTuple):
-    """One passage of the stream through one layer; looped models pass a layer several times."""
+    """One call of one layer; looped models call a layer several times in a pass."""
 
     layer: int
-    before: Tensor
+    stream_in: Tensor
     """(B, T, D), or with one more dimension where a model has several streams."""
-    others: tuple[Tensor, ...]
-    """What else of the stream's width the layer was given."""
+    other_inputs: tuple[Tensor, ...]
+    """The layer's other inputs of the stream's width."""
 
 
 class ModuleCall(NamedTuple):
-    """A module inside a layer that gives something D wide."""
+    """A module inside a layer whose output is D wide."""
 
     layer: int
     path: str
@@ -74,7 +75,7 @@ class Probe:
         self.width = width
         self.stack = stack
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
-        """What the weights are in: streams may be kept in more."""
+        """Of the weights; the stream may have a higher precision."""
         self._body = model.base_model
         self._tokens = probe_tokens(model)
         self.modules: list[ModuleCall] = []
@@ -83,7 +84,7 @@ class Probe:
         self._record()
 
     @property
-    def simple_modules(self) -> list[Placed]:
+    def simple_modules(self) -> list[PlacedModule]:
         """Modules that hold no matrix: norms, scales, activations."""
         return [
             (layer, module)
@@ -92,7 +93,7 @@ class Probe:
         ]
 
     def tokens_first(self, stream: Tensor) -> Tensor:
-        """A view (B, T, streams, D) of what passes between layers; most models have one stream.
+        """A view (B, T, streams, D) of what layers pass to each other; most models have one stream.
 
         Raises:
             UnsupportedModelError: it is not laid out by sequences and tokens.
@@ -111,103 +112,102 @@ class Probe:
     @torch.no_grad()
     def run(
         self,
-        ablated: Collection[Placed] = (),
+        ablated: Collection[PlacedModule] = (),
         *,
         inputs: Sequence[Tensor] | None = None,
-        hooks: Sequence[tuple[Placed, OutputHook]] = (),
+        hooks: Sequence[tuple[PlacedModule, OutputHook]] = (),
     ) -> list[Tensor]:
-        """What each layer gives, in the order of `calls`.
+        """The output of each layer, in the order of `calls`.
 
         Args:
             ablated: modules whose output is replaced by zeros.
             inputs: streams that enter the layers; None: those of the unedited model.
-            hooks: on outputs of modules, after they were silenced.
+            hooks: on outputs of modules, after zero-ablation.
         """
-        pinned = [call.before for call in self.calls] if inputs is None else inputs
-        after: list[Tensor] = []
-        layer = [-1]
+        streams = [call.stream_in for call in self.calls] if inputs is None else inputs
+        outputs: list[Tensor] = []
+        current_layer = [-1]
 
         def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-            layer[0] = self.calls[len(after)].layer
-            # A copy: a layer may write into what it is given.
-            return with_stream(args, kwargs, pinned[len(after)].clone())
+            current_layer[0] = self.calls[len(outputs)].layer
+            # A copy: a layer may write into its input.
+            return with_stream(args, kwargs, streams[len(outputs)].clone())
 
         def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-            after.append(stream_out_of(output).clone())
-            layer[0] = -1
+            outputs.append(stream_out_of(output).clone())
+            current_layer[0] = -1
 
-        with ExitStack() as held:
-            for (place, module), hook in [*((s, torch.zeros_like) for s in ablated), *hooks]:
-                placed = _within(layer, place, hook)
-                held.callback(module.register_forward_hook(placed).remove)
+        with ExitStack() as handles:
+            for (layer, module), hook in [*((s, torch.zeros_like) for s in ablated), *hooks]:
+                in_layer = _only_in_layer(current_layer, layer, hook)
+                handles.callback(module.register_forward_hook(in_layer).remove)
             for module in dict.fromkeys(self.stack.layers):
-                held.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-                held.callback(module.register_forward_hook(leave).remove)
+                handles.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                handles.callback(module.register_forward_hook(leave).remove)
             self._body(input_ids=self._tokens, use_cache=False)
-        return after
+        return outputs
 
     @torch.no_grad()
     def _record(self) -> None:
         """One plain pass."""
-        current: list[int] = []
-        begun: dict[tuple[int, str], nn.Module] = {}
+        layer_indices: list[int] = []  # of the layers that are running, innermost last
+        called: dict[tuple[int, str], nn.Module] = {}
         wide: set[tuple[int, str]] = set()
+        second_states: list[object] = []
 
-        passed_on: list[object] = []
-
-        def enter(index: int) -> Callable[..., None]:
-            def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
-                current.append(index)
-                before = stream_into(args, kwargs)
-                if any(v is p for v in (*args, *kwargs.values()) for p in passed_on):
-                    raise UnsupportedModelError(
-                        "layers pass a second state of the residual stream's width to each other "
-                        "(as reversible layers do), which no edit of the first would reach"
-                    )
-                others = tuple(
-                    value.clone()
-                    for value in (*args, *kwargs.values())
-                    if value is not before and self._is_wide(value)
+        def enter_layer(index: int, args: Any, kwargs: Any) -> None:
+            layer_indices.append(index)
+            if any(
+                value is state for value in (*args, *kwargs.values()) for state in second_states
+            ):
+                raise UnsupportedModelError(
+                    "layers pass a second state of the residual stream's width to each other "
+                    "(as reversible layers do), which no edit of the first would reach"
                 )
-                self.calls.append(LayerCall(index, before.clone(), others))
+            self.calls.append(self._layer_call(index, args, kwargs))
 
-            return hook
+        def leave_layer(output: Any) -> None:
+            layer_indices.pop()
+            second_states[:] = self._second_states(output)
 
-        def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-            current.pop()
-            first = stream_out_of(output)
-            given = output.values() if isinstance(output, dict) else output
-            more = [] if isinstance(output, Tensor) else list(given)
-            passed_on[:] = [v for v in more if self._is_wide(v) and v.shape == first.shape][1:]
+        def enter_module(path: str, module: nn.Module, _args: Any, _kwargs: Any) -> None:
+            if layer_indices:
+                called.setdefault((layer_indices[-1], path), module)
 
-        def begin(path: str) -> Callable[..., None]:
-            def hook(module: nn.Module, _args: Any) -> None:
-                if current:
-                    begun.setdefault((current[-1], path), module)
+        def leave_module(path: str, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) and output else output
+            if layer_indices and self._is_wide(first):
+                wide.add((layer_indices[-1], path))
 
-            return hook
-
-        def end(path: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                first = output[0] if isinstance(output, tuple) and output else output
-                if current and self._is_wide(first):
-                    wide.add((current[-1], path))
-
-            return hook
-
-        with ExitStack() as held:
+        with ExitStack() as handles:
             for index, layer in enumerate(self.stack.layers):
-                before = layer.register_forward_pre_hook(enter(index), with_kwargs=True)
-                held.callback(before.remove)
+                _on_call(handles, layer, partial(enter_layer, index))
                 for path, module in layer.named_modules():
                     if module is not layer:
-                        held.callback(module.register_forward_pre_hook(begin(path)).remove)
-                        held.callback(module.register_forward_hook(end(path)).remove)
-                held.callback(layer.register_forward_hook(leave).remove)
+                        _on_call(handles, module, partial(enter_module, path, module))
+                        _on_return(handles, module, partial(leave_module, path))
+                _on_return(handles, layer, leave_layer)
             self._body(input_ids=self._tokens, use_cache=False)
         self.modules = [
-            ModuleCall(*place, module) for place, module in begun.items() if place in wide
+            ModuleCall(*place, module) for place, module in called.items() if place in wide
         ]
+
+    def _layer_call(self, index: int, args: Any, kwargs: Any) -> LayerCall:
+        stream = stream_into(args, kwargs)
+        others = tuple(
+            value.clone()
+            for value in (*args, *kwargs.values())
+            if value is not stream and self._is_wide(value)
+        )
+        return LayerCall(index, stream.clone(), others)
+
+    def _second_states(self, output: Any) -> list[Any]:
+        """What a layer returns beside the stream that has the stream's shape."""
+        if isinstance(output, Tensor):
+            return []
+        values = list(output.values() if isinstance(output, dict) else output)
+        shape = stream_out_of(output).shape
+        return [value for value in values if self._is_wide(value) and value.shape == shape][1:]
 
     def _is_wide(self, value: object) -> bool:
         return (
@@ -218,13 +218,31 @@ class Probe:
         )
 
 
-def _within(layer: list[int], place: int, hook: OutputHook) -> Callable[..., Any]:
-    """A forward hook that is at work inside one layer only."""
+def _only_in_layer(current_layer: list[int], layer: int, hook: OutputHook) -> Callable[..., Any]:
+    """A forward hook that acts inside one layer only: some modules are part of several."""
 
-    def placed(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if layer[0] != place:
+    def forward_hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if current_layer[0] != layer:
             return None
-        replaced = hook(stream_out_of(output))
-        return None if replaced is None else with_stream_out(output, replaced)
+        replacement = hook(stream_out_of(output))
+        return None if replacement is None else with_stream_out(output, replacement)
 
-    return placed
+    return forward_hook
+
+
+def _on_call(handles: ExitStack, module: nn.Module, callback: Callable[..., None]) -> None:
+    """Have the callback called with arguments and keyword arguments of each call."""
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        callback(args, kwargs)
+
+    handles.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def _on_return(handles: ExitStack, module: nn.Module, callback: Callable[..., None]) -> None:
+    """Have the callback called with what each call returns."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        callback(output)
+
+    handles.callback(module.register_forward_hook(hook).remove)

@@ -1,7 +1,7 @@
 """The list of layers that the residual stream passes through. Knows nothing about sites.
 
-Which list of modules that is, and which of a layer's arguments is the stream, is seen in a
-forward pass, not read off names: layer lists stand in more than a dozen places in transformers.
+A forward pass shows which list of modules that is and which of a layer's arguments is the stream.
+Names would not do: transformers keeps its lists of layers in more than a dozen places.
 """
 
 from __future__ import annotations
@@ -41,44 +41,44 @@ def find_stack(
         model: a causal language model.
         width: D, the width of its residual stream.
         run: a forward pass over a few tokens.
-        path: where the list stands, if that is to be taken as given; several with commas between.
+        path: dotted path of the list, several with commas between; None: it is found.
 
     Raises:
-        UnsupportedModelError: no list, or not the named one, has modules that take a stream D
-            wide and give one.
+        UnsupportedModelError: no list, or not the named one, has modules that take and return a
+            stream D wide.
     """
     lists = _outer_lists(model)
     if path is not None:
         lists = {name: _named_list(model, name, lists) for name in path.split(", ")}
-    fitting = _passed(lists, width, run)
-    if not fitting:
+    layers_by_list = _layers_by_list(lists, width, run)
+    if not layers_by_list:
         tried = ", ".join(f"{name} ({len(modules)})" for name, modules in lists.items()) or "none"
         raise UnsupportedModelError(
             f"no list of layers found in {type(model).__name__}: of its lists of modules "
-            f"({tried}) none takes and gives a residual stream {width} wide"
+            f"({tried}) none takes and returns a residual stream {width} wide"
         )
-    places = [(name, index) for name in fitting for index in range(len(lists[name]))]
+    places = [(name, index) for name in layers_by_list for index in range(len(lists[name]))]
     return LayerStack(
-        ", ".join(fitting),
+        ", ".join(layers_by_list),
         tuple(lists[name][index] for name, index in places),
         tuple(f"{name}.{index}" for name, index in places),
     )
 
 
-def _named_list(model: nn.Module, name: str, known: Mapping[str, ModuleSequence]) -> ModuleSequence:
-    found = submodule(model, name)
-    if isinstance(found, nn.ModuleList | nn.Sequential):
-        return found
+def _named_list(model: nn.Module, name: str, lists: Mapping[str, ModuleSequence]) -> ModuleSequence:
+    module = submodule(model, name)
+    if isinstance(module, nn.ModuleList | nn.Sequential):
+        return module
     raise UnsupportedModelError(
         f"{type(model).__name__} has no list of modules at {name!r}; its lists are "
-        f"{', '.join(known) or 'none'}"
+        f"{', '.join(lists) or 'none'}"
     )
 
 
 def likely_layers(model: nn.Module) -> tuple[nn.Module, ...] | None:
     """The longest list of modules, without running the model; None: there is none.
 
-    Good enough to watch what passes from layer to layer; editing asks `find_stack`.
+    Good enough for hooks between layers; editing uses `find_stack`.
     """
     longest = max(_outer_lists(model).values(), key=len, default=None)
     return None if longest is None or len(longest) < 2 else tuple(longest)
@@ -112,7 +112,7 @@ def with_stream(
 
 
 def stream_out_of(output: Any) -> Tensor:
-    """The residual stream in what a layer returns: alone, or first in a tuple."""
+    """The residual stream in a layer's return value: alone, or first in a tuple."""
     first = output
     if isinstance(output, Mapping):
         first = next(iter(output.values()))
@@ -124,7 +124,7 @@ def stream_out_of(output: Any) -> Tensor:
 
 
 def with_stream_out(output: Any, stream: Tensor) -> Any:
-    """What a layer returns, with another residual stream."""
+    """A layer's return value with another residual stream."""
     if isinstance(output, tuple):
         return (stream, *output[1:])
     if isinstance(output, list):
@@ -147,38 +147,38 @@ def _place_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int | str
 
 
 def _outer_lists(model: nn.Module) -> dict[str, ModuleSequence]:
-    """Lists of modules that stand in no other list, by dotted path."""
-    found: dict[str, ModuleSequence] = {}
+    """Lists of modules that are in no other list, by dotted path."""
+    lists: dict[str, ModuleSequence] = {}
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) and not inside:
-            found[name] = module
-    return found
+            lists[name] = module
+    return lists
 
 
-def _passed(
+def _layers_by_list(
     lists: Mapping[str, ModuleSequence], width: int, run: Callable[[], object]
 ) -> dict[str, set[int]]:
-    """Which modules of which lists take a stream and give one, in a forward pass."""
-    seen: dict[str, set[int]] = {}
+    """Which modules of which lists take and return a stream in a forward pass."""
+    indices: dict[str, set[int]] = {}
 
-    def watch(name: str, index: int) -> Callable[..., None]:
+    def observer(name: str, index: int) -> Callable[..., None]:
         def observe(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             try:
                 before, after = stream_into(args, kwargs), stream_out_of(output)
             except (UnsupportedModelError, IndexError, StopIteration):
                 return
             if before.shape == after.shape and before.shape[-1] % width == 0:
-                seen.setdefault(name, set()).add(index)
+                indices.setdefault(name, set()).add(index)
 
         return observe
 
-    with ExitStack() as held:
+    with ExitStack() as handles:
         for name, modules in lists.items():
             for index, module in enumerate(modules):
                 if not any(module.children()):
                     continue  # a projection, not a layer
-                hook = watch(name, index)
-                held.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+                hook = observer(name, index)
+                handles.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         run()
-    return seen
+    return indices

@@ -1,8 +1,8 @@
-"""Which tensors of a writing module write, and along which axis. Changes none of them for good.
+"""Which tensors of a writing module write, and along which axis. Leaves all tensors unchanged.
 
-Seen by what happens to a module's output when a direction is added to a tensor along one of its
-axes: if that axis is the one that writes, the output changes along that direction alone. So it
-does not matter whether a module stores (D, F), (F, D), or experts in three dimensions.
+A direction is added to a tensor along one of its axes. If that axis writes, the module's output
+changes along that direction alone. So it does not matter whether a module stores (D, F), (F, D) or
+experts in three dimensions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from heretic_kl.model.sites.probe import Probe
 from heretic_kl.model.sites.stack import stream_out_of, submodule
 
 PARALLEL = 0.05
-"""Largest share of a change that may lie off the direction: rounding in bfloat16 gives 0.02."""
+"""Largest share of a change that may be off the direction: rounding in bfloat16 gives 0.02."""
 
 
 class WritingTensor(NamedTuple):
@@ -27,10 +27,9 @@ class WritingTensor(NamedTuple):
     name: str
     """Inside its module."""
     axis: int
-    """Of the stored tensor, D long."""
+    """Of the stored tensor; D long."""
     alone: bool = True
-    """Nothing but such tensors writes to what the module gives; experts that do nothing pass on
-    what they are given."""
+    """Only such tensors contribute to the output; some experts return their input as it is."""
 
     def vectors(self, stored: Tensor) -> Tensor:
         """A view (..., D) of the tensor."""
@@ -55,31 +54,31 @@ def writing_tensors(
 ) -> dict[Located, tuple[WritingTensor, ...]]:
     """The writing tensors of modules.
 
-    Modules that no token of the probe was sent to get the tensors of their like, and ones whose
-    weights are quantized none.
+    A module that gets no token of the probe has the tensors of the others of its kind. A quantized
+    module has none.
     """
-    kinds: dict[tuple[object, ...], list[Located]] = {}
+    places_by_kind: dict[tuple[object, ...], list[Located]] = {}
     for place in places:
-        kinds.setdefault(_kind(_module(probe, place)), []).append(place)
+        places_by_kind.setdefault(_kind(_module(probe, place)), []).append(place)
     calls = _calls(probe, places)
-    found: dict[Located, tuple[WritingTensor, ...]] = {}
-    for alike in kinds.values():
+    tensors_by_place: dict[Located, tuple[WritingTensor, ...]] = {}
+    for same_kind in places_by_kind.values():
         tensors: tuple[WritingTensor, ...] = ()
-        called = next((place for place in alike if place in calls), None)
-        # Some modules are handed their own weights: there a module further out is called again.
+        called = next((place for place in same_kind if place in calls), None)
+        # Some modules take their weights as arguments: there a module around them is called.
         outer = called
         while called is not None and outer is not None and not tensors:
             if outer in calls:
                 call = calls[outer]
                 tensors = _tensors(_module(probe, outer), call, _module(probe, called), probe.width)
             outer = _parent(outer)
-        found.update(dict.fromkeys(alike, tensors))
-    return found
+        tensors_by_place.update(dict.fromkeys(same_kind, tensors))
+    return tensors_by_place
 
 
 def _module(probe: Probe, place: Located) -> nn.Module:
     module = submodule(probe.stack.layers[place.layer], place.path)
-    assert module is not None  # it was found there
+    assert module is not None  # discovery found it there
     return module
 
 
@@ -94,16 +93,16 @@ def _kind(module: nn.Module) -> tuple[object, ...]:
 
 
 def _calls(probe: Probe, places: Sequence[Located]) -> dict[Located, _Call]:
-    """One call of each module, and of each module around one, that is called."""
+    """The first call of each module and of each module around it."""
     calls: dict[Located, _Call] = {}
-    wanted: dict[Located, nn.Module] = {}
+    modules: dict[Located, nn.Module] = {}
     for place in places:
         outer: Located | None = place
-        while outer is not None and outer not in wanted:
-            wanted[outer] = _module(probe, outer)
+        while outer is not None and outer not in modules:
+            modules[outer] = _module(probe, outer)
             outer = _parent(outer)
 
-    def keep(place: Located) -> Any:
+    def recorder(place: Located) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if place not in calls and stream_out_of(output).numel():
                 calls[place] = _Call(args, kwargs)
@@ -111,8 +110,8 @@ def _calls(probe: Probe, places: Sequence[Located]) -> dict[Located, _Call]:
         return hook
 
     handles = [
-        module.register_forward_hook(keep(place), with_kwargs=True)
-        for place, module in wanted.items()
+        module.register_forward_hook(recorder(place), with_kwargs=True)
+        for place, module in modules.items()
     ]
     try:
         probe.run()
@@ -130,10 +129,10 @@ def _tensors(
     direction = torch.randn(width, generator=generator)
     direction = direction / direction.norm()
     before = _output(called, call)
-    found = []
+    tensors = []
     for name, parameter in holder.named_parameters():
         if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
-            continue  # quantized: nothing that could be baked
+            continue  # quantized: an edit cannot be baked into it
         for axis, size in enumerate(parameter.shape):
             tensor = WritingTensor(name, axis)
             if size != width:
@@ -141,27 +140,27 @@ def _tensors(
             with _amplified(holder, tensor, direction):
                 after = _output(called, call)
             if _along(after.float() - before.float(), before, direction):
-                found.append(tensor)
+                tensors.append(tensor)
                 break
-    if not found:
+    if not tensors:
         return ()
-    with without(holder, found):
+    with without(holder, tensors):
         rest = _output(called, call)
     alone = float(rest.float().norm()) <= 1e-6 * float(before.float().norm())
-    return tuple(tensor._replace(alone=alone) for tensor in found)
+    return tuple(tensor._replace(alone=alone) for tensor in tensors)
 
 
 @contextmanager
 def without(module: nn.Module, tensors: Sequence[WritingTensor]) -> Iterator[None]:
     """The module with its writing tensors zero, until the block is left."""
     parameters = [module.get_parameter(tensor.name) for tensor in tensors]
-    kept = [parameter.data for parameter in parameters]
+    originals = [parameter.data for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.data = torch.zeros_like(parameter.data)
         yield
     finally:
-        for parameter, data in zip(parameters, kept, strict=True):
+        for parameter, data in zip(parameters, originals, strict=True):
             parameter.data = data
 
 
@@ -170,7 +169,7 @@ def _output(module: nn.Module, call: _Call) -> Tensor:
 
 
 def _along(change: Tensor, before: Tensor, direction: Tensor) -> bool:
-    """Whether a change of an output is there and has the direction."""
+    """Whether an output has changed, and along the direction alone."""
     rows = change.reshape(-1, change.shape[-1])
     total = float(rows.norm())
     if total <= 1e-6 * float(before.float().norm()):
@@ -184,16 +183,16 @@ def _along(change: Tensor, before: Tensor, direction: Tensor) -> bool:
 def _amplified(module: nn.Module, tensor: WritingTensor, direction: Tensor) -> Iterator[None]:
     """The tensor with random vectors along the direction added, until the block is left."""
     parameter = module.get_parameter(tensor.name)
-    kept = parameter.data
-    vectors = tensor.vectors(kept)
+    original = parameter.data
+    vectors = tensor.vectors(original)
     generator = torch.Generator().manual_seed(2)
-    amounts = torch.randn(vectors.shape[:-1], generator=generator).to(kept.device)
-    size = float(kept.float().abs().mean()) + 1e-3
+    amounts = torch.randn(vectors.shape[:-1], generator=generator).to(original.device)
+    size = float(original.float().abs().mean()) + 1e-3
     scale = size * direction.numel() ** 0.5
     # In the tensor's own dtype: a tensor of many experts may be most of a layer.
-    added = amounts[..., None].to(kept.dtype) * (scale * direction).to(kept)
+    added = amounts[..., None].to(original.dtype) * (scale * direction).to(original)
     try:
         parameter.data = (vectors + added).movedim(-1, tensor.axis).contiguous()
         yield
     finally:
-        parameter.data = kept
+        parameter.data = original
