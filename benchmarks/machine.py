@@ -40,7 +40,7 @@ def resolved_dtype(setting: str) -> str:
         return setting
     import torch
 
-    from heretic_kl.model.loading.loader import dtype_candidates
+    from heretic_kl.model.loading.devices import dtype_candidates
 
     return str(dtype_candidates("auto", torch.device("cpu"))[0]).removeprefix("torch.")
 

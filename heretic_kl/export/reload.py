@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from heretic_kl.errors import ExportError, ModelError
 from heretic_kl.export.lora import LoraFactors, read_lora
 from heretic_kl.model import LanguageModel, ModelSource, load_model
-from heretic_kl.model.loading.loader import DtypeName
+from heretic_kl.model.loading.devices import DtypeName
 from heretic_kl.model.sites.stack import submodule
 
 SavedForm = Literal["merged", "lora"]

@@ -29,8 +29,8 @@ from heretic_kl.model.forward.tree_attention import TreeAttention, TreeRectangle
 from heretic_kl.model.language_model import LanguageModel
 from heretic_kl.model.loading.adapters import adapter_base
 from heretic_kl.model.loading.chat import ChatEncoder, close_thought, thought_left_open
+from heretic_kl.model.loading.devices import DtypeName
 from heretic_kl.model.loading.loader import (
-    DtypeName,
     check_to_measure,
     load_model,
     load_to_measure,

@@ -1,4 +1,4 @@
-"""A frozen causal language model as measuring needs it. Knows nothing about layers or sites."""
+"""A frozen causal language model, as measuring needs it. Knows nothing about layers or sites."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from heretic_kl.model.loading.head import find_body_and_head
 
 @dataclass(frozen=True)
 class CausalModel:
-    """A causal language model, prompted and headed: all that teacher forcing asks of it."""
+    """A causal language model with its chat encoder and output head: what teacher forcing needs."""
 
     model: Any
     """A `transformers` causal LM."""
     chat: ChatEncoder
     stop_ids: frozenset[int]
     body: Any
-    """The model without its head: called with token ids, gives `last_hidden_state`."""
+    """The model without its head: called with token ids, returns `last_hidden_state`."""
     head: Head
     dtype: torch.dtype
     """What it computes in."""
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in."""
+        """Of the input embeddings."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
@@ -43,11 +43,11 @@ class CausalModel:
 
     @property
     def parameter_count(self) -> int:
-        """Number of weights, shared ones once."""
-        return int(self.model.num_parameters())  # knows how many a packed tensor stands for
+        """Number of weights; shared ones count once."""
+        return int(self.model.num_parameters())  # counts quantized weights right
 
     def tokenizer_hash(self) -> str:
-        """What two models must share for their positions to be comparable: the vocabulary."""
+        """Of the vocabulary, which two models must share to be compared position by position."""
         return vocabulary_hash(self.chat.tokenizer.get_vocab())
 
 
@@ -60,24 +60,24 @@ def adopt_model(
     response_prefix: str = "",
     vocabulary_size: int | None = None,
 ) -> CausalModel:
-    """See a model that the caller holds as something to measure; nothing in it is changed.
+    """A model that the caller has loaded, to be measured; nothing in it is changed.
 
     Args:
-        model: a `transformers` causal LM, or one wrapped by PEFT, whose adapters stay in force.
+        model: a `transformers` causal LM, or one wrapped by PEFT, whose adapters stay active.
         tokenizer: its tokenizer.
         template: see `chat_template`; a tokenizer without a template is prompted with plain text.
         enable_thinking: see `ChatEncoder`.
-        response_prefix: text put at the start of every answer.
+        response_prefix: text at the start of every response.
         vocabulary_size: tokens that count; columns of the head beyond it are padding.
 
     Raises:
-        UnsupportedModelError: no causal LM with a linear head, or an adapter that is no part of
-            the model's own modules.
+        UnsupportedModelError: it is not a causal LM with a linear head, or has an adapter that
+            does not work inside the layers.
     """
     inner = unwrapped(model)
     if not hasattr(inner, "get_output_embeddings") or not hasattr(inner, "config"):
         raise UnsupportedModelError(
-            f"{type(model).__name__} is no transformers causal language model"
+            f"{type(model).__name__} is not a causal language model of transformers"
         )
     with evaluating(inner):
         body, head = find_body_and_head(inner, vocabulary_size=vocabulary_size)
@@ -94,18 +94,17 @@ def adopt_model(
 
 
 def unwrapped(model: Any) -> Any:
-    """The causal LM inside PEFT's and data-parallel wrappers; adapters in its layers stay.
+    """The causal LM inside wrappers of PEFT and data parallelism; adapters in its layers stay.
 
     Raises:
-        UnsupportedModelError: the adapter works on the prompt instead of the layers, so there is
-            no model to take out of the wrapper.
+        UnsupportedModelError: the adapter works on the prompt instead of the layers.
     """
     while True:
         config: Any = getattr(model, "active_peft_config", None)
         if getattr(config, "is_prompt_learning", False):
             raise UnsupportedModelError(
                 f"adapters of kind {config.peft_type.value} put learned tokens before the prompt; "
-                "only adapters inside the layers (LoRA and its kin) can be measured"
+                "only adapters inside the layers (such as LoRA) can be measured"
             )
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()
@@ -117,7 +116,7 @@ def unwrapped(model: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode until the block is left, then every module as it was."""
+    """Evaluation mode until the block is left; then every module is as before."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

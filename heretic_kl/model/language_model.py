@@ -21,15 +21,15 @@ class LanguageModel(CausalModel):
     stored_dtype: torch.dtype
     """What its checkpoint is stored in."""
     quantization: Quantization = "none"
-    """Done as it was loaded; its checkpoint is not quantized."""
+    """Applied as it was loaded; its checkpoint is not quantized."""
 
     def remarks(self, *, plain_text_wanted: bool = False) -> list[str]:
-        """What a user should know of how this model is prompted and can be edited."""
-        found = self.architecture.remarks()
+        """What a user should know about how this model is prompted and can be edited."""
+        remarks = self.architecture.remarks()
         if self.chat.template is None and not plain_text_wanted:
-            found.insert(
+            remarks.insert(
                 0,
                 "this model has no chat template: it is prompted with plain text "
-                "(--chat-template FILE for a Jinja template, none to leave this unsaid)",
+                "(--chat-template FILE for a Jinja template, none to hide this remark)",
             )
-        return found
+        return remarks

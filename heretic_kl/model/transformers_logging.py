@@ -1,4 +1,4 @@
-"""Keeps transformers off the user's terminal. Nothing else."""
+"""Progress bars and warnings of transformers, switched off for a while."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     gguf_reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    bar = gguf_reader.tqdm  # the one bar that does not heed the switch
+    bar = gguf_reader.tqdm  # this bar ignores the switch
     bars = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

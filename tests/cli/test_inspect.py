@@ -65,7 +65,7 @@ def test_a_hybrid(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("bert", "reads in both directions"),
+        ("bert", "attends in both directions"),
         ("openai-gpt", "changes the residual stream even with"),
         ("rwkv", "changes the residual stream even with"),
         ("reformer", "a second state of the residual stream's width"),

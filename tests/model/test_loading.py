@@ -5,8 +5,8 @@ import torch
 
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
 from heretic_kl.model import ModelSource, load_model
-from heretic_kl.model.loading import loader as loading
-from heretic_kl.model.loading.loader import dtype_candidates, resolve_device
+from heretic_kl.model.loading import devices, weights
+from heretic_kl.model.loading.devices import dtype_candidates, resolve_device
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model, tiny_llama
 
 
@@ -34,13 +34,10 @@ def test_stored_dtype_is_the_checkpoints(tmp_path):
 def test_a_dtype_without_finite_logits_is_passed_over(tmp_path, monkeypatch):
     folder = save_tiny_model(tmp_path / "m", tiny_llama())
     candidates = (torch.float16, torch.float32)
-    monkeypatch.setattr("heretic_kl.model.loading.loader.dtype_candidates", lambda *_: candidates)
-    monkeypatch.setattr(
-        "heretic_kl.model.loading.loader._gives_finite_logits",
-        lambda model: model.dtype == torch.float32,
-    )
+    monkeypatch.setattr(weights, "dtype_candidates", lambda *_: candidates)
+    monkeypatch.setattr(weights, "gives_finite_logits", lambda model: model.dtype == torch.float32)
     assert load(folder).dtype == torch.float32
-    monkeypatch.setattr("heretic_kl.model.loading.loader._gives_finite_logits", lambda model: False)
+    monkeypatch.setattr(weights, "gives_finite_logits", lambda model: False)
     with pytest.raises(ModelError, match="no finite logits in float16, float32"):
         load(folder)
 
@@ -52,8 +49,8 @@ def test_a_dtype_that_the_model_does_not_run_in_is_passed_over(tmp_path, monkeyp
         return True
 
     folder = save_tiny_model(tmp_path / "m", tiny_llama())
-    monkeypatch.setattr(loading, "_gives_finite_logits", mixed)
-    monkeypatch.setattr(loading, "_cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(weights, "gives_finite_logits", mixed)
+    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: True)
     assert load_model(ModelSource(str(folder)), device="cpu").dtype is torch.float32
     with pytest.raises(ModelError, match=r"in bfloat16 \(mixed dtype\): try --dtype float32"):
         load_model(ModelSource(str(folder)), dtype="bfloat16", device="cpu")
@@ -126,7 +123,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
 
 def test_a_truncated_checkpoint_is_one_line(tmp_path):
     folder = save_tiny_model(tmp_path / "m", tiny_llama())
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ModelError, match="cannot load the model of|no safetensors"):
         load(folder)

@@ -1,4 +1,4 @@
-"""PEFT adapters put on a loaded model, to be measured. Writes none (`export.lora` does)."""
+"""PEFT adapters on a loaded model. Writes none (`export.lora` does)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PROMPT_KINDS = frozenset(
     {"CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"}
 )
-"""PEFT's names of adapters that act on the prompt or its cache instead of the layers."""
+"""PEFT's names of adapters that act on the prompt or the cache instead of the layers."""
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuse an adapter that could not be read safely, before its base is loaded.
+    """Reject an adapter that cannot be read safely, before its base is loaded.
 
     Raises:
-        UnsupportedModelError: its weights are pickled, or there are none, or it is no adapter
-            inside the layers.
+        UnsupportedModelError: its weights are pickled or missing, or it does not work inside the
+            layers.
     """
-    kind = _stated(folder).get("peft_type")
+    kind = _adapter_config(folder).get("peft_type")
     if kind in PROMPT_KINDS:
         raise UnsupportedModelError(
             f"adapter {str(folder)!r} is of kind {kind}, which puts learned tokens before the "
-            "prompt; only adapters inside the layers (LoRA and its kin) can be measured"
+            "prompt; only adapters inside the layers (such as LoRA) can be measured"
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UnsupportedModelError(
@@ -40,12 +40,12 @@ def check_adapter(folder: Path) -> None:
 
 def adapter_base(folder: Path) -> str | None:
     """The base model that an adapter names, a hub id or a path; None: it names none."""
-    name = _stated(folder).get("base_model_name_or_path")
+    name = _adapter_config(folder).get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
 
 
 def with_adapter(model: Any, folder: Path, base_name: str) -> Any:
-    """The model with an adapter in force, its weights as they were.
+    """The model with an active adapter; its own weights stay as they are.
 
     Raises:
         UnsupportedModelError: it is not an adapter of this model.
@@ -53,8 +53,8 @@ def with_adapter(model: Any, folder: Path, base_name: str) -> Any:
     from peft import PeftModel
 
     try:
-        with quiet_transformers(), warnings.catch_warnings(record=True) as told:
-            # Heard out below: what PEFT warns of is an error here, or none of the user's.
+        with quiet_transformers(), warnings.catch_warnings(record=True) as caught:
+            # Read below: a warning of PEFT is an error here, or does not concern the user.
             warnings.simplefilter("always")
             wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -62,8 +62,8 @@ def with_adapter(model: Any, folder: Path, base_name: str) -> Any:
         raise UnsupportedModelError(
             f"adapter {str(folder)!r} does not fit {base_name!r}: {first}"
         ) from error
-    if any("missing adapter keys" in str(warning.message) for warning in told):
-        # Weights that are not found stay as they were initialized: no edit at all.
+    if any("missing adapter keys" in str(warning.message) for warning in caught):
+        # Weights that are missing stay as they were initialized, which is no edit at all.
         raise UnsupportedModelError(
             f"adapter {str(folder)!r} does not fit {base_name!r}: its file lacks weights that its "
             "config asks for"
@@ -72,11 +72,11 @@ def with_adapter(model: Any, folder: Path, base_name: str) -> Any:
 
 
 def merged_adapter(model: Any, folder: Path, base_name: str) -> Any:
-    """The model with an adapter written into its weights.
+    """The model with an adapter merged into its weights.
 
     Raises:
         UnsupportedModelError: it is not an adapter of this model, or of a kind that cannot be
-            written into weights.
+            merged.
     """
     wrapped = with_adapter(model, folder, base_name)
     try:
@@ -84,16 +84,15 @@ def merged_adapter(model: Any, folder: Path, base_name: str) -> Any:
             merged = wrapped.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError, RuntimeError, TypeError) as error:
         raise UnsupportedModelError(
-            f"adapter {str(folder)!r} cannot be written into the weights of {base_name!r}: "
+            f"adapter {str(folder)!r} cannot be merged into {base_name!r}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     return merged.eval().requires_grad_(False)
 
 
-def _stated(folder: Path) -> dict[str, Any]:
-    """What the adapter's config says."""
+def _adapter_config(folder: Path) -> dict[str, Any]:
     try:
-        stated = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {str(folder / ADAPTER_CONFIG)!r}: {error}") from error
-    return stated if isinstance(stated, dict) else {}
+    return config if isinstance(config, dict) else {}

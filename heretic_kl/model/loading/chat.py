@@ -19,38 +19,38 @@ CLOSED_THOUGHTS: tuple[tuple[str, str], ...] = (
         "<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>",
     ),
 )
-"""(how an answer opens a chain of thought, the same thought closed at once)."""
+"""(how a response opens a chain of thought, the same thought closed at once)."""
 
 
 @dataclass(frozen=True)
 class ChatEncoder:
-    """Turns prompts into the token ids after which the model answers."""
+    """Turns prompts into the token ids after which the model responds."""
 
     tokenizer: Any
     """A `transformers` tokenizer."""
     template: str | None
-    """Jinja chat template; None: plain text, a prompt is its own text."""
+    """Jinja chat template; None: plain text."""
     enable_thinking: bool | None = None
-    """Passed to templates that know the switch; None: False for those."""
+    """Passed to templates that have the switch; None: False."""
     response_prefix: str = ""
-    """Text put at the start of every answer."""
+    """Text at the start of every response."""
 
     def with_response_prefix(self, prefix: str) -> ChatEncoder:
         """The same encoder with another response prefix."""
         return replace(self, response_prefix=prefix)
 
     def text(self, prompt: Prompt) -> str:
-        """The text that the model is given, response prefix included."""
+        """The model's input as text, response prefix included."""
         if self.template is None:
             parts = [part for part in (prompt.system, prompt.user) if part]
             return "\n\n".join(parts) + self.response_prefix
         return self.conversation(_messages(prompt))
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> str:
-        """The text of a whole conversation up to where the next answer starts.
+        """The text of a whole conversation up to where the next response starts.
 
         Raises:
-            UnsupportedModelError: the template refuses it (for instance no system role).
+            UnsupportedModelError: the template rejects it (some have no system role).
         """
         if self.template is None:
             return "\n\n".join(message["content"] for message in messages) + self.response_prefix
@@ -80,14 +80,14 @@ class ChatEncoder:
         return self.encode_text(self.text(prompt))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """Token ids of a rendered text; templates write their own special tokens."""
+        """Token ids of a rendered text; templates contain their special tokens."""
         ids = self.tokenizer(text, add_special_tokens=self.template is None)["input_ids"]
         if not ids:
             raise UnsupportedModelError(f"the tokenizer gives no token for the prompt {text!r}")
         return tuple(int(token) for token in ids)
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """Text of answer tokens, without special tokens unless `special`."""
+        """Text of response tokens, without special tokens unless `special`."""
         text = self.tokenizer.decode(
             list(tokens), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
@@ -102,10 +102,10 @@ def chat_template(tokenizer: Any, setting: str) -> str | None:
         setting: `model` for the tokenizer's own, `none` for plain text, else a Jinja file.
 
     Returns:
-        None for plain text: asked for, or because the tokenizer of a base model has no template.
+        None for plain text: set so, or the tokenizer has no template, as those of base models.
 
     Raises:
-        UnsupportedModelError: the file is not there.
+        UnsupportedModelError: the file does not exist or is not UTF-8 text.
     """
     if setting == "none":
         return None
@@ -128,7 +128,7 @@ def chat_template(tokenizer: Any, setting: str) -> str | None:
 
 
 def stop_token_ids(tokenizer: Any, generation_config: Any) -> frozenset[int]:
-    """Ids that end an answer: the generation config's and the tokenizer's end tokens."""
+    """Ids that end a response: the end tokens of the generation config and of the tokenizer."""
     ids: set[int] = set()
     for value in (getattr(generation_config, "eos_token_id", None), tokenizer.eos_token_id):
         if isinstance(value, int):
@@ -139,7 +139,7 @@ def stop_token_ids(tokenizer: Any, generation_config: Any) -> frozenset[int]:
 
 
 def close_thought(prefix: str) -> str:
-    """A common answer opening with its chain of thought, if it opens one, closed at once."""
+    """A common opening of responses; a chain of thought that it opens is closed at once."""
     for opening, closed in CLOSED_THOUGHTS:
         if prefix.lstrip().startswith(opening):
             return closed
@@ -147,7 +147,7 @@ def close_thought(prefix: str) -> str:
 
 
 def thought_left_open(text: str) -> str | None:
-    """What closes a chain of thought that the chat template itself opened; None: it opened none."""
+    """What closes a chain of thought that the chat template has opened; None: there is none."""
     for opening, closed in CLOSED_THOUGHTS:
         if text.rstrip().endswith(opening):
             return closed.removeprefix(opening)

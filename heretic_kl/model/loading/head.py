@@ -38,10 +38,10 @@ HeadModule = Callable[[Tensor], Tensor]
 
 
 class Headless:
-    """A causal LM up to its output head, for models whose body alone does less than that.
+    """A causal LM up to its output head, for models whose declared body is not all of that.
 
-    Some scale or transform what their body gives, some have no body of the declared name. Called
-    as a body is; gives what enters the head as `last_hidden_state`.
+    Some scale or transform the output of their body, some have no body of the declared name.
+    Called as a body is; returns the input of the head as `last_hidden_state`.
     """
 
     def __init__(self, model: Any) -> None:

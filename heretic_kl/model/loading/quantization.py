@@ -1,4 +1,4 @@
-"""Quantized weights: done as a model is loaded, or found in its checkpoint."""
+"""Quantized weights: by bitsandbytes as a model is loaded, or in its checkpoint. Loads none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_quantized(source: ModelSource, trust_remote_code: bool) -> bool:
 def quantization_arguments(
     source: ModelSource, quantization: Quantization, dtype: torch.dtype, trust_remote_code: bool
 ) -> dict[str, Any]:
-    """What asks transformers to quantize as it loads.
+    """Arguments that make transformers quantize as it loads.
 
     Raises:
         ModelError: the checkpoint is quantized already, or bitsandbytes is not installed.
@@ -57,8 +57,10 @@ def quantization_arguments(
 
 
 def forget_gguf_quantization(model: Any) -> None:
-    """Take off the marks of a GGUF file."""
-    # The weights are dequantized; the marks would make save_pretrained refuse.
+    """Remove the marks that loading a GGUF file leaves on a model.
+
+    Its weights are dequantized, but `save_pretrained` rejects a model with these marks.
+    """
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):

@@ -37,7 +37,7 @@ class ModelSource:
 
     @property
     def adapter(self) -> Path | None:
-        """The folder, if what it holds is a PEFT adapter and no whole model."""
+        """The folder, if it holds a PEFT adapter and not a whole model."""
         folder = self.folder
         if folder is None or (folder / "config.json").is_file():
             return None
@@ -45,7 +45,7 @@ class ModelSource:
 
     @property
     def looks_local(self) -> bool:
-        """Whether the name can only be a path: no hub id is written like that."""
+        """Whether the name can only be a path and not a hub id."""
         name = self.name
         return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
@@ -58,10 +58,10 @@ class ModelSource:
 
 
 def check_exists(source: ModelSource) -> None:
-    """Refuse a name behind which there is nothing.
+    """Reject a name of something that does not exist.
 
     Raises:
-        ModelNotFoundError: what was looked for.
+        ModelNotFoundError: it does not exist, or holds no model.
     """
     name = source.name
     if source.gguf_file is not None:
@@ -79,12 +79,12 @@ def check_exists(source: ModelSource) -> None:
 
 
 def has_tokenizer(source: ModelSource) -> bool:
-    """Whether a source brings a tokenizer of its own: adapters often do not."""
+    """Whether a source has a tokenizer of its own; adapters often have none."""
     return source.adapter is None or (source.adapter / "tokenizer_config.json").is_file()
 
 
 def hub_arguments(source: ModelSource) -> tuple[str, dict[str, Any]]:
-    """What transformers is called with: name or folder, and further arguments."""
+    """Name or folder, and further arguments, for `from_pretrained`."""
     if source.gguf_file is not None:
         path = source.gguf_file.resolve()
         return str(path.parent), {"gguf_file": path.name}
@@ -95,7 +95,7 @@ def hub_arguments(source: ModelSource) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def readable_errors(source: ModelSource, what: str) -> Iterator[None]:
-    """Turn what transformers raises on a bad source into one line."""
+    """Turn errors of transformers about a bad source into one-line errors of ours."""
     try:
         yield
     except (ModelError, torch.OutOfMemoryError):
@@ -114,7 +114,7 @@ def readable_errors(source: ModelSource, what: str) -> Iterator[None]:
 
 
 def no_safetensors(source: ModelSource) -> UnsupportedModelError:
-    """The error for weights that are there as pickles only."""
+    """The error for weights that are stored as pickles only."""
     return UnsupportedModelError(
         f"{source.name!r} has no safetensors weights; pickled weights are not read because they "
         "can run code: convert them first"
