@@ -33,7 +33,7 @@ ROOMS = {
     | RUN
     | {"config", "demo", "events", "kl_options", "report", "run", "score", "ui"},
     "integrations": LEAVES | {"score", "kl", "model", "prompts"},
-    "testing": LEAVES | {"model"},
+    "testing": LEAVES | {"model", "ablation", "prompts", "requests", "scoring"},
     "demo": LEAVES | {"model"},
     "errors": set(),
     "kl_options": set(),

@@ -1,5 +1,19 @@
-"""For tests, ours and plug-in authors': tiny random models, and one of every model type (`zoo`)."""
+"""For tests, ours and those of plug-in authors.
 
+tiny.py             tiny random models of four families, and a tokenizer
+zoo/                a tiny random model of every model type
+fakes.py            an engine without a model, and a scorer's context
+scorer_contract.py  the laws of a scorer, as a test class to inherit
+"""
+
+from heretic_kl.testing.fakes import (
+    FAKE_PROMPTS,
+    FakeEngine,
+    fake_context,
+    fake_plan,
+    fake_response,
+)
+from heretic_kl.testing.scorer_contract import ScorerContract
 from heretic_kl.testing.tiny import (
     CHAT_TEMPLATE,
     LAYERS,
@@ -18,11 +32,17 @@ from heretic_kl.testing.tiny import (
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "FAKE_PROMPTS",
+    "FakeEngine",
     "LAYERS",
     "SPECIAL_TOKENS",
+    "ScorerContract",
     "TINY_CONFIGS",
     "WIDTH",
     "WORDS",
+    "fake_context",
+    "fake_plan",
+    "fake_response",
     "load_tiny_model",
     "save_tiny_model",
     "tiny_gemma2",

@@ -1,6 +1,6 @@
-"""Tiny random models and tokenizers for tests, ours and plug-in authors'. Imported by no room.
+"""Tiny random models and tokenizers for tests. Imported by no other room.
 
-Everything is built from a config and a seed: no downloads, milliseconds a model.
+Built from a config and a seed, without downloads, in milliseconds.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def tiny_gpt2(**changes: Any) -> Any:
     """Conv1D sites, which store their weights transposed, all with biases; tied embeddings."""
     from transformers import GPT2Config
 
-    own = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_inner": 48, "n_positions": 128}
+    sizes = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_inner": 48, "n_positions": 128}
     shared = {key: value for key, value in _common().items() if key not in _LLAMA_SIZES}
-    return GPT2Config(**{**shared, **own, **changes})
+    return GPT2Config(**{**shared, **sizes, **changes})
 
 
 TINY_CONFIGS: Mapping[str, Callable[..., Any]] = {
@@ -119,7 +119,7 @@ def save_tiny_model(
 ) -> Path:
     """Write a random model and the tiny tokenizer as `transformers` writes them.
 
-    Biases and gains, which start at 0 or 1, are made random too: a wrong one must show.
+    Biases and gains, which start at 0 and 1, are made random too, so that a wrong one shows.
     """
     from transformers import AutoModelForCausalLM
 
