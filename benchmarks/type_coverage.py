@@ -68,7 +68,7 @@ class Coverage:
     responses: str = ""
     """`ok`, or what is wrong."""
     notes: list[str] = field(default_factory=list)
-    """What a user is told."""
+    """Notices that a user sees."""
     without: list[str] = field(default_factory=list)
     """Savings that the model does not allow, as trying them showed."""
     seconds: float = 0.0
@@ -404,7 +404,7 @@ def _generate_problem(session: Session, plan: Plan, reloaded: Sequence[Any]) -> 
 
 
 def _prefills(model: Any, ids: Tensor) -> bool:
-    """Whether the model's own forward pass runs with the cache that it makes for itself."""
+    """Whether the model's own forward pass runs with the cache that it creates."""
     try:
         model(input_ids=ids, use_cache=True)
     except RuntimeError:
@@ -451,7 +451,7 @@ MIXERS = {
         "kda",
         "gatedlinear",
     ),
-    "state space": ("mamba", "ssm", "recurrentblock", "bambamixer", "falconh1mixer"),
+    "state space": ("mamba", "recurrentblock", "bambamixer", "falconh1mixer"),
     "convolution": ("conv",),
     "attention": ("attention", "attn", "mla", "jetmoemoa"),
 }

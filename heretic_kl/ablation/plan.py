@@ -31,17 +31,17 @@ class SiteKey(NamedTuple):
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """What building an operator needs to know of a site; read when asked for, not kept."""
+    """What building an operator needs to know about a site; weights are read on each call."""
 
     weight: Callable[[], Tensor]
-    """() -> (D, F), rows write to the residual stream."""
+    """() -> (D, F); rows write to the residual stream."""
     bias: Callable[[], Tensor | None]
     """() -> (D,) or None."""
     gains: Tensor | None = None
     """(G, D) gains between the site and the stream, of a norm or scale; None: there are none.
     More than one where a short convolution adds what was written for earlier tokens."""
     centred: bool = False
-    """A LayerNorm between them takes the mean off first."""
+    """A LayerNorm between them subtracts the mean first."""
 
     def pull_back(self, direction: Tensor) -> Tensor:
         """(D,) or (G, D): what to remove from the site's output to remove it from the stream."""

@@ -150,7 +150,7 @@ class ScorerContract:
 
 
 def _partial(requests: Sequence[Request], results: Sequence[Result], share: float) -> list[SoFar]:
-    """What is there of the results once a share of each request's prompts was measured."""
+    """Results so far, once a share of each request's prompts has been measured."""
     return [
         _part_of(request, result, int(share * len(request.prompts)))
         for request, result in zip(requests, results, strict=True)
@@ -166,8 +166,9 @@ def _part_of(request: Request, result: Result, prompts: int) -> SoFar:
         return PartialResponses(texts, tuple(n < prompts for n in range(total)))
     assert isinstance(result, TeacherForcedResult)
     rows = result.prompt_index < prompts
-    kept = tuple(column[rows] for column in result.columns)
-    columns = type(result.columns)(*kept) if hasattr(result.columns, "_fields") else kept
+    columns = tuple(column[rows] for column in result.columns)
+    if hasattr(result.columns, "_fields"):  # a NamedTuple of the reduction
+        columns = type(result.columns)(*columns)
     return PartialRows(
         TeacherForcedResult(columns, result.prompt_index[rows], result.position[rows])
     )

@@ -231,7 +231,7 @@ def _only_in_layer(current_layer: list[int], layer: int, hook: OutputHook) -> Ca
 
 
 def _on_call(handles: ExitStack, module: nn.Module, callback: Callable[..., None]) -> None:
-    """Have the callback called with arguments and keyword arguments of each call."""
+    """Pass the arguments and keyword arguments of each call to the callback."""
 
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
         callback(args, kwargs)
@@ -240,7 +240,7 @@ def _on_call(handles: ExitStack, module: nn.Module, callback: Callable[..., None
 
 
 def _on_return(handles: ExitStack, module: nn.Module, callback: Callable[..., None]) -> None:
-    """Have the callback called with what each call returns."""
+    """Pass the return value of each call to the callback."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         callback(output)

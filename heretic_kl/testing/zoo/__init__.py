@@ -1,7 +1,7 @@
 """Tiny random models of every model type that transformers can load as a causal language model.
 
-For tests, ours and plug-in authors': built from a config and a seed, no downloads, well under a
-second and 5 MB a model. Knows nothing about layers, sites, prompts or tokenizers.
+Built from a config and a seed, without downloads, in well under a second and 5 MB a model. Knows
+nothing about layers, sites, prompts or tokenizers.
 """
 
 from heretic_kl.testing.zoo.build import tiny_model

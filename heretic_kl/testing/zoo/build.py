@@ -26,14 +26,14 @@ def tiny_model(
     """The causal language model of `tiny_config(model_type)`, in eval mode.
 
     Gains and biases, which start at 1 and 0, and whatever else starts constant or is left
-    uninitialised, are made random: a wrong one must show.
+    uninitialised, are made random, so that a wrong one shows.
 
     Args:
         model_type: of the model.
         seed: of its weights.
         dtype: of its weights.
-        auto_class: which class of `transformers` builds it; `AutoModelForImageTextToText` gives
-            what vision-language models are released as, where the causal class is its text half.
+        auto_class: the class of `transformers` that builds it. `AutoModelForImageTextToText` builds
+            vision-language models as they are released; the causal class builds their text half.
     """
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
@@ -67,19 +67,21 @@ def _randomise(model: Any) -> None:
 
 
 def _copied(source: Any, target: Any, dtype: torch.dtype) -> Any:
-    """`target` with the weights of `source` in `dtype`, but for those the family keeps in float32.
+    """`target` with the weights of `source` in `dtype`, except those the family keeps in float32.
 
-    Not `source.to(dtype)`: that also rounds what is computed and never stored, such as the
-    frequencies of rotary positions. Loading does neither.
+    `source.to(dtype)` would also round what is computed and never stored, such as the frequencies
+    of rotary positions. Loading does not.
     """
     patterns = list(target._keep_in_fp32_modules_strict or ())
     if dtype == torch.float16:
         patterns += target._keep_in_fp32_modules or ()
-    kept = re.compile("|".join(rf"(?:^|\.){pattern}(?:$|\.)" for pattern in patterns) or r"(?!)")
+    keep_in_float32 = re.compile(
+        "|".join(rf"(?:^|\.){pattern}(?:$|\.)" for pattern in patterns) or r"(?!)"
+    )
     weights = dict([*source.named_parameters(), *_stored_buffers(source)])
     for name, tensor in [*target.named_parameters(), *_stored_buffers(target)]:
-        own = torch.float32 if kept.search(name) else tensor.dtype
-        tensor.data = weights[name].data.to(own)
+        target_dtype = torch.float32 if keep_in_float32.search(name) else tensor.dtype
+        tensor.data = weights[name].data.to(target_dtype)
     return target
 
 
@@ -95,7 +97,7 @@ def _stored_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:
 
 @contextmanager
 def _uninitialised_memory_is_nan() -> Iterator[None]:
-    """`torch.empty` gives NaN, so that what a library never initialised can be told."""
+    """`torch.empty` gives NaN, which shows what a library never initialises."""
     before = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     filling: Any = torch.utils.deterministic

@@ -2,16 +2,16 @@
 
 The rule, in this order:
 
-1. what `DECLARED` says, for facts that no config states: byte models, drafters that read another
-   model's cache, models that only transcribe or caption, permutation and masked language models, a
-   decoder that sees without a vision config;
+1. `DECLARED`, for facts that no config states: byte models, drafters that read another model's
+   cache, models that only transcribe or caption, permutation and masked language models, a decoder
+   for images without a vision config;
 2. `is_encoder_decoder` in the config: the causal class is the decoder half of a pair;
-3. `is_decoder` *and* `add_cross_attention` among the config's settings: an encoder that reads both
-   ways, until the first of the two is set (GPT-NeoX declares only the first, GPT-2 the second);
+3. `is_decoder` *and* `add_cross_attention` among the config's settings: an encoder that attends
+   both ways unless `is_decoder` is set (GPT-NeoX has only the first, GPT-2 the second);
 4. everything else is a decoder. Its class may carry towers for images or sound (`towers`): then it
    still runs on text alone, and its language model is a decoder nested in it.
 
-That decoders are causal and encoders are not is measured in the tests, not believed.
+The tests measure that decoders are causal and encoders are not.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ DECLARED: Mapping[str, Kind] = {
     "got_ocr2": Kind("other", "reads the text in images", towers=True),
     "moshi": Kind("other", "one stream of a spoken dialogue"),
     "moss_transcribe_diarize": Kind("other", "transcribes speech", towers=True),
-    "reformer": Kind("encoder_only", "reads both ways unless `is_decoder`; hashes its attention"),
+    "reformer": Kind("encoder_only", "attends both ways unless `is_decoder`; hashes its attention"),
     "trocr": Kind("encoder_decoder", "the decoder half of a reader of images"),
-    "xlm": Kind("other", "a masked language model, causal only if told to be"),
-    "xlnet": Kind("other", "a permutation language model, reads both ways by default"),
+    "xlm": Kind("other", "a masked language model, causal only if its config says so"),
+    "xlnet": Kind("other", "a permutation language model, attends both ways by default"),
 }
 """Model type -> what its config does not state."""
 

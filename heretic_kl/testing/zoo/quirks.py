@@ -1,6 +1,6 @@
 """What the installed transformers does not let a tiny decoder do, and why. Data only.
 
-`tests/zoo` holds every entry to be true, so that one which a later release mends shows.
+`tests/testing/test_zoo.py` checks every entry, so an entry that a later release mends shows.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ NOT_RELOADED: Mapping[str, str] = {
 
 OWN_CACHE: Mapping[str, str] = {
     "dory": "its bias of positions has the length of the new tokens, not of the keys",
-    "minimax": "its own class of cache, refuses a `DynamicCache`",
+    "minimax": "its own class of cache, rejects a `DynamicCache`",
     "openai-gpt": "none",
     "rwkv": "`state`",
     "xlstm": "its own class of cache",
 }
-"""Decoder -> what it has instead of a `DynamicCache`, or why one does not work."""
+"""Decoder -> its replacement for a `DynamicCache`, or why one does not work."""
 
 FULL_PRECISION_ONLY: Mapping[str, str] = {
     "xlstm": "multiplies its float32 state with weights as they are stored",

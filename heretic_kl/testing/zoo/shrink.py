@@ -161,7 +161,7 @@ WHEN_NONE = (
     "head_dim n_inner num_key_value_heads moe_intermediate_size lru_width n_routed_experts "
     "num_experts_per_tok"
 ).split()
-"""Settings set even where the default is `None`: derived (an own size shows more), or fatal."""
+"""Settings set even where the default is `None`: derived sizes hide mistakes, or None fails."""
 
 DEPTHS = (
     "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_blocks "
@@ -194,10 +194,17 @@ def tiny_settings(
 ) -> dict[str, Any]:
     """Settings to pass to the config's class; those it does not list keep their defaults."""
     depth = next((defaults[name] for name in DEPTHS if isinstance(defaults.get(name), int)), None)
-    kept = chosen_layers(layer_lists(defaults, depth), depth=depth, layers=layers)
+    indices = chosen_layers(layer_lists(defaults, depth), depth=depth, layers=layers)
     settings: dict[str, Any] = {}
     for name, default in defaults.items():
-        value = _tiny(name, default, kept=kept, depth=depth, width=width, vocabulary=vocabulary)
+        value = _tiny(
+            name,
+            default,
+            indices=indices,
+            depth=depth,
+            width=width,
+            vocabulary=vocabulary,
+        )
         if value is not None:
             settings[name] = value
     if "qk_rope_head_dim" in settings:  # latent attention: no grouped heads, a derived head size
@@ -240,11 +247,17 @@ def chosen_layers(
 
 
 def _tiny(
-    name: str, default: Any, *, kept: list[int], depth: int | None, width: int, vocabulary: int
+    name: str,
+    default: Any,
+    *,
+    indices: list[int],
+    depth: int | None,
+    width: int,
+    vocabulary: int,
 ) -> Any:
     """The tiny value of one setting, or None where its default stays."""
     if isinstance(default, list | tuple) and len(default) == depth and depth > 2:
-        return [_tiny_entry(name, default[index]) for index in kept]
+        return [_tiny_entry(name, default[index]) for index in indices]
     if name in SPECIAL_IDS:
         return SPECIAL_IDS[name]
     if name.endswith(("_token_id", "_token_index")) and isinstance(default, int):
@@ -255,7 +268,7 @@ def _tiny(
     if default is None and name not in WHEN_NONE:
         return None
     if name in DEPTHS:
-        return len(kept)
+        return len(indices)
     if name in WIDTHS:
         return width
     if name in ("vocab_size", "unpadded_vocab_size", "vocab_size_per_layer_input"):
