@@ -126,20 +126,20 @@ def test_the_fake_engine_answers_as_an_engine():
     responses = ResponseRequest(prompts, 8)
     engine = FakeEngine()
     unedited = engine.measure(None, [forced, responses])
-    assert not unedited[0].columns.divergence.any()
+    assert not unedited[0].columns.values.any()
     assert engine.measure({}, [responses])[0] == unedited[1]
     weak, strong = (engine.measure(fake_plan(size), [forced])[0] for size in (0.1, 1.0))
-    assert 0 < weak.columns.divergence.mean() < strong.columns.divergence.mean()
+    assert 0 < weak.columns.values.mean() < strong.columns.values.mean()
     assert weak.prompt_index.tolist() == sorted(weak.prompt_index.tolist())
     assert set(weak.prompt_index.tolist()) == set(range(len(prompts)))
-    assert weak.columns.divergence.shape == weak.position.shape
+    assert weak.columns.values.shape == weak.position.shape
     (alone,) = engine.measure(
         fake_plan(1.0), [TeacherForcedRequest(prompts[:1], 3, row_statistics)]
     )
-    assert alone.columns.divergence.tolist() == strong.columns.divergence[:3].tolist()
+    assert alone.columns.values.tolist() == strong.columns.values[:3].tolist()
     many = engine.measure_many([None, fake_plan(1.0)], [forced], lambda index, _so_far: index == 0)
     assert many[0] is None
-    assert many[1][0].columns.divergence.tolist() == strong.columns.divergence.tolist()
+    assert many[1][0].columns.values.tolist() == strong.columns.values.tolist()
 
 
 def test_the_fake_context_is_changed_by_field():
