@@ -11,7 +11,7 @@ import heretic_kl
 ROOT = Path(heretic_kl.__file__).parent
 PLUG_INS = ROOT.parent / "scorers"
 
-LEAVES = {"errors", "_version"}
+LEAVES = {"errors", "files", "_version"}
 RUN = {"ablation", "engine", "export", "kl", "model", "prompts", "requests", "scoring", "search"}
 ROOMS = {
     "kl": LEAVES,
@@ -36,6 +36,7 @@ ROOMS = {
     "testing": LEAVES | {"model", "ablation", "prompts", "requests", "scoring"},
     "demo": LEAVES | {"model"},
     "errors": set(),
+    "files": set(),
     "kl_options": set(),
     "_version": set(),
     "__main__": {"cli"},

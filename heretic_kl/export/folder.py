@@ -1,21 +1,17 @@
-"""Folders and files that are complete or not there. Knows nothing about models.
-
-Work happens in a hidden sibling, `.NAME.partial-XXXX`, that takes its final name by a rename at
-the very end; whatever goes wrong before, the sibling is removed and what stood there still stands.
-"""
+"""Where a model may be saved, and what is said when it cannot be. Knows nothing about models."""
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from heretic_kl import files
 from heretic_kl.errors import ExportError
 
 MODEL_MARKS = ("config.json", "adapter_config.json")
@@ -73,61 +69,35 @@ def new_folder(target: Path, *, overwrite: bool, needed_bytes: int) -> Iterator[
         The empty partial folder, beside the target.
 
     Raises:
-        ExportError: the disk is full or cannot be written. An interrupt passes through as it is;
-            in every case the partial folder is gone.
+        ExportError: the disk is full or cannot be written. An interrupt passes through as it is.
+            In every case the partial folder is removed and what stood at `target` still stands.
     """
     check_target(target, overwrite=overwrite)
-    partial: Path | None = None
     free: int | None = None
     try:
-        target = target.absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(target.absolute())
+        # A folder that a killed process had moved away may be back.
+        check_target(target, overwrite=overwrite)
+        free = shutil.disk_usage(target.absolute().parent).free
         if free < needed_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-        partial.mkdir()
-        yield partial
-        _put_in_place(partial, target)
-        partial = None
+        with files.new_folder(target) as partial:
+            yield partial
     except (OSError, SafetensorError) as error:
-        raise ExportError(_failure(target, error, needed_bytes, free)) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        raise ExportError(_failure(target.absolute(), error, needed_bytes, free)) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that readers see the old content or the new, never a part.
+    """Write a UTF-8 file that readers see complete, old or new.
 
     Raises:
-        ExportError: the file cannot be written.
+        ExportError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
+        files.write_text(path, text)
     except OSError as error:
         raise ExportError(f"cannot write {str(path)!r}: {_reason(error)}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename the complete folder; what stood there goes last."""
-    old: Path | None = None
-    if target.exists():
-        old = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
-        target.rename(old)
-    try:
-        partial.rename(target)
-    except BaseException:
-        if old is not None:
-            old.rename(target)
-        raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _failure(target: Path, error: Exception, needed: int, free: int | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -14,12 +13,12 @@ from heretic_kl.export.card import model_card
 from heretic_kl.export.facts import ExportFacts, ScoreFacts
 from heretic_kl.export.folder import write_text
 from heretic_kl.export.portable import portable
+from heretic_kl.files import sha256_file
 from heretic_kl.scoring import Score
 
 REPRODUCTION_FILE = "heretic-kl.json"
 CARD_FILE = "README.md"
 FORMAT = 2
-BLOCK_BYTES = 2**20
 
 
 def write_card(folder: Path, facts: ExportFacts) -> Path:
@@ -98,16 +97,8 @@ def file_index(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in (CARD_FILE, REPRODUCTION_FILE):
-            index[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            index[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     return index
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _edit(edit: EditParameters) -> dict[str, Any]:

@@ -4,13 +4,13 @@ Knows nothing about what the tensors mean. safetensors is imported only when a f
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
+from heretic_kl.files import new_file
 from heretic_kl.kl.metric import METRIC_VERSION
 
 
@@ -23,19 +23,14 @@ def save_tensors(
     """
     from safetensors.torch import save_file
 
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     metadata = {
         "kind": kind,
         "metric_version": str(METRIC_VERSION),
         "facts": json.dumps(dict(facts), sort_keys=True),
     }
-    try:
-        save_file({n: t.detach().contiguous() for n, t in tensors.items()}, partial, metadata)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(Path(path)) as partial:
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial, metadata)
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, object]]:

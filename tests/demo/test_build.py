@@ -52,26 +52,6 @@ def sha256(data: bytes) -> str:
 # --- the cache folder -------------------------------------------------------------------------
 
 
-def test_cache_is_in_the_home_folder_by_default(tmp_path: Path) -> None:
-    assert build.default_cache_dir() == tmp_path / "home" / ".cache" / "heretic-kl"
-
-
-def test_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert build.default_cache_dir() == tmp_path / "xdg" / "heretic-kl"
-
-
-def test_a_relative_xdg_path_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
-    assert build.default_cache_dir() == tmp_path / "home" / ".cache" / "heretic-kl"
-
-
-def test_our_own_variable_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("HERETIC_KL_CACHE", "~/mine")
-    assert build.default_cache_dir() == tmp_path / "home" / "mine"
-
-
 def test_a_cache_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CacheError, match="not writable.*HERETIC_KL_CACHE"):

@@ -1,5 +1,7 @@
 """Rows laid out as prompts by positions."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -54,7 +56,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(storage.os, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="no space"):
         TABLE.save(path)
     assert path.read_bytes() == before

@@ -1,0 +1,195 @@
+"""Files and folders that appear whole or not at all, hashes, the cache folder. Knows no contents.
+
+A new file or folder is written under a hidden name beside its target, `.NAME.partial-TOKEN`, is
+flushed to the disk and then renamed. What it replaces is moved to `.NAME.old-TOKEN` first and
+removed last. Both are locked while their process lives, so that the next write to the same
+target can tell and remove what a killed process left.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+CACHE_VARIABLE: Final = "HERETIC_KL_CACHE"
+_BLOCK_BYTES: Final = 1 << 20
+
+
+def cache_folder() -> Path:
+    """Return `HERETIC_KL_CACHE`, or else the folder that the platform has for caches."""
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("heretic-kl", appauthor=False)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hex, read in blocks.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file that readers see complete, old or new.
+
+    Raises:
+        OSError: It cannot be written; what stood there still stands.
+    """
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Yield a path to write to; the file takes the name `target` when the block ends well.
+
+    Raises:
+        OSError: It cannot be written; what stood there still stands.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    with ExitStack() as stack:
+        partial = _hidden(target, "partial")
+        partial.touch(exist_ok=False)
+        stack.callback(_remove, partial)
+        stack.callback(_unlock, _lock(partial))
+        yield partial
+        _flush(partial)
+        os.replace(partial, target)
+        _flush(target.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it takes the name `target` when the block ends well.
+
+    What stood at `target` is replaced.
+
+    Raises:
+        OSError: It cannot be written; what stood there still stands.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    with ExitStack() as stack:
+        partial = _hidden(target, "partial")
+        partial.mkdir()
+        stack.callback(_remove, partial)
+        stack.callback(_unlock, _lock(partial))
+        yield partial
+        _flush_tree(partial)
+        _replace_folder(partial, target)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left beside `target`, or put it back.
+
+    A replaced folder whose successor never took its name becomes `target` again.
+    """
+    if not target.parent.is_dir():
+        return
+    for mark in ("old", "partial"):
+        prefix = f".{target.name}.{mark}-"
+        for leftover in sorted(target.parent.iterdir()):
+            if not leftover.name.startswith(prefix):
+                continue
+            lock = _lock(leftover)
+            if lock is None:
+                continue  # its process lives, or this file system has no locks
+            try:
+                if mark == "old" and not target.exists():
+                    leftover.rename(target)
+                else:
+                    _remove(leftover)
+            finally:
+                _unlock(lock)
+
+
+def _replace_folder(partial: Path, target: Path) -> None:
+    """Rename a complete folder; what stood there is removed last."""
+    old: Path | None = None
+    lock: int | None = None
+    try:
+        if target.exists():
+            lock = _lock(target)
+            old = _hidden(target, "old")
+            target.rename(old)
+        try:
+            partial.rename(target)
+        except BaseException:
+            if old is not None:
+                old.rename(target)
+            raise
+        _flush(target.parent)
+        if old is not None:
+            _remove(old)
+    finally:
+        _unlock(lock)
+
+
+def _hidden(target: Path, mark: str) -> Path:
+    return target.with_name(f".{target.name}.{mark}-{secrets.token_hex(4)}")
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a file or folder for this process; None: another process has it, or it has no locks."""
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):  # ImportError: Windows, where no leftovers are removed
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _flush_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _flush(Path(parent, name))
+        _flush(Path(parent))
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders
+    flags = os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
