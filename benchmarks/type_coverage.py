@@ -8,9 +8,7 @@ at a time, without padding, cache, shared prefix, replay or other rows in the ba
 from __future__ import annotations
 
 import importlib.util
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,15 +16,16 @@ from typing import Any, Literal
 from unittest import mock
 
 import torch
+from saved_model import edited_logits, generated, reloaded_model, sample_logits, tensor_problem
+from site_kinds import site_kinds
 from torch import Tensor
 
 from heretic_kl import Session, Settings, events
 from heretic_kl.ablation import Plan, ablation_operator
 from heretic_kl.engine import continuing, forced_sequences
 from heretic_kl.errors import HereticKLError
-from heretic_kl.export import MergedSaved, save_merged
-from heretic_kl.export.shards import open_shard
-from heretic_kl.model import LanguageModel, Site, edited
+from heretic_kl.export import save_merged
+from heretic_kl.model import LanguageModel, edited
 from heretic_kl.model.transformers_logging import quiet_transformers
 from heretic_kl.requests import ResponseRequest
 from heretic_kl.run import calibrate as calibrating
@@ -334,56 +333,17 @@ def _export_problem(
     """Save, load what was saved (it is added to `reloaded`), compare."""
     saved = save_merged(lm, plan, folder)
     coverage.route = saved.route
-    tensors = _tensor_problem(saved, lm.source.folder)
+    tensors = tensor_problem(saved, lm.source.folder)
     if tensors is not None:
         return tensors
-    expected = _edited_logits(lm, plan)
-    if _relative(_logits(lm.model), expected) < 0.01:
+    expected = edited_logits(lm, plan)
+    if _relative(sample_logits(lm.model), expected) < 0.01:
         return "the edit does not show"
-    reloaded.append(_reloaded(folder))
-    coverage.export_error = _relative(_logits(reloaded[0]), expected)
+    reloaded.append(reloaded_model(folder))
+    coverage.export_error = _relative(sample_logits(reloaded[0]), expected)
     if not coverage.export_error < SAME:
         return f"reloaded logits differ by {coverage.export_error:.1e} from the operators"
     return None
-
-
-def _tensor_problem(saved: MergedSaved, original: Path) -> str | None:
-    before, after = _tensors(original), _tensors(saved.folder)
-    if before.keys() != after.keys():
-        return f"tensors lost or added: {', '.join(sorted(before.keys() ^ after.keys())[:4])}"
-    changed = [name for name in before if before[name] != after[name]]
-    return f"shape or type changed: {', '.join(changed[:4])}" if changed else None
-
-
-def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {
-        name: (stored.type_name, stored.shape)
-        for file in folder.glob("*.safetensors")
-        for name, stored in open_shard(file).tensors.items()
-    }
-
-
-def _reloaded(folder: Path) -> Any:
-    import transformers
-
-    for name in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
-        load: Any = getattr(transformers, name)
-        model, info = load.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        if not info["missing_keys"]:  # some releases can only be loaded with all their towers
-            return model.eval()
-    raise AssertionError(f"weights are missing: {sorted(info['missing_keys'])[:3]}")
-
-
-@torch.no_grad()
-def _logits(model: Any) -> Tensor:
-    tokens = torch.randint(4, len(WORDS), (2, 12), generator=torch.Generator().manual_seed(7))
-    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
-    return logits
-
-
-def _edited_logits(lm: LanguageModel, plan: Plan) -> Tensor:
-    with edited(lm.architecture, plan):
-        return _logits(lm.model)
 
 
 # --- responses -----------------------------------------------------------------------------------
@@ -397,75 +357,9 @@ def _generate_problem(session: Session, plan: Plan, reloaded: Sequence[Any]) -> 
     prompts = session.parts.prompts["harmless", "validation"]
     (result,) = engine.measure(plan, [ResponseRequest(prompts, RESPONSE_TOKENS, None)])
     for prompt, ours in zip(prompts, result.texts, strict=True):
-        theirs = lm.chat.decode(_generated(reloaded[0], engine.encode(prompt), lm.stop_ids))
+        theirs = lm.chat.decode(
+            generated(reloaded[0], engine.encode(prompt), lm.stop_ids, most=RESPONSE_TOKENS)
+        )
         if ours != theirs:
             return f"{ours!r}, generate of the saved model {theirs!r}"
     return None
-
-
-def _prefills(model: Any, ids: Tensor) -> bool:
-    """Whether the model's own forward pass runs with the cache that it creates."""
-    try:
-        model(input_ids=ids, use_cache=True)
-    except RuntimeError:
-        return False
-    return True
-
-
-@torch.no_grad()
-def _generated(model: Any, prompt: Sequence[int], stop: frozenset[int]) -> list[int]:
-    ids = torch.tensor([list(prompt)])
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=RESPONSE_TOKENS,
-        do_sample=False,
-        # Some decoders cannot read their prompt with a cache at all; ours decodes without one too.
-        use_cache=_prefills(model, ids),
-        eos_token_id=sorted(stop),
-        pad_token_id=1,
-    )
-    response = out[0, len(prompt) :].tolist()
-    return response[: next((i for i, token in enumerate(response) if token in stop), len(response))]
-
-
-# --- what kinds of sites -------------------------------------------------------------------------
-
-
-def site_kinds(lm: LanguageModel) -> dict[str, int]:
-    """Sites by kind: which mixer of tokens, or how an MLP or its experts are stored."""
-    lists = Counter((s.key.layer, re.sub(r"\d+", "#", s.key.path)) for s in lm.architecture.sites)
-    kinds: Counter[str] = Counter()
-    for site in lm.architecture.sites:
-        alike = lists[site.key.layer, re.sub(r"\d+", "#", site.key.path)]
-        kinds[_kind(lm, site, alike > 1 and "expert" in site.key.path)] += 1
-    return dict(sorted(kinds.items()))
-
-
-MIXERS = {
-    "linear attention": (
-        "delta",
-        "linearattention",
-        "lightning",
-        "lstmlayer",
-        "kda",
-        "gatedlinear",
-    ),
-    "state space": ("mamba", "recurrentblock", "bambamixer", "falconh1mixer"),
-    "convolution": ("conv",),
-    "attention": ("attention", "attn", "mla", "jetmoemoa"),
-}
-"""Kind of token mixer -> parts of class names, the first that fits counts."""
-
-
-def _kind(lm: LanguageModel, site: Site, in_list: bool) -> str:
-    holder = lm.model.get_submodule(site.key.path.rpartition(".")[0])
-    name = type(holder).__name__.lower()
-    for kind, parts in MIXERS.items():
-        if any(part in name for part in parts):
-            return kind
-    if site.tensors and site.matrix() is None:
-        return "experts in one tensor"
-    if in_list:
-        return "experts in a list"
-    return "mlp" if site.key.component == "mlp" or "mlp" in name else "other token mixer"

@@ -65,11 +65,11 @@ def test_bad_input_says_what_is_wrong():
         ResidualMean(winsorize_quantile=0)
 
 
-def test_layers_that_tell_nothing_apart_take_the_direction_of_the_next_that_does():
+def test_layers_whose_means_coincide_take_the_direction_of_the_next_layer():
     baseline = torch.ones(5, 4)
     target = baseline.clone()
     target[1, 0] += 1
     target[3, 2] += 1
     target[0] += 1e-9  # rounding
-    found = difference_of_means(target, baseline).per_layer
-    assert found.argmax(dim=1).tolist() == [0, 0, 2, 2, 2]
+    directions = difference_of_means(target, baseline).per_layer
+    assert directions.argmax(dim=1).tolist() == [0, 0, 2, 2, 2]

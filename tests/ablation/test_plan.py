@@ -88,7 +88,7 @@ def test_preserved_means_stay_where_they_are():
         )
 
 
-def test_norm_modes_behind_a_norm_are_refused():
+def test_norm_modes_behind_a_norm_are_rejected():
     with pytest.raises(ValueError, match="not defined for sites behind a norm"):
         build_plan(
             EditParameters(3.0, {"attention": KERNEL}, "row"),

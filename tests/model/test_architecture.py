@@ -42,8 +42,8 @@ def test_sites_are_all_that_writes(lm):
 
 
 def test_a_missing_site_is_noticed(lm):
-    kept = [site for site in lm.architecture.sites if site.key[:2] != (1, "mlp")]
-    partial = replace(lm, architecture=replace(lm.architecture, sites=tuple(kept)))
+    sites = [site for site in lm.architecture.sites if site.key[:2] != (1, "mlp")]
+    partial = replace(lm, architecture=replace(lm.architecture, sites=tuple(sites)))
     with pytest.raises(UnsupportedModelError, match="layer 1 changes the residual stream"):
         verify_sites(partial)
 
@@ -123,19 +123,19 @@ def test_names_do_not_matter(tmp_path):
         mlp.strange = mlp.down_proj
         del mlp.down_proj
         mlp.forward = lambda x, m=mlp: m.strange(m.act_fn(m.gate_proj(x)) * m.up_proj(x))
-    found = find_architecture(lm.model, 32)
-    assert {site.key.path.rpartition(".")[2] for site in found.sites} == {"o_proj", "strange"}
+    sites = find_architecture(lm.model, 32).sites
+    assert {site.key.path.rpartition(".")[2] for site in sites} == {"o_proj", "strange"}
 
 
 def test_patterns_limit_what_is_considered_and_may_not_leave_a_writer_out(tmp_path):
     lm = load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama()))
-    found = find_architecture(lm.model, 32, sites=("*.o_proj", "mlp.down*"))
-    assert found.sites == lm.architecture.sites
+    limited = find_architecture(lm.model, 32, sites=("*.o_proj", "mlp.down*"))
+    assert limited.sites == lm.architecture.sites
     with pytest.raises(UnsupportedModelError, match="layer 0 .* changes the residual stream"):
         find_architecture(lm.model, 32, sites=("*.o_proj",))
 
 
-def test_a_layer_that_writes_by_no_module_is_refused(tmp_path):
+def test_a_layer_that_writes_by_no_module_is_rejected(tmp_path):
     lm = load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama()))
     layer = lm.model.model.layers[1]
     forward = layer.forward
@@ -153,7 +153,7 @@ def test_a_constant_of_a_layer_is_noted(tmp_path):
     assert find_architecture(lm.model, 32).constant_layers == (2,)
 
 
-def test_a_gate_that_differs_from_token_to_token_is_refused(tmp_path):
+def test_a_gate_that_differs_from_token_to_token_is_rejected(tmp_path):
     lm = load_tiny_model(save_tiny_model(tmp_path / "m", tiny_llama()))
     mlp = lm.model.model.layers[0].mlp
     plain, gate = mlp.forward, torch.nn.Linear(32, 32)

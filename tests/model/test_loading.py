@@ -96,7 +96,7 @@ def test_pickled_weights_are_not_read(tmp_path):
         load(folder)
 
 
-def test_encoder_decoders_are_refused(tmp_path):
+def test_encoder_decoders_are_rejected(tmp_path):
     folder = save_tiny_model(tmp_path / "m", tiny_llama())
     config = {"model_type": "t5", "d_model": 8, "num_layers": 1, "is_encoder_decoder": True}
     (folder / "config.json").write_text(json.dumps(config))
@@ -110,7 +110,7 @@ def test_unknown_devices_are_one_line():
     assert resolve_device("cpu").type == "cpu"
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+def test_a_checkpoint_that_lacks_weights_is_rejected(tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = save_tiny_model(tmp_path / "m", tiny_llama())

@@ -74,8 +74,8 @@ def test_a_prefix_kept_in_recurrent_layers_serves_several_rows(build, model_type
     prefix = TOKENS[0, :6].tolist()
     rest = TOKENS[1:, 6:]
     with torch.no_grad():
-        kept = PrefixCache(lm, prefix)
-        ours = lm.body(input_ids=rest, **kept.arguments(lm, 3)).last_hidden_state
+        cache = PrefixCache(lm, prefix)
+        ours = lm.body(input_ids=rest, **cache.arguments(lm, 3)).last_hidden_state
         whole = torch.cat([TOKENS[:1, :6].repeat(3, 1), rest], dim=1)
         expected = lm.body(input_ids=whole, use_cache=False).last_hidden_state[:, 6:]
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
@@ -83,13 +83,13 @@ def test_a_prefix_kept_in_recurrent_layers_serves_several_rows(build, model_type
 
 def test_a_model_that_passes_its_layers_twice_cannot_start_at_one(build):
     lm = build("hrm_text")
-    kept = []
+    inputs = []
     layers = lm.architecture.layers
-    with layer_inputs(layers, [1], lambda _boundary, hidden: kept.append(hidden)):
+    with layer_inputs(layers, [1], lambda _boundary, hidden: inputs.append(hidden)):
         logits(lm)
-    assert len(kept) > 1
+    assert len(inputs) > 1
     with pytest.raises(UnsupportedModelError, match="more than once"):
-        with resumed_at(layers, 1, kept[-1], as_tuple=False):
+        with resumed_at(layers, 1, inputs[-1], as_tuple=False):
             logits(lm)
     (residuals,) = last_token_residuals(lm, [TOKENS.tolist()])
     assert residuals.shape == (4, len(layers), lm.architecture.width)
@@ -117,8 +117,8 @@ def test_a_language_model_under_a_name_of_its_own_is_loaded_and_saved_there(buil
         torch.testing.assert_close(ours, logits(lm), rtol=1e-4, atol=1e-4)
 
 
-def test_what_experts_pass_on_without_weights_is_left_alone(build, tmp_path):
-    lm = build("longcat_flash")  # a third of its experts give what they are given
+def test_what_experts_return_without_weights_is_not_edited(build, tmp_path):
+    lm = build("longcat_flash")  # a third of its experts return their input
     sites = [site for site in lm.architecture.sites if not all(t.alone for t in site.tensors)]
     assert {type(site.module).__name__ for site in sites} == {"LongcatFlashExperts"}
     plan = plan_of(lm)

@@ -21,7 +21,7 @@ NEVER_BUILT = {
     "musicgen": "'MusicgenConfig' object has no attribute 'dropout'",
     "musicgen_melody": "'MusicgenMelodyConfig' object has no attribute 'dropout'",
 }
-"""No decoders, and `AutoModelForCausalLM.from_config` fails on their own default config."""
+"""Not decoders, and `AutoModelForCausalLM.from_config` fails on their own default config."""
 BIGGEST_BYTES = 5_000_000
 
 
@@ -112,8 +112,9 @@ def test_a_cache_changes_nothing(model_type):
 
 def cached_logits(model, ids):
     """All but two tokens at once, then those two, one at a time."""
-    known = inspect.signature(model.forward).parameters
-    counts, name = "position_ids" in known, "cache" if "cache" in known else "past_key_values"
+    parameters = inspect.signature(model.forward).parameters
+    counts = "position_ids" in parameters
+    name = "cache" if "cache" in parameters else "past_key_values"
     cache, seen, start = DynamicCache(config=model.config), [], 0
     for end in (ids.shape[1] - 2, ids.shape[1] - 1, ids.shape[1]):
         positions = torch.arange(start, end).expand(len(ids), -1)
@@ -135,9 +136,9 @@ def test_saved_models_come_back(model_type, tmp_path):
             loader.from_pretrained(tmp_path)
         loader = type(model)
     again = loader.from_pretrained(tmp_path).eval()
-    stored, kept = model.state_dict(), again.state_dict()
-    assert stored.keys() == kept.keys()
-    assert all(torch.equal(stored[name], kept[name]) for name in stored)
+    stored, reloaded = model.state_dict(), again.state_dict()
+    assert stored.keys() == reloaded.keys()
+    assert all(torch.equal(stored[name], reloaded[name]) for name in stored)
     # Equal weights at other addresses: sums may differ in their last bit.
     ids = prompts()
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-5)
