@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 DivergenceName: TypeAlias = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
@@ -31,12 +31,11 @@ class KLOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     kl_tokens: Positions | None = Field(
-        None, description="Positions of the response that are scored (unset: the run's kl_tokens)"
+        None, description="Positions of the response that are scored (default: the run's)"
     )
     divergence: DivergenceName = Field(
         "forward_kl",
-        description="forward_kl is KL(reference || candidate), reverse_kl KL(candidate || "
-        "reference)",
+        description="forward_kl (reference || candidate), reverse_kl or jensen_shannon",
     )
     temperature: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="Both models' logits are divided by it"
@@ -46,5 +45,19 @@ class KLOptions(BaseModel):
     )
     response: Response = Field(
         "greedy",
-        description="The reference's response that both models are fed: greedy or sampled(SEED)",
+        description="The reference's response that models are fed: greedy, sampled(SEED)",
     )
+
+
+def checked_options(**values: object) -> KLOptions:
+    """Return options given in Python.
+
+    Raises:
+        ValueError: one of them is out of range; in one line.
+    """
+    try:
+        return KLOptions.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{name}: {first['msg']}, got {first['input']!r}") from None

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
-    Divergence,
     DivergenceReduction,
     KLSummary,
     KLTable,
@@ -24,6 +23,7 @@ from heretic_kl.kl import (
 from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
 from heretic_kl.scoring import (
     Bounds,
+    KLOptions,
     PartialRows,
     Request,
     ResponseRequest,
@@ -37,61 +37,24 @@ from heretic_kl.scoring import (
     SoFar,
     TeacherForcedRequest,
     TeacherForcedResult,
+    sampling_seed,
 )
 
 
-class TeacherForcedKLSettings(ScorerSettings):
+class TeacherForcedKLSettings(KLOptions, ScorerSettings):
     """Settings of the teacher-forced KL."""
 
-    kl_tokens: int | None = Field(
-        default=None, ge=1, le=1024, description="Positions scored; unset: the run's kl_tokens."
-    )
-    divergence: Divergence = Field(
-        default="forward_kl",
-        description="forward_kl is KL(reference || candidate); also reverse_kl, jensen_shannon.",
-    )
-    temperature: float = Field(
-        default=1.0, gt=0, description="Both models' logits are divided by it."
-    )
-    position_decay: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="Weight of each position relative to the one before; 1 weighs all alike.",
-    )
-    reference: str = Field(
-        default="greedy",
-        pattern=r"^(greedy|sampled\(\d+\))$",
-        description=(
-            "Which answer of the original is fed to both models: greedy, or sampled(SEED), drawn "
-            "at temperature 1."
-        ),
-    )
     prompts: DatasetSpec | None = Field(
-        default=None,
-        description=(
-            "A table of source, split, column, prefix, suffix, system, limit: what trials are "
-            "measured on; unset: the run's harmless validation prompts."
-        ),
+        default=None, description="Other prompts for trials, a table as below prompts.*"
     )
     test_prompts: DatasetSpec | None = Field(
-        default=None,
-        description="The same for final trials; unset: the run's harmless test prompts.",
+        default=None, description="Other prompts for the final trials"
     )
     kl_target: float = Field(
-        default=0.01,
-        ge=0,
-        description=(
-            "Nats. Below it less is no better to the optimizer, which keeps the search from "
-            "collecting edits that do nothing. Not multiplied by kl_tokens."
-        ),
+        default=0.01, ge=0, description="Nats; the search gains nothing from less KL than this"
     )
     set_aside_refused: bool = Field(
-        default=True,
-        description=(
-            "Leave out harmless prompts that the original refuses: change is the aim there. "
-            "Their KL is reported apart."
-        ),
+        default=True, description="Leave out harmless prompts that the reference itself refuses"
     )
 
 
@@ -119,7 +82,7 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         self._rule_fingerprint = context.refusal_rule.fingerprint()
         reduction = DivergenceReduction(self.settings.divergence, self.settings.temperature)
         self._request = TeacherForcedRequest(
-            prompts, self._positions, reduction, _sampling(self.settings.reference)
+            prompts, self._positions, reduction, _sampling(self.settings.response)
         )
 
     def identity(self) -> Mapping[str, str]:
@@ -196,9 +159,9 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         return {index for index, text in enumerate(responses.texts) if rule.is_refusal(text)}
 
 
-def _sampling(reference: str) -> Sampling | None:
-    seed = reference.removeprefix("sampled(").removesuffix(")")
-    return None if reference == "greedy" else Sampling(int(seed))
+def _sampling(response: str) -> Sampling | None:
+    seed = sampling_seed(response)
+    return None if seed is None else Sampling(seed)
 
 
 def _text(summary: KLSummary) -> str:

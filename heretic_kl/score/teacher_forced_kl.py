@@ -34,6 +34,7 @@ from heretic_kl.kl import (
 )
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
+from heretic_kl.kl_options import checked_options, sampling_seed
 from heretic_kl.model import CausalModel, DtypeName, evaluating, likely_layers, prefix_problem
 from heretic_kl.prompts import fingerprint
 from heretic_kl.requests import Sampling
@@ -69,8 +70,8 @@ class TeacherForcedKL:
         divergence: `forward_kl` is KL(reference || candidate).
         temperature: of both distributions.
         position_decay: weight of each position relative to the one before; 1 weighs all alike.
-        sampling_seed: draw the reference's answers at temperature 1 with this seed; None: its
-            greedy answers.
+        response: which response of the reference is fed to both: `greedy`, or `sampled(SEED)`,
+            drawn at temperature 1.
         batch_size: most sequences at once; halved where memory runs out.
         template: `model` (plain text if it has none), `none`, or a Jinja file.
         enable_thinking: for chat templates that know the switch.
@@ -100,7 +101,7 @@ class TeacherForcedKL:
         divergence: Divergence = "forward_kl",
         temperature: float = 1.0,
         position_decay: float = 1.0,
-        sampling_seed: int | None = None,
+        response: str = "greedy",
         batch_size: int = 16,
         template: str = "model",
         enable_thinking: bool | None = None,
@@ -113,7 +114,13 @@ class TeacherForcedKL:
         trust_remote_code: bool = False,
         notify: Callable[[str], None] = lambda message: None,
     ) -> None:
-        _require_in_range(kl_tokens, temperature, position_decay)
+        options = checked_options(
+            kl_tokens=kl_tokens,
+            divergence=divergence,
+            temperature=temperature,
+            position_decay=position_decay,
+            response=response,
+        )
         chosen = chosen_prompts(prompts)
         self.divergence = divergence
         self.temperature = temperature
@@ -130,14 +137,15 @@ class TeacherForcedKL:
         if template == "model" and lm.chat.template is None:
             notify("the reference has no chat template: prompts are given as plain text")
         encoded = [lm.chat.encode(prompt) for prompt in chosen]
-        sampling = None if sampling_seed is None else Sampling(sampling_seed)
+        seed = sampling_seed(options.response)
+        sampling = None if seed is None else Sampling(seed)
         identity = model_identity(
             lm,
             {
                 "model": self._loader.reference_name,
                 "prompts": fingerprint(chosen),
                 "kl_tokens": kl_tokens,
-                "responses": "greedy" if sampling is None else f"sampled({sampling.seed})",
+                "responses": options.response,
                 "dtype": _name(lm.dtype),
             },
         )
@@ -431,12 +439,3 @@ def _name(dtype: torch.dtype) -> str:
 def _kind(lm: CausalModel) -> tuple[str, str]:
     """Models of one kind share prefixes, or do not, alike."""
     return type(lm.model).__name__, str(getattr(lm.model.config, "model_type", ""))
-
-
-def _require_in_range(kl_tokens: int, temperature: float, position_decay: float) -> None:
-    if kl_tokens < 1:
-        raise ValueError(f"kl_tokens must be at least 1, got {kl_tokens}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if not 0 < position_decay <= 1:
-        raise ValueError(f"position_decay must be in (0, 1], got {position_decay}")

@@ -4,6 +4,7 @@ Dimensions: P prompts, N scored positions, V vocabulary; rows are the scored pos
 prompts.
 """
 
+from heretic_kl.kl_options import KLOptions, sampling_seed
 from heretic_kl.requests import (
     PartialResponses,
     PartialRows,
@@ -40,6 +41,8 @@ from heretic_kl.scoring.scorer import (
 from heretic_kl.scoring.suite import MeasuringContext, MeasuringEngine, ScorerSpec, Suite
 
 __all__ = [
+    "KLOptions",
+    "sampling_seed",
     "Bounds",
     "MeasuringContext",
     "MeasuringEngine",

@@ -46,7 +46,7 @@ class TestValues:
         assert forward == pytest.approx(reverse, rel=1e-9)
 
     def test_drawn_answers_depend_on_the_seed_alone(self, original):
-        first, again, another = (built(original, sampling_seed=seed) for seed in (1, 1, 2))
+        first, again, another = (built(original, response=f"sampled({seed})") for seed in (1, 1, 2))
         assert first.responses() == again.responses() != another.responses()
         assert first.responses() != built(original).responses()
         assert first.reference.identity.settings["responses"] == "sampled(1)"

@@ -39,10 +39,10 @@ def kl(engine, plan, *, use="validation", **settings):
 
 def test_drawn_answers_are_another_measurement_and_repeat(engine, plan):
     greedy = kl(engine, plan)[1].value
-    first = kl(engine, plan, reference="sampled(1)")[1].value
-    assert first == kl(engine, plan, reference="sampled(1)")[1].value
-    assert len({greedy, first, kl(engine, plan, reference="sampled(2)")[1].value}) == 3
-    assert kl(engine, None, reference="sampled(1)")[1].value == 0.0
+    first = kl(engine, plan, response="sampled(1)")[1].value
+    assert first == kl(engine, plan, response="sampled(1)")[1].value
+    assert len({greedy, first, kl(engine, plan, response="sampled(2)")[1].value}) == 3
+    assert kl(engine, None, response="sampled(1)")[1].value == 0.0
 
 
 def test_its_own_prompts_are_measured_in_their_own_split(engine, plan, tmp_path):
@@ -67,8 +67,8 @@ def test_the_noise_floor_stands_beside_the_value(engine, plan):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reference": "sampled"}, "scorers.kl.settings.reference = 'sampled'"),
-        ({"reference": "sampled(x)"}, "scorers.kl.settings.reference = 'sampled(x)'"),
+        ({"response": "sampled"}, "scorers.kl.settings.response = 'sampled'"),
+        ({"response": "sampled(x)"}, "scorers.kl.settings.response = 'sampled(x)'"),
         ({"prompts": {"source": ""}}, "scorers.kl.settings.prompts.source = ''"),
         (
             {"prompts": {"source": "x", "sufix": "x"}},

@@ -17,7 +17,6 @@ from heretic_kl.cli.command import Command
 from heretic_kl.cli.score.output import Outcome, json_text, report
 from heretic_kl.cli.score.settings import STDOUT, ScoreSettings, read_score_settings
 from heretic_kl.errors import ConfigError, ExportError, HereticKLError, MeasurementError
-from heretic_kl.kl_options import sampling_seed
 from heretic_kl.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ def _reference(
         divergence=settings.divergence,
         temperature=settings.temperature,
         position_decay=settings.position_decay,
-        sampling_seed=sampling_seed(settings.response),
+        response=settings.response,
         batch_size=settings.batch_size,
         template=settings.chat_template,
         enable_thinking=settings.enable_thinking,
