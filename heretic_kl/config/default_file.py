@@ -83,6 +83,7 @@ def _prompt_table() -> list[str]:
 def _scorers(settings: Mapping[str, Mapping[str, tuple[Any, str]]]) -> list[str]:
     lines = ["# A new name adds a scorer. Every scorer has these three keys and its own settings."]
     fields = fields_of(ScorerTable)
+    documented: set[tuple[str, str]] = set()
     for position, (name, table) in enumerate(DEFAULT_SCORERS.items()):
         path = ("scorers", name)
         shown = ("use", "role", "enabled") if position == 0 else ("role",)
@@ -95,7 +96,9 @@ def _scorers(settings: Mapping[str, Mapping[str, tuple[Any, str]]]) -> list[str]
             example = (fields[key].examples or [""])[0]
             rows.append((_assignment((*path, key), value, example), comment * (position == 0)))
         for key, (value, description) in settings.get(name, {}).items():
-            rows.append((_assignment((*path, "settings", key), value, None), description))
+            comment = "" if (key, description) in documented else description
+            documented.add((key, description))
+            rows.append((_assignment((*path, "settings", key), value, None), comment))
         lines += _laid_out(rows)
     return lines
 

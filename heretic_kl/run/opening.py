@@ -14,6 +14,7 @@ from heretic_kl.engine import Engine
 from heretic_kl.errors import HereticKLError, MeasurementError
 from heretic_kl.events import BaselineMeasured, StudyOpened
 from heretic_kl.export import check_target
+from heretic_kl.prompts import DatasetSpec, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
 from heretic_kl.run.calibrate import Calibrated, calibrate
 from heretic_kl.run.fingerprint import default_study_name, study_facts, study_fingerprint
@@ -108,6 +109,10 @@ def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
     if settings.pick is not None:
         check_rule(settings.pick, [spec.name for spec in suite.objectives])
     check_storage(settings.storage, settings.study_dir, settings.study_name)
+    for scorer in suite.scorers.values():
+        for value in dict(scorer.settings).values():
+            if isinstance(value, DatasetSpec):  # prompts of its own, read again as it prepares
+                load_prompts(value)
     return suite, load_prompt_sets(settings.prompts.model_dump(), settings.prompt_set)
 
 

@@ -143,3 +143,25 @@ def test_the_command_runs_quietly_to_the_end(here, capsys, model):
     assert code == 0, captured.err
     assert "saved merged model to out" in captured.out
     assert "trial 0" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--scorers.teacher_forced_kl.settings.test_prompts", '{"source": "gone.txt"}'], "gone"),
+        (
+            ["--scorers.teacher_forced_kl.settings.prompts"]
+            + ['{"source": "builtin:harmless", "split": "nowhere"}'],
+            "no split 'nowhere'",
+        ),
+        (["--prompts.harmless.test.split", "nowhere"], "no split 'nowhere'"),
+        (["--storage", "foo://x"], "unknown scheme 'foo'"),
+        (["--storage", "mysql://u:pw@h/db"], "pip install 'mysqlclient'"),
+        (["--pick", "best"], "unknown pick rule 'best'"),
+    ],
+)
+def test_wrong_settings_show_before_a_model_is_loaded(here, capsys, monkeypatch, words, expected):
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)
+    # There is no such model: the error about it would come first if it were looked for first.
+    line = one_line(capsys, cli.main(arguments("./no/such/model", *words)), 2)
+    assert expected in line and "pw" not in line
