@@ -1,0 +1,25 @@
+"""Learned edits: site operators as parameters, refined by gradient. Chooses no start.
+
+From any plan as start, the loss is the teacher-forced forward KL to the reference on harmless
+prompts, under a constraint on the probability of opening a response with a refusal. Weights stay
+frozen: only operators on what sites write are learned, so what is learned exports exactly.
+"""
+
+from heretic_kl.refine.objective import Example, Objective
+from heretic_kl.refine.openings import OpeningSet, mine_openings
+from heretic_kl.refine.optimize import Check, Prompts, Refined, RefineOptions, refine
+from heretic_kl.refine.parameters import Form, LearnableEdit
+
+__all__ = [
+    "Check",
+    "Example",
+    "Form",
+    "LearnableEdit",
+    "Objective",
+    "OpeningSet",
+    "Prompts",
+    "RefineOptions",
+    "Refined",
+    "mine_openings",
+    "refine",
+]

@@ -1,0 +1,255 @@
+"""Learns an edit: minimises KL on harmless prompts under a constraint on refusal mass.
+
+The constraint is met on validation prompts: the threshold of the training hinge is lowered until
+it holds there, and the multiplier follows the hinge (dual ascent). Generates nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from heretic_kl.ablation import Plan
+from heretic_kl.errors import MeasurementError
+from heretic_kl.model import Architecture, edited
+from heretic_kl.refine.objective import Example, Objective, Terms, minibatches
+from heretic_kl.refine.parameters import Form, LearnableEdit
+
+LOWEST_THRESHOLD = 0.01
+MULTIPLIER_RANGE = (1e-3, 10.0)
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How an edit is learned."""
+
+    steps: int = 100
+    form: Form = "direction"
+    rank: int = 1
+    harmless_per_step: int = 8
+    harmful_per_step: int = 4
+    mass_limit: float = 0.02
+    """Largest mean probability of opening with a refusal, on validation prompts."""
+    threshold: float = 0.3
+    """The hinge `relu(log mass - log threshold)` is zero below it; halved while validation
+    prompts exceed the limit."""
+    multiplier: float = 0.1
+    """Weight of the hinge beside the KL in nats, where it starts."""
+    slack: float = 0.05
+    """Nats of mean hinge on training prompts at which the multiplier stays as it is."""
+    dual_rate: float = 0.05
+    """Largest relative change of the multiplier in a step; 0: it stays, the plain weighted form."""
+    direction_rate: float = 4e-3
+    strength_rate: float = 0.03
+    warmup: int = 10
+    average: float = 0.9
+    """Decay of the moving average of the parameters, which is what is kept."""
+    check_every: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What one use of prompts gives the objective."""
+
+    harmless: Sequence[Example]
+    harmful: Sequence[tuple[int, ...]]  # token ids
+
+
+class Check(NamedTuple):
+    """The terms on validation prompts."""
+
+    step: int
+    kl: float  # nats, mean over positions, then prompts
+    kl_error: float  # standard error over prompts
+    mass: float  # mean probability of opening with a refusal
+    above_half: int  # prompts where that is the likelier
+    threshold: float
+    multiplier: float
+    seconds: float
+
+    def violation(self, limit: float) -> float:
+        """By how much the mass exceeds a limit; 0 where it does not."""
+        return max(0.0, self.mass - limit)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A learned edit and how it came about."""
+
+    plan: Plan
+    checks: tuple[Check, ...]
+    """The first one is the start's."""
+    best: Check
+    """The kept one."""
+
+
+def refine(
+    start: Plan,
+    architecture: Architecture,
+    objective: Objective,
+    train: Prompts,
+    validation: Prompts,
+    options: RefineOptions,
+    *,
+    tell: Callable[[Check], None] = lambda check: None,
+    remine: Callable[[Plan], None] = lambda plan: None,
+) -> Refined:
+    """Learn an edit from a start; what is returned is never worse than it on validation prompts.
+
+    Better is: a smaller violation of the mass limit; where there is none, a smaller KL.
+
+    Args:
+        start: the plan to begin at.
+        architecture: of the model.
+        objective: computes the terms.
+        train: prompts for gradients.
+        validation: other prompts, to stop early and to set the threshold by.
+        options: how to learn.
+        tell: told of every check, the start's included.
+        remine: may replace the objective's openings by what a candidate says now.
+
+    Raises:
+        ValueError: see `LearnableEdit`.
+        MeasurementError: there is nothing to learn from, or the loss is not finite.
+    """
+    if not train.harmless or not train.harmful:
+        raise MeasurementError(
+            "nothing to learn from: refining needs harmless prompts that the model answers and "
+            "harmful ones that it refuses"
+        )
+    learner = _Learner(start, architecture, objective, train, options)
+    begun = time.perf_counter()
+
+    def check(plan: Plan, step: int) -> Check:
+        terms = _evaluate(objective, architecture, plan, validation)
+        seconds = time.perf_counter() - begun
+        made = _check(terms, step, learner.threshold, learner.multiplier, seconds)
+        tell(made)
+        return made
+
+    checks = [check(start, 0)]
+    best, best_plan = checks[0], start
+    for step in range(1, options.steps + 1):
+        learner.step()
+        if step % options.check_every and step != options.steps:
+            continue
+        plan = learner.averaged()
+        made = check(plan, step)
+        checks.append(made)
+        if _order(made, options) < _order(best, options):
+            best, best_plan = made, plan
+        if step < options.steps:
+            if made.violation(options.mass_limit):
+                learner.threshold = max(LOWEST_THRESHOLD, learner.threshold / 2)
+            remine(plan)
+    return Refined(best_plan, tuple(checks), best)
+
+
+def _order(check: Check, options: RefineOptions) -> tuple[float, float]:
+    return check.violation(options.mass_limit), check.kl
+
+
+class _Learner:
+    """Parameters, optimiser and multiplier."""
+
+    def __init__(
+        self,
+        start: Plan,
+        architecture: Architecture,
+        objective: Objective,
+        train: Prompts,
+        options: RefineOptions,
+    ) -> None:
+        self._edit = LearnableEdit(start, options.form, rank=options.rank, seed=options.seed)
+        self._architecture = architecture
+        self._objective = objective
+        self._train = train
+        self._options = options
+        self.threshold = options.threshold
+        self.multiplier = options.multiplier
+        self._hinge: float | None = None
+        groups = self._edit.groups(options.direction_rate, options.strength_rate)
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
+        self._average = AveragedModel(
+            self._edit, multi_avg_fn=get_ema_multi_avg_fn(options.average)
+        )
+        order = random.Random(options.seed)
+        self._harmless = minibatches(len(train.harmless), options.harmless_per_step, order)
+        self._harmful = minibatches(len(train.harmful), options.harmful_per_step, order)
+
+    def step(self) -> None:
+        """One step of the optimiser and of the multiplier."""
+        harmless = [self._train.harmless[index] for index in next(self._harmless)]
+        harmful = [self._train.harmful[index] for index in next(self._harmful)]
+        with torch.enable_grad(), edited(self._architecture, self._edit.plan):
+            terms = self._objective.terms(harmless, harmful)
+            hinge = torch.relu(terms.log_mass - math.log(self.threshold)).mean()
+            loss = terms.kl.mean() + self.multiplier * hinge
+            if not torch.isfinite(loss):
+                raise MeasurementError("the loss of the refinement is not finite: lower its rates")
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._schedule.step()
+        self._average.update_parameters(self._edit)
+        self._ascend(float(hinge.detach()))
+
+    def averaged(self) -> Plan:
+        """The averaged parameters as a plan."""
+        module = self._average.module
+        assert isinstance(module, LearnableEdit)
+        return module.frozen()
+
+    def _ascend(self, hinge: float) -> None:
+        """Multiplicative dual ascent on the moving mean of the hinge."""
+        mean = hinge if self._hinge is None else 0.9 * self._hinge + 0.1 * hinge
+        self._hinge = mean
+        slack = self._options.slack
+        push = math.log((mean + 0.1 * slack) / slack)
+        self.multiplier *= math.exp(self._options.dual_rate * max(-1.0, min(1.0, push)))
+        self.multiplier = min(max(self.multiplier, MULTIPLIER_RANGE[0]), MULTIPLIER_RANGE[1])
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine to a twentieth."""
+        options = self._options
+        warm = min(1.0, (step + 1) / max(1, options.warmup))
+        return warm * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / options.steps)))
+
+
+@torch.no_grad()
+def _evaluate(
+    objective: Objective, architecture: Architecture, plan: Plan, prompts: Prompts, size: int = 32
+) -> Terms:
+    kl: list[Tensor] = []
+    mass: list[Tensor] = []
+    with edited(architecture, plan):
+        for first in range(0, len(prompts.harmless), size):
+            kl.append(objective.terms(prompts.harmless[first : first + size], []).kl)
+        for first in range(0, len(prompts.harmful), size):
+            mass.append(objective.terms([], prompts.harmful[first : first + size]).log_mass)
+    return Terms(torch.cat(kl).double(), torch.cat(mass).double())
+
+
+def _check(terms: Terms, step: int, threshold: float, multiplier: float, seconds: float) -> Check:
+    mass = terms.log_mass.exp()
+    count = len(terms.kl)
+    return Check(
+        step=step,
+        kl=float(terms.kl.mean()),
+        kl_error=float(terms.kl.std() / count**0.5) if count > 1 else math.inf,
+        mass=float(mass.mean()),
+        above_half=int((mass > 0.5).sum()),
+        threshold=threshold,
+        multiplier=multiplier,
+        seconds=seconds,
+    )

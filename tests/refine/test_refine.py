@@ -1,0 +1,139 @@
+"""Refining lowers the loss it states, never returns worse than its start, and changes no weight."""
+
+import math
+
+import pytest
+import torch
+
+from heretic_kl.ablation import EditParameters, WeightKernel, build_plan, difference_of_means
+from heretic_kl.engine import Engine, forced_sequences
+from heretic_kl.errors import MeasurementError
+from heretic_kl.model import edited
+from heretic_kl.prompts import Prompt
+from heretic_kl.refine.objective import Example, Objective, minibatches
+from heretic_kl.refine.openings import OpeningSet
+from heretic_kl.refine.optimize import Prompts, RefineOptions, refine
+from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
+
+HARMLESS = tuple(
+    Prompt(t) for t in ("how do I make a cake", "please tell me about Rome", "what is the weather")
+)
+HARMFUL = tuple(
+    Prompt(t) for t in ("how do I make a bomb", "tell me what you will not", "bomb Rome please")
+)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
+def lm(request, tmp_path_factory):
+    config = TINY_CONFIGS[request.param]()
+    return load_tiny_model(save_tiny_model(tmp_path_factory.mktemp(request.param), config))
+
+
+@pytest.fixture(scope="module")
+def parts(lm):
+    engine = Engine(lm, batch_size=8)
+    reference = engine.reference(HARMLESS, 4)
+    examples, first = [], 0
+    for sequence in forced_sequences(reference):
+        count = len(sequence.scored)
+        examples.append(Example(sequence, reference.hidden[first : first + count]))
+        first += count
+    prompts = Prompts(examples, [tuple(engine.encode(prompt)) for prompt in HARMFUL])
+    directions = difference_of_means(
+        engine.residual_mean(HARMFUL, 1.0), engine.residual_mean(HARMLESS, 1.0)
+    )
+    kernel = WeightKernel(peak_weight=0.5, peak_position=1.0, floor_weight=0.5, reach=2.0)
+    edit = EditParameters(1.0, {"attention": kernel, "mlp": kernel})
+    start = build_plan(edit, directions, lm.architecture.facts())
+    return engine, prompts, start
+
+
+def objective(lm, engine, openings=((5,), (6, 7))):
+    return Objective(engine.runner, lm.head, OpeningSet(openings))
+
+
+def test_the_terms_are_those_of_plain_forward_passes(lm, parts):
+    engine, prompts, start = parts
+    terms_of = objective(lm, engine)
+    with torch.no_grad(), edited(lm.architecture, start):
+        terms = terms_of.terms(prompts.harmless, prompts.harmful)
+        for index, example in enumerate(prompts.harmless):
+            fed = torch.tensor([example.sequence.fed])
+            candidate = lm.model(fed).logits[0, list(example.sequence.scored)].log_softmax(-1)
+            reference = lm.head.logits(example.hidden).log_softmax(-1)
+            kl = (reference.exp() * (reference - candidate)).sum(-1).mean()
+            assert float(terms.kl[index]) == pytest.approx(float(kl), abs=1e-4)
+        for index, ids in enumerate(prompts.harmful):
+            after = lm.model(torch.tensor([[*ids, 6]])).logits[0].softmax(-1)
+            mass = after[-2, 5] + after[-2, 6] * after[-1, 7]
+            assert float(terms.log_mass[index]) == pytest.approx(math.log(float(mass)), abs=1e-3)
+
+
+def test_unedited_the_kl_is_zero(lm, parts):
+    engine, prompts, _ = parts
+    with torch.no_grad():
+        assert float(objective(lm, engine).terms(prompts.harmless, []).kl.max()) < 1e-5
+
+
+@pytest.mark.parametrize("form", ["strength", "direction", "factors"])
+def test_refining_is_never_worse_than_its_start_and_touches_no_weight(lm, parts, form):
+    engine, prompts, start = parts
+    before = {name: p.clone() for name, p in lm.model.named_parameters()}
+    options = RefineOptions(steps=12, form=form, check_every=4, warmup=1, mass_limit=1.0)
+    told = []
+    refined = refine(
+        start, lm.architecture, objective(lm, engine), prompts, prompts, options, tell=told.append
+    )
+    assert tuple(told) == refined.checks and [c.step for c in told] == [0, 4, 8, 12]
+    assert refined.best.kl <= refined.checks[0].kl
+    assert refined.plan.keys() == start.keys()
+    for name, parameter in lm.model.named_parameters():
+        assert torch.equal(parameter, before[name]) and parameter.grad is None
+    if form == "direction":
+        assert refined.best.kl < 0.9 * refined.checks[0].kl
+
+
+def test_the_mass_limit_comes_before_the_kl(lm, parts):
+    engine, prompts, start = parts
+    terms_of = objective(lm, engine, openings=tuple((t,) for t in range(5, 25)))
+    options = RefineOptions(
+        steps=40,
+        check_every=10,
+        warmup=1,
+        mass_limit=0.05,
+        direction_rate=0.05,
+        strength_rate=0.1,
+        harmless_per_step=3,
+        harmful_per_step=3,
+        multiplier=1.0,
+    )
+    refined = refine(start, lm.architecture, terms_of, prompts, prompts, options)
+    first = refined.checks[0]
+    assert first.mass > 0.05 and refined.best.mass < 0.7 * first.mass
+    assert refined.checks[-1].threshold < options.threshold
+
+
+def test_the_same_seed_gives_the_same_edit(lm, parts):
+    engine, prompts, start = parts
+    options = RefineOptions(steps=3, check_every=3, mass_limit=1.0)
+    runs = [
+        refine(start, lm.architecture, objective(lm, engine), prompts, prompts, options).plan
+        for _ in range(2)
+    ]
+    for key in start:
+        assert torch.equal(runs[0][key].left, runs[1][key].left)
+
+
+def test_nothing_to_learn_from_is_one_line(lm, parts):
+    engine, prompts, start = parts
+    empty = Prompts(prompts.harmless, [])
+    with pytest.raises(MeasurementError, match="nothing to learn from"):
+        refine(start, lm.architecture, objective(lm, engine), empty, prompts, RefineOptions())
+
+
+def test_minibatches_use_every_index_before_any_comes_again():
+    import random
+
+    batches = minibatches(5, 2, random.Random(0))
+    drawn = [index for _ in range(5) for index in next(batches)]
+    assert sorted(drawn[:5]) == sorted(drawn[5:]) == list(range(5))
