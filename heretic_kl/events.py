@@ -10,7 +10,9 @@ from typing import Literal, TypeAlias
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
 
-Stage = Literal["load", "calibrate", "directions", "baseline", "search", "test", "save", "measure"]
+Stage = Literal[
+    "load", "calibrate", "directions", "baseline", "search", "refine", "test", "save", "measure"
+]
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,22 @@ class SiteFacts:
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """What was learned from an edit as start; its operators are stored by their hash."""
+
+    sha256: str
+    """Of the safetensors file that holds the operators."""
+    start: int
+    """Number of the trial whose edit it started from."""
+    steps: int
+    form: str
+    """What was learned at each site: strength, direction or factors."""
+    rank: int
+    mass_limit: float
+    """Largest mean probability of opening a response with a refusal that was aimed at."""
+
+
+@dataclass(frozen=True)
 class EditParameters:
     """One edit, as numbers: everything a trial varies."""
 
@@ -62,6 +78,8 @@ class EditParameters:
     kernels: Mapping[Component, WeightKernel]
     """A component that is missing is not edited."""
     norm: NormMode = "none"
+    refinement: Refinement | None = None
+    """What was learned from the edit that the other fields describe; None: nothing was."""
 
 
 Plan = Mapping[SiteKey, Operator]

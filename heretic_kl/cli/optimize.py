@@ -57,6 +57,7 @@ def search(settings: Settings, *, demo: bool = False) -> int:
             settings = settings.model_copy(update={"model": _demo_model(log)})
         session = stack.enter_context(Session(settings, log))
         session.search()
+        session.refine()
         session.test()
         if interactive:
             return _ask(settings, session, console, results)

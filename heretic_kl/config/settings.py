@@ -24,7 +24,9 @@ from heretic_kl.config.tables import (
     DirectionsTable,
     EditTable,
     Location,
+    Number,
     PromptsTable,
+    RefinementTable,
     ScorerTable,
     Text,
     Whole,
@@ -110,7 +112,7 @@ class Settings(CommonSettings):
     lowest: ClassVar[Mapping[str, Any]] = {"scorers": DEFAULT_SCORERS}
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Basics": (
-            *("model", "trials", "kl_tokens", "pick", "save", "save_as", "device", "dtype"),
+            *("model", "trials", "minutes", "refine", "kl_tokens", "pick", "save", "save_as", "device", "dtype"),
             *("quantization", "prompt_set", "seed", "study_dir", "quiet"),
         ),
         "Model": (
@@ -118,13 +120,14 @@ class Settings(CommonSettings):
             "response_prefix",
         ),
         "Search": (
-            *("max_response_tokens", "startup_trials", "test_trials", "racing", "storage"),
+            *("target_refusals", "max_response_tokens", "startup_trials", "test_trials", "racing", "storage"),
             *("study_name", "debug"),
         ),
         "Saving": ("save_dtype", "overwrite"),
         "Prompts": ("prompts",),
         "Directions": ("directions",),
         "Edit": ("edit",),
+        "Refinement": ("refinement",),
         "Scorers": ("scorers",),
         "Performance": (
             *("batch_size", "parallel_candidates", "cache_memory_mb", "device_map", "threads"),
@@ -170,6 +173,16 @@ class Settings(CommonSettings):
         None, "Start of every response (default: detected; empty: none)", example="<think></think>"
     )
     max_response_tokens: Whole = setting(100, "Longest response generated to count refusals", ge=1)
+    minutes: Number | None = setting(
+        None,
+        "Time for search and refinement; ends both early, a third for the search",
+        example=5.0,
+        gt=0,
+    )
+    refine: bool = setting(True, "Learn edits by gradient after the search")
+    target_refusals: Number = setting(
+        0.05, "Share of refusals that is acceptable; refinement aims at it", ge=0, le=1
+    )
     startup_trials: Whole = setting(
         60, "Random trials before the sampler (TPE) learns from them", ge=0
     )
@@ -205,6 +218,7 @@ class Settings(CommonSettings):
     prompts: PromptsTable = PromptsTable.model_construct()
     directions: DirectionsTable = DirectionsTable.model_construct()
     edit: EditTable = EditTable.model_construct()
+    refinement: RefinementTable = RefinementTable.model_construct()
     scorers: dict[str, ScorerTable] = Field(default_factory=dict)
 
     @field_validator("scorers", mode="before")

@@ -135,6 +135,16 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
             f"| {name} | {kernel.peak_weight:.4g} | {kernel.peak_position:.2f} "
             f"| {kernel.floor_weight:.4g} | {kernel.reach:.2f} |"
         )
+    if edit.refinement is not None:
+        learned = edit.refinement
+        yield ""
+        yield (
+            f"From this start (trial {learned.start}) the {learned.form} of every site's operator "
+            f"was learned by gradient in {learned.steps} steps: the KL divergence on harmless "
+            "training prompts was lowered while the probability of opening a response with a "
+            f"refusal was held at {learned.mass_limit:.2g}. The learned operators are in the saved "
+            f"weights; their SHA-256 is `{learned.sha256[:16]}`."
+        )
     picked = f"rule `{facts.pick_rule}`" if facts.pick_rule else "hand"
     yield ""
     yield (

@@ -106,6 +106,7 @@ def _edit(edit: EditParameters) -> dict[str, Any]:
         "direction_position": edit.direction_position,
         "norm": edit.norm,
         "kernels": {name: vars(kernel) for name, kernel in edit.kernels.items()},
+        "refinement": None if edit.refinement is None else vars(edit.refinement),
     }
 
 

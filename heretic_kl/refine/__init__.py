@@ -7,8 +7,9 @@ frozen: only operators on what sites write are learned, so what is learned expor
 
 from heretic_kl.refine.objective import Example, Objective
 from heretic_kl.refine.openings import OpeningSet, mine_openings
-from heretic_kl.refine.optimize import Check, Prompts, Refined, RefineOptions, refine
+from heretic_kl.refine.optimize import Check, Prompts, Refined, RefineOptions, evaluate, refine
 from heretic_kl.refine.parameters import Form, LearnableEdit
+from heretic_kl.refine.refiner import Refiner
 
 __all__ = [
     "Check",
@@ -20,6 +21,8 @@ __all__ = [
     "Prompts",
     "RefineOptions",
     "Refined",
+    "Refiner",
+    "evaluate",
     "mine_openings",
     "refine",
 ]

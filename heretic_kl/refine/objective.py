@@ -102,7 +102,7 @@ class Objective:
             reference = (self._logits(states) / self._temperature).log_softmax(dim=-1)
         candidate = (self._logits(hidden) / self._temperature).log_softmax(dim=-1)
         rows = torch.nn.functional.kl_div(candidate, reference, log_target=True, reduction="none")
-        parts = rows.sum(dim=-1).split([len(example.hidden) for example in harmless])
+        parts = torch.split(rows.sum(dim=-1), [len(example.hidden) for example in harmless])
         return torch.stack([part.mean() for part in parts])
 
     def _log_mass(self, prompts: int, hidden: Tensor) -> Tensor:

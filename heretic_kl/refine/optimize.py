@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -20,11 +20,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from heretic_kl.ablation import Plan
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import Architecture, edited
-from heretic_kl.refine.objective import Example, Objective, Terms, minibatches
+from heretic_kl.refine.objective import Example, Objective, minibatches
 from heretic_kl.refine.parameters import Form, LearnableEdit
 
 LOWEST_THRESHOLD = 0.01
 MULTIPLIER_RANGE = (1e-3, 10.0)
+CHECKED_AT_ONCE = 32
+"""Prompts of one pass without gradients."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class RefineOptions:
     check_every: int = 20
     seed: int = 0
 
+    def weighted(self, beta_kl: float) -> RefineOptions:
+        """The plain weighted form `beta_kl * KL + hinge` with both weights fixed."""
+        return replace(self, multiplier=1 / beta_kl, dual_rate=0.0)
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -72,6 +78,7 @@ class Check(NamedTuple):
     kl_error: float  # standard error over prompts
     mass: float  # mean probability of opening with a refusal
     above_half: int  # prompts where that is the likelier
+    hinge: float  # nats, mean over prompts, at the threshold
     threshold: float
     multiplier: float
     seconds: float
@@ -130,9 +137,9 @@ def refine(
     begun = time.perf_counter()
 
     def check(plan: Plan, step: int) -> Check:
-        terms = _evaluate(objective, architecture, plan, validation)
-        seconds = time.perf_counter() - begun
-        made = _check(terms, step, learner.threshold, learner.multiplier, seconds)
+        now = replace(options, threshold=learner.threshold, multiplier=learner.multiplier)
+        made = evaluate(objective, architecture, plan, validation, now)
+        made = made._replace(step=step, seconds=time.perf_counter() - begun)
         tell(made)
         return made
 
@@ -181,7 +188,8 @@ class _Learner:
         self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
         self._average = AveragedModel(
-            self._edit, multi_avg_fn=get_ema_multi_avg_fn(options.average)
+            self._edit,
+            multi_avg_fn=get_ema_multi_avg_fn(options.average),  # type: ignore[no-untyped-call]
         )
         order = random.Random(options.seed)
         self._harmless = minibatches(len(train.harmless), options.harmless_per_step, order)
@@ -227,29 +235,33 @@ class _Learner:
 
 
 @torch.no_grad()
-def _evaluate(
-    objective: Objective, architecture: Architecture, plan: Plan, prompts: Prompts, size: int = 32
-) -> Terms:
-    kl: list[Tensor] = []
-    mass: list[Tensor] = []
+def evaluate(
+    objective: Objective,
+    architecture: Architecture,
+    plan: Plan,
+    prompts: Prompts,
+    options: RefineOptions,
+) -> Check:
+    """The terms of an edit on some prompts; step and seconds are 0."""
+    divergences: list[Tensor] = []
+    masses: list[Tensor] = []
     with edited(architecture, plan):
-        for first in range(0, len(prompts.harmless), size):
-            kl.append(objective.terms(prompts.harmless[first : first + size], []).kl)
-        for first in range(0, len(prompts.harmful), size):
-            mass.append(objective.terms([], prompts.harmful[first : first + size]).log_mass)
-    return Terms(torch.cat(kl).double(), torch.cat(mass).double())
-
-
-def _check(terms: Terms, step: int, threshold: float, multiplier: float, seconds: float) -> Check:
-    mass = terms.log_mass.exp()
-    count = len(terms.kl)
+        for first in range(0, len(prompts.harmless), CHECKED_AT_ONCE):
+            some = prompts.harmless[first : first + CHECKED_AT_ONCE]
+            divergences.append(objective.terms(some, []).kl)
+        for first in range(0, len(prompts.harmful), CHECKED_AT_ONCE):
+            others = prompts.harmful[first : first + CHECKED_AT_ONCE]
+            masses.append(objective.terms([], others).log_mass)
+    kl, log_mass = torch.cat(divergences).double(), torch.cat(masses).double()
+    mass = log_mass.exp()
     return Check(
-        step=step,
-        kl=float(terms.kl.mean()),
-        kl_error=float(terms.kl.std() / count**0.5) if count > 1 else math.inf,
+        step=0,
+        kl=float(kl.mean()),
+        kl_error=float(kl.std() / len(kl) ** 0.5) if len(kl) > 1 else math.inf,
         mass=float(mass.mean()),
         above_half=int((mass > 0.5).sum()),
-        threshold=threshold,
-        multiplier=multiplier,
-        seconds=seconds,
+        hinge=float(torch.relu(log_mass - math.log(options.threshold)).mean()),
+        threshold=options.threshold,
+        multiplier=options.multiplier,
+        seconds=0.0,
     )

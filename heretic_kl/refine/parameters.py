@@ -50,7 +50,8 @@ class DirectionOperator(LearnableOperator):
         """See `LearnableOperator`."""
         unit = self.direction / self.direction.norm()
         along = output.float() @ unit
-        return (output.float() - (self.strength * along)[..., None] * unit).to(output.dtype)
+        edited: Tensor = output.float() - (self.strength * along)[..., None] * unit
+        return edited.to(output.dtype)
 
     @torch.no_grad()
     def frozen(self) -> Operator:

@@ -13,9 +13,17 @@ from heretic_kl.engine import Engine, forced_sequences
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
+from heretic_kl.prompts.loading import Kind
 from heretic_kl.refine.objective import Example, Objective
 from heretic_kl.refine.openings import mine_openings
-from heretic_kl.refine.optimize import Check, Prompts, Refined, RefineOptions, refine
+from heretic_kl.refine.optimize import (
+    Check,
+    Prompts,
+    Refined,
+    RefineOptions,
+    evaluate,
+    refine,
+)
 
 PURITY = 0.6
 """See `mine_openings`; by measurement, docs/refinement.md."""
@@ -25,7 +33,7 @@ OPENING_TOKENS = 16
 """Tokens of those responses."""
 
 IsRefusal = Callable[[str], bool]
-ByKind = Mapping[str, Sequence[Prompt]]
+ByKind = Mapping[Kind, Sequence[Prompt]]
 
 
 class Refiner:
@@ -96,6 +104,13 @@ class Refiner:
             tell=tell,
             remine=lambda plan: self._remine(plan, draw),
         )
+
+    def loss(self, plan: Plan, options: RefineOptions = RefineOptions()) -> float:  # noqa: B008
+        """The loss of an edit on validation prompts, to choose where to start, nats."""
+        check = evaluate(
+            self.objective, self._engine.lm.architecture, plan, self.validation, options
+        )
+        return check.kl + options.multiplier * check.hinge
 
     def _remine(self, plan: Plan, draw: random.Random) -> None:
         """Learn openings from refusals by other words, which a candidate may turn to."""

@@ -91,6 +91,9 @@ def describe_edit(edit: EditParameters | None) -> str:
     names = [*_COMPONENTS, *(name for name in kernels if name not in _COMPONENTS)]
     parts = [_component(name, kernels.get(name)) for name in names]
     words = f"{direction}; {', '.join(parts)}"
+    if edit.refinement is not None:
+        learned = edit.refinement
+        words = f"{learned.form} learned in {learned.steps} steps from trial {learned.start}: {words}"
     return f"{words}; {_NORMS.get(edit.norm, edit.norm)}" if edit.norm != "none" else words
 
 

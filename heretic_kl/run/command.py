@@ -29,6 +29,7 @@ def reproducing_command(
     revision: str | None,
     prompt_set: str,
     trial: int,
+    refined: bool,
     name: str,
     form: SavedForm,
 ) -> str:
@@ -44,6 +45,7 @@ def reproducing_command(
         revision: its commit, where it is known.
         prompt_set: what filled the tables of prompts that name no source.
         trial: the number of the trial.
+        refined: whether its edit was learned, after the search.
         name: the folder to save to.
         form: what is saved.
     """
@@ -59,7 +61,7 @@ def reproducing_command(
     if revision is not None:
         words += ["--revision", revision]
     words += ["--kl-tokens", str(settings.kl_tokens)]
-    words += ["--trials", str(max(settings.trials, trial + 1))]
+    words += ["--trials", str(settings.trials if refined else max(settings.trials, trial + 1))]
     for key, value in portable(values).items():
         if key not in NOT_THE_TRIAL | {"kl_tokens"}:
             for path, changed in _changes((key,), value, defaults.get(key)):

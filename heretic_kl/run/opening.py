@@ -23,6 +23,7 @@ from heretic_kl.run.parts import RunParts, measuring_context
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import ScorerSpec, Suite
 from heretic_kl.search import (
+    PlanStore,
     SearchSpace,
     SearchStudy,
     check_rule,
@@ -88,6 +89,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
         suite=suite,
         baseline=baseline,
         study=study,
+        plans=PlanStore(settings.study_dir, name),
     )
 
 

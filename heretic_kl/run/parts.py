@@ -16,7 +16,7 @@ from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.engines import EngineOptions
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import MeasuringContext, Score, Suite
-from heretic_kl.search import SearchStudy
+from heretic_kl.search import PlanStore, SearchStudy
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class RunParts:
     baseline: Mapping[str, Score]
     """The unedited model on the validation prompts."""
     study: SearchStudy
+    plans: PlanStore
+    """Learned operators of the study's refined trials."""
 
     @property
     def lm(self) -> LanguageModel:
@@ -53,11 +55,14 @@ class RunParts:
         return suite
 
     def plan(self, edit: EditParameters) -> Plan:
-        """The operators of an edit.
+        """The operators of an edit, learned ones included.
 
         Raises:
             ModelError: the model does not allow this edit.
+            StudyError: what was learned is missing or was changed.
         """
+        if edit.refinement is not None:
+            return self.plans.load(edit.refinement.sha256)
         try:
             return build_plan(edit, self.directions, self._facts)
         except ValueError as error:

@@ -165,6 +165,7 @@ def _facts(
             revision=revision,
             prompt_set=run.prompts.prompt_set,
             trial=trial.record.number,
+            refined=trial.record.edit.refinement is not None,
             name=name,
             form=form,
         ),

@@ -10,9 +10,12 @@ from heretic_kl.events import TrialFinished
 from heretic_kl.run.parts import RunParts
 from heretic_kl.scoring import Score, Stopped
 
+SHARE_OF_MINUTES = 1 / 3
+"""Of the time that a user gives, where refinement follows."""
+
 
 def search(run: RunParts, until: int) -> None:
-    """Run trials until the study holds `until` finished ones.
+    """Run trials until the study holds `until` finished ones, or the time for them is over.
 
     Raises:
         StudyError: several trials in a row failed.
@@ -27,8 +30,25 @@ def search(run: RunParts, until: int) -> None:
     candidates = settings.parallel_candidates if run.lm.architecture.by_rows else 1
     with run.tell.stage("search", "Searching", until):
         start, before = time.perf_counter(), study.finished
-        for record in study.run(until, evaluate, candidates=candidates, notify=run.tell.notice):
+        deadline = start + search_seconds(run)
+        trials = study.run(
+            until,
+            evaluate,
+            candidates=candidates,
+            notify=run.tell.notice,
+            stop=lambda: time.perf_counter() >= deadline,
+        )
+        for record in trials:
             finished = study.finished
             pace = (time.perf_counter() - start) / max(1, finished - before)
-            seconds_left = pace * (until - finished)
-            run.tell(TrialFinished(record, finished, until, study.front, seconds_left))
+            seconds_left = min(pace * (until - finished), deadline - time.perf_counter())
+            run.tell(TrialFinished(record, finished, until, study.front, max(0.0, seconds_left)))
+
+
+def search_seconds(run: RunParts) -> float:
+    """Time for the search; infinite where the user sets none."""
+    settings = run.settings
+    if settings.minutes is None:
+        return float("inf")
+    refines = settings.refine and settings.refinement.trials > 0
+    return settings.minutes * 60 * (SHARE_OF_MINUTES if refines else 1)

@@ -19,6 +19,7 @@ from heretic_kl.export import SavedForm, check_target
 from heretic_kl.model import edited
 from heretic_kl.run.opening import open_run
 from heretic_kl.run.parts import RunParts
+from heretic_kl.run.refine import refine_front
 from heretic_kl.run.save import TrialToSave, save_trial
 from heretic_kl.run.search import search
 from heretic_kl.run.telling import Teller
@@ -124,6 +125,10 @@ class Session:
     def search(self, until: int | None = None) -> None:
         """Run trials until the study holds `until` finished ones (the setting's by default)."""
         search(self.parts, self.settings.trials if until is None else until)
+
+    def refine(self) -> None:
+        """Learn edits from the best trials, as many as the settings say; they join the study."""
+        refine_front(self.parts)
 
     def test(self) -> None:
         """Measure the front on the test prompts: at most `test_trials` of it, spread over it."""

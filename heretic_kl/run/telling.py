@@ -48,6 +48,6 @@ class Teller:
         yield
         self(StageFinished(stage, time.perf_counter() - start))
 
-    def advance(self, stage: Stage) -> None:
-        """Say that one step of a stage is done."""
-        self(StageAdvanced(stage))
+    def advance(self, stage: Stage, note: str = "") -> None:
+        """Say that one step of a stage is done, and what came of it."""
+        self(StageAdvanced(stage, note))

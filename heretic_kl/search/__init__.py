@@ -1,5 +1,6 @@
 """The search: space, sampler, study, records, Pareto front. Optuna lives here and nowhere else."""
 
+from heretic_kl.search.artifacts import PlanStore
 from heretic_kl.search.pareto import check_rule, knee, pareto_front, pick, spread
 from heretic_kl.search.records import UNEDITED, TrialRecord
 from heretic_kl.search.sampler import quiet_optuna
@@ -9,6 +10,7 @@ from heretic_kl.search.study import SearchStudy, stored_batch_size
 
 __all__ = [
     "UNEDITED",
+    "PlanStore",
     "SearchSpace",
     "SearchStudy",
     "TrialRecord",

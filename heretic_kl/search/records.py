@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from heretic_kl.ablation import EditParameters
+from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import HereticKLError
 from heretic_kl.scoring import Score, Stopped
 from heretic_kl.search.sampler import ERROR, INTERRUPTED
@@ -23,6 +23,7 @@ SCORES = "scores"
 SECONDS = "seconds"
 STOPPED = "stopped"
 TRACEBACK = "traceback"
+REFINEMENT = "refinement"
 """Attributes of a trial."""
 TRACEBACK_CHARACTERS = 6000
 
@@ -60,6 +61,9 @@ def read_record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     stopped = attributes.get(STOPPED)
     try:
         edit = space.edit(trial.params)
+        if REFINEMENT in attributes:
+            refinement = Refinement(**json.loads(attributes[REFINEMENT]))
+            edit = replace(edit, refinement=refinement)
     except KeyError:
         edit = None  # interrupted before all parameters were drawn
     return TrialRecord(
@@ -74,6 +78,11 @@ def read_record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         stopped=None if stopped is None else Stopped.from_dict(json.loads(stopped)),
         traceback=attributes.get(TRACEBACK),
     )
+
+
+def refinement_attributes(refinement: Refinement) -> dict[str, str]:
+    """What a trial keeps of what was learned."""
+    return {REFINEMENT: json.dumps(asdict(refinement))}
 
 
 def outcome_attributes(outcome: Outcome) -> dict[str, str]:

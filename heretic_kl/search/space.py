@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from heretic_kl.ablation import Component, EditParameters, NormMode, WeightKernel
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from heretic_kl.ablation import Component, EditParameters, NormMode, Refinement, WeightKernel
 
 Range = tuple[float, float]
 
@@ -131,4 +138,28 @@ def _kernel_ranges(component: Component) -> dict[str, Range]:
         f"{component}.peak_position": PEAK_POSITION,
         f"{component}.floor": FLOOR,
         f"{component}.reach": REACH,
+    }
+
+
+REFINE = "refine."
+"""What the parameters of a refined trial begin with that its start does not have."""
+
+
+def refinement_parameters(refinement: Refinement) -> dict[str, Any]:
+    """A refined trial's parameters beside those of its start."""
+    return {
+        f"{REFINE}steps": refinement.steps,
+        f"{REFINE}form": refinement.form,
+        f"{REFINE}rank": refinement.rank,
+        f"{REFINE}mass_limit": refinement.mass_limit,
+    }
+
+
+def refinement_distributions() -> dict[str, BaseDistribution]:
+    """What these parameters may be."""
+    return {
+        f"{REFINE}steps": IntDistribution(1, 100_000),
+        f"{REFINE}form": CategoricalDistribution(("strength", "direction", "factors")),
+        f"{REFINE}rank": IntDistribution(1, 1024),
+        f"{REFINE}mass_limit": FloatDistribution(1e-4, 1.0, log=True),
     }

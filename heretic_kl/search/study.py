@@ -11,12 +11,13 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from heretic_kl.ablation import EditParameters
+from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import StudyError
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
 from heretic_kl.search.lease import is_abandoned, lease_attributes, renewing
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import (
+    REFINEMENT,
     SECONDS,
     Outcome,
     TrialRecord,
@@ -24,11 +25,17 @@ from heretic_kl.search.records import (
     one_line,
     outcome_attributes,
     read_record,
+    refinement_attributes,
     scores_from_json,
     scores_to_json,
 )
 from heretic_kl.search.sampler import ERROR, INTERRUPTED, NumberedSampler
-from heretic_kl.search.space import SearchSpace
+from heretic_kl.search.space import (
+    REFINE,
+    SearchSpace,
+    refinement_distributions,
+    refinement_parameters,
+)
 
 FINGERPRINT = "heretic-kl:fingerprint"
 BATCH_SIZE = "heretic-kl:batch-size"
@@ -112,8 +119,49 @@ class SearchStudy:
 
     @property
     def finished(self) -> int:
-        """Trials that ran to an end, stopped and failed ones included, interrupted ones not."""
-        return sum(1 for record in self.records if record.state != "interrupted")
+        """Trials that ran to an end, stopped and failed ones included, interrupted ones not.
+
+        Refined trials are not among them: see `refined`.
+        """
+        finished = (record for record in self.records if record.state != "interrupted")
+        return sum(1 for record in finished if not _is_refined(record))
+
+    @property
+    def refined(self) -> tuple[TrialRecord, ...]:
+        """Trials whose edit was learned, by number."""
+        return tuple(record for record in self.records if _is_refined(record))
+
+    def add_refined(
+        self, start: TrialRecord, refinement: Refinement, outcome: Outcome, seconds: float
+    ) -> TrialRecord:
+        """Record a trial whose edit was learned from another trial's, measured as any other.
+
+        Args:
+            start: the trial that it started from.
+            refinement: what was learned.
+            outcome: on the validation prompts.
+            seconds: of learning and measuring.
+        """
+        self._check(outcome)
+        assert not isinstance(outcome, Stopped)  # nothing races against it
+        before = self._study.get_trials(deepcopy=False)
+        kept = before[start.number].distributions
+        distributions = {n: d for n, d in kept.items() if not n.startswith(REFINE)}
+        parameters = {name: start.parameters[name] for name in distributions}
+        self._study.add_trial(
+            optuna.create_trial(
+                values=self._values(outcome),
+                params={**parameters, **refinement_parameters(refinement)},
+                distributions={**distributions, **refinement_distributions()},
+                user_attrs={
+                    SECONDS: seconds,
+                    **refinement_attributes(refinement),
+                    **outcome_attributes(outcome),
+                },
+            )
+        )
+        added = self._study.get_trials(deepcopy=False)[len(before) :]
+        return next(r for t in added if REFINEMENT in t.user_attrs for r in [self._record(t)])
 
     def run(
         self,
@@ -122,6 +170,7 @@ class SearchStudy:
         *,
         candidates: int = 1,
         notify: Notify = lambda message: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[TrialRecord]:
         """Run trials until the study holds `until` finished ones.
 
@@ -134,6 +183,7 @@ class SearchStudy:
             candidates: K, how many it is given at a time, the last ones aside. The sampler draws
                 them without knowing each other's scores.
             notify: told, in words, when several could not be measured together.
+            stop: asked before trials are begun; True ends the search.
 
         Yields:
             A record a trial, as it finishes.
@@ -143,7 +193,7 @@ class SearchStudy:
         """
         self._enqueue_known_good()
         failures = 0
-        while (missing := until - self.finished) > 0:
+        while (missing := until - self.finished) > 0 and not stop():
             if self._end_abandoned():
                 self._enqueue_known_good()
             for record in self._run_group(max(1, min(candidates, missing)), evaluate, notify):
@@ -300,6 +350,10 @@ def stored_batch_size(storage: BaseStorage, name: str) -> int | None:
         raise StudyError(f"cannot open study {name!r}: {_reason(error)}") from error
     stored = attributes.get(BATCH_SIZE)
     return None if stored is None else int(stored)
+
+
+def _is_refined(record: TrialRecord) -> bool:
+    return record.edit is not None and record.edit.refinement is not None
 
 
 def _renew(trials: Sequence[optuna.Trial]) -> None:

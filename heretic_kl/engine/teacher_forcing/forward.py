@@ -69,7 +69,6 @@ def gathered(portions: Iterable[ForcedPortion]) -> Tensor:
     return ordered
 
 
-@torch.no_grad()
 def forced_portions(
     lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE
 ) -> Iterator[ForcedPortion]:

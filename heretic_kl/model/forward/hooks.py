@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from heretic_kl.ablation import Operator, Plan
+from heretic_kl.ablation import SiteKey
 from heretic_kl.model.sites.architecture import Architecture, Site
 from heretic_kl.model.sites.stack import stream_out_of, with_stream_out
 from heretic_kl.model.sites.writing_tensors import without
 
 
+class OutputEdit(Protocol):
+    """What edits a site's outputs: an `Operator`, or one whose numbers are learned."""
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """The edited output (..., D)."""
+        ...
+
+    def to(self, device: torch.device) -> OutputEdit:
+        """The same on another device."""
+        ...
+
+
 @contextmanager
-def edited(architecture: Architecture, plan: Plan) -> Iterator[None]:
+def edited(architecture: Architecture, plan: Mapping[SiteKey, OutputEdit]) -> Iterator[None]:
     """Apply a plan's operators to the outputs of their sites until the block is left.
 
     Leaving the block, also by an exception, leaves the model bit for bit as it was.
@@ -36,7 +48,7 @@ def edited(architecture: Architecture, plan: Plan) -> Iterator[None]:
             handle.remove()
 
 
-def _output_hook(site: Site, operator: Operator) -> Callable[[nn.Module, Any, Any, Any], Any]:
+def _output_hook(site: Site, operator: OutputEdit) -> Callable[[nn.Module, Any, Any, Any], Any]:
     def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         given, rest = stream_out_of(output), passed_on(site, args, kwargs)
         if rest is None:

@@ -1,0 +1,170 @@
+"""Learns edits by gradient after the search, along the front. One step of a run.
+
+Each refined trial starts from the best edit so far; its limit on refusal mass follows what the
+responses of the one before it said. Responses decide: each is measured as any other trial.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from heretic_kl.ablation import Plan, Refinement
+from heretic_kl.errors import MeasurementError
+from heretic_kl.events import TrialFinished
+from heretic_kl.refine import Check, Refined, RefineOptions, Refiner
+from heretic_kl.run.parts import RunParts
+from heretic_kl.run.search import search_seconds
+from heretic_kl.scoring import RefusalRule
+from heretic_kl.search import TrialRecord
+
+REFUSALS = "refusals"
+"""The scorer that counts them."""
+TIGHTER, LOOSER = 0.4, 2.0
+"""What the mass limit is multiplied by where responses refuse too often, and where they do not."""
+STARTS = 8
+"""Trials whose loss is compared before the first one is refined."""
+
+
+def refine_front(run: RunParts) -> None:
+    """Add refined trials to the study until it holds as many as the settings say.
+
+    Says why where nothing can be learned: that is no error of the run.
+    """
+    table = run.settings.refinement
+    wanted = table.trials if run.settings.refine else 0
+    if wanted <= len(run.study.refined):
+        return
+    if run.settings.edit.norm != "none" and table.form != "factors":
+        run.tell.notice(
+            "no edit is refined: with norm restoring only --refinement.form factors can be learned"
+        )
+        return
+    steps = wanted - len(run.study.refined)
+    checks = steps * (table.steps // RefineOptions.check_every + 1)
+    with run.tell.stage("refine", "Refining edits", checks):
+        try:
+            refiner = _refiner(run)
+        except MeasurementError as error:
+            run.tell.notice(f"no edit is refined: {error}")
+            return
+        _refine_until(run, refiner, wanted)
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """Where the next refinement starts and what it aims at."""
+
+    start: TrialRecord
+    mass_limit: float
+
+
+def _refine_until(run: RunParts, refiner: Refiner, wanted: int) -> None:
+    deadline = _deadline(run)
+    aim = _first_aim(run, refiner)
+    longest = 0.0
+    while len(run.study.refined) < wanted and time.perf_counter() + longest < deadline:
+        begun = time.perf_counter()
+        record = _refine_once(run, refiner, aim)
+        longest = max(longest, time.perf_counter() - begun)
+        aim = _next_aim(run, record, aim)
+        left = longest * (wanted - len(run.study.refined))
+        count = run.study.finished + len(run.study.refined)
+        total = run.study.finished + wanted
+        run.tell(TrialFinished(record, count, total, run.study.front, left))
+
+
+def _refiner(run: RunParts) -> Refiner:
+    table, prompts = run.settings.refinement, run.prompts
+    return Refiner(
+        run.engine,
+        train=prompts.of("train"),
+        validation=prompts.of("validation"),
+        is_refusal=RefusalRule().is_refusal,
+        kl_tokens=table.kl_tokens,
+        max_response_tokens=run.settings.max_response_tokens,
+        temperature=table.kl_temperature,
+    )
+
+
+def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
+    """The last refined trial, or the trial with the smallest loss."""
+    if run.study.refined:
+        record = run.study.refined[-1]
+        assert record.edit is not None and record.edit.refinement is not None
+        return _next_aim(run, record, _Aim(record, record.edit.refinement.mass_limit))
+    complete = [record for record in run.study.records if record.state == "complete"]
+    if not complete:
+        raise MeasurementError("no trial was measured that could be refined")
+    by_kl = sorted(complete, key=lambda record: (_misses(run, record), record.objectives[-1]))
+    losses = {r.number: refiner.loss(_plan(run, r)) for r in by_kl[:STARTS]}
+    start = min(by_kl[:STARTS], key=lambda record: losses[record.number])
+    return _Aim(start, run.settings.refinement.mass_limit)
+
+
+def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim) -> TrialRecord:
+    table, begun = run.settings.refinement, time.perf_counter()
+    options = RefineOptions(
+        steps=table.steps,
+        form=table.form,
+        rank=table.rank,
+        mass_limit=aim.mass_limit,
+        seed=run.settings.seed + len(run.study.refined),
+    )
+    if table.beta_kl is not None:
+        options = options.weighted(table.beta_kl)
+    refined = refiner.refine(
+        _plan(run, aim.start), options, tell=lambda check: run.tell.advance("refine", _note(check))
+    )
+    refinement = Refinement(
+        sha256=run.plans.save(refined.plan),
+        start=aim.start.number,
+        steps=table.steps,
+        form=table.form,
+        rank=table.rank,
+        mass_limit=aim.mass_limit,
+    )
+    (outcome,) = run.suite.evaluate_objectives(run.engine, [refined.plan], rivals=())
+    record = run.study.add_refined(aim.start, refinement, outcome, time.perf_counter() - begun)
+    run.tell.notice(_comparison(record, refined))
+    return record
+
+
+def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
+    """Tighter where responses refuse more than the target, looser where they do not."""
+    factor = TIGHTER if _misses(run, record) else LOOSER
+    return _Aim(record, min(0.5, aim.mass_limit * factor))
+
+
+def _misses(run: RunParts, record: TrialRecord) -> bool:
+    """Whether more responses refuse than the user accepts; False where they are not counted."""
+    score = record.scores.get(REFUSALS)
+    value = None if score is None else score.value
+    return value is not None and value > run.settings.target_refusals
+
+
+def _plan(run: RunParts, record: TrialRecord) -> Plan:
+    assert record.edit is not None  # of a complete trial
+    return run.plan(record.edit)
+
+
+def _deadline(run: RunParts) -> float:
+    minutes = run.settings.minutes
+    if minutes is None:
+        return float("inf")
+    return time.perf_counter() + minutes * 60 - search_seconds(run)
+
+
+def _note(check: Check) -> str:
+    return f"step {check.step}: KL {check.kl:.4f}, refusal mass {check.mass:.3f}"
+
+
+def _comparison(record: TrialRecord, refined: Refined) -> str:
+    """What the smooth term says and what responses say, side by side."""
+    first, best = refined.checks[0], refined.best
+    score = record.scores.get(REFUSALS)
+    counted = "" if score is None else f", responses: {score.text}"
+    return (
+        f"trial {record.number}: validation KL {first.kl:.4f} -> {best.kl:.4f} nats, probability "
+        f"of opening with a refusal {first.mass:.1%} -> {best.mass:.1%}{counted}"
+    )
