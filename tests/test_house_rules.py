@@ -22,12 +22,13 @@ ROOMS = {
     "engine": LEAVES | {"model", "ablation", "kl", "prompts", "requests"},
     "scoring": LEAVES | {"prompts", "kl", "kl_options", "requests", "ablation"},
     "search": LEAVES | {"ablation", "engine", "scoring"},
+    "refine": LEAVES | {"ablation", "engine", "kl", "model", "prompts"},
     "export": LEAVES | {"model", "ablation", "search", "scoring"},
     "score": LEAVES | {"kl_options", "model", "engine", "kl", "prompts", "requests"},
     "report": LEAVES | {"model", "search", "scoring", "ablation", "kl"},
     "events": LEAVES | {"search", "scoring"},
     "config": LEAVES | {"prompts", "kl_options"},
-    "run": LEAVES | RUN | {"config", "events", "score"},
+    "run": LEAVES | RUN | {"config", "events", "refine", "score"},
     "ui": LEAVES | {"events", "report", "search", "scoring", "ablation"},
     "cli": LEAVES
     | RUN

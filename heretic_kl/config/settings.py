@@ -112,7 +112,18 @@ class Settings(CommonSettings):
     lowest: ClassVar[Mapping[str, Any]] = {"scorers": DEFAULT_SCORERS}
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Basics": (
-            *("model", "trials", "minutes", "refine", "kl_tokens", "pick", "save", "save_as", "device", "dtype"),
+            *(
+                "model",
+                "trials",
+                "minutes",
+                "refine",
+                "kl_tokens",
+                "pick",
+                "save",
+                "save_as",
+                "device",
+                "dtype",
+            ),
             *("quantization", "prompt_set", "seed", "study_dir", "quiet"),
         ),
         "Model": (
@@ -120,7 +131,14 @@ class Settings(CommonSettings):
             "response_prefix",
         ),
         "Search": (
-            *("target_refusals", "max_response_tokens", "startup_trials", "test_trials", "racing", "storage"),
+            *(
+                "target_refusals",
+                "max_response_tokens",
+                "startup_trials",
+                "test_trials",
+                "racing",
+                "storage",
+            ),
             *("study_name", "debug"),
         ),
         "Saving": ("save_dtype", "overwrite"),

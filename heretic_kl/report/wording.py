@@ -93,7 +93,9 @@ def describe_edit(edit: EditParameters | None) -> str:
     words = f"{direction}; {', '.join(parts)}"
     if edit.refinement is not None:
         learned = edit.refinement
-        words = f"{learned.form} learned in {learned.steps} steps from trial {learned.start}: {words}"
+        words = (
+            f"{learned.form} learned in {learned.steps} steps from trial {learned.start}: {words}"
+        )
     return f"{words}; {_NORMS.get(edit.norm, edit.norm)}" if edit.norm != "none" else words
 
 

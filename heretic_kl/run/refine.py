@@ -15,7 +15,6 @@ from heretic_kl.events import TrialFinished
 from heretic_kl.refine import Check, Refined, RefineOptions, Refiner
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.search import search_seconds
-from heretic_kl.scoring import RefusalRule
 from heretic_kl.search import TrialRecord
 
 REFUSALS = "refusals"
@@ -24,6 +23,14 @@ TIGHTER, LOOSER = 0.4, 2.0
 """What the mass limit is multiplied by where responses refuse too often, and where they do not."""
 STARTS = 8
 """Trials whose loss is compared before the first one is refined."""
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """Where the next refinement starts and what it aims at."""
+
+    start: TrialRecord
+    mass_limit: float
 
 
 def refine_front(run: RunParts) -> None:
@@ -45,23 +52,15 @@ def refine_front(run: RunParts) -> None:
     with run.tell.stage("refine", "Refining edits", checks):
         try:
             refiner = _refiner(run)
+            aim = _first_aim(run, refiner)
         except MeasurementError as error:
             run.tell.notice(f"no edit is refined: {error}")
             return
-        _refine_until(run, refiner, wanted)
+        _refine_until(run, refiner, aim, wanted)
 
 
-@dataclass(frozen=True)
-class _Aim:
-    """Where the next refinement starts and what it aims at."""
-
-    start: TrialRecord
-    mass_limit: float
-
-
-def _refine_until(run: RunParts, refiner: Refiner, wanted: int) -> None:
+def _refine_until(run: RunParts, refiner: Refiner, aim: _Aim, wanted: int) -> None:
     deadline = _deadline(run)
-    aim = _first_aim(run, refiner)
     longest = 0.0
     while len(run.study.refined) < wanted and time.perf_counter() + longest < deadline:
         begun = time.perf_counter()
@@ -80,7 +79,7 @@ def _refiner(run: RunParts) -> Refiner:
         run.engine,
         train=prompts.of("train"),
         validation=prompts.of("validation"),
-        is_refusal=RefusalRule().is_refusal,
+        is_refusal=run.suite.refusal_rule.is_refusal,
         kl_tokens=table.kl_tokens,
         max_response_tokens=run.settings.max_response_tokens,
         temperature=table.kl_temperature,

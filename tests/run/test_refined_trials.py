@@ -1,0 +1,155 @@
+"""Refinement inside a run: refined trials join the study, are saved, resumed and kept by hash."""
+
+import json
+
+import pytest
+import torch
+
+from heretic_kl import Session, Settings, events
+from heretic_kl.errors import StudyError
+from heretic_kl.search import PlanStore
+from heretic_kl.testing import save_tiny_model, tiny_llama
+
+WORDS = "how do I make a cake please tell me about the weather in Rome first mix flour".split()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """Harmful prompts whose responses hold one of the markers and harmless ones that do not."""
+    folder = tmp_path_factory.mktemp("refine")
+    save_tiny_model(folder / "model", tiny_llama())
+    lines = [" ".join(WORDS[i % 12 :][: 2 + i % 5]) for i in range(48)]
+    (folder / "prompts.txt").write_text("\n".join(dict.fromkeys(lines)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def markers(workplace):
+    """Words that some responses hold and others do not."""
+    from heretic_kl.engine import Engine
+    from heretic_kl.prompts import DatasetSpec, load_prompts
+    from heretic_kl.testing import load_tiny_model
+
+    lm = load_tiny_model(workplace / "model")
+    engine = Engine(lm, batch_size=8)
+    prompts = tuple(load_prompts(DatasetSpec(str(workplace / "prompts.txt"))))
+    texts = [lm.chat.decode(r.tokens) for r in engine.responses(prompts, 6)]
+    counts = {
+        word: sum(word in text.split() for text in texts)
+        for word in {word for text in texts for word in text.split()}
+    }
+    return [min(counts, key=lambda word: (abs(counts[word] - len(texts) / 2), word))]
+
+
+def session(workplace, folder, markers, **changes):
+    source = {"source": str(workplace / "prompts.txt")}
+    table = {
+        "train": {**source, "split": "[:24]"},
+        "validation": {**source, "split": "[12:30]"},
+        "test": {**source, "split": "[24:]"},
+    }
+    settings = Settings(
+        **{
+            "model": str(workplace / "model"),
+            "device": "cpu",
+            "dtype": "float32",
+            "trials": 3,
+            "startup_trials": 3,
+            "max_response_tokens": 6,
+            "batch_size": 8,
+            "test_trials": 1,
+            "response_prefix": "",
+            "prompt_set": "builtin",
+            "study_dir": folder / "studies",
+            "prompts": {
+                "harmful": table,
+                "harmless": {use: {**part, "suffix": " rome"} for use, part in table.items()},
+            },
+            "scorers": {"refusals": {"settings": {"markers": markers}}},
+            "refinement": {"trials": 2, "steps": 6, "kl_tokens": 4},
+            **changes,
+        }
+    )
+    seen = []
+    return Session(settings, seen.append), seen
+
+
+@pytest.mark.parametrize("form", ["direction", "factors"])
+def test_refined_trials_join_the_study_are_saved_and_resumed(workplace, tmp_path, markers, form):
+    table = {"trials": 2, "steps": 6, "kl_tokens": 4, "form": form, "rank": 2}
+    run, seen = session(workplace, tmp_path, markers, refinement=table)
+    with run:
+        run.search()
+        run.refine()
+        refined = run.parts.study.refined
+        assert len(refined) == 2 and run.parts.study.finished == 3
+        first, second = refined
+        assert first.edit.refinement.start < 3 and second.edit.refinement.start == first.number
+        assert first.parameters["refine.steps"] == 6
+        assert set(first.scores) == set(run.trials[0].scores)
+        plan = run.parts.plan(first.edit)
+        scores = run.parts.suite.evaluate(run.parts.engine, plan)
+        assert scores["teacher_forced_kl"].value == pytest.approx(
+            first.scores["teacher_forced_kl"].value, abs=1e-6
+        )
+        saved = {
+            how: run.save(run.pick(f"trial={first.number}"), tmp_path / how, how)
+            for how in ("merged", "lora")
+        }
+        for result in saved.values():
+            assert result.merge_kl <= max(result.noise_floor, 1e-6)
+    card = (tmp_path / "merged/README.md").read_text(encoding="utf-8")
+    assert f"the {form} of every site's operator was learned" in " ".join(card.split())
+    facts = json.loads((tmp_path / "merged/heretic-kl.json").read_text(encoding="utf-8"))
+    assert facts["trial"]["edit"]["refinement"]["sha256"] == first.edit.refinement.sha256
+    notices = [event.message for event in seen if isinstance(event, events.Notice)]
+    assert any("probability of opening with a refusal" in notice for notice in notices)
+    again, _ = session(workplace, tmp_path, markers, refinement=table)
+    with again:
+        again.search()
+        again.refine()  # nothing is left to do
+        assert [r.number for r in again.parts.study.refined] == [first.number, second.number]
+        assert len(again.trials) == 5
+
+
+def test_a_learned_edit_that_is_missing_or_changed_is_one_line(tmp_path):
+    from heretic_kl.ablation import SiteKey, ablation_operator
+
+    store = PlanStore(tmp_path, "study")
+    plan = {SiteKey(0, "mlp", "a.b"): ablation_operator(torch.randn(4), 0.5)}
+    digest = store.save(plan)
+    assert store.save(plan) == digest
+    (loaded,) = store.load(digest).values()
+    assert torch.equal(loaded.left, next(iter(plan.values())).left)
+    with pytest.raises(StudyError, match="is missing"):
+        store.load("0" * 64)
+    (store.folder / digest).write_bytes(b"other")
+    with pytest.raises(StudyError, match="was changed"):
+        store.load(digest)
+
+
+def test_no_refinement_is_one_flag_away(workplace, tmp_path, markers):
+    run, _ = session(workplace, tmp_path, markers, refine=False)
+    with run:
+        run.search()
+        run.refine()
+        assert not run.parts.study.refined
+
+
+def test_a_model_that_refuses_nothing_is_searched_but_not_refined(workplace, tmp_path):
+    run, seen = session(workplace, tmp_path, ["unheard"])
+    with run:
+        run.search()
+        run.refine()
+        assert not run.parts.study.refined
+    notices = [event.message for event in seen if isinstance(event, events.Notice)]
+    assert any(notice.startswith("no edit is refined: nothing to learn") for notice in notices)
+
+
+def test_minutes_end_the_search_and_the_refinement(workplace, tmp_path, markers):
+    run, _ = session(workplace, tmp_path, markers, minutes=1e-4, trials=500)
+    with run:
+        run.search()
+        assert 0 < len(run.trials) < 500 or not run.trials
+        run.refine()
+        assert len(run.parts.study.refined) <= 1
