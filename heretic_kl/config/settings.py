@@ -193,7 +193,7 @@ class Settings(CommonSettings):
     max_response_tokens: Whole = setting(100, "Longest response generated to count refusals", ge=1)
     minutes: Number | None = setting(
         None,
-        "Time for search and refinement; ends both early, a third for the search",
+        "Time for search (a third of it) and refinement",
         example=5.0,
         gt=0,
     )

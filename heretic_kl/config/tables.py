@@ -160,24 +160,22 @@ class EditTable(_Table):
 class RefinementTable(_Table):
     """How edits are learned after the search."""
 
-    trials: Whole = setting(
-        3, "Edits to learn, each from the best one so far (0: none, as --no-refine)", ge=0
-    )
+    trials: Whole = setting(3, "Edits to learn, each from the one before", ge=0)
     steps: Whole = setting(100, "Steps of the optimiser for each", ge=1)
     form: Literal["strength", "direction", "factors"] = setting(
-        "direction", "What is learned at each site: its strength, its direction too, or factors"
+        "direction", "What is learned at each site"
     )
     rank: Whole = setting(1, "Rank of factors", ge=1, le=1024)
     kl_tokens: Whole = setting(16, "Positions of the response in the loss", ge=1, le=1024)
     mass_limit: Number = setting(
         0.05,
-        "Probability of opening with a refusal that the first one aims at; later ones adapt",
+        "Probability of opening with a refusal to aim at first",
         gt=0,
         le=1,
     )
     beta_kl: Number | None = setting(
         None,
-        "Weight of the KL beside the refusal term, fixed (default: found by dual ascent)",
+        "Fixed weight of the KL (default: dual ascent)",
         example=10.0,
         gt=0,
     )
