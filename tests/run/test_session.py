@@ -1,6 +1,7 @@
 """A whole run on a tiny random model: search, test, pick, save in both forms, resume."""
 
 import json
+import shlex
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heretic_kl import Session, Settings, events
+from heretic_kl.config import load_settings
 from heretic_kl.errors import (
     ConfigError,
     ExportError,
@@ -191,6 +193,25 @@ def test_a_saved_model_is_run_as_its_trial_was(workplace, tmp_path, monkeypatch)
         assert options == parts.engine_options and options.cache_bytes <= 7 * 2**20
         for name in ("batch_size", "share_prefix", "trees"):
             assert getattr(engine, name) == getattr(parts.engine, name), name
+
+
+def test_the_command_of_a_saved_model_makes_it_again(workplace, tmp_path, monkeypatch):
+    changes = {"seed": 4, "batch_size": 0, "racing": True, "edit": {"norm": "row"}, "trials": 3}
+    session, _ = run(workplace, tmp_path, startup_trials=2, **changes)
+    with session:
+        session.search()
+        record = [trial for trial in session.trials if trial.state == "complete"][-1]
+        session.save(record, tmp_path / "out", "lora")
+    facts = json.loads((tmp_path / "out" / "heretic-kl.json").read_text())
+    monkeypatch.chdir(workplace)  # the command names files without their folders
+    words = [*shlex.split(facts["command"])[1:], "--device", "cpu"]
+    again = load_settings([*words, "--study-dir", str(tmp_path / "anew")])
+    assert (str(again.save), again.save_as) == ("out", "lora")
+    with Session(again) as repeated:
+        repeated.search()
+        trial = repeated.pick(again.pick)
+    assert (trial.number, trial.parameters) == (record.number, record.parameters)
+    assert trial.scores == record.scores
 
 
 def test_only_one_place_builds_engines():
