@@ -141,6 +141,19 @@ def test_other_steps_behind_the_head_are_rejected_though_logits_are_small(change
         find_body_and_head(ChangedLogits(change))
 
 
+def test_half_precision_does_not_hide_a_small_step():
+    changed = ChangedLogits(lambda logits: logits + 5e-5 * logits.square())
+    changed.to(torch.bfloat16)
+    with pytest.raises(UnsupportedModelError, match="other steps than a scale"):
+        find_body_and_head(changed)
+
+
+def test_half_precision_logits_that_the_model_rounds_are_accepted():
+    changed = ChangedLogits(lambda logits: logits.to(torch.bfloat16) * 0.3)
+    changed.to(torch.bfloat16)
+    assert find_body_and_head(changed)[1].scale == pytest.approx(0.3, rel=0.01)
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_an_adapter_on_the_head_counts():
     from peft import LoraConfig, get_peft_model

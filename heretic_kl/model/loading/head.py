@@ -1,9 +1,9 @@
 """Where a transformers model ends and its output head begins. Reads no config.
 
-The head is measured by running the model, because its steps have a different config name in every
-family. Chosen rows are put through the head's module, which shows its bias and its weight. Chosen
-logits are put in place of what the module gives, which shows the scale, the bias and the soft cap
-that follow it, whatever the size of the model's own logits.
+The head is measured by running the model, because its steps have different names in the configs of
+different families. Chosen rows go through the head's module, which shows its bias and its weight.
+Chosen logits replace the module's output, which shows the scale, the bias and the soft cap that
+follow it, whatever the size of the model's own logits.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Headless:
 
         def skip_head(hidden: Tensor, _module: HeadModule) -> Tensor:
             inputs.append(hidden)
-            return hidden[..., :1]  # what comes behind the head is not needed
+            return hidden[..., :1]  # what follows the head is not needed
 
         with _replaced_head(self._model, skip_head):
             _forward(self._model)(**arguments)
@@ -71,7 +71,7 @@ class _Run(NamedTuple):
     """(T, D) what enters the head's module."""
     module: HeadModule
     logits: Tensor
-    """(T, V) the model's own, in the dtype it gives them in."""
+    """(T, V) the model's own, in the dtype that it returns."""
 
 
 class _Steps(NamedTuple):
@@ -84,14 +84,14 @@ class _Steps(NamedTuple):
     softcap: float | None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """(T, 1) or (T, V) what the module gives -> (T, V)."""
+        """(T, 1) or (T, V), the module's output -> (T, V)."""
         linear = logits * self.scale + self.bias
         return linear if self.softcap is None else torch.tanh(linear / self.softcap) * self.softcap
 
 
 @torch.no_grad()
 def find_body_and_head(model: Any, *, vocabulary_size: int | None = None) -> tuple[Any, Head]:
-    """What gives final hidden states, and the head with its bias, scale and soft cap.
+    """The body, which returns final hidden states, and the head with bias, scale and soft cap.
 
     Args:
         model: a `transformers` causal LM in evaluation mode.
@@ -166,7 +166,7 @@ def _run(model: Any) -> _Run:
 
 
 def _body(model: Any, run: _Run) -> Any:
-    """The model's declared body where it gives exactly what enters the head."""
+    """The model's declared body, where its output is exactly what enters the head."""
     body: Any = model.base_model
     if body is not model:
         hidden = body(input_ids=run.tokens, use_cache=False).last_hidden_state[0]
@@ -211,7 +211,7 @@ def _measured_weight(run: _Run, bias: Tensor) -> Tensor:
 
 
 def _steps_after_head(model: Any, run: _Run, *, rows: int, dtype: torch.dtype) -> _Steps:
-    """Fit the steps to what the model makes of chosen logits, each the same for all tokens."""
+    """Fit the steps to what the model makes of chosen logits, one value a position."""
     largest = 2.0**14 if dtype == torch.float16 else 2.0**30
     values = torch.tensor([*SMALL_LOGITS, largest / 2, largest])
 
@@ -225,7 +225,9 @@ def _steps_after_head(model: Any, run: _Run, *, rows: int, dtype: torch.dtype) -
     small, inputs = after[: len(SMALL_LOGITS)], values[: len(SMALL_LOGITS), None].to(after)
     linear = small if softcap is None else softcap * torch.atanh(small / softcap)
     steps = _Steps((linear[1] - linear[2]) / 2, linear[0], softcap)
-    if not _difference(steps(inputs), small) < _tolerance(dtype):
+    # The chosen logits are float32, and most models keep them so, whatever their own dtype is.
+    rounded = torch.equal(after, after.to(dtype).double())
+    if not _difference(steps(inputs), small) < _tolerance(dtype if rounded else torch.float32):
         raise UnsupportedModelError(
             f"{type(model).__name__} changes its logits after the output head by other steps than "
             "a scale, a bias and a soft cap"
@@ -234,7 +236,7 @@ def _steps_after_head(model: Any, run: _Run, *, rows: int, dtype: torch.dtype) -
 
 
 def _softcap(half: Tensor, whole: Tensor) -> float | None:
-    """The bound that logits saturate at: doubling huge ones no longer changes them."""
+    """The bound at which logits saturate: doubling huge ones no longer changes them."""
     bound = float(whole.abs().median())
     if not math.isfinite(bound) or float((whole - half).abs().median()) > 0.01 * bound:
         return None
