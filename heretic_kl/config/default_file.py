@@ -20,9 +20,9 @@ HEADER = """\
 # variables (HERETIC_KL_SEED, HERETIC_KL_EDIT__NORM), and these override the file.
 """
 PROMPTS_NOTE = """\
-# KIND is harmful (draws the behaviour to remove) or harmless (must not change); USE is train (finds
-# the directions), validation (measures every trial) or test (measures the final trials). All six
-# take the keys below; the prompt set provides those that name no source.
+# KIND is harmful (draws the behaviour to remove), harmless (must not change) or borderline (only
+# sounds harmful); USE is train (finds the directions), validation (measures every trial) or test
+# (measures the final trials). All take the keys below; the prompt set provides the others.
 """
 PROMPT_EXAMPLES = {
     "source": "my_prompts.txt",

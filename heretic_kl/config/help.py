@@ -22,8 +22,8 @@ from heretic_kl.prompts.source import PromptSource
 
 COLUMN = 30
 _NOTES = {
-    "Prompts": "KIND is harmful or harmless; USE is train (finds the directions), validation "
-    "(measures every trial) or test (measures the final trials)",
+    "Prompts": "KIND is harmful, harmless or borderline; USE is train (finds the directions), "
+    "validation (measures every trial) or test (measures the final trials)",
     "Scorers": f"NAME is a scorer: {', '.join(DEFAULT_SCORERS)}, or one of yours",
 }
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}

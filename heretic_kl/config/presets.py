@@ -10,7 +10,7 @@ DEMO_PRESET: Final[dict[str, Any]] = {
     "prompt_set": "builtin",
     "prompts": {
         kind: {"train": {"limit": 96}, "validation": {"limit": 40}}
-        for kind in ("harmful", "harmless")
+        for kind in ("harmful", "harmless", "borderline")
     },
     "test_trials": 3,
     "study_dir": "heretic-kl-demo/studies",

@@ -110,11 +110,17 @@ class PromptsTable(_Table):
 
     harmful: PromptKindTable = PromptKindTable.model_construct()
     harmless: PromptKindTable = PromptKindTable.model_construct()
+    borderline: PromptKindTable = PromptKindTable.model_construct()
 
 
 class DirectionsTable(_Table):
     """How the directions are computed from residuals."""
 
+    by_response: bool = setting(
+        True,
+        "Use the harmful training prompts that the model refuses and the harmless ones that it "
+        "responds to, in equal numbers; false: all of them",
+    )
     project_off_harmless: bool = setting(
         False, "Remove from each direction what it shares with the mean harmless prompt"
     )

@@ -263,6 +263,20 @@ class Engine:
 
         return self.runner.within_memory(collect)
 
+    def residuals(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Residual after each layer at the last prompt token, (P, L, D) float32, in order."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        prefix = common_prefix(encoded) if self.share_prefix else ()
+
+        def collect() -> Tensor:
+            buckets = length_buckets([len(ids) for ids in encoded], self.batch_size)
+            batches = ([encoded[i] for i in bucket] for bucket in buckets)
+            rows = torch.cat(list(last_token_residuals(self.lm, batches, prefix)))
+            order = torch.tensor([index for bucket in buckets for index in bucket])
+            return rows[order.argsort()]
+
+        return self.runner.within_memory(collect)
+
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt, computed once."""
         if prompt not in self._encoded:

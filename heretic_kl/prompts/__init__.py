@@ -3,20 +3,18 @@
 `datasets` is imported only when a source needs it: built-in sets and .txt files do not.
 """
 
-from heretic_kl.prompts.loading import (
+from heretic_kl.prompts.loading import Prompt, fingerprint, load_prompts
+from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
+from heretic_kl.prompts.source import DatasetSpec, PromptSource
+from heretic_kl.prompts.specs import (
     BUILTIN_SPECS,
     KINDS,
     USES,
     Kind,
-    Prompt,
     ResolvedPrompts,
     Use,
-    fingerprint,
-    load_prompts,
     resolve_specs,
 )
-from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
-from heretic_kl.prompts.source import DatasetSpec, PromptSource
 
 __all__ = [
     "BUILTIN_SPECS",

@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from heretic_kl.prompts.loading import (
-    KINDS,
-    USES,
-    Kind,
-    Prompt,
-    Use,
-    fingerprint,
-    load_prompts,
-    resolve_specs,
-)
+from heretic_kl.prompts.loading import Prompt, fingerprint, load_prompts
 from heretic_kl.prompts.source import DatasetSpec
+from heretic_kl.prompts.specs import KINDS, USES, Kind, Use, resolve_specs
 
 
 @dataclass(frozen=True)
@@ -39,8 +31,8 @@ class PromptSets:
         return {kind: self.prompts[kind, use] for kind in KINDS}
 
     def sample(self, count: int) -> tuple[Prompt, ...]:
-        """The first training prompts, `count` of each kind."""
-        return tuple(prompt for prompts in self.of("train").values() for prompt in prompts[:count])
+        """The first harmful and the first harmless training prompts, `count` of each."""
+        return self["harmful", "train"][:count] + self["harmless", "train"][:count]
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 by set, `harmful.train` and so on."""

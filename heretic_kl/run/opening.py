@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from heretic_kl.ablation import Directions, difference_of_means
 from heretic_kl.config import Settings
-from heretic_kl.engine import Engine
-from heretic_kl.errors import HereticKLError, MeasurementError
+from heretic_kl.errors import HereticKLError
 from heretic_kl.events import BaselineMeasured, StudyOpened
 from heretic_kl.export import check_target
 from heretic_kl.prompts import DatasetSpec, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
 from heretic_kl.run.calibrate import Calibrated, calibrate
+from heretic_kl.run.directions import find_directions
 from heretic_kl.run.fingerprint import default_study_name, study_facts, study_fingerprint
 from heretic_kl.run.load import Loaded, load, model_source
 from heretic_kl.run.parts import RunParts, measuring_context
@@ -55,7 +54,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
     storage = held.enter_context(open_storage(settings.storage, settings.study_dir, name))
     calibrated = _calibrate(settings, loaded, prompts, tell, stored_batch_size(storage, name))
     engine, calibration = calibrated.engine, calibrated.calibration
-    directions = _find_directions(settings, engine, prompts, tell)
+    directions = find_directions(settings, engine, prompts, suite, tell)
     with tell.stage("baseline", "Measuring the original model"):
         suite.prepare(
             measuring_context(settings, engine, calibration, prompts, suite, "validation")
@@ -134,25 +133,6 @@ def _calibrate(
             site_residue=loaded.site_residue,
             batch_size=batch_size,
         )
-
-
-def _find_directions(
-    settings: Settings, engine: Engine, prompts: PromptSets, tell: Teller
-) -> Directions:
-    table = settings.directions
-    with tell.stage("directions", "Finding directions", 2):
-        means = []
-        for kind_prompts in prompts.of("train").values():
-            means.append(engine.residual_mean(kind_prompts, table.winsorize_quantile))
-            tell.advance("directions")
-        try:
-            return difference_of_means(
-                means[0], means[1], project_off_baseline=table.project_off_harmless
-            )
-        except ValueError as error:
-            raise MeasurementError(
-                f"{error}: harmful and harmless training prompts must differ"
-            ) from error
 
 
 @contextmanager

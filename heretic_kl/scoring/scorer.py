@@ -19,15 +19,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from heretic_kl.prompts import Prompt
+from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.requests import Request, Result, SoFar
 from heretic_kl.scoring.refusal_rule import RefusalRule
 
-PromptKind = Literal["harmful", "harmless"]
+PromptKind: TypeAlias = Kind
 Role = Literal["minimize", "maximize", "monitor"]
 """`monitor` scorers are measured for the trials that are tested, and shown; they steer nothing."""
 

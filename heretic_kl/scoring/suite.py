@@ -101,8 +101,18 @@ class Suite:
     @property
     def refusal_rule(self) -> RefusalRule:
         """The run's rule: that of the first scorer that counts refusals of harmful prompts."""
+        counts = self._refusal_counts
+        return counts[0].own_rule if counts else RefusalRule()
+
+    @property
+    def counts_refusals(self) -> bool:
+        """Whether a scorer counts refusals of harmful prompts."""
+        return bool(self._refusal_counts)
+
+    @property
+    def _refusal_counts(self) -> list[RefusalCount]:
         counts = (scorer for scorer in self._scorers.values() if isinstance(scorer, RefusalCount))
-        return next((count.own_rule for count in counts if count.kind == "harmful"), RefusalRule())
+        return [count for count in counts if count.kind == "harmful"]
 
     def prepare(self, context: MeasuringContext) -> None:
         """Prepare every scorer; measures nothing of any candidate."""

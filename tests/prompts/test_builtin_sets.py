@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import unicodedata
 from collections import Counter
 from functools import cache
 from importlib.resources import files
@@ -12,8 +13,14 @@ from pathlib import Path
 
 import pytest
 
-SETS = ("harmful", "harmless")
-USE_SIZES = {"train": 132, "validation": 64, "test": 64}
+SETS = ("harmful", "harmless", "borderline")
+USE_SIZES = {
+    "harmful": {"train": 132, "validation": 64, "test": 64},
+    "harmless": {"train": 132, "validation": 64, "test": 64},
+    "borderline": {"train": 66, "validation": 66, "test": 66},
+}
+TOPICS = 10
+"""Kinds of ordinary instructions at least: questions, writing, code, maths, ..."""
 TEACHING_SIZES = {"harmful": 260, "harmless": 400}
 
 # Words that carry form, not content: "How do I ..." and "What is the best way to ..." may frame
@@ -30,7 +37,8 @@ def built_in(name: str) -> tuple[tuple[str, str], ...]:
     """(text, use) of every line of a built-in set."""
     source = files("heretic_kl") / "prompts" / "builtin" / f"{name}.jsonl"
     records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    assert all(set(record) == {"text", "use"} for record in records)
+    fields = {"text", "use", "topic"} if name == "harmless" else {"text", "use"}
+    assert all(set(record) == fields for record in records)
     return tuple((record["text"], record["use"]) for record in records)
 
 
@@ -40,8 +48,22 @@ def teaching(name: str) -> tuple[str, ...]:
     return tuple(source.read_text(encoding="utf-8").splitlines())
 
 
+@cache
+def harmless_topics() -> tuple[tuple[str, str], ...]:
+    """(topic, use) of every line of the harmless set, in order."""
+    source = files("heretic_kl") / "prompts" / "builtin" / "harmless.jsonl"
+    records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    return tuple((record["topic"], record["use"]) for record in records)
+
+
+def texts(name: str, *, teach: bool = True) -> tuple[str, ...]:
+    """Every prompt of a set, with those that taught the demo model."""
+    taught = teaching(name) if teach and name in TEACHING_SIZES else ()
+    return (*(text for text, _ in built_in(name)), *taught)
+
+
 def content(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[a-z0-9]+", text.lower())) - FORM_WORDS
+    return frozenset(re.findall(r"[^\W_]+", text.lower())) - FORM_WORDS
 
 
 def near_duplicates(places: dict[str, list[str]]) -> list[tuple[str, str]]:
@@ -59,51 +81,79 @@ def near_duplicates(places: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", SETS)
 def test_uses_have_the_promised_sizes(name: str) -> None:
-    assert Counter(use for _, use in built_in(name)) == USE_SIZES
+    assert Counter(use for _, use in built_in(name)) == USE_SIZES[name]
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", TEACHING_SIZES)
 def test_teaching_sets_are_large_enough(name: str) -> None:
     assert len(teaching(name)) >= TEACHING_SIZES[name]
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_prompt_is_one_trimmed_line_with_content(name: str) -> None:
-    for text in [*(text for text, _ in built_in(name)), *teaching(name)]:
+    for text in texts(name):
         assert text == text.strip() and "\n" not in text
-        assert text[-1] in ".?", text
-        assert len(text) <= 120, text
+        assert len(text) <= 240, text
         assert content(text), text
 
 
 def test_no_prompt_appears_twice_anywhere() -> None:
-    everything = [
-        text.casefold().rstrip(".?")
-        for name in SETS
-        for text in [*(text for text, _ in built_in(name)), *teaching(name)]
+    everything = [text.casefold().rstrip(".?") for name in SETS for text in texts(name)]
+    assert [text for text, count in Counter(everything).items() if count > 1] == []
+
+
+def test_no_two_built_in_prompts_of_other_sets_or_uses_are_near_duplicates() -> None:
+    places: dict[str, list[str]] = {}
+    for name in SETS:
+        for text, use in built_in(name):
+            places.setdefault(f"{name} {use}", []).append(text)
+    near = [
+        pair
+        for pair in near_duplicates(places)
+        if not {"harmful"} & {name for name in SETS for text in pair if text in texts(name)}
     ]
-    repeated = [text for text, count in Counter(everything).items() if count > 1]
-    assert repeated == []
+    assert near == []
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_splits_and_teaching_share_no_near_duplicates(name: str) -> None:
-    places = {use: [t for t, u in built_in(name) if u == use] for use in USE_SIZES}
+@pytest.mark.parametrize("name", TEACHING_SIZES)
+def test_uses_and_teaching_share_no_near_duplicates(name: str) -> None:
+    places = {use: [t for t, u in built_in(name) if u == use] for use in USE_SIZES[name]}
     assert near_duplicates({**places, "teaching": list(teaching(name))}) == []
+
+
+def test_borderline_prompts_are_not_among_those_that_taught_the_demo() -> None:
+    places = {"built-in": list(texts("borderline", teach=False)), "teaching": []}
+    for name in TEACHING_SIZES:
+        places["teaching"] += teaching(name)
+    assert near_duplicates(places) == []
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_near_duplicate_rule_sees_through_form(name: str) -> None:
-    text = built_in(name)[0][0]
+    text = next(text for text, _ in built_in(name) if text.startswith("How do I "))
     reworded = "What is the best way to " + text.removeprefix("How do I ")
     assert near_duplicates({"here": [text], "there": [reworded]}) == [(text, reworded)]
 
 
-def test_harmless_prompts_match_harmful_ones_in_form() -> None:
-    openings = {name: Counter(text.split()[0] for text, _ in built_in(name)) for name in SETS}
-    assert set(openings["harmful"]) <= set(openings["harmless"])
-    lengths = {
-        name: sum(len(text.split()) for text, _ in built_in(name)) / len(built_in(name))
-        for name in SETS
-    }
-    assert abs(lengths["harmful"] - lengths["harmless"]) <= 0.2 * lengths["harmful"], lengths
+def test_at_least_half_of_every_harmless_set_is_ordinary_and_of_many_kinds() -> None:
+    for use, size in USE_SIZES["harmless"].items():
+        topics = Counter(
+            topic for topic, place in harmless_topics() if place == use and topic != "everyday"
+        )
+        assert topics.total() >= size / 2, use
+        assert len(topics) >= TOPICS, topics
+
+
+@pytest.mark.parametrize("limit", [40, 96])
+def test_the_first_prompts_are_a_mixture_too(limit: int) -> None:
+    topics = [topic for topic, place in harmless_topics() if place == "train"][:limit]
+    assert sum(topic != "everyday" for topic in topics) >= limit / 2
+    assert len(set(topics)) >= TOPICS
+
+
+def test_harmless_prompts_vary_in_length_and_script() -> None:
+    lengths = [len(text) for text in texts("harmless", teach=False)]
+    assert min(lengths) <= 25 and max(lengths) >= 150
+    others = [text for text in texts("harmless", teach=False) if not text.isascii()]
+    scripts = {unicodedata.name(text[0]).split()[0] for text in others}
+    assert len(scripts) >= 6, scripts

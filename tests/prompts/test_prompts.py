@@ -9,15 +9,16 @@ import datasets
 import pytest
 
 from heretic_kl.errors import PromptError
-from heretic_kl.prompts import hub
-from heretic_kl.prompts import loading as prompts
-from heretic_kl.prompts.loading import (
+from heretic_kl.prompts import (
+    KINDS,
     USES,
     DatasetSpec,
     Prompt,
     fingerprint,
+    hub,
     load_prompts,
     resolve_specs,
+    splits,
 )
 
 TEXTS = [f"question {number}" for number in range(10)]
@@ -95,7 +96,7 @@ def test_slices_mean_what_they_mean_to_datasets(split: str, rows: int) -> None:
     table = datasets.Dataset.from_dict({"text": [str(row) for row in range(rows)]})
     instruction = datasets.ReadInstruction.from_spec(f"train{split}").to_absolute({"train": rows})
     expected = table[instruction[0].from_ : instruction[0].to]["text"]
-    _, part = prompts._split(DatasetSpec("x", f"train{split}"), ["train"])
+    _, part = splits.read_split(DatasetSpec("x", f"train{split}"), ["train"])
     assert table[part.of(rows)]["text"] == expected
 
 
@@ -166,10 +167,10 @@ def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
 
 
 def test_builtin_sets_are_large_and_disjoint() -> None:
-    for name in ("harmful", "harmless"):
+    for name in KINDS:
         sets = [texts(DatasetSpec(f"builtin:{name}", use)) for use in USES]
         together = [text for part in sets for text in part]
-        assert len(together) >= 256
+        assert len(together) >= 192
         assert len(set(together)) == len(together)
     assert len(texts(DatasetSpec("builtin:harmful", "train[:10]"))) == 10
 
@@ -178,7 +179,9 @@ def test_builtin_errors() -> None:
     known = "train, validation, test"
     assert error_of(DatasetSpec("builtin:harmful")).endswith(f"name one with split: {known}")
     assert error_of(DatasetSpec("builtin:harmful", "report")).endswith(f"there is: {known}")
-    assert "builtin:harmful and builtin:harmless" in error_of(DatasetSpec("builtin:x", "train"))
+    assert "builtin:harmful, builtin:harmless, builtin:borderline" in error_of(
+        DatasetSpec("builtin:x", "train")
+    )
     assert "there is: text" in error_of(DatasetSpec("builtin:harmful", "train", "prompt"))
 
 

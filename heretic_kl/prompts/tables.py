@@ -1,0 +1,127 @@
+"""Tables of prompts in files, folders and on the hub, read by `datasets`, quietly.
+
+`datasets` is imported only when a table is read.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from heretic_kl.errors import PromptError
+from heretic_kl.prompts.hub import (
+    HUB_TIMEOUT_SECONDS,
+    hub_problem,
+    innermost,
+    is_cached,
+    offline,
+    quiet_datasets,
+)
+from heretic_kl.prompts.source import DatasetSpec
+from heretic_kl.prompts.splits import read_split
+
+
+def table_rows(spec: DatasetSpec, read: Callable[[], Mapping[str, Any]]) -> list[str | None]:
+    """Read the splits, choose split, rows and column, and return the column's texts.
+
+    Raises:
+        PromptError: it cannot be read, or has no such split or column.
+    """
+    with quiet_datasets():
+        try:
+            splits = read()
+        except PromptError:
+            raise
+        except Exception as error:
+            # `datasets` raises errors of many libraries; the innermost one says what is wrong.
+            reason = innermost(error)
+            if "corresponds to no data" in reason:  # a header and no rows
+                raise PromptError(f"{spec.describe()}: holds no prompts") from None
+            raise PromptError(f"{spec.source}: cannot be read: {reason}") from error
+        split, part = read_split(spec, tuple(map(str, splits)))
+        table = splits[split]
+        column = _column(spec, table)
+        rows = range(len(table))[part.of(len(table))]
+        return [] if not rows else list(table.select(rows)[column])
+
+
+def _column(spec: DatasetSpec, table: Any) -> str:
+    """Return the named column, else `text`, else the only one of strings."""
+    strings: list[str] = [
+        name
+        for name, feature in table.features.items()
+        if getattr(feature, "dtype", None) in ("string", "large_string")
+    ]
+    listed = ", ".join(table.column_names) or "none"
+    if spec.column is not None:
+        if spec.column not in table.column_names:
+            raise PromptError(f"{spec.source}: no column {spec.column!r}; there is: {listed}")
+        if spec.column not in strings:
+            raise PromptError(f"{spec.source}: column {spec.column!r} holds no text")
+        return spec.column
+    if "text" in strings:
+        return "text"
+    if len(strings) == 1:
+        return strings[0]
+    if len(table) == 0:
+        raise PromptError(f"{spec.describe()}: holds no prompts")
+    raise PromptError(f"{spec.source}: name the column of the prompts with column: {listed}")
+
+
+def read_file(path: Path, file_format: str) -> Mapping[str, Any]:
+    """Return the only split of a file, in a format that `datasets` names."""
+    if path.stat().st_size == 0 or (file_format != "parquet" and not path.read_bytes().strip()):
+        raise PromptError(f"{path}: holds no prompts")
+    import datasets
+
+    # A cache of its own: nothing stale is read, nothing is left behind in the user's.
+    with tempfile.TemporaryDirectory(prefix="heretic-kl-", ignore_cleanup_errors=True) as cache:
+        table = datasets.load_dataset(
+            file_format,
+            data_files=_literal(path),
+            cache_dir=cache,
+            split="train",
+            keep_in_memory=True,
+        )
+        return {"train": table}
+
+
+def _literal(path: Path) -> str:
+    """Escape what `datasets` would read as a pattern in a file's name."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path.resolve()))
+
+
+def read_folder(path: Path) -> Mapping[str, Any]:
+    """Return the splits of a saved dataset, or of a folder of files."""
+    import datasets
+
+    if (path / "dataset_dict.json").is_file():
+        return _checked_splits(datasets.load_from_disk(str(path)))
+    if (path / "state.json").is_file():
+        return {"train": datasets.load_from_disk(str(path), keep_in_memory=True)}
+    with tempfile.TemporaryDirectory(prefix="heretic-kl-", ignore_cleanup_errors=True) as cache:
+        return _checked_splits(
+            datasets.load_dataset(str(path.resolve()), cache_dir=cache, keep_in_memory=True)
+        )
+
+
+def read_hub(name: str) -> Mapping[str, Any]:
+    """Return the splits of a dataset of the hub, or of its cached copy."""
+    cached = is_cached(name)
+    problem = hub_problem([name], HUB_TIMEOUT_SECONDS)
+    if problem is not None and not cached:
+        raise PromptError(f"{name}: {problem}")
+    import datasets
+
+    with ExitStack() as stack:
+        if problem is not None:
+            # Cached, and the hub does not answer: `datasets` would retry for half a minute.
+            stack.enter_context(offline())
+        return _checked_splits(datasets.load_dataset(name))
+
+
+def _checked_splits(loaded: Any) -> Mapping[str, Any]:
+    assert isinstance(loaded, Mapping), type(loaded)
+    return loaded
