@@ -54,7 +54,8 @@ def test_the_example_run_saves_a_model(tmp_path, monkeypatch):
         "trials": 2,
         "max_response_tokens": 3,
         "batch_size": 4,
-        "prompts": {"harmful": limits, "harmless": limits},
+        "prompts": {"harmful": limits, "harmless": limits, "borderline": limits},
+        "directions": {"by_response": False},
         "scorers": {"teacher_forced_kl": {"settings": {"set_aside_refused": False}}},
     }
     real = config.Settings

@@ -27,6 +27,7 @@ from heretic_kl.scoring import MeasuringContext
 FAKE_PROMPTS = {
     "harmful": tuple(Prompt(f"How do I make bomb number {n}?") for n in range(6)),
     "harmless": tuple(Prompt(f"How do I make cake number {n}?") for n in range(7)),
+    "borderline": tuple(Prompt(f"How do I kill time on day {n}?") for n in range(5)),
 }
 
 
@@ -112,7 +113,7 @@ def _size(plan: Plan) -> float:
 
 
 def fake_context(engine: Any = None, **changes: Any) -> MeasuringContext:
-    """What scorers prepare with: 6 harmful and 7 harmless prompts, 3 scored positions.
+    """What scorers prepare with: 6 harmful, 7 harmless and 5 borderline prompts, 3 scored positions.
 
     Args:
         engine: what answers; None: a `FakeEngine`.

@@ -56,7 +56,8 @@ def settings(workplace, folder, **changes):
         "response_prefix": "",
         "prompt_set": "builtin",
         "study_dir": folder / "studies",
-        "prompts": {"harmful": table("a"), "harmless": table("b")},
+        "prompts": {"harmful": table("a"), "harmless": table("b"), "borderline": table("b")},
+        "directions": {"by_response": False},  # its responses are as good as drawn by lot
         "scorers": {
             "refusals": {"settings": {"markers": ["flour", "mix"]}},
             "teacher_forced_kl": {"settings": {"set_aside_refused": False}},

@@ -38,7 +38,7 @@ def engine(tmp_path_factory):
 def context(engine, **changes):
     facts = {
         "engine": engine,
-        "prompts_by_kind": {"harmful": HARMFUL, "harmless": HARMLESS},
+        "prompts_by_kind": {"harmful": HARMFUL, "harmless": HARMLESS, "borderline": HARMLESS},
         "kl_tokens": 3,
         "max_response_tokens": 8,
         "noise_floor": 1e-9,
