@@ -1,4 +1,4 @@
-"""KL divergence from the original model over N positions of the original's own greedy answers.
+"""KL divergence of a candidate from the reference, over N positions of the reference's response.
 
 Both models are fed the same tokens, so position n of one is comparable with position n of the
 other; comparing what each generates on its own would compare different inputs.
@@ -58,16 +58,18 @@ class TeacherForcedKLSettings(KLOptions, ScorerSettings):
     )
 
 
-class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
+class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
     """Nats; mean over positions up to the end token, then over prompts. Never multiplied by N."""
 
     Settings = TeacherForcedKLSettings
     unit = "nats"
 
     def prepare(self, context: ScorerContext) -> None:
-        """Have the original answer, and set aside the prompts that it refuses."""
-        own = self.settings.prompts if context.use == "validation" else self.settings.test_prompts
-        prompts = context.prompts("harmless") if own is None else tuple(load_prompts(own))
+        """Let the reference respond, and set aside the prompts that it refuses."""
+        source = (
+            self.settings.prompts if context.use == "validation" else self.settings.test_prompts
+        )
+        prompts = tuple(load_prompts(source)) if source else context.prompts("harmless")
         refused = self._refused(prompts, context) if self.settings.set_aside_refused else set()
         if len(refused) == len(prompts):
             raise MeasurementError(
@@ -102,7 +104,7 @@ class TeacherForcedKL(Scorer[TeacherForcedKLSettings]):
         if summary.infinite_count:
             raise MeasurementError(
                 f"{summary.infinite_count} positions have infinite KL: the edited model gives "
-                "probability 0 to tokens that the original allows"
+                "probability 0 to tokens that the original model allows"
             )
         apart = self._summary(table, self._set_aside) if self._set_aside else None
         return Score(

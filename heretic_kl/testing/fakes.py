@@ -113,7 +113,7 @@ def _size(plan: Plan) -> float:
 
 
 def fake_context(engine: Any = None, **changes: Any) -> MeasuringContext:
-    """What scorers prepare with: 6 harmful, 7 harmless and 5 borderline prompts, 3 scored positions.
+    """What scorers prepare with: 6 harmful, 7 harmless, 5 borderline prompts, 3 scored positions.
 
     Args:
         engine: what answers; None: a `FakeEngine`.

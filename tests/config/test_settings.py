@@ -358,7 +358,11 @@ def test_the_documented_defaults_are_the_defaults() -> None:
     assert (found.model, found.prompts.harmful.train.limit) == ("Qwen/Qwen3-4B-Instruct-2507", 100)
     for path, info in leaves(Settings):
         key = spell_key(path).replace("NAME", "refusals").replace("s.harmless", "s.harmful")
-        key = key.replace("borderline", "harmful").replace("validation", "train").replace("test.", "train.")
+        key = (
+            key.replace("borderline", "harmful")
+            .replace("validation", "train")
+            .replace("test.", "train.")
+        )
         assert f"\n{key} = " in examples or path[-1] == "settings", key
         assert info.description, path
 

@@ -32,7 +32,7 @@ SETTINGS = {
     "scorers": {
         "scorers": {
             "refusals": {"settings": {"markers": ["no, thanks", 'it\'s "out"']}},
-            "teacher_forced_kl": {"settings": {"kl_target": 0.02, "reference": "sampled(3)"}},
+            "teacher_forced_kl": {"settings": {"kl_target": 0.02, "response": "sampled(3)"}},
             "false_refusals": {"enabled": False},
             "my_kl_2": {
                 "use": "teacher_forced_kl",

@@ -30,7 +30,7 @@ class TestTeacherForcedKL(ScorerContract):
 
 class TestTeacherForcedKLWithOtherSettings(ScorerContract):
     use = "teacher_forced_kl"
-    settings = {"position_decay": 0.8, "temperature": 2.0, "reference": "sampled(3)"}
+    settings = {"position_decay": 0.8, "temperature": 2.0, "response": "sampled(3)"}
 
 
 PLUG_IN = """
