@@ -12,8 +12,7 @@ from heretic_kl.ablation import Plan
 from heretic_kl.engine import Engine, forced_sequences
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
-from heretic_kl.prompts import Prompt
-from heretic_kl.prompts.loading import Kind
+from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.refine.objective import Example, Objective
 from heretic_kl.refine.openings import mine_openings
 from heretic_kl.refine.optimize import (
