@@ -124,25 +124,21 @@ class Suite:
         """What all scorers need of every candidate."""
         return [request for spec in self.specs for request in self._ask(spec)]
 
-    def evaluate(
-        self, engine: MeasuringEngine, plan: Plan | None, *, objectives_only: bool = False
-    ) -> dict[str, Score]:
+    def evaluate(self, engine: MeasuringEngine, plan: Plan | None) -> dict[str, Score]:
         """Scores of one candidate, in the order of the config.
 
         Args:
             engine: what runs the model.
             plan: the candidate; None: the unedited model.
-            objectives_only: leave out scorers with the role `monitor`.
 
         Raises:
             MeasurementError: an objective has no value.
             ScorerError: a scorer raised.
         """
-        specs = self.objectives if objectives_only else self.specs
-        flat, places = self._asked(specs)
+        flat, places = self._asked(self.specs)
         with _blamed_on(", ".join(places)):
             results = engine.measure(plan, flat)
-        return {spec.name: self._score(spec, results[places[spec.name]]) for spec in specs}
+        return {spec.name: self._score(spec, results[places[spec.name]]) for spec in self.specs}
 
     def evaluate_objectives(
         self,

@@ -96,7 +96,7 @@ def test_an_unedited_model_has_no_kl_and_scores_come_in_order(engine):
     assert kl.value == 0.0 and kl.objective == 0.01
     assert "below the noise floor" in kl.text
     assert scores["refusals"].details["total"] == len(HARMFUL)
-    assert list(suite.evaluate(engine, None, objectives_only=True)) == list(scores)[:2]
+    assert list(suite.evaluate_objectives(engine, [{}])[0]) == list(scores)[:2]
 
 
 def test_scores_survive_storage(engine):
