@@ -42,7 +42,7 @@ def read_flags(
 ) -> tuple[Layer, Path | None]:
     """Read the flags; return them and the file that `--config` names."""
     parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", dest=":config", default=None)
+    parser.add_argument("--config", "-c", dest=":config", default=None)
     source: Any = CliSettingsSource(
         kind,
         root_parser=parser,
@@ -63,6 +63,9 @@ def read_flags(
     problems += _unknown_flags(kind, unknown)
     texts = {tuple(key.split(".")): value for key, value in vars(parsed).items()}
     names = {path: spell_flag(path) for path in texts}
+    for path, name in names.items():
+        if hint := retired(path, spell_flag, kind):
+            problems.append(f"unknown flag {name}; {hint}")
     if not tables_are_json(texts, names, problems):
         return Layer({}, "the command line"), file and Path(file).expanduser()
     values = source(parsed_args=parsed)()
@@ -83,6 +86,9 @@ def _add_argument(kind: Model, target: Any, *flags: str, **options: Any) -> Any:
         options = {"dest": f"{options['dest']}.source", "default": SUPPRESS}
     if place.field is not None and get_origin(place.field.annotation) is tuple:
         options.update(action=_ListAction, nargs="+")
+    elif place.kind == "table":  # the library would take the flag alone as an empty table
+        options.pop("nargs", None)
+        options.pop("const", None)
     if options.get("action") is BooleanOptionalAction:
         options.update(action=_Switch)
     if flags[-1].startswith("--"):  # errors name the first one

@@ -200,6 +200,13 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
         ("--confg f", "unknown flag --confg; did you mean --config?"),
         ("--model.x 1", "unknown flag --model.x; did you mean --model?"),
         ("--no-seed", "unknown flag --no-seed; did you mean --seed?"),
+        ("--edit", "--edit needs a value (--edit=VALUE for one that begins with -)"),
+        ("--config", "--config needs a value (--config=VALUE for one that begins with -)"),
+        (
+            "--scorers.teacher-forced-kl.settings.direction forward",
+            "unknown flag --scorers.teacher-forced-kl.settings.direction; "
+            "it is now --scorers.teacher-forced-kl.settings.divergence",
+        ),
         ("--qqqqqq 1", "unknown flag --qqqqqq; `heretic-kl --help-all` lists every setting"),
         (
             "--prompts.harmful.train.sorce x",
