@@ -56,19 +56,17 @@ def load_model(
         device_map: overrides `device`.
         quantization: of the weights as they are loaded, by bitsandbytes.
         trust_remote_code: run code from the model's repository.
-        template: see `heretic_kl.model.loading.chat.chat_template`.
+        template: see `chat_template`.
         enable_thinking: see `ChatEncoder`.
-        layers: see `find_architecture`.
-        sites: see `find_architecture`.
+        layers: see `find_architecture`, as for `sites`.
+        sites: patterns of module paths.
 
     Raises:
-        ModelNotFoundError: there is nothing of that name, or the hub cannot be reached.
-        UnsupportedModelError: it is there, but cannot be edited.
-        ModelError: no dtype gives finite logits.
+        ModelError: it does not exist, cannot be edited, or gives no finite logits in any dtype.
     """
     whole = _whole_model(source, base, quantization)
     tokenizer = load_tokenizer(source if has_tokenizer(source) else whole, trust_remote_code)
-    encoder = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
+    chat = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
     weights = load_weights(
         whole,
         dtype=dtype,
@@ -85,7 +83,7 @@ def load_model(
     return LanguageModel(
         source=source,
         model=model,
-        chat=encoder,
+        chat=chat,
         stop_ids=stop_token_ids(tokenizer, getattr(model, "generation_config", None)),
         architecture=find_architecture(model, _stream_width(model), layers=layers, sites=sites),
         body=body,
