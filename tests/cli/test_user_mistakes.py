@@ -25,6 +25,7 @@ def here(tmp_path, monkeypatch):
 
 def arguments(model, *more):
     words = ["--model", str(model), "--device", "cpu", "--trials", "1", "--prompt-set", "builtin"]
+    words += ["--no-refine", "--no-directions.by-response"]  # a tiny model refuses nothing
     limits = [
         word
         for kind in ("harmful", "harmless")
