@@ -30,7 +30,7 @@ COMPARED = 64
 """Prompts of each side, at most, whose residuals are held at once to measure the separation."""
 WEAK, NONE = 0.9, 0.7
 """AUROC on held-out prompts below which the contrast is weak, and below which there is none."""
-MOST_REFUSED = 1 / 3
+MOST_REFUSED = 1 / 4
 """Share of refused harmless prompts above which they are no sample of harmless ones."""
 
 
@@ -97,7 +97,7 @@ def select(
     if len(harmless) - len(answered) > MOST_REFUSED * len(harmless):
         raise MeasurementError(
             f"no contrast to find directions from: {counts}; use harmless prompts that it responds "
-            "to, ordinary ones such as builtin:harmless"
+            "to, ordinary ones such as builtin:harmless (directions.by_response = false uses all)"
         )
     used = min(len(refused), len(answered))
     if used < FEWEST:

@@ -10,7 +10,7 @@ A plug-in is one file with one settings class and one scorer class:
 
         def prepare(self, context): ...    # once a study: choose prompts, ask the reference
         def requests(self): ...            # what it needs of every candidate
-        def score(self, results): ...      # from the answers to one Score
+        def score(self, results): ...      # from the results to one Score
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ScorerContext(Protocol):
 
     @property
     def max_response_tokens(self) -> int:
-        """The run's answer budget."""
+        """The run's budget of response tokens."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class ScorerContext(Protocol):
         ...
 
     def ask_reference(self, request: Request) -> Result:
-        """Have the unedited model answer a request."""
+        """Return the reference's result of a request."""
         ...
 
 
@@ -135,7 +135,7 @@ class Bounds(NamedTuple):
 
 
 class Scorer(ABC, Generic[SettingsT]):
-    """Measures one thing about a candidate, from answers to requests it declared.
+    """Measures one thing about a candidate, from the results of requests it declared.
 
     Args:
         name: what the config calls it; also the name of its score.

@@ -66,7 +66,7 @@ class MeasuringContext:
         return self.prompts_by_kind[kind]
 
     def ask_reference(self, request: Request) -> Result:
-        """Have the unedited model answer."""
+        """Return the reference's result."""
         return self.engine.measure(None, [request])[0]
 
 
