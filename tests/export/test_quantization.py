@@ -105,5 +105,6 @@ def test_a_whole_run(folder, tmp_path, monkeypatch, capsys):
     words = ["--model", str(folder), "--quantization", "bnb_4bit", "--device", "cpu"]
     words += ["--dtype", "float32", "--trials", "1", "--prompt-set", "builtin", *limits]
     words += ["--max-response-tokens", "3", "--batch-size", "4", "--pick", "knee", "--save", "out"]
+    words += ["--no-refine", "--no-directions.by-response"]  # a tiny model refuses nothing
     assert cli.main(words) == 0, capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").is_file()
