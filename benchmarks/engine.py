@@ -20,6 +20,7 @@ from machine import DTYPES, resolved_dtype, results_file, run_facts
 from trial_parts import breakdown, median_seconds
 
 SEED, BATCH = 1, 16
+NOTHING_SHARED = {"prefix_problem": "off", "tree_problem": "off"}
 
 
 class Bench:
@@ -40,7 +41,8 @@ class Bench:
         """A new one, as all measurements here but those of answers use it."""
         from heretic_kl.engine import Engine
 
-        return Engine(self.lm, batch_size=BATCH, cache_bytes=self.cache_bytes, **options)
+        lm = self.lm.limited(**options)
+        return Engine(lm, batch_size=BATCH, cache_bytes=self.cache_bytes)
 
     def request(self, prompts: int, positions: int, reduction: Any = None) -> Any:
         """Teacher-forced, of the first so many prompts."""
@@ -98,7 +100,7 @@ def slope(costs: dict[int, float]) -> float:
 def curves(bench: Bench) -> dict[str, Any]:
     """How seconds grow with each size."""
     by_positions = {n: bench.trial(40, n, 0) for n in (1, 2, 4, 8, 16, 32)}
-    without = {n: bench.trial(40, n, 0, share_prefix=False, trees=False) for n in (1, 32)}
+    without = {n: bench.trial(40, n, 0, **NOTHING_SHARED) for n in (1, 32)}
     by_prompts = {p: bench.trial(p, 8, 12) for p in (20, 40, 80, 160, 320)}
     by_layer = {layer: bench.trial(80, 8, layer) for layer in (0, 6, 12, 18, 24)}
     by_candidates = {k: bench.trial(40, 8, 12, k) for k in (1, 2, 4, 8, 16)}

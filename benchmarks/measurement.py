@@ -38,7 +38,7 @@ def large_vocabulary_case(measure: bool) -> None:
     """Run in a process of its own; prints the peak of its resident memory in MB."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from heretic_kl.engine import Runner, forced_sequences
+    from heretic_kl.engine import MemoryLimits, Runner, forced_sequences
     from heretic_kl.kl import Reference, ReferenceIdentity, summarize
     from heretic_kl.model import CausalModel
     from heretic_kl.model.loading.head import find_body_and_head
@@ -61,7 +61,7 @@ def large_vocabulary_case(measure: bool) -> None:
     identity = ReferenceIdentity("none", VOCABULARY)
     prompts, responses = ids[:, :PROMPT_TOKENS], ids[:, PROMPT_TOKENS:]
     reference = Reference.from_hidden(responses, mask, empty, identity, prompts)
-    runner = Runner(lm, BATCH, share_prefix=False)
+    runner = Runner(lm.limited(prefix_problem="off"), MemoryLimits(BATCH), trees=False)
     forget_peak_memory()  # of building the model
     hidden = runner.hidden_states(forced_sequences(reference))
     if measure:
@@ -99,7 +99,7 @@ def seconds(work: Callable[[], object]) -> float:
 def timing(repeats: int) -> dict[str, object]:
     """Medians of bare forward passes and of whole measurements, taken in turns."""
     from heretic_kl.demo import ensure_demo_model
-    from heretic_kl.engine import Runner, forced_sequences
+    from heretic_kl.engine import MemoryLimits, Runner, forced_sequences
     from heretic_kl.kl import summarize
     from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
     from heretic_kl.kl.terms import row_blocks
@@ -112,13 +112,14 @@ def timing(repeats: int) -> dict[str, object]:
     reference, sequences = kl.reference, forced_sequences(kl.reference)
 
     def forward(share_prefix: bool) -> torch.Tensor:
-        hidden = Runner(lm, BATCH, share_prefix=share_prefix).hidden_states(sequences)
+        allowed = lm.limited(prefix_problem=None if share_prefix else "off")
+        hidden = Runner(allowed, MemoryLimits(BATCH), trees=False).hidden_states(sequences)
         for block in row_blocks(hidden.shape[0], lm.head.vocabulary, MAX_LOGIT_ELEMENTS):
             lm.head.logits(hidden[block])
         return hidden
 
     def measurement() -> None:
-        hidden = Runner(lm, BATCH).hidden_states(sequences)
+        hidden = Runner(lm, MemoryLimits(BATCH), trees=False).hidden_states(sequences)
         summarize(reference.measure(hidden, head=lm.head))
 
     works = {

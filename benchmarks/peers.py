@@ -130,7 +130,7 @@ def plain_verdicts(lm: Any, plans: list[dict], harmful: tuple) -> list[list[bool
 
     rule, found = RefusalRule(), []
     for plan in plans:
-        engine = Engine(lm, batch_size=PROMPTS, share_prefix=False)
+        engine = Engine(lm.limited(prefix_problem="off", gap_problem="off"), batch_size=PROMPTS)
         (whole,) = engine.measure(plan, [ResponseRequest(harmful, TOKENS)])
         found.append([rule.is_refusal(text) for text in whole.texts])
     return found

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from heretic_kl import Session, Settings, events
 from heretic_kl.ablation import Plan, ablation_operator
-from heretic_kl.engine import continuing, forced_sequences
+from heretic_kl.engine import forced_sequences
 from heretic_kl.errors import HereticKLError
 from heretic_kl.export import save_merged
 from heretic_kl.model import LanguageModel, edited
@@ -206,9 +206,9 @@ def _settings(folder: Path, name: str, **changes: Any) -> Settings:
 def _search_problem(session: Session, folder: Path) -> str | None:
     """The trials again with no trees, prefix or layer cache, one candidate at a time."""
     plain = _settings(folder, "plain", cache_memory_mb=0, parallel_candidates=1)
-    with (
-        mock.patch.object(calibrating, "_can_share_prefix", return_value=False),
-        mock.patch("heretic_kl.engine.engine.tree_problem", return_value="not in this run"),
+    off = dict.fromkeys(("prefix_problem", "gap_problem", "tree_problem"), "not in this run")
+    with mock.patch.object(
+        loader, "find_capabilities", lambda lm: replace(find_capabilities(lm), **off)
     ):
         with Session(plain, lambda event: None) as other:
             other.search()
@@ -232,19 +232,19 @@ def _search_problem(session: Session, folder: Path) -> str | None:
 def _notes(received: Sequence[Any]) -> list[str]:
     notes = [event.message for event in received if isinstance(event, events.Notice)]
     steps = [event for event in received if isinstance(event, events.CalibrationStep)]
-    notes += [f"{s.name} {s.value}" for s in steps if s.value.startswith("off")]
+    notes += [f"{s.name} {s.value}" for s in steps if s.value.startswith("no: ")]
     return list(dict.fromkeys(notes))
 
 
 def _without(session: Session, notes: Sequence[str]) -> list[str]:
-    lm, way = session.parts.lm, continuing(session.parts.lm)
+    allowed = session.parts.lm.capabilities
     missing = {
-        "trees of tokens": not session.parts.engine.trees,
-        "shared prefix": not session.parts.engine.share_prefix,
-        "shared prefix in responses": session.parts.engine.share_prefix and not way.gaps,
-        "replay of lower layers": any(n.startswith("lower layers run for every") for n in notes),
-        "candidates together": not lm.architecture.by_rows,
-        "cache in responses": not way.cached,
+        "trees of tokens": allowed.tree_problem is not None,
+        "shared prefix": allowed.prefix_problem is not None,
+        "shared prefix in responses": allowed.prefix_problem is None and allowed.gap_problem is not None,
+        "replay of lower layers": allowed.resume_problem is not None,
+        "candidates together": allowed.rows_problem is not None,
+        "cache in responses": allowed.cache_problem is not None,
     }
     return [name for name, is_missing in missing.items() if is_missing]
 

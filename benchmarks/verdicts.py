@@ -51,8 +51,12 @@ def compared(dtype: str) -> dict[str, int]:
         texts = [text for plan in plans for text in engine.measure(plan, [request])[0].texts]
         return [rule.is_refusal(text) for text in texts]
 
-    plain = verdicts(Engine(lm, batch_size=PROMPTS, share_prefix=False), whole)
-    control = verdicts(Engine(lm, batch_size=CONTROL_BATCH, share_prefix=False), whole)
+    plain = verdicts(
+        Engine(lm.limited(prefix_problem="off", gap_problem="off"), batch_size=PROMPTS), whole
+    )
+    control = verdicts(
+        Engine(lm.limited(prefix_problem="off", gap_problem="off"), batch_size=CONTROL_BATCH), whole
+    )
     lm, cache_bytes = as_in_a_run(lm)
     run = Engine(lm, batch_size=PROMPTS, cache_bytes=cache_bytes)
     ours = verdicts(run, ResponseRequest(harmful, TOKENS, rule))

@@ -5,29 +5,31 @@ scored positions of all prompts.
 """
 
 from heretic_kl.engine.calibration import Calibration, find_batch_size, find_response_prefix
-from heretic_kl.engine.engine import Engine
-from heretic_kl.engine.generation.cache_check import continuing
+from heretic_kl.engine.engine import Engine, ForcedPass
 from heretic_kl.engine.generation.generate import (
     ChosenTokens,
     Response,
     generate_responses,
     stream_response,
 )
+from heretic_kl.engine.memory import MemoryLimits
 from heretic_kl.engine.noise import NoiseFloor, measure_noise_floor
 from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.teacher_forcing.forward import portions_with_gradient
 from heretic_kl.engine.teacher_forcing.reference import (
     forced_sequences,
     mean_kl,
     model_identity,
     respond_and_force,
 )
-from heretic_kl.engine.teacher_forcing.tree_check import tree_problem
 
 __all__ = [
     "Response",
     "Calibration",
     "ChosenTokens",
     "Engine",
+    "ForcedPass",
+    "MemoryLimits",
     "NoiseFloor",
     "Runner",
     "respond_and_force",
@@ -39,6 +41,5 @@ __all__ = [
     "measure_noise_floor",
     "model_identity",
     "stream_response",
-    "continuing",
-    "tree_problem",
+    "portions_with_gradient",
 ]

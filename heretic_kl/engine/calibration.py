@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from heretic_kl.engine.engine import Engine
 from heretic_kl.engine.generation.generate import generate_responses
+from heretic_kl.engine.memory import if_memory_allows
 from heretic_kl.engine.noise import NoiseFloor
 from heretic_kl.model import LanguageModel, close_thought, thought_left_open
 from heretic_kl.prompts import Prompt
@@ -44,7 +46,6 @@ def find_batch_size(
     lm: LanguageModel,
     prompts: Sequence[Prompt],
     *,
-    share_prefix: bool = False,
     largest: int = LARGEST_BATCH,
 ) -> int:
     """The batch size beyond which decoding gets no faster per answer, or memory runs out.
@@ -52,17 +53,16 @@ def find_batch_size(
     Args:
         lm: the model.
         prompts: what it will be asked; batches never outgrow them.
-        share_prefix: as it will be asked.
         largest: where to stop in any case.
     """
     encoded = sorted((lm.chat.encode(prompt) for prompt in prompts), key=len)
     best, best_rate, size, misses = 1, 0.0, SMALLEST_BATCH, 0
     while size <= largest and misses < 2:
         batch = [encoded[index * len(encoded) // size] for index in range(size)]
-        try:
-            rate = size / _decoding_seconds(lm, batch, share_prefix)
-        except torch.OutOfMemoryError:
+        seconds = if_memory_allows(partial(_decoding_seconds, lm, batch))
+        if seconds is None:
             break
+        rate = size / seconds
         if rate >= best_rate * WORTHWHILE_GAIN:
             best, best_rate, misses = size, rate, 0
         else:
@@ -87,14 +87,12 @@ def find_response_prefix(engine: Engine, prompts: Sequence[Prompt]) -> str:
     return close_thought(engine.lm.chat.decode(common, special=True).rstrip(" "))
 
 
-def _decoding_seconds(
-    lm: LanguageModel, batch: Sequence[Sequence[int]], share_prefix: bool
-) -> float:
+def _decoding_seconds(lm: LanguageModel, batch: Sequence[Sequence[int]]) -> float:
     """Seconds for `DECODED_TOKENS` steps of decoding; reading the prompts is not among them."""
 
     def seconds(tokens: int) -> float:
         start = time.perf_counter()
-        generate_responses(lm, batch, tokens, share_prefix=share_prefix)
+        generate_responses(lm, batch, tokens)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
 from heretic_kl.ablation import Plan, ResidualMean
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.engine.generation.cache_check import continuing
 from heretic_kl.engine.generation.candidates import CandidateResponses
 from heretic_kl.engine.generation.generate import Response
+from heretic_kl.engine.generation.groups import ResponseGroup, response_groups
+from heretic_kl.engine.memory import MemoryLimits
 from heretic_kl.engine.progress import Progress
 from heretic_kl.engine.runner import Runner
-from heretic_kl.engine.teacher_forcing.requests import (
-    BatchesChanged,
-    ForcedKey,
-    ForcedRequests,
-    forced_keys,
-)
-from heretic_kl.engine.teacher_forcing.tree_check import tree_problem
-from heretic_kl.errors import MeasurementError
+from heretic_kl.engine.teacher_forcing.batches import ForcedBatches
+from heretic_kl.engine.teacher_forcing.requests import ForcedKey, ForcedRequests, forced_keys
 from heretic_kl.kl import Reference
-from heretic_kl.model import LanguageModel, common_prefix, last_token_residuals
+from heretic_kl.model import LanguageModel, Start, common_prefix, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
-    PartialResponses,
     Request,
-    ResponseRequest,
-    ResponseResult,
     Result,
     Sampling,
-    SoFar,
     StopRule,
     TeacherForcedRequest,
     Watch,
@@ -43,82 +32,57 @@ from heretic_kl.requests import (
 _ResponsesKey: TypeAlias = tuple[tuple[Prompt, ...], int, tuple[StopRule, ...]]
 
 
-MOST_CANDIDATES = 64
-"""Side by side, until memory runs out."""
+class ForcedPass(NamedTuple):
+    """What gradients of teacher-forced edits need; see `portions_with_gradient`."""
+
+    reference: Reference
+    batches: ForcedBatches
+    start: Start
 
 
 class Engine:
     """A frozen model that answers requests, under a plan or as it is.
 
     What the unedited model says is computed once and kept: its token ids and final hidden
-    states, never its logits.
+    states, never its logits. What the model allows (`lm.capabilities`) decides how it runs.
 
     Args:
         lm: the model.
         batch_size: most sequences in a batch; halved, and remembered, when memory runs out.
-        notify: told, in words, when the batch size had to change.
-        share_prefix: run the tokens that all prompts begin with once per candidate; see
-            `heretic_kl.model.prefix_problem` for models that do not allow it.
-        trees: lay out what is teacher-forced as trees of tokens, which share all that some
-            sequences begin with, unless there is a `tree_problem`; an original decides for both.
-        original: the engine of the unedited model, where `lm` is another model to be compared
-            with it (a saved edit, say); `measure` then takes its references from there.
-        trunk_bytes: memory, in all, for what the unedited model computes and candidates need: its
+        cache_bytes: memory, in all, for what the unedited model computes and candidates need: its
             states below the edited layers, where candidates then start, and its logits; 0: all of
             it is computed for every candidate.
+        original: the engine of the unedited model, where `lm` is another model to be compared
+            with it (a saved edit, say); `measure` then takes references and batches from there.
+        notify: told, in words, when less has to run at once or cannot be kept.
     """
 
     def __init__(
         self,
         lm: LanguageModel,
-        *,
         batch_size: int,
-        notify: Callable[[str], None] = lambda message: None,
-        share_prefix: bool = True,
-        trees: bool = True,
-        original: Engine | None = None,
+        *,
         cache_bytes: int = 0,
+        original: Engine | None = None,
+        notify: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self.lm = lm
-        # Now, as `continuing`: later an edit may be in force.
-        trees = original.trees if original is not None else trees and tree_problem(lm) is None
-        self.runner: Runner = Runner(
-            lm,
-            batch_size,
-            share_prefix=share_prefix,
-            trees=trees,
-            notify=notify,
-        )
-        continuing(lm)
+        if original is not None:
+            lm = lm.limited(**vars(original.lm.capabilities))
+            cache_bytes = 0
+        self.lm: LanguageModel = lm
+        self.limits = MemoryLimits(batch_size, cache_bytes=cache_bytes, notify=notify)
+        self.runner: Runner = Runner(lm, self.limits)
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
         self._reference_responses: dict[_ResponsesKey, list[Response]] = {}
         self._responding: dict[_ResponsesKey, CandidateResponses] = {}
-        self._cache_bytes = 0 if original is not None else cache_bytes
-        self._notify = notify
-        self._most_candidates = MOST_CANDIDATES
         self._forced: ForcedRequests = ForcedRequests(
-            self.runner,
-            lm,
-            self.encode,
-            original=None if original is None else original._forced,
-            left=self._bytes_left,
-            notify=notify,
+            lm, self.runner, self.encode, None if original is None else original._forced
         )
 
     @property
     def batch_size(self) -> int:
         """Most sequences in a batch, as memory has allowed so far."""
-        return self.runner.batch_size
-
-    @property
-    def share_prefix(self) -> bool:
-        """Whether the tokens that all prompts begin with run once."""
-        return self.runner.share_prefix
-
-    @property
-    def trees(self) -> bool:
-        """Whether what is teacher-forced runs as trees of tokens."""
-        return self.runner.trees
+        return self.limits.batch_size
 
     def measure(self, plan: Plan | None, requests: Sequence[Request]) -> list[Result]:
         """Answer requests for one candidate.
@@ -157,38 +121,22 @@ class Engine:
         """
         results: list[list[Result] | None] = []
         while len(results) < len(plans):
-            first = len(results)
-            group = plans[first : first + self._most_candidates]
-            own = None if watch is None else _counted_from(first, watch)
-            try:
-                results += self._measure_steadily(group, requests, own)
-                continue
-            except torch.OutOfMemoryError as error:
-                if len(group) == 1:
-                    raise MeasurementError(
-                        "out of memory with a single candidate: lower --cache-memory-mb or "
-                        "--batch-size"
-                    ) from error
-            # Outside the handler, so that the failed attempt's tensors are free.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self._most_candidates = max(1, len(group) // 2)
-            self._notify(f"out of memory: {self._most_candidates} candidates run at once now")
+            results += self._measure_some(plans, len(results), requests, watch)
         return results
 
-    def _measure_steadily(
-        self, plans: Sequence[Plan | None], requests: Sequence[Request], watch: Watch | None
+    def _measure_some(
+        self,
+        plans: Sequence[Plan | None],
+        first: int,
+        requests: Sequence[Request],
+        watch: Watch | None,
     ) -> list[list[Result] | None]:
-        while True:
-            size = self.batch_size
-            try:
-                results = self._measure(plans, requests, watch)
-            except BatchesChanged:
-                continue
-            if self.batch_size == size:
-                return results
-            # Memory ran out and the batches changed: reference and candidate must have run in
-            # the same ones, so both are measured again.
+        """The first candidates from one on, as many as memory allows at once."""
+        counted = None if watch is None else _counted_from(first, watch)
+        return self.limits.run(
+            lambda: self._measure(plans[first : first + self.limits.candidates], requests, counted),
+            candidates=len(plans) - first,
+        )
 
     def _measure(
         self, plans: Sequence[Plan | None], requests: Sequence[Request], watch: Watch | None
@@ -197,8 +145,7 @@ class Engine:
         forced = _distinct_forced(requests)
         if forced:
             self._forced.measure(forced, plans, progress)
-        asked = [r for r in requests if isinstance(r, ResponseRequest)]
-        for group in sorted(_response_groups(asked), key=_response_cost):
+        for group in response_groups(requests):
             if progress.going:
                 self._respond(group, plans, progress)
         return progress.results()
@@ -207,32 +154,49 @@ class Engine:
         """Compute the references of requests now, for instance before the model is edited."""
         forced = _distinct_forced(requests)
         if forced:
-            self._forced.references(forced_keys(forced))
+            self.limits.run(lambda: self._forced.references(forced_keys(forced)))
 
     def reference(
         self, prompts: tuple[Prompt, ...], tokens: int, sampling: Sampling | None = None
     ) -> Reference:
         """The unedited model's answers of up to `tokens` tokens and its states over them."""
-        (found,) = self._forced.references([ForcedKey(prompts, tokens, sampling)])
-        return found
+        key = ForcedKey(prompts, tokens, sampling)
+        (reference,) = self.limits.run(lambda: self._forced.references([key]))
+        return reference
+
+    def forced_pass(
+        self,
+        prompts: tuple[Prompt, ...],
+        tokens: int,
+        lowest: int,
+        sampling: Sampling | None = None,
+    ) -> ForcedPass:
+        """What to feed, and where to begin, for gradients of edits from layer `lowest` on.
+
+        Call it while the model is unedited, and again where the batch size has changed.
+        """
+        key = ForcedKey(prompts, tokens, sampling)
+
+        def prepare() -> ForcedPass:
+            (reference,) = self._forced.references([key])
+            return ForcedPass(reference, *self._forced.passes(key).start(lowest))
+
+        return self.limits.run(prepare)
 
     def release(self) -> None:
         """Give back the memory of what is kept; it is computed anew when it is needed."""
-        self._forced.release()
-        for responding in self._responding.values():
-            responding.release()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.limits.release()
 
     def reference_under(
         self, plan: Plan | None, prompts: tuple[Prompt, ...], tokens: int
     ) -> Reference:
         """`reference(prompts, tokens)` with the hidden states of a plan, from the same batches."""
-        while True:
-            size, reference = self.batch_size, self.reference(prompts, tokens)
-            hidden = self.hidden_states(plan, prompts, tokens)
-            if self.batch_size == size:
-                return reference.with_hidden(hidden)
+
+        def measure() -> Reference:
+            reference = self.reference(prompts, tokens)
+            return reference.with_hidden(self.hidden_states(plan, prompts, tokens))
+
+        return self.limits.run(measure)
 
     def hidden_states(self, plan: Plan | None, prompts: tuple[Prompt, ...], tokens: int) -> Tensor:
         """Final hidden states under a plan while being fed the unedited model's greedy answers.
@@ -246,12 +210,14 @@ class Engine:
         self, plans: Sequence[Plan | None], prompts: tuple[Prompt, ...], tokens: int
     ) -> Tensor:
         """The same of K candidates side by side, (K, rows, D)."""
-        return self._forced.passes(ForcedKey(prompts, tokens)).hidden_states(plans)
+        key = ForcedKey(prompts, tokens)
+        return self.limits.run(lambda: self._forced.passes(key).hidden_states(plans))
 
     def residual_mean(self, prompts: Sequence[Prompt], winsorize_quantile: float) -> Tensor:
         """Mean residual after each layer at the last prompt token, (L, D) float64."""
         encoded = [self.encode(prompt) for prompt in prompts]
-        prefix = common_prefix(encoded) if self.share_prefix else ()
+        shared = self.lm.capabilities.shares_prefix(max(map(len, encoded)))
+        prefix = common_prefix(encoded) if shared else ()
 
         def collect() -> Tensor:
             mean = ResidualMean(winsorize_quantile)
@@ -261,7 +227,7 @@ class Engine:
                 mean.add(residuals)
             return mean.mean
 
-        return self.runner.within_memory(collect)
+        return self.limits.run(collect)
 
     def residuals(self, prompts: Sequence[Prompt]) -> Tensor:
         """Residual after each layer at the last prompt token, (P, L, D) float32, in order."""
@@ -287,14 +253,8 @@ class Engine:
         """The unedited model's whole answers."""
         return self._responses(prompts, max_tokens, ())
 
-    def _bytes_left(self) -> int:
-        """What is left of the common budget for what the unedited model computes."""
-        taken = self._forced.bytes
-        taken += sum(responding.cache_bytes for responding in self._responding.values())
-        return self._cache_bytes - taken
-
     def _respond(
-        self, group: _ResponseGroup, plans: Sequence[Plan | None], progress: Progress
+        self, group: ResponseGroup, plans: Sequence[Plan | None], progress: Progress
     ) -> None:
         going = tuple(progress.going)
         chosen = [plans[candidate] for candidate in going]
@@ -316,18 +276,11 @@ class Engine:
             if candidate in progress.going:
                 progress.keep(candidate, group.results(responses[slot], self.lm.chat.decode))
 
-    def _candidate_responses(self, group: _ResponseGroup) -> CandidateResponses:
+    def _candidate_responses(self, group: ResponseGroup) -> CandidateResponses:
         key = (group.prompts, group.max_tokens, group.rules)
         if key not in self._responding:
-            self._responding[key] = CandidateResponses(
-                self.runner,
-                self.lm.architecture,
-                [self.encode(prompt) for prompt in group.prompts],
-                group.max_tokens,
-                group.rules,
-                cache_bytes=self._bytes_left,
-                notify=self._notify,
-            )
+            encoded = [self.encode(prompt) for prompt in group.prompts]
+            self._responding[key] = CandidateResponses(self.lm, self.limits, group, encoded)
         return self._responding[key]
 
     def _responses(
@@ -341,52 +294,8 @@ class Engine:
         return self._reference_responses[key]
 
 
-@dataclass(frozen=True)
-class _ResponseGroup:
-    """Requests for the same prompts and budget: one generation answers them all."""
-
-    prompts: tuple[Prompt, ...]
-    max_tokens: int
-    rules: tuple[StopRule, ...]
-    """Empty where one of the requests wants whole answers."""
-    requests: tuple[ResponseRequest, ...]
-
-    def results(
-        self, responses: Sequence[Response], decode: Callable[[Sequence[int]], str]
-    ) -> dict[Request, Result]:
-        """What the answers say to each request."""
-        texts = tuple(decode(response.tokens) for response in responses)
-        return dict.fromkeys(self.requests, ResponseResult(texts))
-
-    def parts(
-        self, responses: Sequence[Response], decode: Callable[[Sequence[int]], str]
-    ) -> dict[Request, SoFar]:
-        """What unfinished answers say to each request."""
-        texts = tuple(decode(response.tokens) for response in responses)
-        over = tuple(
-            response.done or len(response.tokens) >= self.max_tokens for response in responses
-        )
-        return dict.fromkeys(self.requests, PartialResponses(texts, over))
-
-
-def _response_groups(requests: Sequence[ResponseRequest]) -> list[_ResponseGroup]:
-    by_key: dict[tuple[tuple[Prompt, ...], int], list[ResponseRequest]] = {}
-    for request in requests:
-        by_key.setdefault((request.prompts, request.max_tokens), []).append(request)
-    groups = []
-    for (prompts, max_tokens), own in by_key.items():
-        rules = tuple(dict.fromkeys(r.stop for r in own if r.stop is not None))
-        whole = any(request.stop is None for request in own)
-        groups.append(_ResponseGroup(prompts, max_tokens, () if whole else rules, tuple(own)))
-    return groups
-
-
 def _distinct_forced(requests: Sequence[Request]) -> list[TeacherForcedRequest]:
     return list(dict.fromkeys(r for r in requests if isinstance(r, TeacherForcedRequest)))
-
-
-def _response_cost(group: _ResponseGroup) -> int:
-    return len(group.prompts) * group.max_tokens
 
 
 def _counted_from(first: int, watch: Watch) -> Watch:

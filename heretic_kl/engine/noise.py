@@ -61,7 +61,7 @@ def measure_noise_floor(
         seed: of the perturbation.
     """
     lm, sequences = runner.lm, forced_sequences(reference)
-    rows = max(1, runner.batch_size // 2 - 1)
+    rows = max(1, runner.limits.batch_size // 2 - 1)
     distance = partial(
         mean_kl, reference, head=lm.head, divergence=divergence, temperature=temperature
     )

@@ -3,31 +3,32 @@
 Dimensions: B sequences, T positions, L layers, D residual width, F input width of a site.
 """
 
-from heretic_kl.model.causal_model import CausalModel, adopt_model, evaluating, unwrapped
+from heretic_kl.model.capabilities import Capabilities
+from heretic_kl.model.causal_model import CausalModel, evaluating
 from heretic_kl.model.forward.candidate_hooks import CandidateRows, edited_by_candidate
+from heretic_kl.model.forward.decoding import Decoding
 from heretic_kl.model.forward.hooks import edited, on_layer_outputs
-from heretic_kl.model.forward.layer_inputs import layer_inputs, resumed_at, returns_tuple
+from heretic_kl.model.forward.layer_cache import (
+    PREFIX,
+    WHOLE,
+    LayerCache,
+    Start,
+    spread_boundaries,
+)
 from heretic_kl.model.forward.packed_weights import (
     packed_bytes,
     with_packed_weights,
     with_plain_weights,
 )
-from heretic_kl.model.forward.padding import left_padded, right_padded
-from heretic_kl.model.forward.prefix_cache import (
-    PrefixCache,
-    cache_argument,
-    common_prefix,
-    copied_layer,
-    has_places,
-    inexact,
-    new_cache,
-    prefix_problem,
-    shortest_window,
-)
+from heretic_kl.model.forward.padding import right_padded
+from heretic_kl.model.forward.prefix_cache import PrefixCache, common_prefix
+from heretic_kl.model.forward.probing import find_capabilities
 from heretic_kl.model.forward.residuals import last_token_residuals
-from heretic_kl.model.forward.tree_attention import TreeAttention, TreeRectangle, attending
+from heretic_kl.model.forward.token_tree import TokenTree, tree_rectangles
+from heretic_kl.model.forward.tree_attention import TreeAttention, TreeRectangle, run_tree
 from heretic_kl.model.language_model import LanguageModel
 from heretic_kl.model.loading.adapters import adapter_base
+from heretic_kl.model.loading.adopt import adopt_model, unwrapped
 from heretic_kl.model.loading.chat import ChatEncoder, close_thought, thought_left_open
 from heretic_kl.model.loading.devices import DtypeName
 from heretic_kl.model.loading.loader import (
@@ -37,6 +38,7 @@ from heretic_kl.model.loading.loader import (
     load_tokenizer,
 )
 from heretic_kl.model.loading.source import ModelSource
+from heretic_kl.model.memory import clear_device_memory, is_out_of_memory
 from heretic_kl.model.sites.architecture import Architecture, Site, find_architecture
 from heretic_kl.model.sites.inspection import ModelInspection, SiteGroup, inspect_model
 from heretic_kl.model.sites.probe import probe_tokens
@@ -45,52 +47,53 @@ from heretic_kl.model.sites.verification import verify_sites
 
 __all__ = [
     "Architecture",
+    "CandidateRows",
+    "Capabilities",
     "CausalModel",
     "ChatEncoder",
+    "Decoding",
     "DtypeName",
-    "CandidateRows",
     "LanguageModel",
+    "LayerCache",
     "ModelInspection",
     "ModelSource",
+    "PREFIX",
     "PrefixCache",
     "Site",
     "SiteGroup",
+    "Start",
+    "TokenTree",
     "TreeAttention",
     "TreeRectangle",
+    "WHOLE",
     "adapter_base",
     "adopt_model",
-    "attending",
-    "cache_argument",
     "check_to_measure",
+    "clear_device_memory",
     "close_thought",
     "common_prefix",
-    "copied_layer",
     "edited",
     "edited_by_candidate",
     "evaluating",
     "find_architecture",
-    "has_places",
-    "inexact",
+    "find_capabilities",
     "inspect_model",
+    "is_out_of_memory",
     "last_token_residuals",
-    "layer_inputs",
-    "left_padded",
     "likely_layers",
     "load_model",
     "load_to_measure",
     "load_tokenizer",
     "on_layer_outputs",
-    "new_cache",
     "packed_bytes",
-    "prefix_problem",
     "probe_tokens",
-    "verify_sites",
-    "resumed_at",
-    "returns_tuple",
     "right_padded",
-    "shortest_window",
+    "run_tree",
+    "spread_boundaries",
     "thought_left_open",
+    "tree_rectangles",
     "unwrapped",
+    "verify_sites",
     "with_packed_weights",
     "with_plain_weights",
 ]

@@ -13,13 +13,11 @@ from heretic_kl.config import Settings
 from heretic_kl.engine import (
     Calibration,
     Engine,
-    continuing,
     find_batch_size,
     find_response_prefix,
     measure_noise_floor,
-    tree_problem,
 )
-from heretic_kl.model import LanguageModel, common_prefix, packed_bytes, prefix_problem
+from heretic_kl.model import LanguageModel, common_prefix, packed_bytes
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.engines import EngineOptions, build_engine
 from heretic_kl.run.telling import Teller
@@ -57,9 +55,9 @@ def calibrate(
         site_residue: see `Calibration`.
         batch_size: what the study was begun with; None: it is new.
     """
-    continued = continuing(lm)
-    if continued.problem is not None:
-        tell.notice(continued.problem)
+    problem = lm.capabilities.cache_problem
+    if problem is not None:
+        tell.notice(f"every token of a response is a pass over all before it: {problem}")
     options = _find_options(lm, settings, sets, tell, batch_size)
     engine = build_engine(lm, options, notify=tell.notice)
     prefix = settings.response_prefix
@@ -100,32 +98,27 @@ def _find_options(
     packs = 0 < packing <= memory
     if packs:
         tell.finding("weights", f"laid out for the processor, {packing / 2**20:.0f} MB")
-    sharing = _can_share_prefix(lm, sets, tell)
-    problem = tree_problem(lm)
-    layout = "trees of tokens" if problem is None else f"rectangles: {problem}"
-    tell.finding("teacher forcing", layout)
+    for name, value in lm.capabilities.lines():
+        tell.finding(name, value)
+    _tell_shared_prefix(lm, sets, tell)
     size = settings.batch_size or batch_size
     if size is None:
         prompts = sets["harmful", "validation"] + sets["harmless", "validation"]
-        size = find_batch_size(lm, prompts, share_prefix=sharing)
+        size = find_batch_size(lm, prompts)
     source = " (the study's)" if batch_size and not settings.batch_size else ""
     tell.finding("batch size", f"{size}{source}")
     return EngineOptions(
         batch_size=size,
-        share_prefix=sharing,
         cache_bytes=memory - packing if packs else memory,
         packed_weights=packs,
     )
 
 
-def _can_share_prefix(lm: LanguageModel, sets: PromptSets, tell: Teller) -> bool:
-    lengths = []
+def _tell_shared_prefix(lm: LanguageModel, sets: PromptSets, tell: Teller) -> None:
+    lengths = set()
     for prompts in sets.of("validation").values():
         encoded = [lm.chat.encode(prompt) for prompt in prompts]
-        problem = prefix_problem(lm, encoded)
-        if problem is not None:
-            tell.finding("shared prefix", f"off: {problem}")
-            return False
-        lengths.append(len(common_prefix(encoded)))
-    tell.finding("shared prefix", f"{' and '.join(map(str, sorted(set(lengths))))} tokens")
-    return True
+        if not lm.capabilities.shares_prefix(max(map(len, encoded))):
+            return
+        lengths.add(len(common_prefix(encoded)))
+    tell.finding("shared prefix", f"{' and '.join(map(str, sorted(lengths)))} tokens")

@@ -14,7 +14,6 @@ class EngineOptions:
     """How a model is run, whichever it is: found for the unedited model, kept for a saved one."""
 
     batch_size: int
-    share_prefix: bool
     cache_bytes: int
     """What the engine may keep of the unedited model."""
     packed_weights: bool
@@ -42,7 +41,6 @@ def build_engine(
     return Engine(
         lm,
         batch_size=options.batch_size,
-        share_prefix=options.share_prefix,
         cache_bytes=options.cache_bytes,
         original=original,
         notify=notify,

@@ -27,7 +27,7 @@ def search(run: RunParts, until: int) -> None:
         rivals = study.front if settings.racing else ()
         return run.suite.evaluate_objectives(run.engine, plans, rivals=rivals)
 
-    candidates = settings.parallel_candidates if run.lm.architecture.by_rows else 1
+    candidates = settings.parallel_candidates if run.lm.capabilities.rows_problem is None else 1
     with run.tell.stage("search", "Searching", until):
         start, before = time.perf_counter(), study.finished
         deadline = start + search_seconds(run)

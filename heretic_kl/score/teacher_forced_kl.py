@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from heretic_kl.engine import (
+    MemoryLimits,
     NoiseFloor,
     Runner,
     forced_sequences,
@@ -35,7 +36,7 @@ from heretic_kl.kl import (
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.kl_options import checked_options, sampling_seed
-from heretic_kl.model import CausalModel, DtypeName, evaluating, likely_layers, prefix_problem
+from heretic_kl.model import DtypeName, evaluating, likely_layers
 from heretic_kl.prompts import fingerprint
 from heretic_kl.requests import Sampling
 from heretic_kl.score.loader import ModelLoader
@@ -150,16 +151,16 @@ class TeacherForcedKL:
             },
         )
         with evaluating(lm.model):
-            problem = prefix_problem(lm, encoded)
+            problem = lm.capabilities.prefix_problem
             if problem is not None:
                 notify(f"the common beginning of prompts is not shared: {problem}")
-            runner = Runner(lm, batch_size, share_prefix=problem is None, notify=notify)
+            limits = MemoryLimits(batch_size, notify=notify)
+            runner = Runner(lm, limits, trees=False)
             self._reference = respond_and_force(runner, encoded, kl_tokens, identity, sampling)
             self._keep(runner)
             self.noise_floor = self._measure_floor(runner) if noise_floor else None
         self._head: Head | None = lm.head.kept()
         self._tokenizer = lm.chat.tokenizer
-        self._kind: tuple[str, str] | None = _kind(lm)
 
     # --- what was measured -------------------------------------------------------------------
 
@@ -231,14 +232,15 @@ class TeacherForcedKL:
         if own_tokenizer:
             self._require(tokenizer_hash=lm.tokenizer_hash())
         with evaluating(lm.model):
-            share = self._shares_prefix(lm)
-            runner = Runner(lm, self._batch_size, share_prefix=share, notify=self._notify)
-            hidden = runner.hidden_states(self._sequences)
-        if runner.batch_size != self._batch_size:
+            limits = MemoryLimits(self._batch_size, notify=self._notify)
+            if not self._share_prefix:  # as the reference ran
+                lm = lm.limited(prefix_problem="the reference does not share it")
+            hidden = Runner(lm, limits, trees=False).hidden_states(self._sequences)
+        if limits.batch_size != self._batch_size:
             raise MeasurementError(
                 f"out of memory: the reference ran in batches of {self._batch_size}, the candidate "
-                f"only fits in {runner.batch_size}; measure both with batch size "
-                f"{runner.batch_size}"
+                f"only fits in {limits.batch_size}; measure both with batch size "
+                f"{limits.batch_size}"
             )
         head, candidate_head = self._heads(lm.head)
         table = self._reference.measure(
@@ -334,7 +336,6 @@ class TeacherForcedKL:
         self.noise_floor = None if floor is None else NoiseFloor(floor, facts["rounding_floor"])
         self._head = None
         self._tokenizer = tokenizer
-        self._kind = None
         self._notify = notify
         self._loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify, base)
         return self
@@ -347,8 +348,8 @@ class TeacherForcedKL:
         return known.get(self.reference_dtype) if self._loader.dtype == "auto" else None
 
     def _keep(self, runner: Runner) -> None:
-        self._batch_size = runner.batch_size
-        self._share_prefix = runner.share_prefix
+        self._batch_size = runner.limits.batch_size
+        self._share_prefix = runner.lm.capabilities.prefix_problem is None
 
     @cached_property
     def _sequences(self) -> Any:
@@ -362,11 +363,6 @@ class TeacherForcedKL:
             divergence=self.divergence,
             temperature=self.temperature,
         )
-
-    def _shares_prefix(self, lm: CausalModel) -> bool:
-        if not self._share_prefix or _kind(lm) == self._kind:
-            return self._share_prefix
-        return prefix_problem(lm, [s.prompt for s in self._sequences]) is None
 
     def _heads(self, own: Head) -> tuple[Head, Head]:
         """Reference's and candidate's head, on the candidate's device, of one vocabulary."""
@@ -434,8 +430,3 @@ class TeacherForcedKL:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _kind(lm: CausalModel) -> tuple[str, str]:
-    """Models of one kind share prefixes, or do not, alike."""
-    return type(lm.model).__name__, str(getattr(lm.model.config, "model_type", ""))

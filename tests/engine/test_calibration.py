@@ -30,7 +30,7 @@ def test_one_slow_measurement_does_not_end_the_growth(lm, monkeypatch):
 
 
 def test_running_out_of_memory_ends_the_growth(lm, monkeypatch):
-    def seconds(lm, batch, share_prefix):
+    def seconds(lm, batch):
         if len(batch) > 16:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 1.0

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from heretic_kl.ablation import ablation_operator
-from heretic_kl.engine import Engine, continuing, generate_responses, stream_response
-from heretic_kl.engine.generation.decoding import Continuing
-from heretic_kl.model import common_prefix, edited, shortest_window
+from heretic_kl.engine import Engine, generate_responses, stream_response
+from heretic_kl.model import Capabilities, common_prefix, edited
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseRequest
 from heretic_kl.testing import load_tiny_model, tiny_tokenizer, zoo
@@ -46,13 +45,12 @@ def plainest(lm, prompt, most):
 
 
 def test_what_can_be_used_is_found(lm):
-    way = continuing(lm)
+    allowed = lm.capabilities
     expected = EXPECTED[lm.model.config.model_type]
-    assert (way.cached, way.gaps) == expected[:2]
+    assert (allowed.cache_problem is None, allowed.gap_problem is None) == expected[:2]
     if expected[2]:
-        assert shortest_window(lm) == expected[2]
-    assert (way.problem is None) == way.cached
-    assert continuing(lm) is way
+        assert allowed.window == expected[2]
+    assert ("key-value cache", "yes") in allowed.lines() or allowed.cache_problem
 
 
 def test_answers_are_those_of_the_plainest_decoding(lm):
@@ -63,7 +61,6 @@ def test_answers_are_those_of_the_plainest_decoding(lm):
         key: ablation_operator(facts.pull_back(direction), 0.8)
         for key, facts in lm.architecture.facts().items()
     }
-    continuing(lm)
     with edited(lm.architecture, plan):
         expected = [plainest(lm, ids, 9) for ids in encoded]
         assert [a.tokens for a in generate_responses(lm, encoded, 9)] == expected
@@ -73,9 +70,10 @@ def test_answers_are_those_of_the_plainest_decoding(lm):
 
 
 def test_a_prefix_is_shared_where_the_window_leaves_room():
-    way = Continuing(cached=True, gaps=True, window=20)
-    assert way.shares_prefix([[1] * 9, [1] * 12], 8)
-    assert not way.shares_prefix([[1] * 9, [1] * 12], 9)
-    assert way.shares_prefix([[1] * 12, [1] * 12], 9)  # nothing to pad
-    assert not Continuing(cached=True, gaps=False).shares_prefix([[1] * 9, [1] * 12], 1)
-    assert not Continuing(cached=False, gaps=False).shares_prefix([[1] * 9, [1] * 9], 1)
+    way = Capabilities(window=20, cache_problem=None, gap_problem=None)
+    assert way.shares_prefix_in_cache([[1] * 9, [1] * 12], 8)
+    assert not way.shares_prefix_in_cache([[1] * 9, [1] * 12], 9)
+    assert way.shares_prefix_in_cache([[1] * 12, [1] * 12], 9)  # nothing to pad
+    gapless = Capabilities(cache_problem=None, gap_problem="counts places")
+    assert not gapless.shares_prefix_in_cache([[1] * 9, [1] * 12], 1)
+    assert not Capabilities().shares_prefix_in_cache([[1] * 9, [1] * 9], 1)

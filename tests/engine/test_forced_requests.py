@@ -48,22 +48,26 @@ def assert_alike(ours, expected):
     assert torch.equal(ours.position, expected.position)
 
 
+def laid_out(lm, trees):
+    return lm if trees else lm.limited(tree_problem="off")
+
+
 @pytest.mark.parametrize("candidates", [1, 3])
 @pytest.mark.parametrize("cache_bytes", [0, 2**24])
 @pytest.mark.parametrize("trees", [False, True])
 def test_together_they_measure_as_each_alone(lm, candidates, cache_bytes, trees):
     plans = [plan_of(lm, seed) for seed in range(candidates)]
-    engine = Engine(lm, batch_size=3, cache_bytes=cache_bytes, trees=trees)
+    engine = Engine(laid_out(lm, trees), batch_size=3, cache_bytes=cache_bytes)
     together = engine.measure_many(plans, REQUESTS)
     for plan, found in zip(plans, together, strict=True):
         for request, ours in zip(REQUESTS, found, strict=True):
-            alone = Engine(lm, batch_size=3, trees=False).measure(plan, [request])[0]
+            alone = Engine(lm.limited(tree_problem="off"), batch_size=3).measure(plan, [request])[0]
             assert_alike(ours, alone)
 
 
 def test_an_unedited_model_scores_exactly_zero_in_company(lm):
     for cache_bytes, trees in ((0, True), (2**24, True), (2**24, False)):
-        engine = Engine(lm, batch_size=3, cache_bytes=cache_bytes, trees=trees)
+        engine = Engine(laid_out(lm, trees), batch_size=3, cache_bytes=cache_bytes)
         for plan in (None, {}):
             for result in engine.measure(plan, REQUESTS)[::2]:
                 assert not result.columns.values.any()

@@ -5,10 +5,14 @@ import torch
 
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine
-from heretic_kl.engine.layer_cache import spread_boundaries
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import row_statistics
-from heretic_kl.model import CandidateRows, edited_by_candidate
+from heretic_kl.model import (
+    CandidateRows,
+    edited_by_candidate,
+    find_capabilities,
+    spread_boundaries,
+)
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseRequest, TeacherForcedRequest
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
@@ -53,8 +57,10 @@ def counted_layers(lm, calls):
 @pytest.mark.parametrize("lowest", [1, 2])
 def test_a_replayed_trunk_changes_no_number_and_runs_no_lower_layer(lm, share_prefix, lowest):
     plan = plan_of(lm, 1, lowest=lowest)
-    whole = Engine(lm, batch_size=3, share_prefix=share_prefix)
-    replaying = Engine(lm, batch_size=3, share_prefix=share_prefix, cache_bytes=MEGABYTE)
+    if not share_prefix:
+        lm = lm.limited(prefix_problem="off", tree_problem="off")
+    whole = Engine(lm, batch_size=3)
+    replaying = Engine(lm, batch_size=3, cache_bytes=MEGABYTE)
     replaying.measure(plan, [FORCED])  # records
     calls = []
     handles = counted_layers(lm, calls)
@@ -75,7 +81,7 @@ def test_an_edit_at_the_first_layer_runs_them_all(lm):
 
 
 def test_a_trunk_that_does_not_fit_or_does_not_reproduce_is_left_with_a_reason(lm, monkeypatch):
-    from heretic_kl.engine import layer_cache as module
+    from heretic_kl.model.forward import layer_cache as module
 
     plan, notes = plan_of(lm, 1, lowest=1), []
     (expected,) = Engine(lm, batch_size=3).measure(plan, [FORCED])
@@ -88,9 +94,11 @@ def test_a_trunk_that_does_not_fit_or_does_not_reproduce_is_left_with_a_reason(l
 
     own = module.resumed_at
     monkeypatch.setattr(module, "resumed_at", scrambled)
-    engine = Engine(lm, batch_size=3, cache_bytes=MEGABYTE, notify=notes.append)
-    (ours,) = engine.measure(plan, [FORCED])
-    assert "replayed states differ by up to" in notes[-1]
+    allowed = find_capabilities(lm)
+    assert "states differ by up to" in allowed.resume_problem
+    assert "states differ by up to" in allowed.cached_resume_problem
+    limited = lm.limited(**vars(allowed))
+    (ours,) = Engine(limited, batch_size=3, cache_bytes=MEGABYTE).measure(plan, [FORCED])
     assert torch.equal(ours.columns.values, expected.columns.values)
 
 
@@ -166,7 +174,7 @@ def test_running_out_of_memory_with_one_candidate_is_one_line(lm, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(module.ReducedRows, "add", full)
-    with pytest.raises(MeasurementError, match="out of memory with a single candidate"):
+    with pytest.raises(MeasurementError, match="out of memory with a single prompt and a single"):
         Engine(lm, batch_size=4).measure(plan_of(lm, 1), [FORCED])
 
 
@@ -175,7 +183,7 @@ def test_all_references_share_one_trunk_budget(lm):
     plan = plan_of(lm, 1, lowest=2)
     for tokens in range(1, 9):
         engine.measure(plan, [TeacherForcedRequest(PROMPTS, tokens, row_statistics)])
-    assert 0 <= engine._bytes_left() < 40_000
+    assert 0 <= engine.limits.cache_left < 40_000
 
 
 def test_a_trunk_that_memory_has_no_room_for_is_left_with_a_reason(lm, monkeypatch):
@@ -193,7 +201,7 @@ def test_a_trunk_that_memory_has_no_room_for_is_left_with_a_reason(lm, monkeypat
     monkeypatch.setattr(module, "run_forced", limited)
     engine = Engine(lm, batch_size=4, cache_bytes=MEGABYTE, notify=notes.append)
     (ours,) = engine.measure(plan, [FORCED])
-    assert "memory ran out for their states" in notes[0] and engine.batch_size == 4
+    assert "cache memory is now" in notes[0] and engine.batch_size == 4
     assert torch.equal(ours.columns.values, expected.columns.values)
 
 
@@ -212,12 +220,12 @@ def test_trunks_are_given_back_and_recorded_anew(lm):
     engine = Engine(lm, batch_size=4, cache_bytes=MEGABYTE)
     plan = plan_of(lm, 1, lowest=2)
     before = engine.measure(plan, [FORCED, ASKED])
-    assert engine._bytes_left() < MEGABYTE
+    assert engine.limits.cache_left < MEGABYTE
     engine.release()
-    assert engine._bytes_left() == MEGABYTE
+    assert engine.limits.cache_left == MEGABYTE
     after = engine.measure(plan, [FORCED, ASKED])
     assert torch.equal(before[0].columns.values, after[0].columns.values)
-    assert before[1] == after[1] and engine._bytes_left() < MEGABYTE
+    assert before[1] == after[1] and engine.limits.cache_left < MEGABYTE
 
 
 def test_a_plans_states_and_the_reference_come_from_the_same_batches(lm, monkeypatch):

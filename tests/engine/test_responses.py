@@ -98,4 +98,4 @@ def test_lower_layers_do_not_read_prompts_again(lm):
     for handle in handles:
         handle.remove()
     assert calls and min(calls) == 2
-    assert engine._bytes_left() < MEGABYTE
+    assert engine.limits.cache_left < MEGABYTE

@@ -2,18 +2,18 @@
 
 import pytest
 import torch
+from heretic_kl.engine.teacher_forcing.tree_check import run_tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heretic_kl.ablation import ablation_operator
-from heretic_kl.engine import Engine, tree_problem
+from heretic_kl.engine import Engine
 from heretic_kl.engine.teacher_forcing.batches import ForcedBatches, ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import forced_hidden_states, run_forced
-from heretic_kl.engine.teacher_forcing.token_tree import MAX_SCORES, TokenTree, tree_rectangles
-from heretic_kl.engine.teacher_forcing.tree_check import run_tree
 from heretic_kl.kl import row_statistics
-from heretic_kl.model import TreeAttention, edited
+from heretic_kl.model import TreeAttention, edited, find_capabilities
 from heretic_kl.model.forward import tree_attention
+from heretic_kl.model.forward.token_tree import MAX_SCORES, TokenTree, tree_rectangles
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import TeacherForcedRequest
 from heretic_kl.testing import load_tiny_model, tiny_tokenizer, zoo
@@ -130,7 +130,7 @@ def test_candidates_run_together_as_far_as_they_fit():
 
 @pytest.mark.parametrize(("name", "reason"), REASONS.items(), ids=list(REASONS))
 def test_models_that_cannot_run_trees_are_found_out(name, reason, tmp_path):
-    found = tree_problem(load(name, tmp_path))
+    found = load(name, tmp_path).capabilities.tree_problem
     assert found is None if reason is None else found.startswith(reason)
 
 
@@ -141,7 +141,7 @@ def test_a_layer_that_mixes_neighbours_is_found_out(tmp_path):
         return output + 0.2 * torch.nn.functional.pad(output, (0, 0, 1, 0))[:, :-1]
 
     lm.architecture.layers[0].mlp.register_forward_hook(mix)
-    assert tree_problem(lm).startswith("hidden states differ by ")
+    assert find_capabilities(lm).tree_problem.startswith("hidden states differ by ")
 
 
 def test_attention_of_an_unknown_kind_is_not_replaced(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_attention_of_an_unknown_kind_is_not_replaced(tmp_path, monkeypatch):
         return forward(self, *args, **kwargs, position_bias=torch.zeros(1))
 
     monkeypatch.setattr(type(lm.architecture.layers[0].self_attn), "forward", biased)
-    assert tree_problem(lm) == "its attention takes position_bias"
+    assert find_capabilities(lm).tree_problem == "its attention takes position_bias"
     assert lm.model.config._attn_implementation != tree_attention.NAME
 
 
@@ -170,7 +170,7 @@ def test_prompts_longer_than_a_window_run_in_rectangles(tmp_path):
         prompts = (Prompt(" ".join(words[:count])), Prompt(" ".join(words[1:count])))
         request = TeacherForcedRequest(prompts, 3, row_statistics)
         (ours,) = engine.measure(plan, [request])
-        (plain,) = Engine(lm, batch_size=4, trees=False).measure(plan, [request])
+        (plain,) = Engine(lm.limited(tree_problem="off"), batch_size=4).measure(plan, [request])
         torch.testing.assert_close(ours.columns.values, plain.columns.values, rtol=1e-3, atol=1e-7)
         (passes,) = [t.passes for k, t in engine._forced._together.items() if k[0][0] == prompts]
         assert (passes._laid_out().batches.batches[0].tree is not None) == trees

@@ -11,8 +11,8 @@ from heretic_kl.model import (
     PrefixCache,
     common_prefix,
     edited,
+    find_capabilities,
     last_token_residuals,
-    prefix_problem,
 )
 from heretic_kl.prompts import Prompt
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
@@ -57,7 +57,7 @@ def test_answers_are_the_same_with_and_without_it(lm, plan):
     encoded = [lm.chat.encode(prompt) for prompt in PROMPTS]
     with edited(lm.architecture, plan):
         shared = generate_responses(lm, encoded, 12)
-        plain = generate_responses(lm, encoded, 12, share_prefix=False)
+        plain = generate_responses(lm.limited(gap_problem="off"), encoded, 12)
     assert [response.tokens for response in shared] == [response.tokens for response in plain]
 
 
@@ -78,19 +78,17 @@ def test_an_unedited_model_still_scores_exactly_zero(lm):
 
 
 def test_the_check_passes_here_and_names_a_cache_that_cannot_be_expanded(lm, monkeypatch):
-    encoded = [lm.chat.encode(prompt) for prompt in PROMPTS]
-    assert prefix_problem(lm, encoded) is None
-    assert prefix_problem(lm, [[1, 2], [3, 4]]) is None
+    assert lm.capabilities.prefix_problem is None
 
     def refuse(self, lm, rows):
         raise NotImplementedError("recurrent state")
 
     monkeypatch.setattr(PrefixCache, "expanded", refuse)
-    assert prefix_problem(lm, encoded) == "its cache cannot be expanded (NotImplementedError)"
+    problem = find_capabilities(lm).prefix_problem
+    assert problem == "its cache cannot be expanded (NotImplementedError)"
 
 
 def test_the_check_notices_a_prefix_that_is_not_exact(lm, monkeypatch):
-    encoded = [lm.chat.encode(prompt) for prompt in PROMPTS]
     own = PrefixCache.expanded
 
     def spoiled(self, lm, rows):
@@ -100,4 +98,4 @@ def test_the_check_notices_a_prefix_that_is_not_exact(lm, monkeypatch):
         return cache
 
     monkeypatch.setattr(PrefixCache, "expanded", spoiled)
-    assert "hidden states differ by" in prefix_problem(lm, encoded)
+    assert "hidden states differ by" in find_capabilities(lm).prefix_problem

@@ -93,7 +93,7 @@ def lm(tmp_path_factory):
 
 
 def prepared(lm, batch_size=3, specs=SPECS):
-    engine = Engine(lm, batch_size=batch_size, cache_bytes=2**20, trees=False)
+    engine = Engine(lm.limited(tree_problem="off"), batch_size=batch_size, cache_bytes=2**20)
     suite = Suite(specs)
     prompts = {"harmful": HARMFUL, "harmless": HARMLESS}
     suite.prepare(MeasuringContext(engine, prompts, 3, 8))

@@ -12,10 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from heretic_kl.engine.generation.cache_check import continuing
-from heretic_kl.engine.generation.decoding import Decoding
-from heretic_kl.engine.layer_cache import WHOLE, Start
-from heretic_kl.model import CausalModel
+from heretic_kl.model import WHOLE, CausalModel, Decoding, Start
 from heretic_kl.requests import Sampling, StopRule
 
 COMPACT_SHARE = 0.125
@@ -80,7 +77,6 @@ def generate_responses(
     max_tokens: int,
     rules: Sequence[StopRule] = (),
     *,
-    share_prefix: bool = True,
     chosen: ChosenTokens | None = None,
     start: Start = WHOLE,
     batch: int = 0,
@@ -94,10 +90,9 @@ def generate_responses(
         sequences: token ids of the prompts, one batch.
         max_tokens: most tokens of an answer.
         rules: an answer is left where it stands once all of them are decided; none: never.
-        share_prefix: run the tokens that all prompts begin with once.
         chosen: which token comes next; None: the most likely one.
         start: which layers read the prompts, for which candidates in force.
-        batch: which batch of the start's trunk this is.
+        batch: which batch of the start's layer cache this is.
         into: empty answers that grow while this runs, as they are returned; None: new ones.
         dropped: asked for the candidates that need not go on, at the start and whenever an answer
             is over.
@@ -110,15 +105,7 @@ def generate_responses(
     out = set(dropped()) if dropped else set()
     if not sequences or max_tokens < 1 or len(out) == candidates:
         return responses
-    state = Decoding(
-        lm,
-        sequences,
-        way=continuing(lm),
-        most=max_tokens,
-        share_prefix=share_prefix,
-        start=start,
-        batch=batch,
-    )
+    state = Decoding(lm, sequences, max_tokens, start, batch)
     choose = chosen or ChosenTokens(sequences, None)
     while True:
         tokens = choose(state.logits, state.rows)
@@ -142,8 +129,7 @@ def generate_responses(
 @torch.no_grad()
 def stream_response(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
     """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
-    way = continuing(lm)
-    state = Decoding(lm, [sequence], way=way, most=max_tokens, share_prefix=False)
+    state = Decoding(lm, [sequence], max_tokens)
     tokens: list[int] = []
     shown = ""
     for _ in range(max_tokens):

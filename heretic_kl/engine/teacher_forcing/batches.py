@@ -16,8 +16,13 @@ import torch
 from torch import Tensor
 
 from heretic_kl.engine.batching import length_buckets
-from heretic_kl.engine.teacher_forcing.token_tree import TokenTree, tree_rectangles
-from heretic_kl.model import TreeAttention, common_prefix, right_padded
+from heretic_kl.model import (
+    TokenTree,
+    TreeAttention,
+    common_prefix,
+    right_padded,
+    tree_rectangles,
+)
 
 ORDER_SEED = 0
 """Of the order in which batches run, the same for all models."""

@@ -9,10 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heretic_kl.engine.layer_cache import PREFIX, WHOLE, Start
 from heretic_kl.engine.teacher_forcing.batches import ForcedBatch, ForcedBatches, ForcedSequence
-from heretic_kl.engine.teacher_forcing.tree_check import run_tree
-from heretic_kl.model import CausalModel, PrefixCache
+from heretic_kl.model import PREFIX, WHOLE, CausalModel, PrefixCache, Start, run_tree
 
 PORTION_ROWS = 64
 """Scored rows that are worth a matrix product with the head."""
@@ -37,6 +35,7 @@ def forced_hidden_states(
     return run_forced(lm, batches)[0]
 
 
+@torch.no_grad()
 def run_forced(lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE) -> Tensor:
     """Hidden states after the final norm at every scored position.
 
@@ -74,21 +73,12 @@ def forced_portions(
 ) -> Iterator[ForcedPortion]:
     """The same bit by bit, `PORTION_ROWS` rows or a few more at a time.
 
-    Which rows come together depends on the batches alone.
+    Which rows come together depends on the batches alone. Measuring calls it under `no_grad`.
     """
-    count = start.candidates
-    with start.batch(PREFIX, 1) if batches.prefix else nullcontext():
-        kept = PrefixCache(lm, batches.prefix, rows=count)
-    start.complete_prefix(kept)
+    prefix_cache = _read_prefix(lm, batches, start)
     waiting: list[tuple[Tensor, Tensor]] = []
-    for index, batch in enumerate(batches.batches):
-        size = batch.tokens.shape[0]
-        with start.batch(index, size):
-            hidden = _run_batch(lm, batch, kept)
-        device = hidden.device
-        by_candidate = hidden.view(count, size, *hidden.shape[1:])
-        scored = by_candidate[:, batch.row.to(device), batch.position.to(device)]
-        waiting.append((batch.target, scored.to(lm.head.weight.device)))
+    for index in range(len(batches.batches)):
+        waiting.append(_scored(lm, batches, index, prefix_cache, start))
         last = index + 1 == len(batches.batches)
         if last or sum(len(rows) for rows, _ in waiting) >= PORTION_ROWS:
             targets, states = zip(*waiting, strict=True)
@@ -96,11 +86,57 @@ def forced_portions(
             waiting.clear()
 
 
-def _run_batch(lm: CausalModel, batch: ForcedBatch, kept: PrefixCache) -> Tensor:
+def portions_with_gradient(
+    lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE
+) -> Iterator[ForcedPortion]:
+    """Hidden states at scored positions that carry gradients, batch by batch.
+
+    Each batch is a graph of its own: call `backward` on it before the next one is taken, and no
+    more than one batch's activations are held.
+
+    Args:
+        lm: the model; operators with parameters to learn are in force around this call.
+        batches: what to feed.
+        start: which layers run. A layer cache must have been recorded of the unedited model, with
+            its boundary at or below the lowest edited layer: what lies below has no gradient.
+
+    Yields:
+        (n,) rows and (K, n, D) hidden states of each batch.
+    """
+    for index in range(len(batches.batches)):
+        with torch.enable_grad():
+            # The prefix belongs to the graph: it is edited too.
+            prefix_cache = _read_prefix(lm, batches, start)
+            rows, hidden = _scored(lm, batches, index, prefix_cache, start)
+        yield ForcedPortion(rows, hidden)
+
+
+def _read_prefix(lm: CausalModel, batches: ForcedBatches, start: Start) -> PrefixCache:
+    with start.batch(PREFIX, 1) if batches.prefix else nullcontext():
+        prefix_cache = PrefixCache(lm, batches.prefix, rows=start.candidates)
+    start.complete_prefix(prefix_cache)
+    return prefix_cache
+
+
+def _scored(
+    lm: CausalModel, batches: ForcedBatches, index: int, prefix_cache: PrefixCache, start: Start
+) -> tuple[Tensor, Tensor]:
+    """Scored rows (n,) of one batch and their hidden states (K, n, D)."""
+    batch = batches.batches[index]
+    size = batch.tokens.shape[0]
+    with start.batch(index, size):
+        hidden = _run_batch(lm, batch, prefix_cache)
+    by_candidate = hidden.view(start.candidates, size, *hidden.shape[1:])
+    device = hidden.device
+    scored = by_candidate[:, batch.row.to(device), batch.position.to(device)]
+    return batch.target, scored.to(lm.head.weight.device)
+
+
+def _run_batch(lm: CausalModel, batch: ForcedBatch, prefix_cache: PrefixCache) -> Tensor:
     """Final hidden states of all rows of a batch, candidate by candidate, (K * B, T, D)."""
-    tokens = batch.tokens.to(lm.device).repeat(kept.rows, 1)
+    tokens = batch.tokens.to(lm.device).repeat(prefix_cache.rows, 1)
     if batch.tree is None or batch.positions is None:
-        arguments = kept.arguments(lm, batch.tokens.shape[0])
+        arguments = prefix_cache.arguments(lm, batch.tokens.shape[0])
         hidden: Tensor = lm.body(input_ids=tokens, **arguments).last_hidden_state
         return hidden
     return run_tree(lm, tokens, batch.positions, batch.tree)

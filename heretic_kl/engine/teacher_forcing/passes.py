@@ -1,6 +1,6 @@
 """Teacher-forced passes of candidates over fixed sequences, as little of each as needed.
 
-Owns the batches and the trunk. Knows nothing about what rows are reduced to.
+Owns the batches and the layer cache. Knows nothing about what rows are reduced to.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.ablation import Plan
-from heretic_kl.engine.layer_cache import Start
-from heretic_kl.engine.layer_replay import Replay, in_force
+from heretic_kl.engine.cache_recorder import LayerCacheRecorder, in_force
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.batches import ForcedBatches, ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import (
@@ -22,51 +21,41 @@ from heretic_kl.engine.teacher_forcing.forward import (
     gathered,
     run_forced,
 )
-from heretic_kl.model import Architecture, CausalModel
+from heretic_kl.model import CausalModel, LanguageModel, Start
 
 P = TypeVar("P")
 
 
 class CandidatePasses:
-    """Runs candidates over prompts with the unedited model's answers.
+    """Runs candidates over prompts with the unedited model's responses.
 
     Args:
+        lm: the model.
         runner: of the model.
-        architecture: of the model.
         sequences: what is fed.
-        trunk_bytes: tells how much memory is left for the trunk; 0: every pass runs all layers.
-        notify: told, in words, why the trunk is not used.
     """
 
     def __init__(
-        self,
-        runner: Runner,
-        architecture: Architecture,
-        sequences: Sequence[ForcedSequence],
-        *,
-        cache_bytes: Callable[[], int],
-        notify: Callable[[str], None],
+        self, lm: LanguageModel, runner: Runner, sequences: Sequence[ForcedSequence]
     ) -> None:
+        self._lm = lm
         self._runner = runner
-        self._architecture = architecture
         self._sequences = sequences
         self._layout: _Layout | None = None
-        self._replay = Replay(
-            architecture,
-            runner.lm.dtype.itemsize,
-            left=cache_bytes,
-            notify=notify,
+        self._recorder = LayerCacheRecorder(
+            lm,
+            runner.limits,
+            problem=lm.capabilities.resume_problem,
             consequence="lower layers run for every candidate",
         )
 
-    @property
-    def cache_bytes(self) -> int:
-        """Memory that the trunk takes now."""
-        return self._replay.bytes
+    def start(self, lowest: int) -> tuple[ForcedBatches, Start]:
+        """What to feed and where to begin, for gradients of edits from a layer on.
 
-    def release(self) -> None:
-        """Give the trunk's memory back; it is recorded anew when it is needed."""
-        self._replay.release()
+        Call it while the model is unedited; see `portions_with_gradient`.
+        """
+        layout = self._laid_out()
+        return layout.batches, self._recorder.start_below(lowest, layout)
 
     def hidden_states(self, plans: Sequence[Plan | None]) -> Tensor:
         """Final hidden states of each candidate, side by side as far as that is worth it.
@@ -104,27 +93,22 @@ class CandidatePasses:
 
         Args:
             plans: K candidates; None: the unedited model.
-            consume: given the portions of the pass, and again from the first one where memory
-                ran out and batches are smaller.
+            consume: given the portions of the pass.
         """
-
-        def work() -> None:
-            layout = self._laid_out()
-            start = self._replay.start(plans, layout)
-            with in_force(self._architecture, plans, start.candidate_rows):
-                consume(forced_portions(self._runner.lm, layout.batches, start))
-
-        self._runner.within_memory(work, candidates=len(plans))
+        layout = self._laid_out()
+        start = self._recorder.start(plans, layout)
+        with torch.no_grad(), in_force(self._lm.architecture, plans, start.candidate_rows):
+            consume(forced_portions(self._lm, layout.batches, start))
 
     def _laid_out(self) -> _Layout:
-        size = self._runner.batch_size
+        size = self._runner.limits.batch_size
         if self._layout is None or self._layout.max_rows != size:
-            self._layout = _Layout(self._runner.lm, self._runner.laid_out(self._sequences))
+            self._layout = _Layout(self._lm, self._runner.laid_out(self._sequences))
         return self._layout
 
 
 class _Layout:
-    """Forced batches as something to replay; see `heretic_kl.engine.layer_replay.Replayed`."""
+    """Forced batches as a `heretic_kl.engine.cache_recorder.RepeatedPass`."""
 
     cached_bytes = 0
 
@@ -134,5 +118,5 @@ class _Layout:
         self.max_rows = batches.max_rows
         self.fed_tokens = batches.fed_tokens
 
-    def run(self, start: Start) -> Tensor:
-        return run_forced(self._lm, self.batches, start)[0]
+    def run(self, start: Start) -> None:
+        run_forced(self._lm, self.batches, start)

@@ -5,12 +5,13 @@ And what another model's final hidden states are reduced to beside them. Runs no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from heretic_kl.engine.memory import MemoryLimits
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.kl import Divergence, Head, Reference, ReferenceIdentity
@@ -111,13 +112,14 @@ class KeptLogits:
     Args:
         reference: whose hidden states they are made of.
         head: makes them.
-        left: tells how many bytes are left.
+        limits: how much may be kept.
     """
 
-    def __init__(self, reference: Reference, head: Head, *, left: Callable[[], int]) -> None:
+    def __init__(self, reference: Reference, head: Head, limits: MemoryLimits) -> None:
         self._reference = reference
         self._head = head
-        self._left = left
+        self._limits = limits
+        limits.hold(self)
         self._logits: dict[tuple[int, ...], Tensor] = {}
         self._prepared: dict[tuple[RowReduction, tuple[int, ...]], Prepared] = {}
         self._times_as_large: dict[RowReduction, float] = {}  # what was prepared, than logits
@@ -142,7 +144,7 @@ class KeptLogits:
         known = self._prepared.get((reduction, key), self._logits.get(key))
         if known is not None:
             return known
-        logits, left = self._computed(rows), self._left()
+        logits, left = self._computed(rows), self._limits.cache_left
         prepare = getattr(reduction, "prepare", None)  # see `PreparingReduction`
         # For one use it is not worth making: reductions do that in blocks that fit in a cache.
         if prepare is not None and _size(logits) * self._times_as_large.get(reduction, 1.0) <= left:

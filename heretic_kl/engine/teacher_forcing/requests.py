@@ -24,15 +24,10 @@ from heretic_kl.engine.teacher_forcing.reference import (
     reference_from,
     with_responses,
 )
-from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Reference, ReferenceIdentity
 from heretic_kl.model import LanguageModel
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import PartialRows, Request, Sampling, SoFar, TeacherForcedRequest
-
-
-class BatchesChanged(Exception):
-    """Memory ran out in the middle of a round, and batches are smaller now."""
 
 
 class ForcedKey(NamedTuple):
@@ -53,43 +48,25 @@ class ForcedRequests:
     """Teacher-forced requests to one model.
 
     Args:
-        runner: of the model.
         lm: the model.
+        runner: of the model.
         encode: prompt -> token ids.
         original: of the unedited model, where `lm` is another one to be compared with it.
-        left: tells how many bytes are left for what is kept of the unedited model.
-        notify: told, in words, what cannot be saved.
     """
 
     def __init__(
         self,
-        runner: Runner,
         lm: LanguageModel,
+        runner: Runner,
         encode: Callable[[Prompt], tuple[int, ...]],
-        *,
-        original: ForcedRequests | None,
-        left: Callable[[], int],
-        notify: Callable[[str], None],
+        original: ForcedRequests | None = None,
     ) -> None:
-        self._runner = runner
         self._lm = lm
+        self._runner = runner
         self._encode = encode
         self._original = original
-        self._left = left
-        self._notify = notify
         self._sequences: dict[ForcedKey, tuple[ForcedSequence, ...]] = {}
         self._together: dict[tuple[ForcedKey, ...], _Together] = {}
-        self._size = runner.batch_size
-
-    @property
-    def bytes(self) -> int:
-        """What is kept takes now."""
-        return sum(together.bytes for together in self._together.values())
-
-    def release(self) -> None:
-        """Give that memory back; what is needed is computed anew."""
-        for together in self._together.values():
-            together.release()
 
     def references(self, keys: Sequence[ForcedKey]) -> tuple[Reference, ...]:
         """Of each key, the unedited model's answers and its states over them.
@@ -121,17 +98,14 @@ class ForcedRequests:
         going: Sequence[int],
         progress: Progress,
     ) -> None:
-        size = self._runner.batch_size
         reduced = {request: self._reduced(together, request, len(going)) for request in requests}
 
         def consume(portions: Iterator[ForcedPortion]) -> None:
             for portion in portions:
-                if self._runner.batch_size != size:
-                    raise BatchesChanged
                 for request, rows in reduced.items():
                     own = together.portion(_key(request), portion)
                     if len(own.rows):
-                        _reduce(rows, own)
+                        rows.add(own.rows, own.hidden)
                 whole = all(rows.complete for rows in reduced.values())
                 # Of several candidates none can leave the pass.
                 if len(going) == 1 and progress.watched and not whole:
@@ -160,55 +134,36 @@ class ForcedRequests:
         )
 
     def _run_together(self, keys: Sequence[ForcedKey]) -> _Together:
-        asked = tuple(keys)
-        self._forget_other_batches()
-        known = self._together.get(asked)
+        """What is kept of the keys; computed again where batches have changed."""
+        keys = tuple(keys)
+        size = self._runner.limits.batch_size
+        # Reference and candidate must have run in the same batches.
+        self._together = {k: t for k, t in self._together.items() if t.batch_size == size}
+        together = self._together.get(keys)
         if self._original is not None:
-            theirs = self._original._run_together(asked)
-            if known is None or known.references is not theirs.references:
-                known = self._new(asked, theirs.references)
-        elif known is None:
-            references = self._own_references(asked)
-            self._forget_other_batches()
-            known = self._new(asked, references)
-        self._together[asked] = known
-        return known
-
-    def _forget_other_batches(self) -> None:
-        """Reference and candidate must have run in the same ones."""
-        if self._size != self._runner.batch_size:
-            self._together.clear()
-            self._size = self._runner.batch_size
+            references = self._original._run_together(keys).references
+            if together is None or together.references is not references:
+                together = self._new(keys, references)
+        elif together is None:
+            together = self._new(keys, self._own_references(keys))
+        self._together[keys] = together
+        return together
 
     def _new(self, keys: tuple[ForcedKey, ...], references: tuple[Reference, ...]) -> _Together:
         head = self._lm.head if self._original is None else self._original._lm.head
-        return _Together(
-            keys,
-            references,
-            {
-                key: KeptLogits(reference, head, left=self._left)
-                for key, reference in zip(keys, references, strict=True)
-            },
-            CandidatePasses(
-                self._runner,
-                self._lm.architecture,
-                [s for key in keys for s in self._with_responses(key)],
-                cache_bytes=self._left,
-                notify=self._notify,
-            ),
-        )
+        limits = self._runner.limits
+        logits = [KeptLogits(reference, head, limits) for reference in references]
+        sequences = [s for key in keys for s in self._with_responses(key)]
+        passes = CandidatePasses(self._lm, self._runner, sequences)
+        return _Together(keys, references, logits, passes, limits.batch_size)
 
     def _own_references(self, keys: Sequence[ForcedKey]) -> tuple[Reference, ...]:
-        while True:
-            size = self._runner.batch_size
-            sequences = [self._with_responses(key) for key in keys]
-            hidden = self._runner.hidden_states([s for own in sequences for s in own])
-            if self._runner.batch_size == size:
-                break
-        rows = [sum(len(sequence.response) for sequence in own) for own in sequences]
+        sequences = [self._with_responses(key) for key in keys]
+        hidden = self._runner.hidden_states([s for group in sequences for s in group])
+        rows = [sum(len(sequence.response) for sequence in group) for group in sequences]
         return tuple(
-            reference_from(own, key.tokens, states, self._identity)
-            for key, own, states in zip(keys, sequences, torch.split(hidden, rows), strict=True)
+            reference_from(group, key.tokens, states, self._identity)
+            for key, group, states in zip(keys, sequences, torch.split(hidden, rows), strict=True)
         )
 
     def _with_responses(self, key: ForcedKey) -> tuple[ForcedSequence, ...]:
@@ -231,27 +186,20 @@ class _Together:
         self,
         keys: tuple[ForcedKey, ...],
         references: tuple[Reference, ...],
-        logits: dict[ForcedKey, KeptLogits],
+        logits: Sequence[KeptLogits],
         passes: CandidatePasses,
+        batch_size: int,
     ) -> None:
         self.references = references
         self.passes = passes
-        self._logits = logits
+        self.batch_size = batch_size
+        self._logits = dict(zip(keys, logits, strict=True))
         self._of = dict(zip(keys, references, strict=True))
         self._places: dict[ForcedKey, range] = {}
         start = 0
         for key, reference in self._of.items():
             self._places[key] = range(start, start + reference.rows)
             start += reference.rows
-
-    @property
-    def bytes(self) -> int:
-        return self.passes.cache_bytes + sum(kept.bytes for kept in self._logits.values())
-
-    def release(self) -> None:
-        self.passes.release()
-        for kept in self._logits.values():
-            kept.release()
 
     def reference(self, key: ForcedKey) -> Reference:
         return self._of[key]
@@ -272,15 +220,3 @@ class _Together:
 
 def _key(request: TeacherForcedRequest) -> ForcedKey:
     return ForcedKey(request.prompts, request.tokens, request.sampling)
-
-
-def _reduce(reduced: ReducedRows, portion: ForcedPortion) -> None:
-    try:
-        reduced.add(portion.rows, portion.hidden)
-    except torch.OutOfMemoryError as error:
-        if len(portion.hidden) > 1:
-            raise
-        # Smaller batches of prompts would not help.
-        raise MeasurementError(
-            "out of memory with a single candidate: lower --cache-memory-mb"
-        ) from error

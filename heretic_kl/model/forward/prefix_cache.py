@@ -12,21 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from heretic_kl.model.causal_model import CausalModel
-from heretic_kl.model.forward.padding import right_padded
 
 SHORTEST = 8
 """Fewer common tokens are not worth a pass of their own."""
 FEWEST_ROWS = 2
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Largest relative difference of what two ways of computing the same give; rounding gives 1e-6,
-over a few recurrent layers 1e-4."""
-LOW_PRECISION_TOLERANCE = 5e-2
 CACHE_NAMES = ("cache", "cache_params", "past_key_values")
-WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "local_attention")
-"""Settings that limit how far some layers see; not every such layer has a cache that says so."""
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -62,7 +54,7 @@ class PrefixCache:
         if tokens:
             self._cache = new_cache(lm)
             ids = torch.tensor([list(tokens)] * rows, device=lm.device)
-            lm.body(input_ids=ids, use_cache=True, **{cache_argument(lm): self._cache})
+            lm.body(input_ids=ids, use_cache=True, **{lm.capabilities.cache_argument: self._cache})
 
     def take_layers(self, other: PrefixCache, below: int) -> None:
         """Take keys and values of the layers below from another, one-rowed cache."""
@@ -75,7 +67,7 @@ class PrefixCache:
         """What to pass to the model's body for the rest of `rows` sequences a candidate."""
         if self._cache is None:
             return {"use_cache": False}
-        return {cache_argument(lm): self.expanded(lm, rows), "use_cache": True}
+        return {lm.capabilities.cache_argument: self.expanded(lm, rows), "use_cache": True}
 
     def expanded(self, lm: CausalModel, rows: int) -> Any:
         """A cache of `rows` rows a candidate that begins with the prefix; it may be changed."""
@@ -101,10 +93,10 @@ def _repeat(layer: Any, rows: int, times: int) -> None:
         layer.reorder_cache(torch.arange(rows).repeat_interleave(times))
 
 
-def cache_argument(lm: CausalModel) -> str:
-    """Under which name the model takes its cache; transformers before 5.24 had two others."""
-    known = inspect.signature(lm.model.forward).parameters
-    fitting = [name for name in CACHE_NAMES if name in known]
+def find_cache_argument(model: Any) -> str:
+    """Under which name a model takes its cache; transformers before 5.24 had two others."""
+    arguments = inspect.signature(model.forward).parameters
+    fitting = [name for name in CACHE_NAMES if name in arguments]
     return fitting[0] if fitting else CACHE_NAMES[-1]
 
 
@@ -113,59 +105,8 @@ def has_places(cache: Any) -> bool:
     return any(hasattr(layer, "keys") for layer in cache.layers)
 
 
-def shortest_window(lm: CausalModel) -> int | None:
-    """How many places back some layer sees at least; None: all layers see everything."""
-    config = lm.model.config.get_text_config().to_dict()
-    found = [getattr(layer, "sliding_window", None) for layer in new_cache(lm).layers]
-    found += [config.get(name) for name in WINDOWS]
-    return min((n for n in found if isinstance(n, int) and n > 1), default=None)
-
-
 def new_cache(lm: CausalModel) -> Any:
     """An empty cache with the layers this model needs (full, sliding, recurrent)."""
     from transformers import DynamicCache
 
     return DynamicCache(config=lm.model.config)
-
-
-@torch.no_grad()
-def prefix_problem(lm: CausalModel, sequences: Sequence[Sequence[int]]) -> str | None:
-    """Why sharing the prefix of these sequences would not be exact; None: it is.
-
-    Compares final hidden states of two sequences with and without a shared prefix.
-    """
-    prefix = common_prefix(sequences)
-    if not prefix:
-        return None
-    pair = [list(sequences[0]), list(sequences[-1])]
-    try:
-        with_prefix = _last_hidden(lm, pair, prefix)
-    except Exception as error:  # caches of unusual models raise whatever they like
-        return f"its cache cannot be expanded ({type(error).__name__})"
-    without = _last_hidden(lm, pair, ())
-    return inexact(with_prefix, without, lm.dtype, "hidden states")
-
-
-def inexact(
-    ours: Tensor,  # (rows, any)
-    whole: Tensor,  # (rows, any) the same computed in the plainest way
-    dtype: torch.dtype,
-    what: str = "logits",
-) -> str | None:
-    """How far two ways of computing the same are apart, if they are more than rounding apart."""
-    rows = (ours.float() - whole.float()).norm(dim=-1) / whole.float().norm(dim=-1)
-    rows = rows.nan_to_num(torch.inf)
-    # In low precision single tokens may be sent to other experts.
-    apart = float(rows.quantile(1.0 if dtype in TOLERANCE else 0.75))
-    small = apart < TOLERANCE.get(dtype, LOW_PRECISION_TOLERANCE)
-    return None if small else f"{what} differ by {apart:.1%}"
-
-
-def _last_hidden(
-    lm: CausalModel, sequences: Sequence[Sequence[int]], prefix: Sequence[int]
-) -> Tensor:
-    kept = PrefixCache(lm, prefix)
-    tokens, last = right_padded([s[kept.length :] for s in sequences], lm.device)
-    hidden = lm.body(input_ids=tokens, **kept.arguments(lm, len(sequences))).last_hidden_state
-    picked: Tensor = hidden[torch.arange(len(sequences)), last.to(hidden.device)].float()
-    return picked

@@ -214,3 +214,21 @@ def _explicit(
         column = sinks.float().view(groups, each, 1, 1).expand(*scores.shape[:-1], 1)
         weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
     return torch.bmm(weights.to(v.dtype).reshape(*q.shape[:2], -1), v)
+
+
+def run_tree(
+    lm: CausalModel, tokens: Tensor, positions: Tensor, attention: TreeAttention
+) -> Tensor:
+    """Final hidden states of a tree's tokens, (K, M, D).
+
+    Args:
+        lm: the model.
+        tokens: (K, M) int64, on its device.
+        positions: (M,) int64.
+        attention: who attends to whom.
+    """
+    at = positions.to(tokens.device).expand_as(tokens)
+    with attending(lm, attention):
+        output = lm.body(input_ids=tokens, position_ids=at, use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden

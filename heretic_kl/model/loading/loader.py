@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from heretic_kl.errors import ModelError, UnsupportedModelError
+from heretic_kl.model.forward.probing import find_capabilities
 from heretic_kl.model.language_model import LanguageModel
 from heretic_kl.model.loading.adapters import (
     adapter_base,
@@ -80,7 +82,7 @@ def load_model(
         model = merged_adapter(model, source.adapter, whole.name)
     _check_causal(source, model)
     body, head = find_body_and_head(model)
-    return LanguageModel(
+    loaded = LanguageModel(
         source=source,
         model=model,
         chat=chat,
@@ -92,6 +94,7 @@ def load_model(
         stored_dtype=weights.stored_dtype,
         quantization=quantization,
     )
+    return replace(loaded, capabilities=find_capabilities(loaded))
 
 
 def load_to_measure(

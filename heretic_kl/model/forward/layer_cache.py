@@ -14,14 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heretic_kl.model import (
-    CandidateRows,
-    PrefixCache,
-    copied_layer,
-    layer_inputs,
-    resumed_at,
-    returns_tuple,
-)
+from heretic_kl.model.forward.candidate_hooks import CandidateRows
+from heretic_kl.model.forward.layer_inputs import layer_inputs, resumed_at, returns_tuple
+from heretic_kl.model.forward.prefix_cache import PrefixCache, copied_layer
 
 PREFIX = -1
 """Stands for the shared prefix where batches are numbered."""
@@ -84,7 +79,7 @@ class LayerCache:
         self._caches[batch] = [copied_layer(layer) for layer in cache.layers]
 
     def fill_cache(self, batch: int, cache: Any, boundary: int, candidates: int, rows: int) -> None:
-        """Put it in place of the layers below the boundary, K times over, lane by lane."""
+        """Put it in place of the layers below the boundary, once for each candidate."""
         for index in range(boundary):
             layer = copied_layer(self._caches[batch][index])
             if candidates > 1:
@@ -98,7 +93,7 @@ class Start:
     """Where a forward pass begins, and for how many candidates at once."""
 
     candidate_rows: CandidateRows | None = None
-    """Of several candidates, in force by `edited_by_lane`; None: one candidate."""
+    """Of several candidates, in force by `edited_by_candidate`; None: one candidate."""
     layer_cache: LayerCache | None = None
     """Of the unedited model over the same batches; recorded where `boundary` is None."""
     boundary: int | None = None
@@ -130,7 +125,7 @@ class Start:
         if self.boundary is None:
             self.layer_cache.prefix = kept
         else:
-            assert self.layer_cache.prefix is not None  # recorded with the trunk
+            assert self.layer_cache.prefix is not None  # recorded with the layer cache
             kept.take_layers(self.layer_cache.prefix, self.boundary)
 
     def complete_cache(self, index: int, cache: Any, rows: int) -> None:

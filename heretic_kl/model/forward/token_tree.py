@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heretic_kl.model import TreeRectangle
+from heretic_kl.model.forward.tree_attention import TreeRectangle
 
 FEWEST_ROWS = 8
 """A rectangle of fewer costs more to start than it saves in padding."""

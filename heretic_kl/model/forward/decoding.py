@@ -5,41 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from heretic_kl.engine.layer_cache import PREFIX, WHOLE, Start
-from heretic_kl.model import (
-    CausalModel,
-    PrefixCache,
-    cache_argument,
-    common_prefix,
-    has_places,
-    left_padded,
-    right_padded,
-)
-
-
-class Continuing(NamedTuple):
-    """What of a model's cache can be used; see `heretic_kl.engine.generation.cache_check`."""
-
-    cached: bool
-    """Rows of different lengths, padded on the left, can grow in it, and leave."""
-    gaps: bool
-    """Places between tokens can be masked out: padding behind a common prefix."""
-    window: int | None = None
-    """Some layer sees so many places back, gaps included; None: all see everything."""
-    problem: str | None = None
-    """Why there is no cache; None: there is."""
-
-    def shares_prefix(self, sequences: Sequence[Sequence[int]], most: int) -> bool:
-        """Whether sequences can grow by so many tokens behind what they have in common."""
-        lengths = [len(sequence) for sequence in sequences]
-        if not self.cached or min(lengths) == max(lengths):
-            return self.cached and self.gaps
-        return self.gaps and (self.window is None or max(lengths) + most <= self.window)
+from heretic_kl.model.causal_model import CausalModel
+from heretic_kl.model.forward.layer_cache import PREFIX, WHOLE, Start
+from heretic_kl.model.forward.padding import left_padded, right_padded
+from heretic_kl.model.forward.prefix_cache import PrefixCache, common_prefix, has_places
 
 
 class WithoutCache:
@@ -73,50 +47,46 @@ class WithoutCache:
 class Decoding:
     """Which rows are in the cache, and what the model says after the last tokens.
 
-    Reads the sequences when it is made.
+    Reads the sequences when it is made, as the model's capabilities allow.
 
     Args:
         lm: the model, edited or not.
         sequences: token ids of the prompts, one batch.
-        way: what of the model's cache can be used.
-        most: tokens that an answer can have; a prefix is shared where that leaves room for them.
-        share_prefix: run the tokens that all prompts begin with once.
+        most: tokens that a response can have; a prefix is shared where that leaves room for them.
         start: which layers read the sequences, for which candidates.
-        batch: which batch of the start's trunk this is.
+        batch: which batch of the start's layer cache this is.
     """
 
     def __init__(
         self,
         lm: CausalModel,
         sequences: Sequence[Sequence[int]],
-        *,
-        way: Continuing,
         most: int,
-        share_prefix: bool,
         start: Start = WHOLE,
         batch: int = 0,
     ) -> None:
         count, candidates = len(sequences), start.candidates
         self.rows = list(range(count * candidates))
         """Rows still in the batch; of several candidates those of the first one first."""
-        self._rows_each = count
+        self._rows_of_candidate = count
         self._candidate_rows = start.candidate_rows
         self._lm = lm
-        entered = getattr(lm.body, "forward", lm.model.forward)
-        self._known = frozenset(inspect.signature(entered).parameters)
-        self._cache_argument = cache_argument(lm)
-        share_prefix = share_prefix and way.shares_prefix(sequences, most)
-        prefix = common_prefix(sequences) if share_prefix else ()
+        entry = getattr(lm.body, "forward", lm.model.forward)
+        self._arguments = frozenset(inspect.signature(entry).parameters)
+        shared = lm.capabilities.shares_prefix_in_cache(sequences, most)
+        prefix = common_prefix(sequences) if shared else ()
         with start.batch(PREFIX, 1) if prefix else nullcontext():
-            kept = PrefixCache(lm, prefix, rows=candidates)
-        start.complete_prefix(kept)
-        tokens, own = left_padded([s[kept.length :] for s in sequences], lm.device)
-        tokens, own = tokens.repeat(candidates, 1), own.repeat(candidates, 1)
-        self._mask = torch.cat([own.new_ones(len(own), kept.length), own], dim=1)
-        positions = (kept.length + own.cumsum(dim=1) - 1).clamp_min(kept.length)
+            prefix_cache = PrefixCache(lm, prefix, rows=candidates)
+        start.complete_prefix(prefix_cache)
+        length = prefix_cache.length
+        tokens, mask = left_padded([s[length:] for s in sequences], lm.device)
+        tokens, mask = tokens.repeat(candidates, 1), mask.repeat(candidates, 1)
+        self._mask = torch.cat([mask.new_ones(len(mask), length), mask], dim=1)
+        positions = (length + mask.cumsum(dim=1) - 1).clamp_min(length)
         self._position = self._mask.sum(1, keepdim=True)
+        cached = lm.capabilities.cache_problem is None
         with start.batch(batch, count):
-            self._cache: Any = kept.expanded(lm, count) if way.cached else WithoutCache()
+            self._cache: Any = prefix_cache.expanded(lm, count) if cached else WithoutCache()
             self._forward(tokens, positions)
         start.complete_cache(batch, self._cache, count)
 
@@ -137,7 +107,7 @@ class Decoding:
         index = torch.tensor(indices, device=self._mask.device)
         self.rows = [self.rows[i] for i in indices]
         if self._candidate_rows is not None:
-            self._candidate_rows.set_rows([row // self._rows_each for row in self.rows])
+            self._candidate_rows.set_rows([row // self._rows_of_candidate for row in self.rows])
         self._mask = self._mask[index]
         self._position = self._position[index]
         self._cache.reorder_cache(index)  # each layer moves the index to its own device
@@ -152,8 +122,8 @@ class Decoding:
         output = self._lm.body(
             input_ids=tokens,
             use_cache=True,
-            **{self._cache_argument: self._cache},
-            **{name: value for name, value in optional.items() if name in self._known},
+            **{self._lm.capabilities.cache_argument: self._cache},
+            **{name: value for name, value in optional.items() if name in self._arguments},
         )
         # Two dimensions: of some three-dimensional inputs a product copies the weight for each row.
         self._logits = self._lm.head.logits(output.last_hidden_state[:, -1])
