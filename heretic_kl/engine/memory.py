@@ -63,7 +63,12 @@ class MemoryLimits:
     @property
     def cache_left(self) -> int:
         """Bytes of `cache_bytes` that nothing takes."""
-        return self.cache_bytes - sum(kept.bytes for kept in self._kept)
+        return self.cache_bytes - self.kept_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept takes now."""
+        return sum(kept.bytes for kept in self._kept)
 
     def hold(self, kept: Kept) -> None:
         """Count something towards `cache_bytes` for as long as it is in use."""

@@ -19,13 +19,13 @@ def lm(tmp_path_factory):
 
 def test_batches_grow_while_that_pays(lm, monkeypatch):
     seconds = {8: 1.0, 16: 1.2, 32: 2.35, 64: 4.6}
-    monkeypatch.setattr(calibration, "_decoding_seconds", lambda lm, batch, _: seconds[len(batch)])
+    monkeypatch.setattr(calibration, "_decoding_seconds", lambda lm, batch: seconds[len(batch)])
     assert find_batch_size(lm, PROMPTS * 40) == 16
 
 
 def test_one_slow_measurement_does_not_end_the_growth(lm, monkeypatch):
     seconds = {8: 1.0, 16: 2.5, 32: 2.0, 64: 4.6, 128: 9.0}
-    monkeypatch.setattr(calibration, "_decoding_seconds", lambda lm, batch, _: seconds[len(batch)])
+    monkeypatch.setattr(calibration, "_decoding_seconds", lambda lm, batch: seconds[len(batch)])
     assert find_batch_size(lm, PROMPTS * 80) == 32
 
 

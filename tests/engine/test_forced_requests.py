@@ -5,6 +5,7 @@ import torch
 
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine
+from heretic_kl.engine.memory import MemoryLimits
 from heretic_kl.engine.teacher_forcing.reference import KeptLogits
 from heretic_kl.kl import DivergenceReduction, row_statistics
 from heretic_kl.prompts import Prompt
@@ -78,7 +79,7 @@ def test_kept_logits_change_no_bit_and_are_not_computed_again(lm, monkeypatch):
     (expected,) = Engine(lm, batch_size=3).measure(plan, REQUESTS[:1])
     keeping = Engine(lm, batch_size=3, cache_bytes=2**24)
     keeping.measure(plan, REQUESTS[:1])
-    kept = keeping._forced.bytes
+    kept = keeping.limits.kept_bytes
     assert kept >= len(expected.position) * lm.head.vocabulary * 4
     own = type(lm.head).logits
     monkeypatch.setattr(
@@ -88,7 +89,7 @@ def test_kept_logits_change_no_bit_and_are_not_computed_again(lm, monkeypatch):
     assert torch.equal(ours.columns.values, expected.columns.values)
     assert sum(rows) == len(expected.position)  # the candidate's alone
     keeping.release()
-    assert keeping._forced.bytes == 0
+    assert keeping.limits.kept_bytes == 0
     (again,) = keeping.measure(plan, REQUESTS[:1])
     assert torch.equal(again.columns.values, expected.columns.values)
 
@@ -101,7 +102,7 @@ def test_logits_are_kept_as_far_as_memory_is_left(lm):
     for _ in range(2):
         (ours,) = tight.measure(plan, REQUESTS[:1])
         assert torch.equal(ours.columns.values, expected.columns.values)
-        assert tight._forced.bytes <= whole // 2
+        assert tight.limits.kept_bytes <= whole // 2
 
 
 @pytest.mark.parametrize("bytes_a_logit", [0, 4, 13])
@@ -117,7 +118,7 @@ def test_what_a_reduction_prepares_is_kept_or_else_the_logits(lm, monkeypatch, b
         type(lm.head), "logits", lambda self, hidden: computed.append(1) or head(self, hidden)
     )
     budget = bytes_a_logit * expected.numel()
-    kept = KeptLogits(reference, lm.head, left=lambda: budget - kept.bytes)
+    kept = KeptLogits(reference, lm.head, MemoryLimits(13, cache_bytes=budget))
     rows, reduction = torch.arange(reference.rows), DivergenceReduction()
     first, second = kept.of(rows, reduction), kept.of(rows, reduction)
     logits = first.distribution.logits if bytes_a_logit == 13 else first

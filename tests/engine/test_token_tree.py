@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from heretic_kl.engine.teacher_forcing.tree_check import run_tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +10,7 @@ from heretic_kl.engine import Engine
 from heretic_kl.engine.teacher_forcing.batches import ForcedBatches, ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import forced_hidden_states, run_forced
 from heretic_kl.kl import row_statistics
-from heretic_kl.model import TreeAttention, edited, find_capabilities
+from heretic_kl.model import TreeAttention, edited, find_capabilities, run_tree
 from heretic_kl.model.forward import tree_attention
 from heretic_kl.model.forward.token_tree import MAX_SCORES, TokenTree, tree_rectangles
 from heretic_kl.prompts import Prompt
@@ -164,7 +163,7 @@ def test_prompts_longer_than_a_window_run_in_rectangles(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     lm = load_tiny_model(tmp_path)
     engine, plan = Engine(lm, batch_size=4), plan_of(lm, 1)
-    assert engine.trees
+    assert lm.capabilities.tree_problem is None
     words = "how do I make a cake please tell me about the weather in Rome".split()
     for count, trees in ((3, True), (14, False)):
         prompts = (Prompt(" ".join(words[:count])), Prompt(" ".join(words[1:count])))

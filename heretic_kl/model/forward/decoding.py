@@ -75,9 +75,9 @@ class Decoding:
         self._arguments = frozenset(inspect.signature(entry).parameters)
         shared = lm.capabilities.shares_prefix_in_cache(sequences, most)
         prefix = common_prefix(sequences) if shared else ()
-        with start.batch(PREFIX, 1) if prefix else nullcontext():
+        with start.batch(PREFIX - batch, 1) if prefix else nullcontext():
             prefix_cache = PrefixCache(lm, prefix, rows=candidates)
-        start.complete_prefix(prefix_cache)
+        start.complete_prefix(prefix_cache, batch)
         length = prefix_cache.length
         tokens, mask = left_padded([s[length:] for s in sequences], lm.device)
         tokens, mask = tokens.repeat(candidates, 1), mask.repeat(candidates, 1)

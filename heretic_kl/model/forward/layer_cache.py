@@ -19,7 +19,7 @@ from heretic_kl.model.forward.layer_inputs import layer_inputs, resumed_at, retu
 from heretic_kl.model.forward.prefix_cache import PrefixCache, copied_layer
 
 PREFIX = -1
-"""Stands for the shared prefix where batches are numbered."""
+"""Number of the prefix of batch 0; `PREFIX - n` is that of batch n."""
 
 
 class LayerCache:
@@ -32,7 +32,7 @@ class LayerCache:
 
     def __init__(self, layers: Sequence[nn.Module], boundaries: Sequence[int]) -> None:
         self.boundaries = tuple(sorted(boundaries))
-        self.prefix: PrefixCache | None = None
+        self.prefixes: dict[int, PrefixCache] = {}
         self._layers = layers
         self._states: dict[tuple[int, int], Tensor] = {}  # (batch, boundary) -> (B, T, D)
         self._caches: dict[int, list[Any]] = {}
@@ -118,15 +118,19 @@ class Start:
             with self.layer_cache.resuming(index, self.boundary, self.candidates):
                 yield
 
-    def complete_prefix(self, kept: PrefixCache) -> None:
-        """Give layers of the prefix that did not run the unedited model's keys and values."""
+    def complete_prefix(self, kept: PrefixCache, batch: int = 0) -> None:
+        """Give layers of a prefix that did not run the unedited model's keys and values.
+
+        Args:
+            kept: the prefix as far as it ran.
+            batch: whose prefix it is; 0 where all batches have one in common.
+        """
         if self.layer_cache is None or not kept.length:
             return
         if self.boundary is None:
-            self.layer_cache.prefix = kept
+            self.layer_cache.prefixes[batch] = kept
         else:
-            assert self.layer_cache.prefix is not None  # recorded with the layer cache
-            kept.take_layers(self.layer_cache.prefix, self.boundary)
+            kept.take_layers(self.layer_cache.prefixes[batch], self.boundary)
 
     def complete_cache(self, index: int, cache: Any, rows: int) -> None:
         """Do the same for the cache of one batch that goes on growing, or keep it as recorded."""
