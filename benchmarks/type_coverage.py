@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -25,10 +25,10 @@ from heretic_kl.ablation import Plan, ablation_operator
 from heretic_kl.engine import forced_sequences
 from heretic_kl.errors import HereticKLError
 from heretic_kl.export import save_merged
-from heretic_kl.model import LanguageModel, edited
+from heretic_kl.model import LanguageModel, edited, find_capabilities
+from heretic_kl.model.loading import loader
 from heretic_kl.model.transformers_logging import quiet_transformers
 from heretic_kl.requests import ResponseRequest
-from heretic_kl.run import calibrate as calibrating
 from heretic_kl.testing import WORDS, tiny_tokenizer, zoo
 
 Status = Literal["passed", "rejected", "not built here", "failed"]
@@ -151,7 +151,7 @@ def _covered(coverage: Coverage, folder: Path) -> None:
         )
         coverage.responses = _first(lambda: _generate_problem(session, plan, reloaded))
         coverage.notes = _notes(received)
-        coverage.without = _without(session, coverage.notes)
+        coverage.without = _without(session)
 
 
 def _first(*checks: Callable[[], str | None]) -> str:
@@ -236,12 +236,13 @@ def _notes(received: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _without(session: Session, notes: Sequence[str]) -> list[str]:
+def _without(session: Session) -> list[str]:
     allowed = session.parts.lm.capabilities
     missing = {
         "trees of tokens": allowed.tree_problem is not None,
         "shared prefix": allowed.prefix_problem is not None,
-        "shared prefix in responses": allowed.prefix_problem is None and allowed.gap_problem is not None,
+        "shared prefix in responses": allowed.prefix_problem is None
+        and allowed.gap_problem is not None,
         "replay of lower layers": allowed.resume_problem is not None,
         "candidates together": allowed.rows_problem is not None,
         "cache in responses": allowed.cache_problem is not None,
