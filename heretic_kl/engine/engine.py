@@ -233,7 +233,8 @@ class Engine:
     def residuals(self, prompts: Sequence[Prompt]) -> Tensor:
         """Residual after each layer at the last prompt token, (P, L, D) float32, in order."""
         encoded = [self.encode(prompt) for prompt in prompts]
-        prefix = common_prefix(encoded) if self.share_prefix else ()
+        shared = self.lm.capabilities.shares_prefix(max(map(len, encoded)))
+        prefix = common_prefix(encoded) if shared else ()
 
         def collect() -> Tensor:
             buckets = length_buckets([len(ids) for ids in encoded], self.batch_size)
@@ -242,7 +243,7 @@ class Engine:
             order = torch.tensor([index for bucket in buckets for index in bucket])
             return rows[order.argsort()]
 
-        return self.runner.within_memory(collect)
+        return self.limits.run(collect)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt, computed once."""
