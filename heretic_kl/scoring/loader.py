@@ -89,12 +89,12 @@ def _locate(use: str) -> tuple[Path, str | None]:
         if not path.is_file():
             raise ScorerError(f"scorer {use!r}: no such file {file!r}")
         return path.resolve(), class_name or None
-    known = built_in_scorers()
-    if file not in known:
-        close = difflib.get_close_matches(file, known, n=1)
+    names = built_in_scorers()
+    if file not in names:
+        close = difflib.get_close_matches(file, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ScorerError(
-            f"unknown scorer {use!r}{hint} Known: {', '.join(known)}, or path/to/file.py:Class"
+            f"unknown scorer {use!r}{hint} Known: {', '.join(names)}, or path/to/file.py:Class"
         )
     return scorer_folder() / f"{file}.py", None
 
@@ -124,9 +124,9 @@ def _settings_message(name: str, kind: type[ScorerSettings], error: ValidationEr
     key = ".".join(str(part) for part in first["loc"])
     where = f"scorers.{name}.settings.{key}"
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _known_keys(kind, first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        keys = _known_keys(kind, first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), keys, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(keys)}"
         return f"unknown setting {where}: {hint}"
     return f"{where} = {first.get('input')!r}: {first['msg']}"
 
