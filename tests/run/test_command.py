@@ -67,6 +67,7 @@ def command(settings, **changes):
         "revision": "abc123",
         "prompt_set": "builtin",
         "trial": 12,
+        "refined": False,
         "name": "edited",
         "form": "merged",
     }
@@ -97,6 +98,8 @@ def test_the_study_of_the_command_is_long_enough_to_hold_the_trial():
     words = shlex.split(command(Settings(model="m", trials=5), trial=30, form="lora"))
     again = load_settings(words[1:])
     assert again.trials == 31
+    refined = command(Settings(model="m", trials=5), trial=30, refined=True)
+    assert load_settings(shlex.split(refined)[1:]).trials == 5  # refined trials come on top
     assert again.save_as == "lora"
 
 

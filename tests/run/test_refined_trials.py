@@ -66,6 +66,7 @@ def session(workplace, folder, markers, **changes):
                 "harmless": {use: {**part, "suffix": " rome"} for use, part in table.items()},
             },
             "scorers": {"refusals": {"settings": {"markers": markers}}},
+            "directions": {"by_response": False},  # its responses are as good as drawn by lot
             "refinement": {"trials": 2, "steps": 6, "kl_tokens": 4},
             **changes,
         }
