@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test install lint types unit architectures e2e bench clean
+.PHONY: demo test install lint types unit architectures e2e lowest clean
 
 demo: $(INSTALLED)
 	$(BIN)/heretic-kl demo
@@ -41,5 +41,8 @@ architectures: $(INSTALLED)
 e2e: $(INSTALLED)
 	$(BIN)/python -m pytest -m e2e
 
+lowest: $(INSTALLED)
+	$(BIN)/python benchmarks/lowest.py --venv .venv-lowest --json benchmarks/results/lowest.json
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis heretic-kl-demo
+	rm -rf $(VENV) .venv-lowest .pytest_cache .mypy_cache .ruff_cache .hypothesis heretic-kl-demo

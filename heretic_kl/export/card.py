@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from heretic_kl.export.facts import ExportFacts, ScoreFacts
@@ -36,17 +35,24 @@ def model_card(facts: ExportFacts) -> str:
 
 
 def _front_matter(facts: ExportFacts) -> Iterator[str]:
-    yield "---"
+    from huggingface_hub import ModelCardData
+
+    adapter = facts.form == "lora"
+    licence: dict[str, Any] = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in facts.license.items()
+    }
+    data = ModelCardData(
+        base_model=facts.base_name if facts.base_is_hub_id else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["heretic-kl", "directional-ablation", *(["lora"] if adapter else [])],
+        **licence,
+    )
     if facts.base_is_hub_id:
-        yield f"base_model: {_yaml(facts.base_name)}"
-        yield f"base_model_relation: {'adapter' if facts.form == 'lora' else 'finetune'}"
-    yield f"library_name: {'peft' if facts.form == 'lora' else 'transformers'}"
-    yield "pipeline_tag: text-generation"
-    for key, value in facts.license.items():
-        yield f"{key}: {_yaml(value)}"
-    yield "tags:"
-    tags = ["heretic-kl", "directional-ablation", *(["lora"] if facts.form == "lora" else [])]
-    yield from (f"- {tag}" for tag in tags)
+        data["base_model_relation"] = "adapter" if adapter else "finetune"
+    yield "---"
+    yield str(data.to_yaml())
     yield "---"
 
 
@@ -229,8 +235,3 @@ def _score(score: Score | None) -> str:
 def _cell(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _yaml(value: str | Sequence[str] | Mapping[str, Any]) -> str:
-    """JSON strings and lists are YAML too."""
-    return json.dumps(value if isinstance(value, str) else list(value), ensure_ascii=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ from heretic_kl.scoring import Score
 
 PACKAGES = ("torch", "transformers", "optuna", "safetensors", "datasets")
 CARD_NAMES = ("README.original.md", "README.md")
+LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
 @dataclass(frozen=True)
@@ -127,24 +127,23 @@ def stated_license(folder: Path | None) -> dict[str, str | tuple[str, ...]]:
     for name in CARD_NAMES:
         path = folder / name
         if path.is_file():
-            return _license_entries(path.read_text(encoding="utf-8", errors="replace"))
+            return _license_entries(path.read_text(encoding="utf-8-sig", errors="replace"))
     return {}
 
 
 def _license_entries(card: str) -> dict[str, str | tuple[str, ...]]:
-    front = re.match(r"\ufeff?---\s*\n(.*?)\n---", card, re.DOTALL)
-    if front is None:
-        return {}
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError
+
+    try:
+        data = ModelCard(card, ignore_metadata_errors=True).data
+    except (ValueError, YAMLError):
+        return {}  # front matter that is no YAML states nothing
     entries: dict[str, str | tuple[str, ...]] = {}
-    pattern = re.compile(r"^(license(?:_name|_link)?):[ \t]*(.*)((?:\n[ \t]*-[ \t]+.+)*)", re.M)
-    for key, value, items in pattern.findall(front[1]):
-        listed = tuple(_plain(item) for item in re.findall(r"-[ \t]+(.+)", items))
-        if listed:
-            entries[key] = listed
-        elif _plain(value):
-            entries[key] = _plain(value)
+    for key in LICENSE_KEYS:
+        value = data.get(key)
+        if isinstance(value, list):
+            entries[key] = tuple(str(item) for item in value)
+        elif value:
+            entries[key] = str(value)
     return entries
-
-
-def _plain(value: str) -> str:
-    return re.sub(r"\s+#.*$", "", value).strip().strip("'\"")

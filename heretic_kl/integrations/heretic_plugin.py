@@ -1,6 +1,7 @@
 """Teacher-forced KL as a scorer of Heretic: a plug-in file, named by its path in Heretic's config.
 
-Written against Heretic's scorer interface (its main branch; releases up to 1.4.0 have none).
+Works with the scorer interface of Heretic's main branch, with `ctx.get_model()` and before it;
+releases up to 1.4.0 have no scorer interface.
 Importing it needs Heretic; `python -m heretic_kl.integrations` prints its path without.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from heretic_kl.errors import MeasurementError, ScorerError
 from heretic_kl.kl import Divergence
@@ -36,48 +37,54 @@ except ImportError as error:
 
 
 def _default_prompts() -> Any:
-    return DatasetSpecification(
-        dataset="mlabonne/harmless_alpaca", split="test[:100]", column="text"
-    )
+    # A class in older versions of Heretic, a union of classes in newer ones.
+    fields = {"dataset": "mlabonne/harmless_alpaca", "split": "test[:100]", "column": "text"}
+    return TypeAdapter(DatasetSpecification).validate_python(fields)
 
 
 class TeacherForcedKLSettings(BaseModel):
     """What Heretic's config says about this scorer."""
 
     kl_tokens: int = Field(
-        default=3, ge=1, description="Positions scored of each answer; 1 is first-token KL."
+        default=3, ge=1, description="Positions scored of each response; 1 is first-token KL."
     )
     prompts: DatasetSpecification = Field(
-        default_factory=_default_prompts, description="Prompts that the edit should not touch."
+        default_factory=_default_prompts,
+        description="Prompts whose responses the edit should keep.",
     )
     divergence: Divergence = Field(
         default="forward_kl", description="forward_kl is KL(reference || candidate)."
     )
-    temperature: float = Field(default=1.0, gt=0.0, description="Of both distributions.")
+    temperature: float = Field(
+        default=1.0, gt=0.0, description="Both models' logits are divided by it."
+    )
     position_decay: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Weight of a position relative to the one before."
     )
-    batch_size: int = Field(default=16, ge=1, description="Most sequences at once.")
-    noise_floor: bool = Field(
-        default=True, description="Measure what an unchanged model shows, once."
-    )
+    batch_size: int = Field(default=16, ge=1, description="Sequences in a batch.")
+    noise_floor: bool = Field(default=True, description="Measure the noise floor, once.")
 
 
 class TeacherForcedKLScorer(Scorer):  # type: ignore[misc]  # heretic is not there to be typed
-    """KL between the original's next tokens and the edited model's, over the original's answers."""
+    """KL(reference || candidate) over the first tokens of the unedited model's responses, nats."""
 
     settings: TeacherForcedKLSettings
 
     @property
     def score_name(self) -> str:
-        """What Heretic calls the figure."""
+        """The name under which Heretic shows the score."""
         return f"KL over {self.settings.kl_tokens} tokens"
 
+    @property
+    def reproducible(self) -> bool:
+        """True: the responses are greedy and nothing is drawn at random."""
+        return True
+
     def init(self, ctx: Context) -> None:
-        """Have the original answer the prompts, and keep what it computed."""
+        """Measure the unedited model: its responses and what it computes for them."""
         heretic = _heretic_model(ctx)
         model, settings = heretic.model, self.settings
-        # The adapters are the edit.
+        # Heretic's edits are adapters.
         with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
             self._kl = TeacherForcedKL(
                 model,
@@ -93,8 +100,12 @@ class TeacherForcedKLScorer(Scorer):  # type: ignore[misc]  # heretic is not the
             )
 
     def get_score(self, ctx: Context) -> Score:
-        """Measure the model as Heretic has edited it now."""
-        # Read anew each time: Heretic may have put another model there.
+        """Measure the model with its present edit.
+
+        Raises:
+            MeasurementError: The KL is infinite, or the logits contain NaN.
+        """
+        # Read each time: Heretic may have loaded another model since.
         measured = self._kl.score(_heretic_model(ctx).model)
         summary = measured.summary
         if summary.infinite_count:
@@ -105,28 +116,34 @@ class TeacherForcedKLScorer(Scorer):  # type: ignore[misc]  # heretic is not the
         return _score(summary.mean, summary.standard_error, summary.noise_floor)
 
     def get_baseline_score(self, ctx: Context) -> Score:
-        """The original against itself."""
+        """The unedited model against itself: 0."""
         floor = self._kl.noise_floor
         return _score(0.0, None, None if floor is None else floor.value)
 
 
 def _heretic_model(ctx: Context) -> Any:
-    """Heretic's model behind the context, which itself gives first-token logits only."""
-    heretic = getattr(ctx, "_model", None)
+    """Return Heretic's model; the context itself offers first-token logits only.
+
+    Raises:
+        ScorerError: This Heretic keeps its model in another way.
+    """
+    getter = getattr(ctx, "get_model", None)
+    name = "ctx._model" if getter is None else "ctx.get_model()"
+    heretic = getattr(ctx, "_model", None) if getter is None else getter()
     for path in ("model", "tokenizer", "settings.response_prefix"):
-        found = heretic
-        for name in path.split("."):
-            if not hasattr(found, name):
+        value = heretic
+        for attribute in path.split("."):
+            if not hasattr(value, attribute):
                 raise ScorerError(
-                    f"this Heretic has no ctx._model.{path}, which teacher forcing needs: "
-                    "heretic-kl was written for another version of it"
+                    f"this version of Heretic has no {name}.{path}, which teacher forcing needs; "
+                    "use the Heretic that docs/integrations.md names"
                 )
-            found = getattr(found, name)
+            value = getattr(value, attribute)
     return heretic
 
 
-def _prompts(given: Sequence[Any]) -> tuple[Prompt, ...]:
-    return tuple(Prompt(prompt.user, prompt.system or None) for prompt in given)
+def _prompts(prompts: Sequence[Any]) -> tuple[Prompt, ...]:
+    return tuple(Prompt(prompt.user, prompt.system or None) for prompt in prompts)
 
 
 def _score(value: float, standard_error: float | None, floor: float | None) -> Score:

@@ -236,7 +236,7 @@ def test_portable_data():
             "license: other # ours\nlicense_name: 'my-licence'\nlicense_link: LICENSE",
             {"license": "other", "license_name": "my-licence", "license_link": "LICENSE"},
         ),
-        ("license:\n- mit\n  - gpl-3.0\ntags:\n- a", {"license": ("mit", "gpl-3.0")}),
+        ("license:\n- mit\n- gpl-3.0\ntags:\n- a", {"license": ("mit", "gpl-3.0")}),
         ("tags:\n- license: mit", {}),
     ],
 )

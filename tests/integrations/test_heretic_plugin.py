@@ -34,9 +34,25 @@ class DatasetSpecification(BaseModel):
     column: str
 
 
+class HubDataset(BaseModel, extra="forbid"):
+    dataset: str
+    split: str
+    column: str
+
+
+class FileDataset(BaseModel, extra="forbid"):
+    path: str
+
+
 class Scorer:
     def __init__(self, settings):
         self.settings = settings
+
+
+class NewerScorer(Scorer):
+    @property
+    def reproducible(self):
+        raise NotImplementedError
 
 
 class Context:
@@ -48,6 +64,22 @@ class Context:
         return [SimpleNamespace(system="", user=user) for user in USERS]
 
 
+class NewerContext:
+    """Offers its model by a method and keeps it elsewhere."""
+
+    def __init__(self, model):
+        self._heretic = model
+
+    def get_model(self):
+        return self._heretic
+
+    load_prompts = Context.load_prompts
+
+
+OLDER = (DatasetSpecification, Context, Scorer)
+NEWER = (HubDataset | FileDataset, NewerContext, NewerScorer)
+
+
 def load_file():
     """As a loader of plug-ins does: by path, under no name that could be imported."""
     spec = importlib.util.spec_from_file_location("heretic_plugin_by_path", FILE)
@@ -56,13 +88,14 @@ def load_file():
     return module
 
 
-@pytest.fixture
-def plugin(monkeypatch):
+@pytest.fixture(params=[OLDER, NEWER], ids=["older", "newer"])
+def plugin(monkeypatch, request):
+    specification, context_class, scorer_class = request.param
     parts = {
         "heretic": {},
-        "heretic.config": {"DatasetSpecification": DatasetSpecification},
-        "heretic.plugin": {"Context": Context},
-        "heretic.scorer": {"Score": Score, "Scorer": Scorer},
+        "heretic.config": {"DatasetSpecification": specification},
+        "heretic.plugin": {"Context": context_class},
+        "heretic.scorer": {"Score": Score, "Scorer": scorer_class},
     }
     for name, contents in parts.items():
         module = ModuleType(name)
@@ -97,9 +130,15 @@ def edit(model, size=0.3, seed=0):
                 weight.copy_(size * torch.randn(weight.shape, generator=generator))
 
 
-def context(model, prefix=""):
+def context(plugin, model, prefix=""):
     settings = SimpleNamespace(response_prefix=prefix)
-    return Context(SimpleNamespace(model=model, tokenizer=tiny_tokenizer(), settings=settings))
+    return plugin.Context(
+        SimpleNamespace(model=model, tokenizer=tiny_tokenizer(), settings=settings)
+    )
+
+
+def heretic(ctx):
+    return ctx.get_model() if hasattr(ctx, "get_model") else ctx._model
 
 
 def scorer(plugin, **settings):
@@ -112,7 +151,7 @@ def scorer(plugin, **settings):
 def test_the_unedited_model_is_exactly_zero_and_an_edited_one_is_not(plugin, folder):
     model = adapted(folder)
     edit(model)  # init comes before any edit in Heretic; its reference must not depend on that
-    ctx = context(model)
+    ctx = context(plugin, model)
     made = scorer(plugin)
     made.init(ctx)
     found = made.get_score(ctx)
@@ -120,12 +159,12 @@ def test_the_unedited_model_is_exactly_zero_and_an_edited_one_is_not(plugin, fol
     assert made.get_baseline_score(ctx).value == 0.0
     edit(model, size=0.0)
     assert made.get_score(ctx).value == 0.0
-    assert made.score_name == "KL over 3 tokens"
+    assert made.score_name == "KL over 3 tokens" and made.reproducible is True
 
 
 def test_it_measures_what_teacher_forced_kl_measures(plugin, folder):
     model = adapted(folder)
-    ctx = context(model, prefix=" sure")
+    ctx = context(plugin, model, prefix=" sure")
     made = scorer(plugin, kl_tokens=4, divergence="reverse_kl", temperature=2.0, batch_size=2)
     made.init(ctx)
     edit(model)
@@ -143,20 +182,20 @@ def test_it_measures_what_teacher_forced_kl_measures(plugin, folder):
 
 
 def test_a_model_that_heretic_replaced_is_the_one_measured(plugin, folder):
-    ctx = context(adapted(folder))
+    ctx = context(plugin, adapted(folder))
     made = scorer(plugin)
     made.init(ctx)
-    edit(ctx._model.model)
+    edit(heretic(ctx).model)
     assert made.get_score(ctx).value > 0.0
-    ctx._model.model = adapted(folder)
+    heretic(ctx).model = adapted(folder)
     assert made.get_score(ctx).value == 0.0
 
 
 def test_an_infinite_kl_is_an_error(plugin, folder):
-    ctx = context(adapted(folder))
+    ctx = context(plugin, adapted(folder))
     made = scorer(plugin, noise_floor=False)
     made.init(ctx)
-    whole = made._kl.score(ctx._model.model)
+    whole = made._kl.score(heretic(ctx).model)
     some = replace(whole, summary=replace(whole.summary, infinite_count=2))
     made._kl = SimpleNamespace(score=lambda model: some)
     with pytest.raises(MeasurementError, match="infinite: at 2 of 9 positions"):
@@ -165,17 +204,17 @@ def test_an_infinite_kl_is_an_error(plugin, folder):
 
 def test_a_heretic_of_another_shape_is_named(plugin, folder):
     made = scorer(plugin)
-    with pytest.raises(ScorerError, match=r"no ctx\._model\.model"):
-        made.init(Context(None))
+    with pytest.raises(ScorerError, match=r"no ctx\.(_model|get_model\(\))\.model"):
+        made.init(plugin.Context(None))
     without = SimpleNamespace(model=adapted(folder), tokenizer=tiny_tokenizer(), settings=None)
-    with pytest.raises(ScorerError, match=r"no ctx\._model\.settings\.response_prefix"):
-        made.init(Context(without))
+    with pytest.raises(ScorerError, match=r"no ctx\..*\.settings\.response_prefix"):
+        made.init(plugin.Context(without))
 
 
 def test_models_without_adapters_are_measured_as_they_are(plugin, folder):
     from transformers import AutoModelForCausalLM
 
-    ctx = context(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    ctx = context(plugin, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     made = scorer(plugin)
     made.init(ctx)
     assert made.get_score(ctx).value == 0.0
