@@ -100,7 +100,7 @@ def _cost(facts: ExportFacts) -> Iterator[str]:
     )
     yield ""
     yield (
-        "KL divergence is teacher-forced: both models are fed the original's own greedy answer, "
+        "KL divergence is teacher-forced: both models are fed the original's greedy response, "
         f"and the next-token distributions of its first {facts.kl_tokens} "
         f"position{'s' if facts.kl_tokens != 1 else ''} are compared, in nats, "
         "KL(original || edited), averaged over positions, then over prompts (not summed)."
@@ -192,25 +192,25 @@ def _reproduction(facts: ExportFacts) -> Iterator[str]:
 
 
 def _limits(facts: ExportFacts) -> Iterator[str]:
-    report = {used.kind: used.count for used in facts.prompts if used.use == "test"}
-    counts = " and ".join(f"{count} {kind}" for kind, count in report.items())
+    test_counts = {used.kind: used.count for used in facts.prompts if used.use == "test"}
+    counts = " and ".join(f"{count} {kind}" for kind, count in test_counts.items())
     yield "## Limits of the measurement"
     yield ""
     yield (
-        "- Refusals are recognized by a keyword rule on the answer's text: an answer that evades "
+        "- Refusals are recognized by a keyword rule on the response: one that evades "
         "without a known phrase counts as no refusal, one that quotes such a phrase counts as one."
     )
-    yield f"- The report set is small ({counts or 'see above'} prompts); the intervals say how far."
+    yield f"- The test set is small ({counts or 'see above'} prompts); the intervals say how far."
     yield (
-        f"- KL covers the first {facts.kl_tokens} answer positions of harmless prompts; "
-        "it says nothing about long answers, other languages or other tasks. Test yours."
+        f"- KL covers the first {facts.kl_tokens} response positions of harmless prompts; "
+        "it says nothing about long responses, other languages or other tasks. Test yours."
     )
     yield ""
     yield "## Responsible use"
     yield ""
     yield (
         "This model declines less than the original and was not otherwise made safe: whoever "
-        "deploys it is responsible for what it answers, for safeguards of their own, and for the "
+        "deploys it is responsible for what it generates, for safeguards of their own, and for the "
         "original's licence and terms."
     )
 

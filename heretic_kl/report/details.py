@@ -139,7 +139,7 @@ def _error_rows(score: Score) -> list[tuple[str, str]]:
 
 def _response_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     empty = _number(details, "empty")
-    return [] if empty is None else [("empty answers", f"{empty:.0f}")]
+    return [] if empty is None else [("empty responses", f"{empty:.0f}")]
 
 
 def _divergence_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:

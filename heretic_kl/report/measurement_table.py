@@ -141,7 +141,7 @@ def _beside(report: MeasurementReport, numbered: Sequence[_Numbered], rows: _Row
     corner = "figure"
     if rows is _profile_rows:
         corner = "position"
-        title += ", by position of the answer"
+        title += ", by position of the response"
     columns = [rows(report, candidate) for _, candidate in numbered]
     labels = list(dict.fromkeys(row.label for column in columns for row in column))
     cells = [dict(column) for column in columns]

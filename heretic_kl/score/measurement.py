@@ -33,7 +33,7 @@ class Measurement:
         """How this candidate differs from another, paired by prompt; negative if it is closer.
 
         Raises:
-            MeasurementError: they were not measured on the same positions of the same answers.
+            MeasurementError: they were not measured on the same positions of the same responses.
         """
         weights = None
         if self.position_decay != 1.0:

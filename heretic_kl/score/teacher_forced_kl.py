@@ -1,8 +1,8 @@
 """Teacher-forced KL from a reference model: built once, then any number of candidates.
 
-The reference answers every prompt; its answers are fed to both models, so that both always see
-the same prefix. Only the reference's token ids, final hidden states and head are kept: the model
-itself may be edited in place, trained or dropped afterwards.
+The reference responds to every prompt; its responses are fed to both models, so that both always
+see the same prefix. Only the reference's token ids, final hidden states and head are kept: the
+model itself may be edited in place, trained or dropped afterwards.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ STORED_FACTS = frozenset(
 
 
 class TeacherForcedKL:
-    """KL(reference || candidate) over the reference's own answers, nats.
+    """KL(reference || candidate) over the reference's own responses, nats.
 
         kl = TeacherForcedKL("path/to/original", kl_tokens=8)
         print(kl.score("path/to/fine-tune"))
@@ -66,7 +66,7 @@ class TeacherForcedKL:
             what was measured of it here.
         tokenizer: of the reference; needed where the reference is an object.
         prompts: what is asked.
-        kl_tokens: N, positions scored of each answer; fewer where it ends earlier. 1 is
+        kl_tokens: N, positions scored of each response; fewer where it ends earlier. 1 is
             first-token KL.
         divergence: `forward_kl` is KL(reference || candidate).
         temperature: of both distributions.
@@ -76,7 +76,7 @@ class TeacherForcedKL:
         batch_size: most sequences at once; halved where memory runs out.
         template: `model` (plain text if it has none), `none`, or a Jinja file.
         enable_thinking: for chat templates that know the switch.
-        response_prefix: text put at the start of every answer.
+        response_prefix: text put at the start of every response.
         noise_floor: also measure what an unchanged model shows.
         base: what adapters that are given by name are put on; None: what each names, or the
             reference where that is not to be found.
@@ -166,7 +166,7 @@ class TeacherForcedKL:
 
     @property
     def reference(self) -> Reference:
-        """The answers, the scored positions and what the reference computed there."""
+        """The responses, the scored positions and what the reference computed there."""
         return self._reference
 
     @property
@@ -185,7 +185,7 @@ class TeacherForcedKL:
         return str(self._reference.identity.settings["dtype"])
 
     def responses(self) -> list[str]:
-        """The answers that both models are fed, as text.
+        """The responses that both models are fed, as text.
 
         Raises:
             MeasurementError: the reference was loaded from a file, without a tokenizer.
@@ -311,7 +311,7 @@ class TeacherForcedKL:
 
         Args:
             path: what `save` wrote.
-            tokenizer: of the reference, to read its answers with; not needed to measure.
+            tokenizer: of the reference, to read its responses with; not needed to measure.
             base: as for the constructor. So are the rest.
             dtype: for candidates.
             device: where they run.

@@ -163,6 +163,7 @@ def test_the_reproduction_file_holds_what_a_rerun_needs(tmp_path):
     assert content["trial"]["edit"] == {
         "direction_position": 12.5,
         "norm": "row",
+        "refinement": None,
         "kernels": {
             "attention": {
                 "peak_weight": 1.25,

@@ -239,7 +239,7 @@ class TestDetails:
             "2 prompts that the original refuses, KL 1.2500 nats",
             "KL over positions, nats (validation prompts)",
             "refusals on the test prompts",
-            "empty answers",
+            "empty responses",
         ):
             assert expected in text
 
