@@ -23,14 +23,14 @@ INTERNAL_ERROR = 70
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    kept = ""
+    kept_on_interrupt = ""
     try:
         if words[:1] in (["-V"], ["--version"]):
             print(f"{PROGRAM} {__version__}")
             return 0
         named = bool(words) and not words[0].startswith("-")
         command = _command(words.pop(0) if named else "optimize")
-        kept = command.kept
+        kept_on_interrupt = command.kept
         asked, everything = wants_help(words)
         if asked:
             print(command.help(everything=everything, commands=not named))
@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        more = f"; {kept} in the study, and the same command continues it" if kept else ""
+        more = (
+            f"; {kept_on_interrupt} in the study, and the same command continues it"
+            if kept_on_interrupt
+            else ""
+        )
         print(f"\n{PROGRAM}: interrupted{more}", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return 141
     except Exception as error:
-        return _report(error, kept, debug=_debugging(words))
+        return _report(error, kept_on_interrupt, debug=_debugging(words))
 
 
 def _command(name: str) -> Command:
@@ -64,7 +68,7 @@ def _hint(name: str) -> str:
     return f"did you mean {nearest[0]}?" if nearest else f"a model is given as --model {name}"
 
 
-def _report(error: Exception, kept: str, *, debug: bool) -> int:
+def _report(error: Exception, kept_on_interrupt: str, *, debug: bool) -> int:
     """Print an error in one line for each thing that is wrong; return the exit code."""
     if debug:
         traceback.print_exception(error)
@@ -72,7 +76,7 @@ def _report(error: Exception, kept: str, *, debug: bool) -> int:
         lines, code = str(error).splitlines(), error.exit_code
     elif isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        more = f"; {kept}" if kept else ""
+        more = f"; {kept_on_interrupt}" if kept_on_interrupt else ""
         lines, code = [f"{error.strerror or error}{where}{more}"], 1
     else:
         first = (str(error).splitlines() or [""])[0]

@@ -265,8 +265,8 @@ class Engine:
             """Lanes that need not go on."""
             return [
                 slot
-                for slot, own in enumerate(responses)
-                if not progress.hear(going[slot], group.parts(own, self.lm.chat.decode))
+                for slot, so_far in enumerate(responses)
+                if not progress.hear(going[slot], group.parts(so_far, self.lm.chat.decode))
             ]
 
         if chosen == [None]:
@@ -302,4 +302,4 @@ def _distinct_forced(requests: Sequence[Request]) -> list[TeacherForcedRequest]:
 
 def _counted_from(first: int, watch: Watch) -> Watch:
     """The same watch for candidates that are counted from another one on."""
-    return lambda candidate, known: watch(first + candidate, known)
+    return lambda candidate, so_far: watch(first + candidate, so_far)

@@ -68,16 +68,16 @@ class MemoryLimits:
     @property
     def kept_bytes(self) -> int:
         """What is kept takes now."""
-        return sum(kept.bytes for kept in self._kept)
+        return sum(store.bytes for store in self._kept)
 
-    def hold(self, kept: Kept) -> None:
+    def hold(self, store: Kept) -> None:
         """Count something towards `cache_bytes` for as long as it is in use."""
-        self._kept.add(kept)
+        self._kept.add(store)
 
     def release(self) -> None:
         """Give all kept memory back; it is computed again when it is needed."""
-        for kept in self._kept:
-            kept.release()
+        for store in self._kept:
+            store.release()
         clear_device_memory()
 
     @contextmanager
@@ -132,15 +132,15 @@ class MemoryLimits:
             return f"{self.candidates} candidates run at once now"
         if self.batch_size > 1:
             self.batch_size //= 2
-            for kept in self._kept:  # of other batches
-                kept.release()
+            for store in self._kept:  # of other batches
+                store.release()
             return f"batch size is now {self.batch_size}"
         return self._keep_less(0) if self.cache_bytes else None
 
     def _keep_less(self, cache_bytes: int) -> str:
         self.cache_bytes = cache_bytes
-        for kept in self._kept:
-            kept.release()
+        for store in self._kept:
+            store.release()
         return f"cache memory is now {cache_bytes / 2**20:.0f} MB"
 
 

@@ -44,13 +44,13 @@ class Progress:
     def results(self) -> list[list[Result] | None]:
         """Of each candidate, in the order of the requests; None: it was not measured to the end."""
         return [
-            [found[request] for request in self._requests] if index in self.going else None
-            for index, found in enumerate(self._found)
+            [by_request[request] for request in self._requests] if index in self.going else None
+            for index, by_request in enumerate(self._found)
         ]
 
     def _ask(self, candidate: int, parts: Mapping[Request, SoFar]) -> None:
         if self._watch is None:
             return
-        known: dict[Request, SoFar] = {**parts, **self._found[candidate]}
-        if self._watch(candidate, [known.get(request) for request in self._requests]):
+        so_far: dict[Request, SoFar] = {**parts, **self._found[candidate]}
+        if self._watch(candidate, [so_far.get(request) for request in self._requests]):
             self.going.remove(candidate)

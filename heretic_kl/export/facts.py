@@ -103,13 +103,13 @@ class ExportFacts:
 
 def installed_versions() -> dict[str, str]:
     """Versions of everything a result depends on."""
-    found = {"heretic-kl": __version__, "python": platform.python_version()}
+    versions = {"heretic-kl": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def machine() -> str:

@@ -105,8 +105,8 @@ def _failure(target: Path, error: Exception, needed: int, free: int | None) -> s
     # safetensors reports the system's error as text.
     said_so = "no space left" in str(error).lower()
     if said_so or (isinstance(error, OSError) and error.errno in FULL_DISK):
-        known = "" if free is None else f", {readable_size(free)} were free"
-        return f"{place}: the disk is full (needs about {readable_size(needed)}{known})"
+        free_space = "" if free is None else f", {readable_size(free)} were free"
+        return f"{place}: the disk is full (needs about {readable_size(needed)}{free_space})"
     return f"{place}: {_reason(error)}"
 
 

@@ -169,9 +169,9 @@ def portable_base(source: ModelSource) -> str:
 
 
 def _rank(lm: LanguageModel, plan: Plan, rank: int | None) -> int:
-    own = max(operator.rank for operator in plan.values())
+    plan_rank = max(operator.rank for operator in plan.values())
     if all(operator.scale is None for operator in plan.values()):
-        return own if rank is None else min(rank, own)
+        return plan_rank if rank is None else min(rank, plan_rank)
     smallest = min(min(lm.architecture.site(key).weight().shape) for key in plan)
     return min(DEFAULT_RANK if rank is None else rank, smallest)
 

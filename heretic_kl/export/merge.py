@@ -127,7 +127,7 @@ def _stored_edits(
     Files may hold a parameter under another name, or in parts: a tensor of many experts is
     stored expert by expert.
     """
-    found: dict[str, TensorEdit] = {}
+    placed: dict[str, TensorEdit] = {}
     sites = {f"{site.key.path}.weight": site for site in lm.architecture.sites}
     for parameter, edit in edits.items():
         held = lm.model.get_parameter(parameter).detach()
@@ -140,8 +140,8 @@ def _stored_edits(
             parts = _stored_parts(lm.model, checkpoint, parameter, held, edit)
         if parts is None:
             return None
-        found.update(parts)
-    return found
+        placed.update(parts)
+    return placed
 
 
 def _stored_parts(
@@ -154,14 +154,14 @@ def _stored_parts(
     parts, axes = _reverted(model, parameter, held), _axes(model, parameter, held, edit.axis)
     if parts is None or axes is None or parts.keys() != axes.keys():
         return None
-    found: dict[str, TensorEdit] = {}
+    placed: dict[str, TensorEdit] = {}
     for name, part in parts.items():
         names = _possible_names(model, checkpoint, name)
         place = next((n for n in names if _same(checkpoint, n, part)), None)
         if place is None:
             return None
-        found[place] = replace(edit, axis=axes[name])
-    return found
+        placed[place] = replace(edit, axis=axes[name])
+    return placed
 
 
 def _reverted(model: Any, parameter: str, tensor: Tensor) -> dict[str, Tensor] | None:
@@ -183,12 +183,12 @@ def _axes(model: Any, parameter: str, held: Tensor, axis: int) -> dict[str, int]
     shape = [width if index == axis else 1 for index in range(held.ndim)]
     coordinates = torch.arange(width, dtype=torch.int32)
     parts = _reverted(model, parameter, coordinates.reshape(shape).expand(held.shape))
-    found: dict[str, int] = {}
+    placed: dict[str, int] = {}
     for name, part in ({} if parts is None else parts).items():
         for place, size in enumerate(part.shape):
             if size == width and bool((part.movedim(place, -1) == coordinates).all()):
-                found[name] = place
-    return found or None
+                placed[name] = place
+    return placed or None
 
 
 def _possible_names(model: Any, checkpoint: Checkpoint, name: str) -> Iterator[str]:
@@ -318,8 +318,8 @@ def _save_from_memory(
                 lm.chat.tokenizer.save_pretrained(partial_folder)
         else:
             ours = {"config.json", "model.safetensors.index.json"}
-            kept = {name: path for name, path in others.copies.items() if name not in ours}
-            _copy_files(OtherFiles(kept, others.left_out), partial_folder)
+            copies = {name: path for name, path in others.copies.items() if name not in ours}
+            _copy_files(OtherFiles(copies, others.left_out), partial_folder)
         written = _tensor_names(partial_folder)
     return MergedSaved(
         folder,

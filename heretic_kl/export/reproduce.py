@@ -111,8 +111,8 @@ def _edit(edit: EditParameters) -> dict[str, Any]:
 
 
 def _scores(scores: ScoreFacts) -> dict[str, Any]:
-    each: dict[str, Score | None] = vars(scores)
-    return {name: None if score is None else score.to_dict() for name, score in each.items()}
+    by_stage: dict[str, Score | None] = vars(scores)
+    return {name: None if score is None else score.to_dict() for name, score in by_stage.items()}
 
 
 def _finite(value: Any) -> Any:

@@ -118,16 +118,22 @@ def _aligned(items: Sequence[Mapping[str, Any]], inputs: Mapping[str, Tensor]) -
         return None
     ids = inputs["input_ids"]
     real = inputs.get("attention_mask", torch.ones_like(ids)).bool()
-    kept = torch.zeros_like(real)
+    mask_of_batch = torch.zeros_like(real)
     fits = real.shape == ids.shape and real.shape[0] == len(items)
     for row, (item, mask) in enumerate(zip(items, masks, strict=True)):
-        own = torch.as_tensor(item.get("attention_mask", [1] * len(item["input_ids"]))).bool()
-        mask = own if mask is None else mask
-        fits = fits and mask.shape == own.shape and int(own.sum()) == int(real[row].sum())
+        real_tokens = torch.as_tensor(
+            item.get("attention_mask", [1] * len(item["input_ids"]))
+        ).bool()
+        mask = real_tokens if mask is None else mask
+        fits = (
+            fits
+            and mask.shape == real_tokens.shape
+            and int(real_tokens.sum()) == int(real[row].sum())
+        )
         if not fits:
             raise MeasurementError(
                 "the masks of the benign dataset do not fit what the collator made of its tokens: "
                 "pass a benign_collator that gives input_ids, attention_mask and loss_mask"
             )
-        kept[row, real[row]] = mask[own].to(kept.device)
-    return kept
+        mask_of_batch[row, real[row]] = mask[real_tokens].to(mask_of_batch.device)
+    return mask_of_batch

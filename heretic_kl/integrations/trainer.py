@@ -289,22 +289,23 @@ def _adapters_disabled(model: Any) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _teacher(given: Any, student: Any) -> Any:
+def _teacher(teacher: Any, student: Any) -> Any:
     """The model to stay close to; None: the student with its adapters disabled."""
-    if given is None and hasattr(student, "disable_adapter"):
+    if teacher is None and hasattr(student, "disable_adapter"):
         _require_pure_adapters(student)
         return None
-    if given is None:
+    if teacher is None:
         return copy.deepcopy(student).eval().requires_grad_(False)
-    own, wanted = _vocabulary(student), _vocabulary(given)
-    if None not in (own, wanted) and own != wanted:
+    student_tokens, teacher_tokens = _vocabulary(student), _vocabulary(teacher)
+    if None not in (student_tokens, teacher_tokens) and student_tokens != teacher_tokens:
         raise ValueError(
-            f"student and teacher have different vocabularies: {own} and {wanted} tokens"
+            f"student and teacher have different vocabularies: {student_tokens} and "
+            f"{teacher_tokens} tokens"
         )
     trained = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
-    if any(id(parameter) in trained for parameter in given.parameters()):
+    if any(id(parameter) in trained for parameter in teacher.parameters()):
         raise ValueError("the teacher shares weights that are trained: pass a copy of the model")
-    return given
+    return teacher
 
 
 def _vocabulary(model: Any) -> int | None:

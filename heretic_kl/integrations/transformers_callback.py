@@ -148,11 +148,11 @@ class TeacherForcedKLCallback(TrainerCallback):
 def _figures(measured: Measurement) -> dict[str, float]:
     """Plain numbers by name; what was not measured is left out."""
     summary = measured.summary
-    found = {
+    figures = {
         NAME: summary.mean,
         f"{NAME}_standard_error": summary.standard_error,
         f"{NAME}_noise_floor": summary.noise_floor,
         f"{NAME}_top1_agreement": summary.top1_agreement,
         f"{NAME}_infinite_positions": summary.infinite_count or None,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in figures.items() if value is not None}

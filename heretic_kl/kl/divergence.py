@@ -169,57 +169,59 @@ def _reduced(
         raise ValueError(f"reduction must be none, sum or batchmean, got {reduction!r}")
     shape = reference.shape[:-1]
     weight = _row_weights(shape, mask, weights)  # (rows,) float64 on the CPU
-    kept = weight.nonzero().squeeze(-1)
+    scored_rows = weight.nonzero().squeeze(-1)
     width = reference.shape[-1]
     pieces = _kept_divergence(
         divergence,
         reference.reshape(-1, width),
         candidate.reshape(-1, width),
-        kept,
+        scored_rows,
         temperature,
         inputs,
     )
     device = working_device(reference)
-    weight, kept = weight.to(device), kept.to(device)
-    scored = pieces * weight[kept]
+    weight, scored_rows = weight.to(device), scored_rows.to(device)
+    scored = pieces * weight[scored_rows]
     if reduction == "none":
         full = torch.zeros(weight.shape, dtype=torch.float64, device=device)
-        return full.index_copy_(0, kept, scored).reshape(shape)
+        return full.index_copy_(0, scored_rows, scored).reshape(shape)
     if reduction == "sum":
         return scored.sum()
-    if kept.numel() == 0:
+    if scored_rows.numel() == 0:
         raise MeasurementError("nothing left to score: every row is masked or has weight 0")
-    return scored.sum() / weight[kept].sum()
+    return scored.sum() / weight[scored_rows].sum()
 
 
 def _kept_divergence(
     divergence: Divergence,
     reference: Tensor,  # (rows, V)
     candidate: Tensor,  # (rows, V)
-    kept: Tensor,  # (kept,) int64 row numbers on the CPU
+    scored_rows: Tensor,  # (scored,) int64 row numbers on the CPU
     temperature: float,
     inputs: Inputs,
 ) -> Tensor:
-    """Return (kept,) float64 divergences, block by block of rows."""
-    whole = kept.numel() == reference.shape[0]
+    """Return (scored,) float64 divergences, block by block of rows."""
+    whole = scored_rows.numel() == reference.shape[0]
     # Filled in place: small results among freed blocks of megabytes would fragment the heap.
-    found = torch.empty((3, kept.numel()), dtype=torch.float64, device=working_device(reference))
+    columns = torch.empty(
+        (3, scored_rows.numel()), dtype=torch.float64, device=working_device(reference)
+    )
     elements = block_elements(reference.device)
     dtype = working_dtype(reference.dtype, candidate.dtype)
-    for block in row_blocks(kept.numel(), reference.shape[-1], elements):
-        rows = block if whole else kept[block].to(reference.device)
+    for block in row_blocks(scored_rows.numel(), reference.shape[-1], elements):
+        rows = block if whole else scored_rows[block].to(reference.device)
         first, second = reference[rows], candidate[rows]
         if inputs == "log_probabilities":
             _require_normalized(first, "reference")
             _require_normalized(second, "candidate")
         p = distribution(first, dtype, temperature)
         q = distribution(second, dtype, temperature)
-        found[0, block] = block_divergence(p, q, divergence).values
-        found[1, block] = p.log_normalizer
-        found[2, block] = q.log_normalizer
-    require_finite(found[1], "reference")
-    require_finite(found[2], "candidate")
-    return found[0]
+        columns[0, block] = block_divergence(p, q, divergence).values
+        columns[1, block] = p.log_normalizer
+        columns[2, block] = q.log_normalizer
+    require_finite(columns[1], "reference")
+    require_finite(columns[2], "candidate")
+    return columns[0]
 
 
 def _row_weights(shape: torch.Size, mask: Tensor | None, weights: Tensor | None) -> Tensor:
@@ -232,10 +234,10 @@ def _row_weights(shape: torch.Size, mask: Tensor | None, weights: Tensor | None)
                 f"weights must have the rows' shape {tuple(shape)} or that of the positions "
                 f"{tuple(shape[-1:])}, got {tuple(weights.shape)}"
             )
-        given = weights.detach().to(device="cpu", dtype=torch.float64)
-        if not bool(((given >= 0.0) & (given < math.inf)).all()):
+        checked = weights.detach().to(device="cpu", dtype=torch.float64)
+        if not bool(((checked >= 0.0) & (checked < math.inf)).all()):
             raise ValueError("weights must be finite and not negative")
-        weight = weight * given
+        weight = weight * checked
     if mask is not None:
         if mask.shape != shape:
             raise ValueError(
@@ -247,9 +249,9 @@ def _row_weights(shape: torch.Size, mask: Tensor | None, weights: Tensor | None)
 
 def _require_normalized(log_probabilities: Tensor, whose: str) -> None:
     """Raise `MeasurementError` if rows said to be log-probabilities do not sum to one."""
-    given = log_probabilities.dtype
-    tolerance = 0.1 if given in (torch.float16, torch.bfloat16) else 1e-3
-    total = log_normalizer(working(log_probabilities, working_dtype(given, given), 1.0))
+    dtype = log_probabilities.dtype
+    tolerance = 0.1 if dtype in (torch.float16, torch.bfloat16) else 1e-3
+    total = log_normalizer(working(log_probabilities, working_dtype(dtype, dtype), 1.0))
     worst = float(total.nan_to_num(nan=0.0).abs().max())
     if worst > tolerance:
         raise MeasurementError(

@@ -208,7 +208,7 @@ def chunked_row_statistics(
         )
     if max_elements < 1:
         raise ValueError(f"max_elements must be at least 1, got {max_elements}")
-    found: RowStatistics | None = None
+    statistics: RowStatistics | None = None
     for rows in row_blocks(reference_hidden.shape[0], head.vocabulary, max_elements):
         part = row_statistics(
             head.logits(reference_hidden[rows]),
@@ -217,12 +217,12 @@ def chunked_row_statistics(
             divergence=divergence,
             temperature=temperature,
         )
-        if found is None:
-            found = empty_rows(reference_hidden.shape[0], part.values.device)
+        if statistics is None:
+            statistics = empty_rows(reference_hidden.shape[0], part.values.device)
         # Kept results of a few bytes among freed chunks of megabytes would fragment the heap.
-        for column, values in zip(found, part, strict=True):
+        for column, values in zip(statistics, part, strict=True):
             column[rows] = values
-    return concatenate_rows([]) if found is None else found
+    return concatenate_rows([]) if statistics is None else statistics
 
 
 def _bytes(tensor: Tensor) -> bytes:

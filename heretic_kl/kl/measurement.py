@@ -308,13 +308,13 @@ def _profile(table: KLTable, finite: Tensor) -> tuple[PositionMean, ...]:
     """Return the mean over prompts at each position."""
     places = []
     for position in range(table.positions):
-        kept = table.values[finite[:, position], position]
+        values = table.values[finite[:, position], position]
         places.append(
             PositionMean(
                 position=position,
-                mean=_mean(kept) if kept.numel() else None,
-                standard_error=standard_error(kept),
-                count=kept.numel(),
+                mean=_mean(values) if values.numel() else None,
+                standard_error=standard_error(values),
+                count=values.numel(),
                 infinite=int((table.mask & table.infinite)[:, position].sum()),
             )
         )

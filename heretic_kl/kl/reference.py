@@ -88,9 +88,9 @@ class ReferenceIdentity:
         for name in sorted({*self.settings, *expected.settings}):
             pairs.append((f"setting {name}", self.settings.get(name), expected.settings.get(name)))
         differences = [
-            f"another {what} ({mine} {own!r}, {theirs} {other!r})"
-            for what, own, other in pairs
-            if own != other
+            f"another {what} ({mine} {ours!r}, {theirs} {other!r})"
+            for what, ours, other in pairs
+            if ours != other
         ]
         if differences:
             raise MeasurementError(f"{problem}: {', '.join(differences)}; {remedy}")
@@ -237,21 +237,21 @@ class Reference:
             ValueError: Shapes do not fit; both are named.
             MeasurementError: A row of logits holds NaN or +inf, or only -inf.
         """
-        own = head if candidate_head is None else candidate_head
+        other_head = head if candidate_head is None else candidate_head
         if self.hidden is not None:
             rows = chunked_row_statistics(
                 head,
                 self.hidden,
                 candidate_hidden,
                 self.row_tokens,
-                candidate_head=own,
+                candidate_head=other_head,
                 divergence=divergence,
                 temperature=temperature,
                 max_elements=max_elements,
             )
         else:
             rows = self._against_logits(
-                candidate_hidden, own, divergence, temperature, max_elements
+                candidate_hidden, other_head, divergence, temperature, max_elements
             )
         return KLTable.from_rows(
             rows,

@@ -79,9 +79,9 @@ def reference_rows(logits: Tensor, *, temperature: float = 1.0) -> ReferenceRows
     # No rows are one block of none.
     blocks = list(row_blocks(rows, width, block_elements(logits.device))) or [slice(0)]
     parts = [_reference_block(logits[block], dtype, temperature) for block in blocks]
-    own = zip(*(part.distribution for part in parts), strict=True)
+    columns = zip(*(part.distribution for part in parts), strict=True)
     return ReferenceRows(
-        Distribution(*(torch.cat(tensors) for tensors in own)),
+        Distribution(*(torch.cat(tensors) for tensors in columns)),
         torch.cat([part.best_token for part in parts]),
         torch.cat([part.top1_probability for part in parts]),
         torch.cat([part.margin for part in parts]),
@@ -117,32 +117,33 @@ def row_statistics(
     require_divergence(divergence)
     require_temperature(temperature)
     if isinstance(reference, ReferenceRows):
-        known, logits = reference, reference.distribution.logits
+        prepared, logits = reference, reference.distribution.logits
         dtype = logits.dtype
-        if known.temperature != temperature:
+        if prepared.temperature != temperature:
             raise ValueError(
-                f"the reference was prepared at temperature {known.temperature}, not {temperature}"
+                f"the reference was prepared at temperature {prepared.temperature}, "
+                f"not {temperature}"
             )
         require_same_shape(logits.to("meta"), candidate_logits.to("meta"))
     else:
-        known, logits = None, reference
+        prepared, logits = None, reference
         dtype = working_dtype(logits.dtype, candidate_logits.dtype)
         require_same_shape(logits, candidate_logits)
     _require_rows(candidate_logits)
     tokens = _checked_tokens(reference_tokens, candidate_logits)
     rows, width = candidate_logits.shape
-    found = empty_rows(rows, working_device(candidate_logits))
+    statistics = empty_rows(rows, working_device(candidate_logits))
     for block in row_blocks(rows, width, block_elements(candidate_logits.device)):
-        if known is not None:
-            first = known.of(block)
+        if prepared is not None:
+            first = prepared.of(block)
         else:
             first = _reference_block(logits[block], dtype, temperature)
         second = distribution(candidate_logits[block], dtype, temperature)
         part = _block_statistics(first, second, tokens[block], divergence)
         # Kept results of a few bytes among freed blocks of megabytes would fragment the heap.
-        for column, values in zip(found, part, strict=True):
+        for column, values in zip(statistics, part, strict=True):
             column[block] = values
-    return found
+    return statistics
 
 
 @dataclass(frozen=True)
@@ -211,13 +212,13 @@ def _require_rows(logits: Tensor) -> None:
 
 def _reference_block(logits: Tensor, dtype: torch.dtype, temperature: float) -> ReferenceRows:
     """Return what `row_statistics` needs of one block of the reference."""
-    own = distribution(logits, dtype, temperature)
-    require_finite(own.log_normalizer, "reference")
-    best, second, best_token = _top_two(own.logits)
-    top1_probability = (best.to(torch.float64) - own.log_normalizer).exp()
-    second_probability = (second.to(torch.float64) - own.log_normalizer).exp()
+    scaled = distribution(logits, dtype, temperature)
+    require_finite(scaled.log_normalizer, "reference")
+    best, second, best_token = _top_two(scaled.logits)
+    top1_probability = (best.to(torch.float64) - scaled.log_normalizer).exp()
+    second_probability = (second.to(torch.float64) - scaled.log_normalizer).exp()
     margin = top1_probability - second_probability
-    return ReferenceRows(own, best_token, top1_probability, margin, temperature)
+    return ReferenceRows(scaled, best_token, top1_probability, margin, temperature)
 
 
 def _block_statistics(
@@ -238,10 +239,10 @@ def _block_statistics(
     )
 
 
-def _probability_of(token: Tensor, own: Distribution) -> Tensor:
+def _probability_of(token: Tensor, rows: Distribution) -> Tensor:
     """Return each row's probability of its token, (rows,) float64."""
-    logit = own.logits.gather(-1, token).squeeze(-1).to(torch.float64)
-    return (logit - own.log_normalizer).exp()
+    logit = rows.logits.gather(-1, token).squeeze(-1).to(torch.float64)
+    return (logit - rows.log_normalizer).exp()
 
 
 def _top_two(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,8 +71,8 @@ def row_blocks(rows: int, width: int, elements: int) -> Iterator[slice]:
 def block_elements(device: torch.device) -> int:
     """Return how many elements a block of the divergence arithmetic may have on `device`."""
     if device.type in BLOCK_ELEMENTS:
-        each = BLOCK_ELEMENTS[device.type]
-        return min(each * torch.get_num_threads(), _BLOCK_ELEMENTS_ELSEWHERE)
+        per_thread = BLOCK_ELEMENTS[device.type]
+        return min(per_thread * torch.get_num_threads(), _BLOCK_ELEMENTS_ELSEWHERE)
     return _BLOCK_ELEMENTS_ELSEWHERE
 
 
@@ -100,8 +100,8 @@ def distribution(logits: Tensor, dtype: torch.dtype, temperature: float) -> Dist
 
     Never raises on NaN (see `require_finite`).
     """
-    own = working(logits, dtype, temperature)
-    return Distribution(own, *_normalize(own))
+    scaled = working(logits, dtype, temperature)
+    return Distribution(scaled, *_normalize(scaled))
 
 
 def log_normalizer(logits: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ class Refiner:
         self._max_tokens = max_response_tokens
         refused, refusals = self._split(train["harmful"], refused=True)
         answered, others = self._split(train["harmless"], refused=False)
-        kept, _ = self._split(validation["harmless"], refused=False)
-        if not refused or not answered or not kept:
+        checked, _ = self._split(validation["harmless"], refused=False)
+        if not refused or not answered or not checked:
             raise MeasurementError(
                 "nothing to learn from: the model must refuse some harmful training prompts and "
                 "answer some harmless ones"
@@ -79,7 +79,7 @@ class Refiner:
         self._refusals = refusals
         self._others = others
         self.train = Prompts(self._examples(answered), self._encoded(refused))
-        self.validation = Prompts(self._examples(kept), self._encoded(validation["harmful"]))
+        self.validation = Prompts(self._examples(checked), self._encoded(validation["harmful"]))
         openings = mine_openings(refusals, others, purity=PURITY)
         lm = engine.lm
         self.objective = Objective(engine.runner, lm.head, openings, temperature=temperature)

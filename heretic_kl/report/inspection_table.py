@@ -29,38 +29,40 @@ class InspectedAs:
     cache_memory_mb: int
 
 
-def inspection_sections(found: ModelInspection, settings: InspectedAs) -> tuple[DetailSection, ...]:
+def inspection_sections(
+    inspection: ModelInspection, settings: InspectedAs
+) -> tuple[DetailSection, ...]:
     """Model, layers, sites, what an edit reaches and what it needs."""
     return (
-        DetailSection("Model", tuple(_model_rows(found, settings))),
-        DetailSection("Layers", tuple(_layer_rows(found))),
-        DetailSection("Sites: what writes to the residual stream", tuple(_site_rows(found))),
-        DetailSection("Edit", tuple(_edit_rows(found, settings))),
-        DetailSection("Memory", tuple(_memory_rows(found, settings))),
+        DetailSection("Model", tuple(_model_rows(inspection, settings))),
+        DetailSection("Layers", tuple(_layer_rows(inspection))),
+        DetailSection("Sites: what writes to the residual stream", tuple(_site_rows(inspection))),
+        DetailSection("Edit", tuple(_edit_rows(inspection, settings))),
+        DetailSection("Memory", tuple(_memory_rows(inspection, settings))),
     )
 
 
-def _model_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
+def _model_rows(inspection: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
     yield "name", settings.name
-    yield "class", f"{found.model} ({found.model_type})"
-    yield "parameters", f"{found.parameters:,}"
-    yield "dtype", f"{found.dtype} on {found.device}, stored as {found.stored_dtype}"
-    yield "vocabulary", f"{found.vocabulary:,}"
-    yield "chat template", "yes" if found.chat_template else "none: plain text"
+    yield "class", f"{inspection.model} ({inspection.model_type})"
+    yield "parameters", f"{inspection.parameters:,}"
+    yield "dtype", f"{inspection.dtype} on {inspection.device}, stored as {inspection.stored_dtype}"
+    yield "vocabulary", f"{inspection.vocabulary:,}"
+    yield "chat template", "yes" if inspection.chat_template else "none: plain text"
 
 
-def _layer_rows(found: ModelInspection) -> Iterator[tuple[str, ...]]:
-    yield "path", found.layers_path
-    yield "layers", f"{found.layers}, residual stream {found.width} wide"
-    if found.streams != "one":
-        yield "streams", STREAMS[found.streams]
-    if found.constant_layers:
-        yield "constants", f"in layers {ranges(found.constant_layers)}; no edit reaches them"
+def _layer_rows(inspection: ModelInspection) -> Iterator[tuple[str, ...]]:
+    yield "path", inspection.layers_path
+    yield "layers", f"{inspection.layers}, residual stream {inspection.width} wide"
+    if inspection.streams != "one":
+        yield "streams", STREAMS[inspection.streams]
+    if inspection.constant_layers:
+        yield "constants", f"in layers {ranges(inspection.constant_layers)}; no edit reaches them"
 
 
-def _site_rows(found: ModelInspection) -> Iterator[tuple[str, ...]]:
+def _site_rows(inspection: ModelInspection) -> Iterator[tuple[str, ...]]:
     yield "place", "component", "layers", "sites", "weights (the axis that writes)", "behind"
-    for group in found.sites:
+    for group in inspection.sites:
         yield (
             group.place,
             group.component,
@@ -87,35 +89,41 @@ def _behind(group: SiteGroup) -> str:
     return "a norm or scale" if group.gains else "nothing"
 
 
-def _edit_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
-    chosen = [g for g in found.sites if g.component in settings.components]
+def _edit_rows(inspection: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
+    chosen = [g for g in inspection.sites if g.component in settings.components]
     count = sum(group.sites for group in chosen)
     yield "all writers found", "yes: with the sites zero-ablated, no layer adds anything"
-    yield "a direction removed", f"but for {found.residue:.1e} (layer {found.residue_layer})"
+    yield (
+        "a direction removed",
+        f"but for {inspection.residue:.1e} (layer {inspection.residue_layer})",
+    )
     yield "would be edited", f"{count} sites ({', '.join(settings.components)})"
-    share = found.edited_parameters / found.parameters
-    yield "weights of all sites", f"{found.edited_parameters:,} ({share:.0%} of all)"
-    problem = found.norm_problem
+    share = inspection.edited_parameters / inspection.parameters
+    yield "weights of all sites", f"{inspection.edited_parameters:,} ({share:.0%} of all)"
+    problem = inspection.norm_problem
     yield "norm modes", f"none ({problem})" if problem else "none, row, normalized_row"
-    rows = all(group.by_rows for group in found.sites)
+    rows = all(group.by_rows for group in inspection.sites)
     yield "candidates at once", "possible" if rows else "no: rows of a batch are mixed"
-    if any(group.quantized for group in found.sites):
+    if any(group.quantized for group in inspection.sites):
         yield "saving", "an adapter; merged only where --quantization did it"
-    elif any(len(tensor.shape) > 2 for group in found.sites for tensor in group.tensors):
+    elif any(len(tensor.shape) > 2 for group in inspection.sites for tensor in group.tensors):
         yield "saving", "merged; no adapter (experts in one tensor)"
     else:
         yield "saving", "merged or as an adapter"
-    for remark in found.remarks:
+    for remark in inspection.remarks:
         yield "note", remark
 
 
-def _memory_rows(found: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
-    yield "weights", megabytes(found.weight_bytes)
-    if found.cache_bytes_per_token is not None:
-        each = found.cache_bytes_per_token
-        yield "cache", f"{each / 1000:,.1f} kB a token of each sequence in a batch"
+def _memory_rows(inspection: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
+    yield "weights", megabytes(inspection.weight_bytes)
+    if inspection.cache_bytes_per_token is not None:
+        per_token = inspection.cache_bytes_per_token
+        yield "cache", f"{per_token / 1000:,.1f} kB a token of each sequence in a batch"
     yield "unedited states", f"at most {settings.cache_memory_mb:,} MB (cache_memory_mb)"
-    yield "to read a saved model back", f"{megabytes(found.weight_bytes)} more (weights, once more)"
+    yield (
+        "to read a saved model back",
+        f"{megabytes(inspection.weight_bytes)} more (weights, once more)",
+    )
 
 
 def megabytes(count: int) -> str:

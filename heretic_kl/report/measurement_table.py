@@ -199,9 +199,9 @@ def _profile_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> li
         first, last = group[0].position + 1, group[-1].position + 1
         place = f"{first:>{digits}}" if first == last else f"{first}-{last}"
         error = group[0].standard_error if run == 1 else None
-        infinite = sum(each.infinite for each in group)
+        infinite = sum(place_mean.infinite for place_mean in group)
         value = MISSING if mean is None else _with_error(mean, error)
-        cell = f"{value} ({sum(each.count for each in group)})"
+        cell = f"{value} ({sum(place_mean.count for place_mean in group)})"
         if infinite:
             cell += f", {infinite} infinite"
         if len(report.candidates) == 1 and mean is not None and largest > 0.0:
@@ -214,22 +214,22 @@ def _profile_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> li
 def _pairs(numbered: Sequence[_Numbered]) -> DetailSection:
     rows: list[tuple[str, ...]] = [("candidate", "difference", "95% interval", "")]
     for number, candidate in numbered:
-        found = candidate.against_first
-        if found is None:
+        comparison = candidate.against_first
+        if comparison is None:
             continue
         interval = MISSING
-        if found.interval is not None:
-            interval = f"{found.interval.low:+.3g} to {found.interval.high:+.3g}"
-        difference = _with_error(found.mean_difference, found.standard_error, sign="+")
-        rows.append((str(number), difference, interval, _verdict(found)))
+        if comparison.interval is not None:
+            interval = f"{comparison.interval.low:+.3g} to {comparison.interval.high:+.3g}"
+        difference = _with_error(comparison.mean_difference, comparison.standard_error, sign="+")
+        rows.append((str(number), difference, interval, _verdict(comparison)))
     title = "Minus candidate 1, paired by prompt (negative: nearer to the reference)"
     return DetailSection(title, tuple(rows))
 
 
-def _verdict(found: PairedComparison) -> str:
-    if found.distinguishable:
+def _verdict(comparison: PairedComparison) -> str:
+    if comparison.distinguishable:
         return "distinguishable"
-    if found.prompts < PROMPTS_TO_DISTINGUISH:
+    if comparison.prompts < PROMPTS_TO_DISTINGUISH:
         return "too few prompts to tell"
     return "not distinguishable"
 

@@ -75,8 +75,8 @@ def scores_line(scores: Mapping[str, Score], *, full: bool = False) -> str:
 
 def stopped_line(stopped: Stopped) -> str:
     """What was measured of a stopped trial: `refusals at least 12/40 after 24 answers; ...`."""
-    known = ", ".join(f"{label(name)} {text}" for name, text in stopped.findings.items())
-    return f"{known or 'nothing measured'}; dominated by trial {stopped.dominated_by}"
+    measured = ", ".join(f"{label(name)} {text}" for name, text in stopped.findings.items())
+    return f"{measured or 'nothing measured'}; dominated by trial {stopped.dominated_by}"
 
 
 def describe_edit(edit: EditParameters | None) -> str:

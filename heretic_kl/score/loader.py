@@ -118,8 +118,8 @@ class ModelLoader:
             if tokenizer is None and source.adapter is None:
                 self.notify(f"{source.name!r} has no tokenizer: the reference's is taken to be its")
             model = self._load(source, put_on, dtype or self.dtype)
-        known = tokenizer or fallback or _Untokenized()
-        return adopt_model(model, known, template="none"), tokenizer is not None
+        usable_tokenizer = tokenizer or fallback or _Untokenized()
+        return adopt_model(model, usable_tokenizer, template="none"), tokenizer is not None
 
     def base_of(self, source: ModelSource, base: Any = None) -> ModelSource | None:
         """What a candidate is put on if it is an adapter."""

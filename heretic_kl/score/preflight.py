@@ -45,11 +45,11 @@ def check_models(
         assert source is not None
         put_on = loader.base_of(source)
         loader.check(source, put_on)
-        if has_tokenizer(source) and (found := _hash(source, loader)) != expected:
+        if has_tokenizer(source) and (tokenizer_hash := _hash(source, loader)) != expected:
             raise MeasurementError(
                 f"{source.name!r} cannot be compared with the reference: another tokenizer "
-                f"(reference {expected[:12]!r}, candidate {found[:12]!r}); only models with one "
-                "tokenizer can be compared"
+                f"(reference {expected[:12]!r}, candidate {tokenizer_hash[:12]!r}); only models "
+                "with one tokenizer can be compared"
             )
 
 

@@ -15,17 +15,17 @@ PromptsLike: TypeAlias = str | Path | DatasetSpec | Sequence[str | Prompt]
 DEFAULT_PROMPTS = DatasetSpec("builtin:harmless", "test")
 
 
-def chosen_prompts(given: PromptsLike) -> tuple[Prompt, ...]:
+def chosen_prompts(prompts_or_source: PromptsLike) -> tuple[Prompt, ...]:
     """The prompts themselves.
 
     Raises:
         PromptError: the source cannot be read, or there are none.
     """
-    if isinstance(given, str | Path):
-        given = DatasetSpec(str(given))
-    if isinstance(given, DatasetSpec):
-        return tuple(load_prompts(given))
-    prompts = tuple(p if isinstance(p, Prompt) else Prompt(p) for p in given)
+    if isinstance(prompts_or_source, str | Path):
+        prompts_or_source = DatasetSpec(str(prompts_or_source))
+    if isinstance(prompts_or_source, DatasetSpec):
+        return tuple(load_prompts(prompts_or_source))
+    prompts = tuple(p if isinstance(p, Prompt) else Prompt(p) for p in prompts_or_source)
     if not prompts:
         raise PromptError("no prompts are given: pass at least one")
     return prompts

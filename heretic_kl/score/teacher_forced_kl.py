@@ -344,8 +344,8 @@ class TeacherForcedKL:
 
     def _dtype_for_candidates(self) -> DtypeName | None:
         """The reference's where no other is asked for: a KL should not measure two dtypes."""
-        known: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
-        return known.get(self.reference_dtype) if self._loader.dtype == "auto" else None
+        by_name: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
+        return by_name.get(self.reference_dtype) if self._loader.dtype == "auto" else None
 
     def _keep(self, runner: Runner) -> None:
         self._batch_size = runner.limits.batch_size
@@ -395,16 +395,16 @@ class TeacherForcedKL:
         return replace(head, vocabulary_size=size), replace(own, vocabulary_size=size)
 
     def _require(self, **facts: Any) -> None:
-        own = self._reference.identity
+        identity = self._reference.identity
         expected = ReferenceIdentity(
             **{
-                "tokenizer_hash": own.tokenizer_hash,
-                "vocabulary_size": own.vocabulary_size,
-                "settings": own.settings,
+                "tokenizer_hash": identity.tokenizer_hash,
+                "vocabulary_size": identity.vocabulary_size,
+                "settings": identity.settings,
                 **facts,
             }
         )
-        own.require_match(
+        identity.require_match(
             expected,
             problem="the candidate cannot be compared with the reference",
             sides=("reference", "candidate"),

@@ -52,7 +52,7 @@ def load_scorer_class(use: str) -> type[Scorer[Any]]:
         and value.__module__ == module.__name__
     ]
     if class_name is not None:
-        classes = [found for found in classes if found.__name__ == class_name]
+        classes = [scorer_class for scorer_class in classes if scorer_class.__name__ == class_name]
     if len(classes) != 1:
         what = f"class {class_name!r}" if class_name else "exactly one Scorer class"
         raise ScorerError(f"scorer {use!r}: {path} does not define {what}")

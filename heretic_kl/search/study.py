@@ -145,8 +145,8 @@ class SearchStudy:
         self._check(outcome)
         assert not isinstance(outcome, Stopped)  # nothing races against it
         before = self._study.get_trials(deepcopy=False)
-        kept = before[start.number].distributions
-        distributions = {n: d for n, d in kept.items() if not n.startswith(REFINE)}
+        start_distributions = before[start.number].distributions
+        distributions = {n: d for n, d in start_distributions.items() if not n.startswith(REFINE)}
         parameters = {name: start.parameters[name] for name in distributions}
         self._study.add_trial(
             optuna.create_trial(

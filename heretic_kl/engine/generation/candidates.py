@@ -78,7 +78,7 @@ class CandidateResponses:
                     self._group.rules,
                     start=start,
                     batch=number,
-                    into=[own[index] for own in responses for index in bucket],
+                    into=[of_candidate[index] for of_candidate in responses for index in bucket],
                     dropped=None if hear is None else heard,
                 )
         return responses

@@ -87,10 +87,10 @@ class ForcedBatches:
             starts.append(starts[-1] + len(sequence.response))
         self.rows = starts[-1]
         if tree_tokens is None:
-            found = _rectangles(sequences, starts, self.prefix, max_rows, extra_padding)
+            batches = _rectangles(sequences, starts, self.prefix, max_rows, extra_padding)
         else:
-            found = _trees(sequences, starts, tree_tokens)
-        self.batches = list(found)
+            batches = _trees(sequences, starts, tree_tokens)
+        self.batches = list(batches)
 
     def candidates_at_once(self, candidates: int) -> int:
         """How many of so many candidates are worth running side by side.
@@ -168,22 +168,22 @@ def _parted(sequences: Sequence[ForcedSequence], most: int) -> list[tuple[list[i
     # A tree of all is no larger than the trees of its parts together.
     count = max(1, -(-len(TokenTree([fed[index] for index in order]).tokens) // most))
     while True:
-        found = _equal_parts(order, [len(ids) for ids in fed], count)
-        trees = [TokenTree([fed[index] for index in part]) for part in found]
+        parts = _equal_parts(order, [len(ids) for ids in fed], count)
+        trees = [TokenTree([fed[index] for index in part]) for part in parts]
         if all(len(tree.tokens) <= most for tree in trees) or count >= len(order):
             break
         count = min(len(order), count + 1 + count // 20)
     trees += [TokenTree([fed[index] for index in part]) for part in alone]
-    return [(part, tree) for part, tree in zip(found + alone, trees, strict=True) if part]
+    return [(part, tree) for part, tree in zip(parts + alone, trees, strict=True) if part]
 
 
 def _equal_parts(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
     """The order cut where about so many tokens are reached as each part should have."""
     whole = sum(lengths[index] for index in order)
-    found: list[list[int]] = [[] for _ in range(count)]
+    parts: list[list[int]] = [[] for _ in range(count)]
     before = 0
     for index in order:
         middle = before + lengths[index] / 2
-        found[min(count - 1, int(middle * count / whole))].append(index)
+        parts[min(count - 1, int(middle * count / whole))].append(index)
         before += lengths[index]
-    return found
+    return parts

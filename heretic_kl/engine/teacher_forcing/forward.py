@@ -60,9 +60,9 @@ class ForcedPortion(NamedTuple):
 
 def gathered(portions: Iterable[ForcedPortion]) -> Tensor:
     """All portions of a pass as (K, rows, D), rows in order."""
-    found = list(portions)
-    rows = torch.cat([portion.rows for portion in found])
-    hidden = torch.cat([portion.hidden for portion in found], dim=1)
+    parts = list(portions)
+    rows = torch.cat([portion.rows for portion in parts])
+    hidden = torch.cat([portion.hidden for portion in parts], dim=1)
     ordered = torch.empty_like(hidden)
     ordered[:, rows.to(hidden.device)] = hidden
     return ordered

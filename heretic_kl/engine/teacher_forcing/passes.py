@@ -66,14 +66,14 @@ class CandidatePasses:
         Returns:
             (K, rows, D), rows ordered as the sequences' answers.
         """
-        found: dict[int, Tensor] = {}
+        hidden_by_group: dict[int, Tensor] = {}
         for first, group in self.grouped(plans):
 
             def keep(portions: Iterator[ForcedPortion], first: int = first) -> None:
-                found[first] = gathered(portions)
+                hidden_by_group[first] = gathered(portions)
 
             self.run(group, keep)
-        return torch.cat(list(found.values()))
+        return torch.cat(list(hidden_by_group.values()))
 
     def grouped(self, plans: Sequence[P]) -> Iterator[tuple[int, Sequence[P]]]:
         """Candidates in groups worth running side by side, each with the place of its first."""

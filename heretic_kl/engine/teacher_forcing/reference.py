@@ -141,9 +141,9 @@ class KeptLogits:
         Logits (n, V) float32, or what the reduction makes of them where that can be kept.
         """
         key = tuple(rows.tolist())
-        known = self._prepared.get((reduction, key), self._logits.get(key))
-        if known is not None:
-            return known
+        stored = self._prepared.get((reduction, key), self._logits.get(key))
+        if stored is not None:
+            return stored
         logits, left = self._computed(rows), self._limits.cache_left
         prepare = getattr(reduction, "prepare", None)  # see `PreparingReduction`
         # For one use it is not worth making: reductions do that in blocks that fit in a cache.
@@ -216,10 +216,10 @@ class ReducedRows:
             chosen = rows[block]
             own_tokens = tokens[chosen.to(tokens.device)].to(hidden.device)
             reference = None if self._kept is None else self._kept.of(chosen, self._reduction)
-            for parts, own in zip(self._parts, hidden, strict=True):
-                logits = self._head.logits(own[block])
-                given = logits[:0] if reference is None else reference
-                parts.append(self._reduction(given, logits, own_tokens))
+            for parts, states in zip(self._parts, hidden, strict=True):
+                logits = self._head.logits(states[block])
+                reference_logits = logits[:0] if reference is None else reference
+                parts.append(self._reduction(reference_logits, logits, own_tokens))
         self._rows.append(rows)
 
     def result(self, candidate: int) -> TeacherForcedResult:

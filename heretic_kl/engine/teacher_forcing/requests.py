@@ -103,9 +103,9 @@ class ForcedRequests:
         def consume(portions: Iterator[ForcedPortion]) -> None:
             for portion in portions:
                 for request, rows in reduced.items():
-                    own = together.portion(_key(request), portion)
-                    if len(own.rows):
-                        rows.add(own.rows, own.hidden)
+                    part = together.portion(_key(request), portion)
+                    if len(part.rows):
+                        rows.add(part.rows, part.hidden)
                 whole = all(rows.complete for rows in reduced.values())
                 # Of several candidates none can leave the pass.
                 if len(going) == 1 and progress.watched and not whole:
@@ -210,10 +210,10 @@ class _Together:
     def portion(self, key: ForcedKey, portion: ForcedPortion) -> ForcedPortion:
         """What of a portion belongs to a key, rows counted as in its reference."""
         place = self._places[key]
-        own = (portion.rows >= place.start) & (portion.rows < place.stop)
-        if bool(own.all()):
+        belongs = (portion.rows >= place.start) & (portion.rows < place.stop)
+        if bool(belongs.all()):
             return ForcedPortion(portion.rows - place.start, portion.hidden)
-        chosen = own.nonzero().squeeze(-1)
+        chosen = belongs.nonzero().squeeze(-1)
         hidden = portion.hidden[:, chosen.to(portion.hidden.device)]
         return ForcedPortion(portion.rows[chosen] - place.start, hidden)
 

@@ -79,10 +79,10 @@ def edited_by_candidate(
 def _candidate_hook(
     site: Site, operators: Sequence[Operator | None], candidate_rows: CandidateRows
 ) -> Callable[[nn.Module, Any, Any, Any], Any]:
-    def hook(module: nn.Module, args: Any, kwargs: Any, given: Any) -> Any:
-        output = stream_out_of(given)
+    def hook(module: nn.Module, args: Any, kwargs: Any, returned: Any) -> Any:
+        output = stream_out_of(returned)
         # Experts give their tokens sequence by sequence in one dimension.
-        each, odd = divmod(output.shape[0], candidate_rows.rows)
+        per_row, odd = divmod(output.shape[0], candidate_rows.rows)
         if odd:
             raise MeasurementError(
                 f"{type(module).__name__} gives {output.shape[0]} rows for {candidate_rows.rows} "
@@ -93,11 +93,11 @@ def _candidate_hook(
         for slot, rows in candidate_rows.slices():
             operator = operators[slot]
             if operator is not None:
-                own = slice(rows.start * each, rows.stop * each)
+                part = slice(rows.start * per_row, rows.stop * per_row)
                 if rest is None:
-                    edited[own] = operator(output[own])
+                    edited[part] = operator(output[part])
                 else:
-                    edited[own] = operator(output[own] - rest[own]) + rest[own]
-        return with_stream_out(given, edited)
+                    edited[part] = operator(output[part] - rest[part]) + rest[part]
+        return with_stream_out(returned, edited)
 
     return hook

@@ -50,10 +50,10 @@ def edited(architecture: Architecture, plan: Mapping[SiteKey, OutputEdit]) -> It
 
 def _output_hook(site: Site, operator: OutputEdit) -> Callable[[nn.Module, Any, Any, Any], Any]:
     def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        given, rest = stream_out_of(output), passed_on(site, args, kwargs)
+        stream, rest = stream_out_of(output), passed_on(site, args, kwargs)
         if rest is None:
-            return with_stream_out(output, operator(given))
-        return with_stream_out(output, operator(given - rest) + rest)
+            return with_stream_out(output, operator(stream))
+        return with_stream_out(output, operator(stream - rest) + rest)
 
     return hook
 

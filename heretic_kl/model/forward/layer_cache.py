@@ -41,11 +41,11 @@ class LayerCache:
     @property
     def bytes(self) -> int:
         """Memory that the kept states take."""
-        kept = [*self._states.values()]
+        tensors = [*self._states.values()]
         for layers in self._caches.values():
             for layer in layers:
-                kept += [t for t in vars(layer).values() if isinstance(t, Tensor)]
-        return sum(state.numel() * state.element_size() for state in kept)
+                tensors += [t for t in vars(layer).values() if isinstance(t, Tensor)]
+        return sum(state.numel() * state.element_size() for state in tensors)
 
     def boundary_for(self, lowest: int | None) -> int | None:
         """The highest boundary at or below the lowest edited layer; None: run all layers."""
@@ -68,9 +68,9 @@ class LayerCache:
     @contextmanager
     def resuming(self, batch: int, boundary: int, candidates: int) -> Iterator[None]:
         """Have a forward pass of the batch, K times over, start at the boundary."""
-        kept = self._states[batch, boundary]
+        stored = self._states[batch, boundary]
         # A copy also for one candidate: a layer may write into what it is given.
-        hidden = kept.repeat(candidates, *[1] * (kept.dim() - 1))
+        hidden = stored.repeat(candidates, *[1] * (stored.dim() - 1))
         with resumed_at(self._layers, boundary, hidden, as_tuple=self._as_tuple[0]):
             yield
 

@@ -64,7 +64,7 @@ def resumed_at(
         return with_stream(args, kwargs, hidden)
 
     below = layers[:boundary]
-    own = [vars(layer).get("forward") for layer in below]
+    forwards = [vars(layer).get("forward") for layer in below]
     handle = layers[boundary].register_forward_pre_hook(replace, with_kwargs=True)
     try:
         for layer in below:
@@ -72,7 +72,7 @@ def resumed_at(
         yield
     finally:
         handle.remove()
-        for layer, forward in zip(below, own, strict=True):
+        for layer, forward in zip(below, forwards, strict=True):
             if forward is None:
                 del layer.forward
             else:

@@ -32,9 +32,9 @@ def last_token_residuals(
         counts as it last was, one that it does not pass (such as those that look at images) as
         the layer below.
     """
-    kept = PrefixCache(lm, prefix)
+    prefix_cache = PrefixCache(lm, prefix)
     for batch in batches:
-        tokens, last = right_padded([s[kept.length :] for s in batch], lm.device)
+        tokens, last = right_padded([s[prefix_cache.length :] for s in batch], lm.device)
         rows = torch.arange(len(batch))
         columns: dict[int, Tensor] = {}
 
@@ -50,7 +50,7 @@ def last_token_residuals(
             columns[layer] = stream[index].float().cpu()
 
         with on_layer_outputs(lm.architecture.layers, keep):
-            lm.body(input_ids=tokens, **kept.arguments(lm, len(batch)))
+            lm.body(input_ids=tokens, **prefix_cache.arguments(lm, len(batch)))
         first = columns[min(columns)]
         for layer in range(len(lm.architecture.layers)):
             columns.setdefault(layer, columns.get(layer - 1, first))

@@ -76,9 +76,9 @@ class _Gather:
     def __init__(
         self, layout: TreeAttention, candidates: int, heads: int, groups: int, device: torch.device
     ) -> None:
-        each, nodes = heads // groups, layout.nodes
+        group_heads, nodes = heads // groups, layout.nodes
         self.pieces: list[_Piece] = []
-        found = torch.zeros(candidates, nodes, heads, dtype=torch.int64)
+        node_rows = torch.zeros(candidates, nodes, heads, dtype=torch.int64)
         start = 0
         k = torch.arange(candidates)
         for queries, keys, seen, lengths in layout.rectangles:
@@ -86,7 +86,7 @@ class _Gather:
             width = keys.shape[1]
             slot = k.view(-1, 1, 1, 1, 1)
             group = torch.arange(groups).view(1, 1, -1, 1, 1)
-            head = group * each + torch.arange(each).view(1, 1, 1, -1, 1)
+            head = group * group_heads + torch.arange(group_heads).view(1, 1, 1, -1, 1)
             node = queries.view(1, rows, 1, 1, length)
             from_rows = (slot * heads + head) * nodes + node  # (K, B, G, H / G, T)
             key_rows = (slot * groups + group) * nodes + keys.view(1, rows, 1, 1, -1)
@@ -95,15 +95,15 @@ class _Gather:
                     from_rows.flatten().to(device),
                     key_rows.flatten().to(device),
                     seen.view(rows, 1, 1, length, 1).to(device),
-                    (candidates, rows, groups, each, length, width),
+                    (candidates, rows, groups, group_heads, length, width),
                 )
             )
             real = torch.arange(length) < lengths.view(-1, 1)  # (B, T)
             places = start + torch.arange(from_rows.numel()).view(from_rows.shape)
             by_node = places.permute(0, 1, 4, 2, 3)[:, real].flatten(2)  # (K, real, H)
-            found[:, queries[real]] = by_node
+            node_rows[:, queries[real]] = by_node
             start += from_rows.numel()
-        self.outputs = found.flatten().to(device)  # (K * M * H,)
+        self.outputs = node_rows.flatten().to(device)  # (K * M * H,)
 
 
 _LAYOUT: ContextVar[TreeAttention] = ContextVar("layout")
@@ -134,8 +134,8 @@ def attending(lm: CausalModel, layout: TreeAttention) -> Iterator[None]:
 
 def _configs(lm: CausalModel) -> list[Any]:
     """All that name an attention function, the outer ones first: setting one sets its parts."""
-    found = (getattr(module, "config", None) for module in lm.model.modules())
-    return list({id(c): c for c in found if hasattr(c, "_attn_implementation")}.values())
+    configs = (getattr(module, "config", None) for module in lm.model.modules())
+    return list({id(c): c for c in configs if hasattr(c, "_attn_implementation")}.values())
 
 
 def tree_attention(
@@ -156,8 +156,8 @@ def tree_attention(
     """
     layout = _LAYOUT.get()
     layout.calls += 1
-    told = {**kwargs, "attention_mask": attention_mask}
-    unknown = [name for name, given in told.items() if isinstance(given, Tensor)]
+    arguments = {**kwargs, "attention_mask": attention_mask}
+    unknown = [name for name, argument in arguments.items() if isinstance(argument, Tensor)]
     unknown = [name for name in unknown if name not in WITHOUT_EFFECT]
     if unknown:
         raise UnsupportedModelError(f"its attention takes {', '.join(unknown)}")
@@ -168,20 +168,20 @@ def tree_attention(
     queries, keys, values = (t.reshape(-1, t.shape[-1]) for t in (query, key, value))
     outputs = []
     for piece in gather.pieces:
-        candidate_rows, rows, _, each, length, places = piece.shape
-        q = queries.index_select(0, piece.queries).view(-1, each * length, width)
+        candidate_rows, rows, _, group_heads, length, places = piece.shape
+        q = queries.index_select(0, piece.queries).view(-1, group_heads * length, width)
         k = keys.index_select(0, piece.keys).view(-1, places, width)
         v = values.index_select(0, piece.keys).view(-1, places, value.shape[-1])
         if softcap is None and s_aux is None and _fused(piece, query.device):
             # Heads of a group as queries side by side: no copies of keys and values for each.
-            mask = (~piece.unseen()).expand(candidate_rows, rows, 1, each, length, places)
+            mask = (~piece.unseen()).expand(candidate_rows, rows, 1, group_heads, length, places)
             q, k, v = (t.view(-1, groups, *t.shape[1:]) for t in (q, k, v))
-            mask = mask.reshape(-1, 1, each * length, places)
+            mask = mask.reshape(-1, 1, group_heads * length, places)
             fused = nn.functional.scaled_dot_product_attention
-            found = fused(q, k, v, attn_mask=mask, scale=scaling)
+            attended = fused(q, k, v, attn_mask=mask, scale=scaling)
         else:
-            found = _explicit(q, k, v, piece, scaling, softcap, s_aux)
-        outputs.append(found.reshape(-1, value.shape[-1]))
+            attended = _explicit(q, k, v, piece, scaling, softcap, s_aux)
+        outputs.append(attended.reshape(-1, value.shape[-1]))
     output = torch.cat(outputs).index_select(0, gather.outputs)
     return output.view(candidates, layout.nodes, heads, -1), None
 
@@ -210,8 +210,8 @@ def _explicit(
     if sinks is None:
         weights = scores.softmax(dim=-1)
     else:
-        _, _, groups, each, _, _ = piece.shape
-        column = sinks.float().view(groups, each, 1, 1).expand(*scores.shape[:-1], 1)
+        _, _, groups, group_heads, _, _ = piece.shape
+        column = sinks.float().view(groups, group_heads, 1, 1).expand(*scores.shape[:-1], 1)
         weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
     return torch.bmm(weights.to(v.dtype).reshape(*q.shape[:2], -1), v)
 
