@@ -1,7 +1,9 @@
-"""Who may import whom, and what the public surface is."""
+"""Who may import whom, how large things may be, and what the public surface is."""
 
 import ast
 import importlib
+import statistics
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,30 @@ OUTSIDE = {
     "heretic": {"integrations"},
 }
 """Library -> the rooms that may import it."""
+
+
+LONG_FILES = {
+    "heretic_kl/score/teacher_forced_kl.py": "one public class; its docstrings are its guide",
+}
+"""File of more than 400 lines -> why it is one file."""
+
+LONG_FUNCTIONS = {
+    "heretic_kl/model/loading/loader.py:load_model": "each argument has two lines of its own",
+    "heretic_kl/score/teacher_forced_kl.py:__init__": "each argument has two lines of its own",
+    "heretic_kl/score/teacher_forced_kl.py:score": "one measurement in order, most of it docstring",
+}
+"""Function of more than 60 lines -> why it is one function."""
+
+LARGE_FOLDERS = {
+    "heretic_kl/run": "one file a step of a run, read in the order of `Session`",
+}
+"""Folder of more than 12 files (`__init__.py` aside) -> why it is one room."""
+
+SAY_NOTHING = {"found", "own", "each", "given", "known", "told", "kept"}
+"""Names that no local has."""
+
+MOST_LINES = 27_400
+"""Of the package and the plug-ins. It may only be lowered: the aim is 22,000."""
 
 
 def imports(path):
@@ -129,10 +155,83 @@ def test_nothing_prints_below_the_ui():
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_open_with_what_they_are_for_and_stay_readable(path):
-    text = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
-    assert len(text.splitlines()) <= 450
+def test_files_open_with_what_they_are_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "no docstring"
+
+
+def test_every_file_belongs_to_a_room_and_every_room_has_files():
+    assert {room(path) for path in files()} == set(ROOMS)
+
+
+def test_files_are_read_in_one_sitting():
+    lengths = {name(path): len(lines(path)) for path in ours()}
+    check({file: length for file, length in lengths.items() if length > 400}, LONG_FILES)
+    assert statistics.median(lengths.values()) <= 150
+
+
+def test_functions_are_read_at_once():
+    long = {
+        f"{name(path)}:{function.name}": function.end_lineno - function.lineno + 1
+        for path in ours()
+        for function in functions(path)
+        if function.end_lineno - function.lineno + 1 > 60
+    }
+    check(long, LONG_FUNCTIONS)
+
+
+def test_folders_hold_about_a_dozen_files():
+    sizes = Counter(name(path.parent) for path in ours() if path.name != "__init__.py")
+    check({folder: size for folder, size in sizes.items() if size > 12}, LARGE_FOLDERS)
+    assert len([path for path in ROOT.iterdir() if path.is_file()]) <= 10
+
+
+def test_the_package_stays_small():
+    assert sum(len(lines(path)) for path in ours()) <= MOST_LINES
+
+
+def test_locals_say_what_they_hold():
+    vague = [
+        f"{name(path)}:{node.lineno} {local}"
+        for path in ours()
+        for function in functions(path)
+        for node, local in locals_of(function)
+        if local in SAY_NOTHING
+    ]
+    assert not vague
+
+
+def ours():
+    """Every Python file of the package and the plug-ins."""
+    return [*files(), *sorted(PLUG_INS.glob("*.py"))]
+
+
+def name(path):
+    return path.relative_to(ROOT.parent).as_posix()
+
+
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def functions(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def locals_of(function):
+    """Names that a function binds, parameters included, with where."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node, node.id
+        elif isinstance(node, ast.arg):
+            yield node, node.arg
+
+
+def check(too_large, exceptions):
+    """Nothing is too large but what is listed, and nothing is listed without need."""
+    assert too_large.keys() - exceptions.keys() == set(), too_large
+    assert exceptions.keys() - too_large.keys() == set(), "an exception is no longer needed"
 
 
 def test_public_names_are_there_and_nothing_else_is_listed():

@@ -98,20 +98,20 @@ class TeacherForcedKLCallback(TrainerCallback):
 
     # --- parts -------------------------------------------------------------------------------
 
-    def _reference(self, state: Any, given: dict[str, Any]) -> TeacherForcedKL:
+    def _reference(self, state: Any, arguments: dict[str, Any]) -> TeacherForcedKL:
         if state.global_step > 0:
             raise MeasurementError(
                 f"training resumes at step {state.global_step}, so the model is no longer the "
                 "original: pass kl=TeacherForcedKL(original, tokenizer)"
             )
-        processor = given.get("processing_class")
+        processor = arguments.get("processing_class")
         tokenizer = getattr(processor, "tokenizer", processor)
         if tokenizer is None:
             raise MeasurementError(
                 "the trainer has no tokenizer: pass processing_class=tokenizer to it, or "
                 "kl=TeacherForcedKL(model, tokenizer) to the callback"
             )
-        return TeacherForcedKL(given["model"], tokenizer, **self._options)
+        return TeacherForcedKL(arguments["model"], tokenizer, **self._options)
 
     def _watch(self, state: Any, control: Any, model: Any) -> None:
         """Measure unless this step was; a training is not ended by what watches it."""

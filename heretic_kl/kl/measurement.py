@@ -253,19 +253,19 @@ def compare_paired(
     )
 
 
-def _position_weights(table: KLTable, given: Tensor | None) -> Tensor:
+def _position_weights(table: KLTable, weights: Tensor | None) -> Tensor:
     """Return (N,) float64 weights, or raise `ValueError`."""
-    if given is None:
+    if weights is None:
         return torch.ones(table.positions, dtype=torch.float64)
-    if given.shape != (table.positions,):
+    if weights.shape != (table.positions,):
         raise ValueError(
             f"position_weights must be ({table.positions},) to fit a table "
-            f"{tuple(table.values.shape)}, got {tuple(given.shape)}"
+            f"{tuple(table.values.shape)}, got {tuple(weights.shape)}"
         )
-    weights = given.detach().to(device="cpu", dtype=torch.float64)
-    if not bool(((weights >= 0.0) & (weights < float("inf"))).all()):
+    checked = weights.detach().to(device="cpu", dtype=torch.float64)
+    if not bool(((checked >= 0.0) & (checked < float("inf"))).all()):
         raise ValueError("position_weights must be finite and not negative")
-    return weights
+    return checked
 
 
 def _prompt_means(values: Tensor, keep: Tensor, weights: Tensor) -> Tensor:

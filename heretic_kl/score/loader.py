@@ -166,12 +166,12 @@ class ModelLoader:
                 "--device-map auto or --device cpu"
             ) from error
 
-    def _base(self, source: ModelSource, given: ModelSource | None) -> ModelSource | None:
+    def _base(self, source: ModelSource, wanted: ModelSource | None) -> ModelSource | None:
         """What an adapter is put on: what the user says, what it names, else the reference."""
         if source.adapter is None:
             return None
-        if given is not None:
-            return given
+        if wanted is not None:
+            return wanted
         name = adapter_base(source.adapter)
         stated = None if name is None else ModelSource(name)
         reference = self._reference

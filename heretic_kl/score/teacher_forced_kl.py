@@ -364,35 +364,40 @@ class TeacherForcedKL:
             temperature=self.temperature,
         )
 
-    def _heads(self, own: Head) -> tuple[Head, Head]:
+    def _heads(self, candidate_head: Head) -> tuple[Head, Head]:
         """Reference's and candidate's head, on the candidate's device, of one vocabulary."""
         identity = self._reference.identity
         if self._reference.logits is not None:
-            self._require(vocabulary_size=own.vocabulary)
-            return own, own
+            self._require(vocabulary_size=candidate_head.vocabulary)
+            return candidate_head, candidate_head
         if self._head is None:
-            self._require(vocabulary_size=own.vocabulary, head_fingerprint=own.fingerprint())
-            return own, own
-        if own.vocabulary != identity.vocabulary_size:
-            return self._cut_to_tokenizer(self._head.to(own.weight.device), own)
-        if self._head.same_as(own):
-            return own, own
-        return self._head.to(own.weight.device), own
+            self._require(
+                vocabulary_size=candidate_head.vocabulary,
+                head_fingerprint=candidate_head.fingerprint(),
+            )
+            return candidate_head, candidate_head
+        if candidate_head.vocabulary != identity.vocabulary_size:
+            return self._cut_to_tokenizer(
+                self._head.to(candidate_head.weight.device), candidate_head
+            )
+        if self._head.same_as(candidate_head):
+            return candidate_head, candidate_head
+        return self._head.to(candidate_head.weight.device), candidate_head
 
-    def _cut_to_tokenizer(self, head: Head, own: Head) -> tuple[Head, Head]:
+    def _cut_to_tokenizer(self, head: Head, candidate_head: Head) -> tuple[Head, Head]:
         """Heads padded to different sizes, without their padding."""
         size = 0 if self._tokenizer is None else len(self._tokenizer)
         used = int(self._reference.tokens.max())
-        if not used < size <= min(head.vocabulary, own.vocabulary):
+        if not used < size <= min(head.vocabulary, candidate_head.vocabulary):
             raise MeasurementError(
                 f"the models have different vocabularies: {head.vocabulary} tokens in the "
-                f"reference, {own.vocabulary} in the candidate"
+                f"reference, {candidate_head.vocabulary} in the candidate"
             )
         self._notify(
-            f"the heads have {head.vocabulary} and {own.vocabulary} columns; the tokenizer's "
-            f"{size} tokens are compared"
+            f"the heads have {head.vocabulary} and {candidate_head.vocabulary} columns; the "
+            f"tokenizer's {size} tokens are compared"
         )
-        return replace(head, vocabulary_size=size), replace(own, vocabulary_size=size)
+        return replace(head, vocabulary_size=size), replace(candidate_head, vocabulary_size=size)
 
     def _require(self, **facts: Any) -> None:
         identity = self._reference.identity

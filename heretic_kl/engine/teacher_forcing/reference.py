@@ -172,7 +172,7 @@ class ReducedRows:
         reference: what the candidates are compared with.
         reduction: what is kept of each row.
         candidates: K.
-        kept: the reference's logits; None: the reduction does not read them.
+        logits: the reference's; None: the reduction does not read them.
         head: makes logits of the candidates' hidden states.
     """
 
@@ -182,12 +182,12 @@ class ReducedRows:
         reduction: RowReduction,
         candidates: int,
         *,
-        kept: KeptLogits | None,
+        logits: KeptLogits | None,
         head: Head,
     ) -> None:
         self._reference = reference
         self._reduction = reduction
-        self._kept = kept
+        self._kept = logits
         self._head = head
         on_cpu = head.weight.device.type == "cpu"
         self._elements = CPU_LOGIT_ELEMENTS if on_cpu else MAX_LOGIT_ELEMENTS

@@ -129,7 +129,7 @@ class ForcedRequests:
             together.reference(_key(request)),
             request.reduction,
             candidates,
-            kept=together.logits(_key(request)) if request.reference_logits else None,
+            logits=together.logits(_key(request)) if request.reference_logits else None,
             head=self._lm.head,
         )
 

@@ -118,19 +118,19 @@ class Start:
             with self.layer_cache.resuming(index, self.boundary, self.candidates):
                 yield
 
-    def complete_prefix(self, kept: PrefixCache, batch: int = 0) -> None:
+    def complete_prefix(self, prefix: PrefixCache, batch: int = 0) -> None:
         """Give layers of a prefix that did not run the unedited model's keys and values.
 
         Args:
-            kept: the prefix as far as it ran.
+            prefix: the prefix as far as it ran.
             batch: whose prefix it is; 0 where all batches have one in common.
         """
-        if self.layer_cache is None or not kept.length:
+        if self.layer_cache is None or not prefix.length:
             return
         if self.boundary is None:
-            self.layer_cache.prefixes[batch] = kept
+            self.layer_cache.prefixes[batch] = prefix
         else:
-            kept.take_layers(self.layer_cache.prefixes[batch], self.boundary)
+            prefix.take_layers(self.layer_cache.prefixes[batch], self.boundary)
 
     def complete_cache(self, index: int, cache: Any, rows: int) -> None:
         """Do the same for the cache of one batch that goes on growing, or keep it as recorded."""

@@ -80,11 +80,11 @@ def resumed_at(
 
 
 @contextmanager
-def returns_tuple(layers: Sequence[nn.Module], found: list[bool]) -> Iterator[None]:
+def returns_tuple(layers: Sequence[nn.Module], is_tuple: list[bool]) -> Iterator[None]:
     """Note whether the first layer returns a tuple, while a forward pass runs in the block."""
 
     def observe(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        found.append(isinstance(output, tuple))
+        is_tuple.append(isinstance(output, tuple))
 
     handle = layers[0].register_forward_hook(observe)
     try:
