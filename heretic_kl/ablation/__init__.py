@@ -14,7 +14,6 @@ from heretic_kl.ablation.operator import (
     NormMode,
     Operator,
     ablation_operator,
-    mean_preserving_operator,
 )
 from heretic_kl.ablation.plan import (
     Component,
@@ -44,7 +43,6 @@ __all__ = [
     "build_plan",
     "difference_of_means",
     "lowest_edited_layer",
-    "mean_preserving_operator",
     "plan_from_tensors",
     "tensors_from_plan",
     "winsorize",

@@ -34,8 +34,3 @@ class WeightKernel:
         if self.reach == 0:
             return self.peak_weight
         return self.peak_weight + (self.floor_weight - self.peak_weight) * distance / self.reach
-
-    def layers(self, count: int) -> range:
-        """The layers among `count` that lie within reach."""
-        within = [layer for layer in range(count) if abs(layer - self.peak_position) <= self.reach]
-        return range(within[0], within[-1] + 1) if within else range(0)

@@ -10,7 +10,6 @@ Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,25 +89,6 @@ class Operator:
             return scaled.addcmul_(along, self.left[:, 0])
         return scaled.add_(along @ self.left.T)
 
-    def then(self, following: Operator) -> Operator:
-        """The operator that applies this one and then `following`; its rank is the sum of both."""
-        right = following.right if self.scale is None else self.scale[:, None] * following.right
-        left, scale, shift = self.left, self.scale, self.shift
-        if following.scale is not None:
-            left = following.scale[:, None] * left
-            scale = following.scale if scale is None else following.scale * scale
-        if shift is None:
-            shift = following.shift
-        else:
-            shift = following.linear(shift)
-            shift = shift if following.shift is None else shift + following.shift
-        return Operator(
-            torch.cat([left, following.left], dim=1),
-            torch.cat([self.right, right + self.right @ (self.left.T @ following.right)], dim=1),
-            scale,
-            shift,
-        )
-
     def to(self, device: torch.device) -> Operator:
         """The same operator on another device."""
         return Operator(
@@ -136,7 +116,7 @@ class Operator:
 
 def ablation_operator(
     direction: Tensor,  # (D,) any length but zero; (R, D) to remove all that they span
-    weight: float | Sequence[float],  # one for all directions, or R
+    weight: float,
     *,
     norm: NormMode = "none",
     site_weight: Tensor | None = None,  # (D, F), needed unless norm is "none"
@@ -151,21 +131,18 @@ def ablation_operator(
     - `normalized_row`: `u = (W / n)^T v`, `r_i = 1 / |W_i / n_i - w v_i u|`,
       `y' = r * (y - w (n * v) (v . (y / n)))`.
 
-    Several directions are made orthogonal, each to those before it, and have one weight or a weight
-    each. They are defined for `none` only.
+    Several directions are made orthogonal, each to those before it. They are defined for `none`
+    only.
 
     Raises:
-        ValueError: a direction is not finite or all are zero, directions with a weight each depend
-            on each other or are not as many, the mode needs `site_weight` and it is missing, or it
-            is not `none` and there are several directions.
+        ValueError: a direction is not finite or all are zero, the mode needs `site_weight` and it
+            is missing, or it is not `none` and there are several directions.
     """
     if direction.ndim == 2:
         if norm != "none":
             raise ValueError(f"norm mode {norm!r} is not defined for several directions")
-        basis, strengths = _basis_and_strengths(direction, weight)
-        return Operator(left=-strengths * basis, right=basis)
-    if not isinstance(weight, (int, float)):
-        raise ValueError(f"one direction takes one weight, got {len(weight)}")
+        basis = _orthonormal(direction)
+        return Operator(left=-weight * basis, right=basis)
     v = direction.float()
     length = v.norm()
     if not torch.isfinite(length) or length == 0:
@@ -196,47 +173,11 @@ def ablation_operator(
     return Operator(operator.left, operator.right, restore, shift=projected - operator(bias))
 
 
-def mean_preserving_operator(
-    direction: Tensor,  # (D,) or (R, D), any length but zero
-    weight: float | Sequence[float],  # one for all directions, or R
-    *,
-    mean: Tensor,  # (D,) mean output of the site on prompts that are to stay as they are
-) -> Operator:
-    """The oblique operator that removes directions and leaves the mean output where it is.
+def _orthonormal(directions: Tensor) -> Tensor:
+    """(D, R) unit vectors that span (R, D) directions, each orthogonal to those before it.
 
-    `y' = y - R diag(w) (D^T y)`, where the columns of `R` are the directions made orthonormal and
-    `D = R - m (m^T R)` with unit `m` along the mean: what varies along the directions is removed,
-    what the mean has of them stays. A mean of zero gives `ablation_operator`.
-
-    Raises:
-        ValueError: see `ablation_operator`; the mean does not fit or is not finite.
+    A direction that depends on those before it is left out.
     """
-    basis, strengths = _basis_and_strengths(direction.reshape(-1, direction.shape[-1]), weight)
-    if mean.shape != basis.shape[:1] or not torch.isfinite(mean).all():
-        raise ValueError(
-            f"the mean output must be ({len(basis)},) and finite, got {tuple(mean.shape)}"
-        )
-    unit = mean.double() / mean.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
-    unit = unit.to(basis.device)
-    oblique = basis.double() - unit[:, None] * (unit @ basis.double())
-    return Operator(left=-strengths * basis, right=oblique.float())
-
-
-def _basis_and_strengths(
-    directions: Tensor,  # (R, D)
-    weight: float | Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    """(D, R) the directions as unit vectors, each orthogonal to those before it, and (R,) weights.
-
-    A direction that depends on those before it adds nothing to what they span: under one common
-    weight it is left out.
-    """
-    common = isinstance(weight, (int, float))
-    weights = [weight] * len(directions) if isinstance(weight, (int, float)) else list(weight)
-    if len(weights) != len(directions):
-        raise ValueError(
-            f"{len(directions)} directions take 1 or {len(directions)} weights, got {len(weights)}"
-        )
     lengths = directions.double().norm(dim=1)
     if not torch.isfinite(lengths).all() or not (lengths > 0).any():
         raise ValueError("direction must be finite and not zero")
@@ -247,10 +188,7 @@ def _basis_and_strengths(
             unit = unit - basis @ (basis.T @ unit)
         if float(unit.norm()) > DEPENDENT:
             basis = torch.cat([basis, (unit / unit.norm())[:, None]], dim=1)
-        elif not common:
-            raise ValueError("directions with a weight each must not depend on each other")
-    strengths = torch.tensor(weights[: basis.shape[1]], dtype=torch.float32, device=basis.device)
-    return basis.float(), strengths
+    return basis.float()
 
 
 def _row_restoration(

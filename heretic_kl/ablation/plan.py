@@ -14,7 +14,6 @@ from heretic_kl.ablation.operator import (
     NormMode,
     Operator,
     ablation_operator,
-    mean_preserving_operator,
 )
 
 Component = Literal["attention", "mlp"]
@@ -90,8 +89,6 @@ def build_plan(
     parameters: EditParameters,
     directions: Directions,
     sites: Mapping[SiteKey, SiteFacts],
-    *,
-    preserved_means: Mapping[SiteKey, Tensor] | None = None,  # (D,) by site
 ) -> dict[SiteKey, Operator]:
     """An operator for every site that the parameters reach.
 
@@ -99,16 +96,9 @@ def build_plan(
     through it: to remove `v` from `g * y / rms(y)`, remove `g * v` from `y`; for a LayerNorm, its
     centred form.
 
-    Args:
-        parameters: of the edit.
-        directions: to remove.
-        sites: of the model.
-        preserved_means: mean outputs of the sites that the edit leaves where they are, see
-            `mean_preserving_operator`; None: directions are removed from the means too.
-
     Raises:
         ValueError: a norm-restoring mode meets a site behind a norm, where row norms of the
-            weight say nothing about what reaches the stream, or it meets means to preserve.
+            weight say nothing about what reaches the stream.
     """
     plan: dict[SiteKey, Operator] = {}
     shared_direction = None
@@ -122,18 +112,11 @@ def build_plan(
         direction = (
             directions.per_layer[key.layer] if shared_direction is None else shared_direction
         )
-        mean = None if preserved_means is None else preserved_means[key]
-        plan[key] = _site_operator(direction, weight, facts, parameters.norm, mean)
+        plan[key] = _site_operator(direction, weight, facts, parameters.norm)
     return plan
 
 
-def _site_operator(
-    direction: Tensor, weight: float, facts: SiteFacts, norm: NormMode, mean: Tensor | None
-) -> Operator:
-    if mean is not None:
-        if norm != "none":
-            raise ValueError(f"norm mode {norm!r} does not preserve means; use 'none'")
-        return mean_preserving_operator(facts.pull_back(direction), weight, mean=mean)
+def _site_operator(direction: Tensor, weight: float, facts: SiteFacts, norm: NormMode) -> Operator:
     if norm == "none":
         return ablation_operator(facts.pull_back(direction), weight)
     if facts.gains is not None or facts.centred:

@@ -5,7 +5,7 @@ scored positions of all prompts.
 """
 
 from heretic_kl.engine.calibration import Calibration, find_batch_size, find_response_prefix
-from heretic_kl.engine.engine import Engine, ForcedPass
+from heretic_kl.engine.engine import Engine
 from heretic_kl.engine.generation.generate import (
     ChosenTokens,
     Response,
@@ -15,7 +15,6 @@ from heretic_kl.engine.generation.generate import (
 from heretic_kl.engine.memory import MemoryLimits
 from heretic_kl.engine.noise import NoiseFloor, measure_noise_floor
 from heretic_kl.engine.runner import Runner
-from heretic_kl.engine.teacher_forcing.forward import portions_with_gradient
 from heretic_kl.engine.teacher_forcing.reference import (
     forced_sequences,
     mean_kl,
@@ -28,7 +27,6 @@ __all__ = [
     "Calibration",
     "ChosenTokens",
     "Engine",
-    "ForcedPass",
     "MemoryLimits",
     "NoiseFloor",
     "Runner",
@@ -41,5 +39,4 @@ __all__ = [
     "measure_noise_floor",
     "model_identity",
     "stream_response",
-    "portions_with_gradient",
 ]

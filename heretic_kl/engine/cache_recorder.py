@@ -84,18 +84,11 @@ class LayerCacheRecorder:
         candidate_rows = CandidateRows([1] * len(plans)) if len(plans) > 1 else None
         edited_layers = [layer for layer in lowest if layer is not None]
         if len(edited_layers) == len(plans):
-            return self.start_below(min(edited_layers), layout, candidate_rows)
+            layer_cache = self._recorded(layout)
+            boundary = None if layer_cache is None else layer_cache.boundary_for(min(edited_layers))
+            if boundary is not None:
+                return Start(candidate_rows, layer_cache, boundary)
         return Start(candidate_rows)
-
-    def start_below(
-        self, lowest: int, layout: RepeatedPass, candidate_rows: CandidateRows | None = None
-    ) -> Start:
-        """Where a pass begins whose lowest edited layer is this one."""
-        layer_cache = self._recorded(layout)
-        boundary = None if layer_cache is None else layer_cache.boundary_for(lowest)
-        if boundary is None:
-            return Start(candidate_rows)
-        return Start(candidate_rows, layer_cache, boundary)
 
     def _recorded(self, layout: RepeatedPass) -> LayerCache | None:
         if self._rows == layout.max_rows or self._problem is not None:

@@ -42,22 +42,14 @@ class Calibration:
     """Largest share of a direction that any layer still adds once all sites remove it."""
 
 
-def find_batch_size(
-    lm: LanguageModel,
-    prompts: Sequence[Prompt],
-    *,
-    largest: int = LARGEST_BATCH,
-) -> int:
-    """The batch size beyond which decoding gets no faster per answer, or memory runs out.
+def find_batch_size(lm: LanguageModel, prompts: Sequence[Prompt]) -> int:
+    """The batch size beyond which decoding gets no faster per response, or memory runs out.
 
-    Args:
-        lm: the model.
-        prompts: what it will be asked; batches never outgrow them.
-        largest: where to stop in any case.
+    Never larger than the number of prompts or `LARGEST_BATCH`.
     """
     encoded = sorted((lm.chat.encode(prompt) for prompt in prompts), key=len)
     best, best_rate, size, misses = 1, 0.0, SMALLEST_BATCH, 0
-    while size <= largest and misses < 2:
+    while size <= LARGEST_BATCH and misses < 2:
         batch = [encoded[index * len(encoded) // size] for index in range(size)]
         seconds = if_memory_allows(partial(_decoding_seconds, lm, batch))
         if seconds is None:

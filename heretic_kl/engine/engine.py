@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,29 +16,19 @@ from heretic_kl.engine.generation.groups import ResponseGroup, response_groups
 from heretic_kl.engine.memory import MemoryLimits
 from heretic_kl.engine.progress import Progress
 from heretic_kl.engine.runner import Runner
-from heretic_kl.engine.teacher_forcing.batches import ForcedBatches
 from heretic_kl.engine.teacher_forcing.requests import ForcedKey, ForcedRequests, forced_keys
 from heretic_kl.kl import Reference
-from heretic_kl.model import LanguageModel, Start, common_prefix, last_token_residuals
+from heretic_kl.model import LanguageModel, common_prefix, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
     Request,
     Result,
-    Sampling,
     StopRule,
     TeacherForcedRequest,
     Watch,
 )
 
 _ResponsesKey: TypeAlias = tuple[tuple[Prompt, ...], int, tuple[StopRule, ...]]
-
-
-class ForcedPass(NamedTuple):
-    """What gradients of teacher-forced edits need; see `portions_with_gradient`."""
-
-    reference: Reference
-    batches: ForcedBatches
-    start: Start
 
 
 class Engine:
@@ -157,32 +147,11 @@ class Engine:
         if forced:
             self.limits.run(lambda: self._forced.references(forced_keys(forced)))
 
-    def reference(
-        self, prompts: tuple[Prompt, ...], tokens: int, sampling: Sampling | None = None
-    ) -> Reference:
+    def reference(self, prompts: tuple[Prompt, ...], tokens: int) -> Reference:
         """The unedited model's answers of up to `tokens` tokens and its states over them."""
-        key = ForcedKey(prompts, tokens, sampling)
+        key = ForcedKey(prompts, tokens)
         (reference,) = self.limits.run(lambda: self._forced.references([key]))
         return reference
-
-    def forced_pass(
-        self,
-        prompts: tuple[Prompt, ...],
-        tokens: int,
-        lowest: int,
-        sampling: Sampling | None = None,
-    ) -> ForcedPass:
-        """What to feed, and where to begin, for gradients of edits from layer `lowest` on.
-
-        Call it while the model is unedited, and again where the batch size has changed.
-        """
-        key = ForcedKey(prompts, tokens, sampling)
-
-        def prepare() -> ForcedPass:
-            (reference,) = self._forced.references([key])
-            return ForcedPass(reference, *self._forced.passes(key).start(lowest))
-
-        return self.limits.run(prepare)
 
     def release(self) -> None:
         """Give back the memory of what is kept; it is computed anew when it is needed."""

@@ -34,11 +34,6 @@ class BenignBatch:
     kept: Tensor | None  # (B, T) bool, aligned with tokens
     """None: all real tokens."""
 
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """(B, T), 1 at real tokens; None: all are."""
-        return self.inputs.get("attention_mask")
-
 
 class BenignBatches:
     """Endless batches of a map-style dataset: each pass in a new order, all from one seed.

@@ -26,13 +26,10 @@ KL(reference || candidate), and a mean is over positions within the mask, then o
 """
 
 from heretic_kl.kl.divergence import (
-    Inputs,
-    Reduction,
     forward_kl,
     geometric_weights,
     jensen_shannon,
     reverse_kl,
-    uniform_weights,
 )
 from heretic_kl.kl.head import Head, chunked_row_statistics
 from heretic_kl.kl.intervals import Interval, bootstrap_interval, wilson_interval
@@ -50,9 +47,6 @@ from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Divergence
 from heretic_kl.kl.reference import (
     Reference,
     ReferenceIdentity,
-    ReferenceSource,
-    StoredLogits,
-    resolve_reference,
     vocabulary_hash,
 )
 from heretic_kl.kl.rows import (
@@ -71,20 +65,16 @@ __all__ = [
     "Divergence",
     "DivergenceReduction",
     "Head",
-    "Inputs",
     "Interval",
     "KLSummary",
     "KLTable",
     "PairedComparison",
     "PositionMean",
     "Quantile",
-    "Reduction",
     "Reference",
     "ReferenceIdentity",
     "ReferenceRows",
-    "ReferenceSource",
     "RowStatistics",
-    "StoredLogits",
     "bootstrap_interval",
     "chunked_row_statistics",
     "compare_paired",
@@ -94,12 +84,10 @@ __all__ = [
     "geometric_weights",
     "jensen_shannon",
     "kl_divergence_loss",
-    "resolve_reference",
     "reverse_kl",
     "reference_rows",
     "row_statistics",
     "summarize",
-    "uniform_weights",
     "vocabulary_hash",
     "wilson_interval",
 ]

@@ -108,11 +108,6 @@ def jensen_shannon(
     )
 
 
-def uniform_weights(positions: int) -> Tensor:
-    """Return (positions,) float64 ones: every position counts alike."""
-    return geometric_weights(positions, 1.0)
-
-
 def geometric_weights(positions: int, ratio: float) -> Tensor:
     """Return (positions,) float64 `ratio ** t`: 1 at the first position.
 

@@ -22,17 +22,6 @@ from heretic_kl.kl.intervals import (
 from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Divergence
 from heretic_kl.kl.table import KLTable
 
-__all__ = [
-    "KLSummary",
-    "KLTable",
-    "PairedComparison",
-    "PositionMean",
-    "Quantile",
-    "compare_paired",
-    "lowest_mean",
-    "summarize",
-]
-
 QUANTILE_LEVELS: Final = (0.05, 0.25, 0.75, 0.9, 0.95, 0.99, 0.999)
 
 ROWS_BEYOND_QUANTILE: Final = 5

@@ -8,7 +8,7 @@ about models and tokenizers but the hashes by which two of them can be told apar
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -276,17 +276,14 @@ class Reference:
         save_tensors(path, _KIND, tensors, facts)
 
     @classmethod
-    def load(cls, path: str | Path, *, expected: ReferenceIdentity | None = None) -> "Reference":
-        """Read a saved reference, and check that it is the `expected` one if that is given.
+    def load(cls, path: str | Path) -> "Reference":
+        """Read a saved reference; see `ReferenceIdentity.require_match`.
 
         Raises:
-            MeasurementError: The file is missing, no reference, of another metric version, or
-                does not fit `expected`; the message says which.
+            MeasurementError: The file is missing, no reference, or of another metric version.
         """
         tensors, facts = load_tensors(path, _KIND)
         identity = ReferenceIdentity(**cast(dict[str, Any], facts))
-        if expected is not None:
-            identity.require_match(expected)
         stored = None
         if "shifted" in tensors:
             stored = StoredLogits(tensors["shifted"], tensors["log_normalizer"])
@@ -331,49 +328,11 @@ class Reference:
         return concatenate_rows(parts)
 
 
-ReferenceSource = Reference | str | Path | Callable[[], Reference]
-"""Tensors given, a file to load, or a callable that computes on demand."""
-
-
-def resolve_reference(
-    source: ReferenceSource,
-    *,
-    expected: ReferenceIdentity | None = None,
-    cache: str | Path | None = None,
-) -> Reference:
-    """Return the reference behind `source`, checked against `expected` if that is given.
-
-    Args:
-        source: A `Reference`, the path of a saved one, or a callable returning one.
-        expected: What tokenizer, vocabulary, head and settings must be.
-        cache: With a callable: this file is loaded if it exists, else computed and written.
-
-    Raises:
-        MeasurementError: The reference does not fit `expected`, or a file cannot be used.
-    """
-    if isinstance(source, str | Path):
-        return Reference.load(source, expected=expected)
-    if isinstance(source, Reference):
-        reference = source
-    elif cache is not None and Path(cache).exists():
-        return Reference.load(cache, expected=expected)
-    else:
-        reference = source()
-    if expected is not None:
-        reference.identity.require_match(expected)
-    if cache is not None and reference is not source:
-        reference.save(cache)
-    return reference
-
-
 def vocabulary_hash(
     vocabulary: Mapping[str, int],  # token text -> id, special and added tokens included
-    settings: Mapping[str, Setting] | None = None,
 ) -> str:
-    """Return a SHA-256 of a tokenizer's vocabulary, in any order of its entries.
-
-    Pass what else decides which ids a prompt becomes (the chat template) as `settings`.
-    """
-    facts = [sorted((index, token) for token, index in vocabulary.items()), settings or {}]
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+    """Return a SHA-256 of a tokenizer's vocabulary, in any order of its entries."""
+    entries = sorted((index, token) for token, index in vocabulary.items())
+    # The empty dict keeps the hashes that stored references carry.
+    text = json.dumps([entries, {}], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

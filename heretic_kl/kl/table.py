@@ -4,7 +4,6 @@
 token; `mask` is True up to and including the position that predicts the end token.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -115,22 +114,16 @@ class KLTable:
         """Return the (P, N) tensors by name."""
         return {name: getattr(self, name) for name in (*RowStatistics._fields, "mask")}
 
-    def first_positions(self, positions: int) -> "KLTable":
-        """Return the table of the first `positions` positions only; 1 is first-token KL.
-
-        Raises:
-            ValueError: `positions` is not in [1, N].
-        """
-        if not 1 <= positions <= self.positions:
-            raise ValueError(f"positions must be in [1, {self.positions}], got {positions}")
-        return self._with(lambda column: column[:, :positions])
-
     def select_prompts(
         self,
         prompts: Tensor,  # (any,) integer row numbers, or (P,) bool
     ) -> "KLTable":
         """Return the table of these prompts only, in the given order."""
-        return self._with(lambda column: column[prompts])
+        return KLTable(
+            divergence=self.divergence,
+            temperature=self.temperature,
+            **{name: column[prompts] for name, column in self.columns().items()},
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the table as safetensors, in one step."""
@@ -148,11 +141,3 @@ class KLTable:
         divergence = cast(Divergence, facts["divergence"])
         temperature = float(cast(float, facts["temperature"]))
         return cls(divergence=divergence, temperature=temperature, **tensors)
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> "KLTable":
-        """Return a table whose every column went through `change`."""
-        return KLTable(
-            divergence=self.divergence,
-            temperature=self.temperature,
-            **{name: change(column) for name, column in self.columns().items()},
-        )

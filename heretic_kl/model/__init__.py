@@ -15,20 +15,16 @@ from heretic_kl.model.forward.layer_cache import (
     Start,
     spread_boundaries,
 )
-from heretic_kl.model.forward.packed_weights import (
-    packed_bytes,
-    with_packed_weights,
-    with_plain_weights,
-)
+from heretic_kl.model.forward.packed_weights import packed_bytes, with_packed_weights
 from heretic_kl.model.forward.padding import right_padded
 from heretic_kl.model.forward.prefix_cache import PrefixCache, common_prefix
 from heretic_kl.model.forward.probing import find_capabilities
 from heretic_kl.model.forward.residuals import last_token_residuals
 from heretic_kl.model.forward.token_tree import TokenTree, tree_rectangles
-from heretic_kl.model.forward.tree_attention import TreeAttention, TreeRectangle, run_tree
+from heretic_kl.model.forward.tree_attention import TreeAttention, run_tree
 from heretic_kl.model.language_model import LanguageModel
 from heretic_kl.model.loading.adapters import adapter_base
-from heretic_kl.model.loading.adopt import adopt_model, unwrapped
+from heretic_kl.model.loading.adopt import adopt_model
 from heretic_kl.model.loading.chat import ChatEncoder, close_thought, thought_left_open
 from heretic_kl.model.loading.devices import DtypeName
 from heretic_kl.model.loading.loader import (
@@ -41,7 +37,6 @@ from heretic_kl.model.loading.source import ModelSource
 from heretic_kl.model.memory import clear_device_memory, is_out_of_memory
 from heretic_kl.model.sites.architecture import Architecture, Site, find_architecture
 from heretic_kl.model.sites.inspection import ModelInspection, SiteGroup, inspect_model
-from heretic_kl.model.sites.probe import probe_tokens
 from heretic_kl.model.sites.stack import likely_layers
 from heretic_kl.model.sites.verification import verify_sites
 
@@ -64,7 +59,6 @@ __all__ = [
     "Start",
     "TokenTree",
     "TreeAttention",
-    "TreeRectangle",
     "WHOLE",
     "adapter_base",
     "adopt_model",
@@ -86,14 +80,11 @@ __all__ = [
     "load_tokenizer",
     "on_layer_outputs",
     "packed_bytes",
-    "probe_tokens",
     "right_padded",
     "run_tree",
     "spread_boundaries",
     "thought_left_open",
     "tree_rectangles",
-    "unwrapped",
     "verify_sites",
     "with_packed_weights",
-    "with_plain_weights",
 ]

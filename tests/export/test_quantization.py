@@ -9,7 +9,7 @@ from heretic_kl.errors import ExportError, ModelError, UnsupportedModelError
 from heretic_kl.export import save_lora, save_merged
 from heretic_kl.export.lora import read_lora
 from heretic_kl.model import ModelSource, edited, load_model
-from heretic_kl.model.sites.verification import direction_residue
+from heretic_kl.model.sites.verification import Residue
 from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -42,7 +42,7 @@ def plan_of(lm):
 
 def test_the_same_sites_are_found_and_proved(quantized, full):
     assert [s.key for s in quantized.architecture.sites] == [s.key for s in full.architecture.sites]
-    assert float(direction_residue(quantized).max()) < 1e-2
+    assert float(Residue(quantized).by_layer().max()) < 1e-2
     assert not torch.equal(logits(quantized.model), logits(full.model))
 
 

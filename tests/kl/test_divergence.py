@@ -16,7 +16,6 @@ from heretic_kl.kl import (
     jensen_shannon,
     reverse_kl,
     terms,
-    uniform_weights,
 )
 
 INF = math.inf
@@ -249,7 +248,7 @@ def test_reductions_and_weights():
     rows = forward_kl(reference=p, candidate=q, reduction="none")
     weights = geometric_weights(4, 0.5)
     assert weights.tolist() == [1.0, 0.5, 0.25, 0.125]
-    assert uniform_weights(3).tolist() == [1.0, 1.0, 1.0]
+    assert geometric_weights(3, 1.0).tolist() == [1.0, 1.0, 1.0]
     total = forward_kl(reference=p, candidate=q, weights=weights, reduction="sum")
     torch.testing.assert_close(total, (rows * weights).sum())
     mean = forward_kl(reference=p, candidate=q, weights=weights)
@@ -295,7 +294,7 @@ def test_scalars_are_no_vocabulary_and_weights_need_sense():
     with pytest.raises(ValueError, match="vocabulary"):
         forward_kl(reference=torch.zeros(()), candidate=torch.zeros(()))
     with pytest.raises(ValueError, match="positions must be at least 1, got 0"):
-        uniform_weights(0)
+        geometric_weights(0, 1.0)
     with pytest.raises(ValueError, match="ratio"):
         geometric_weights(3, 0.0)
 

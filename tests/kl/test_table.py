@@ -79,13 +79,9 @@ def test_files_that_are_no_tables(tmp_path, monkeypatch):
         KLTable.load(path)
 
 
-def test_selections():
-    first = TABLE.first_positions(1)
-    assert torch.equal(first.values, TABLE.values[:, :1])
+def test_a_selection_of_prompts():
     some = TABLE.select_prompts(torch.tensor([2, 0]))
     assert torch.equal(some.mask, TABLE.mask[[2, 0]])
-    with pytest.raises(ValueError, match=r"in \[1, 4\], got 5"):
-        TABLE.first_positions(5)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from heretic_kl.model import (
     verify_sites,
 )
 from heretic_kl.model.sites.output_gain import OutputGain
-from heretic_kl.model.sites.verification import direction_residue
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model, tiny_llama
 
 
@@ -37,7 +36,6 @@ def plan_for(lm, weight=1.0):
 
 
 def test_sites_are_all_that_writes(lm):
-    assert float(direction_residue(lm).max()) < 1e-5
     assert verify_sites(lm).residue < 1e-5
 
 

@@ -86,31 +86,6 @@ def forced_portions(
             waiting.clear()
 
 
-def portions_with_gradient(
-    lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE
-) -> Iterator[ForcedPortion]:
-    """Hidden states at scored positions that carry gradients, batch by batch.
-
-    Each batch is a graph of its own: call `backward` on it before the next one is taken, and no
-    more than one batch's activations are held.
-
-    Args:
-        lm: the model; operators with parameters to learn are in force around this call.
-        batches: what to feed.
-        start: which layers run. A layer cache must have been recorded of the unedited model, with
-            its boundary at or below the lowest edited layer: what lies below has no gradient.
-
-    Yields:
-        (n,) rows and (K, n, D) hidden states of each batch.
-    """
-    for index in range(len(batches.batches)):
-        with torch.enable_grad():
-            # The prefix belongs to the graph: it is edited too.
-            prefix_cache = _read_prefix(lm, batches, start)
-            rows, hidden = _scored(lm, batches, index, prefix_cache, start)
-        yield ForcedPortion(rows, hidden)
-
-
 def _read_prefix(lm: CausalModel, batches: ForcedBatches, start: Start) -> PrefixCache:
     with start.batch(PREFIX, 1) if batches.prefix else nullcontext():
         prefix_cache = PrefixCache(lm, batches.prefix, rows=start.candidates)

@@ -49,14 +49,6 @@ class CandidatePasses:
             consequence="lower layers run for every candidate",
         )
 
-    def start(self, lowest: int) -> tuple[ForcedBatches, Start]:
-        """What to feed and where to begin, for gradients of edits from a layer on.
-
-        Call it while the model is unedited; see `portions_with_gradient`.
-        """
-        layout = self._laid_out()
-        return layout.batches, self._recorder.start_below(lowest, layout)
-
     def hidden_states(self, plans: Sequence[Plan | None]) -> Tensor:
         """Final hidden states of each candidate, side by side as far as that is worth it.
 

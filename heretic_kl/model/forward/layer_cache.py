@@ -47,10 +47,9 @@ class LayerCache:
                 tensors += [t for t in vars(layer).values() if isinstance(t, Tensor)]
         return sum(state.numel() * state.element_size() for state in tensors)
 
-    def boundary_for(self, lowest: int | None) -> int | None:
+    def boundary_for(self, lowest: int) -> int | None:
         """The highest boundary at or below the lowest edited layer; None: run all layers."""
-        fitting = [b for b in self.boundaries if lowest is not None and b <= lowest]
-        return max(fitting, default=None)
+        return max((b for b in self.boundaries if b <= lowest), default=None)
 
     @contextmanager
     def recording(self, batch: int) -> Iterator[None]:

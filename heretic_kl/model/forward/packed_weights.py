@@ -35,12 +35,6 @@ def with_packed_weights(lm: M) -> M:
     return replace(lm, head=lm.head.with_packed_weight())
 
 
-def with_plain_weights(lm: CausalModel) -> None:
-    """Take packed copies out of the model's layers."""
-    for module in _linear_layers(lm):
-        vars(module).pop("forward", None)
-
-
 @dataclass(eq=False)
 class _PackedForward:
     """The forward pass of one linear layer; a deep copy belongs to the copied layer."""

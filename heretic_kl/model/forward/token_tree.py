@@ -51,16 +51,6 @@ class TokenTree:
             path.append(node)
         self.paths.append(tuple(path))
 
-    def missing(self, sequence: Sequence[int]) -> int:
-        """How many tokens it would add."""
-        before = -1
-        for position, token in enumerate(sequence):
-            node = self._nodes.get((before, token))
-            if node is None:
-                return len(sequence) - position
-            before = node
-        return 0
-
 
 class _Run(NamedTuple):
     """Some tokens that follow each other, and all that they see."""

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from heretic_kl.errors import UnsupportedModelError
-from heretic_kl.model.capabilities import Capabilities
 from heretic_kl.model.causal_model import CausalModel, evaluating
 from heretic_kl.model.forward.probing import find_capabilities
 from heretic_kl.model.loading.chat import ChatEncoder, chat_template, stop_token_ids
@@ -22,8 +21,6 @@ def adopt_model(
     template: str = "model",
     enable_thinking: bool | None = None,
     response_prefix: str = "",
-    vocabulary_size: int | None = None,
-    capabilities: Capabilities | None = None,
 ) -> CausalModel:
     """A model that the caller has loaded, to be measured; nothing in it is changed.
 
@@ -33,8 +30,6 @@ def adopt_model(
         template: see `chat_template`; a tokenizer without a template is prompted with plain text.
         enable_thinking: see `ChatEncoder`.
         response_prefix: text at the start of every response.
-        vocabulary_size: tokens that count; columns of the head beyond it are padding.
-        capabilities: of a model of the same kind; None: they are found by running this one.
 
     Raises:
         UnsupportedModelError: it is not a causal LM with a linear head, or has an adapter that
@@ -46,7 +41,7 @@ def adopt_model(
             f"{type(model).__name__} is not a causal language model of transformers"
         )
     with evaluating(inner):
-        body, head = find_body_and_head(inner, vocabulary_size=vocabulary_size)
+        body, head = find_body_and_head(inner)
     adopted = CausalModel(
         model=inner,
         chat=ChatEncoder(
@@ -57,10 +52,8 @@ def adopt_model(
         head=head,
         dtype=head.weight.dtype,
     )
-    if capabilities is None:
-        with evaluating(inner):
-            capabilities = find_capabilities(adopted)
-    return replace(adopted, capabilities=capabilities)
+    with evaluating(inner):
+        return replace(adopted, capabilities=find_capabilities(adopted))
 
 
 def unwrapped(model: Any) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
@@ -90,13 +89,8 @@ class _Steps(NamedTuple):
 
 
 @torch.no_grad()
-def find_body_and_head(model: Any, *, vocabulary_size: int | None = None) -> tuple[Any, Head]:
+def find_body_and_head(model: Any) -> tuple[Any, Head]:
     """The body, which returns final hidden states, and the head with bias, scale and soft cap.
-
-    Args:
-        model: a `transformers` causal LM in evaluation mode.
-        vocabulary_size: tokens that count; columns beyond are padding. None: all that the model
-            gives logits for.
 
     Raises:
         UnsupportedModelError: the model has no linear output head, or body and head together do
@@ -113,8 +107,6 @@ def find_body_and_head(model: Any, *, vocabulary_size: int | None = None) -> tup
     problem = _problem(head, run)
     if problem is not None:
         raise UnsupportedModelError(f"{name}: {problem}")
-    if vocabulary_size is not None:
-        head = replace(head, vocabulary_size=vocabulary_size)
     return _body(model, run), head
 
 

@@ -145,11 +145,6 @@ def _of_usual_size(stream: Tensor, generator: torch.Generator) -> Tensor:
     return values * stream.abs().float().median().clamp_min(1e-3).to(stream.dtype)
 
 
-def direction_residue(lm: LanguageModel, *, seed: int = 0) -> Tensor:
-    """The share of a random direction that each layer still adds, (L,); see `Residue`."""
-    return Residue(lm, seed=seed).by_layer()
-
-
 def verify_sites(lm: LanguageModel) -> Verification:
     """Check that zero-ablating the sites keeps every layer from writing, and every residue.
 
