@@ -273,9 +273,10 @@ def test_rounding_costs_something_in_low_precision_too(tmp_path):
 
 
 def drawn(lm, prompts, batch_size, seed):
-    engine = Engine(lm, batch_size=batch_size)
-    reference = engine.reference(tuple(prompts), 10, Sampling(seed))
-    return [sequence.response for sequence in forced_sequences(reference)]
+    runner = Engine(lm, batch_size=batch_size).runner
+    sampling = None if seed is None else Sampling(seed)
+    encoded = [lm.chat.encode(prompt) for prompt in prompts]
+    return [r.reference_tokens(10) for r in runner.responses(encoded, 10, sampling=sampling)]
 
 
 def test_drawn_answers_depend_on_seed_and_prompt_alone(lm):
@@ -283,8 +284,7 @@ def test_drawn_answers_depend_on_seed_and_prompt_alone(lm):
     assert first == drawn(lm, PROMPTS, 2, seed=1)
     assert first[::-1] == drawn(lm, PROMPTS[::-1], 8, seed=1)
     assert first != drawn(lm, PROMPTS, 8, seed=2)
-    greedy = forced_sequences(Engine(lm, batch_size=8).reference(PROMPTS, 10))
-    assert first != [sequence.response for sequence in greedy]
+    assert first != drawn(lm, PROMPTS, 8, seed=None)
 
 
 def test_tokens_are_drawn_in_proportion_to_their_probability():
