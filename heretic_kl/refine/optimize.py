@@ -177,6 +177,8 @@ class _Learner:
         options: RefineOptions,
     ) -> None:
         self._edit = LearnableEdit(start, options.form, rank=options.rank, seed=options.seed)
+        for key, operator in self._edit.plan.items():
+            operator.to(architecture.site(key).device)  # in place, before anything reads it
         self._architecture = architecture
         self._objective = objective
         self._train = train
