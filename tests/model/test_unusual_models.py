@@ -12,9 +12,8 @@ from heretic_kl.model import (
     edited,
     edited_by_candidate,
     last_token_residuals,
-    layer_inputs,
-    resumed_at,
 )
+from heretic_kl.model.forward.layer_inputs import layer_inputs, resumed_at
 from heretic_kl.model.loading.head import Headless
 from heretic_kl.model.transformers_logging import quiet_transformers
 from heretic_kl.testing import load_tiny_model, tiny_tokenizer, zoo
