@@ -50,8 +50,10 @@ class TeacherForcedKLSettings(KLOptions, ScorerSettings):
     test_prompts: DatasetSpec | None = Field(
         default=None, description="Other prompts for the final trials"
     )
-    kl_target: float = Field(
-        default=0.01, ge=0, description="Nats; the search gains nothing from less KL than this"
+    kl_target: float | None = Field(
+        default=None,
+        ge=0,
+        description="Less KL is no gain, nats; unset: the noise floor",
     )
     set_aside_refused: bool = Field(
         default=True, description="Leave out harmless prompts that the reference itself refuses"
@@ -109,7 +111,7 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
         apart = self._summary(table, self._set_aside) if self._set_aside else None
         return Score(
             value=summary.mean,
-            objective=max(summary.mean, self.settings.kl_target),
+            objective=max(summary.mean, self._target),
             text=_text(summary),
             standard_error=summary.standard_error,
             interval=summary.interval and (summary.interval.low, summary.interval.high),
@@ -124,13 +126,19 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
         """No position's KL is negative: a sum over some prompts is a lower bound."""
         (part,) = results
         if part is None:
-            return Bounds(low=self.settings.kl_target)
+            return Bounds(low=self._target)
         assert isinstance(part, PartialRows)
         chosen = self._table(part.rows).select_prompts(torch.tensor(self._kept))
         low = lowest_mean(chosen, len(self._kept), position_weights=self._weights)
         done = int(chosen.mask.any(dim=1).sum())
         text = f"at least {low:.4f} nats after {done} of {len(self._kept)} prompts"
-        return Bounds(low=max(low, self.settings.kl_target), text=text)
+        return Bounds(low=max(low, self._target), text=text)
+
+    @property
+    def _target(self) -> float:
+        """Nats that less KL than is not told apart from."""
+        target = self.settings.kl_target
+        return (self._noise_floor or 0.0) if target is None else target
 
     def _table(self, rows: TeacherForcedResult) -> KLTable:
         assert isinstance(rows.columns, RowStatistics)

@@ -118,8 +118,7 @@ class DirectionsTable(_Table):
 
     by_response: bool = setting(
         True,
-        "Use the harmful training prompts that the model refuses and the harmless ones that it "
-        "responds to, in equal numbers; false: all of them",
+        "Use harmful prompts that are refused against harmless ones that are answered",
     )
     project_off_harmless: bool = setting(
         False, "Remove from each direction what it shares with the mean harmless prompt"

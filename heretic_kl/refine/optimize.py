@@ -47,9 +47,9 @@ class RefineOptions:
     """Weight of the hinge beside the KL in nats, where it starts."""
     slack: float = 0.05
     """Nats of mean hinge on training prompts at which the multiplier stays as it is."""
-    dual_rate: float = 0.05
+    dual_rate: float = 0.02
     """Largest relative change of the multiplier in a step; 0: it stays, the plain weighted form."""
-    direction_rate: float = 4e-3
+    direction_rate: float = 6e-3
     strength_rate: float = 0.03
     warmup: int = 10
     average: float = 0.9

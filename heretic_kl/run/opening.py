@@ -18,7 +18,7 @@ from heretic_kl.run.calibrate import Calibrated, calibrate
 from heretic_kl.run.directions import find_directions
 from heretic_kl.run.fingerprint import default_study_name, study_facts, study_fingerprint
 from heretic_kl.run.load import Loaded, load, model_source
-from heretic_kl.run.parts import RunParts, measuring_context
+from heretic_kl.run.parts import REFUSALS, RunParts, measuring_context
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import ScorerSpec, Suite
 from heretic_kl.search import (
@@ -74,6 +74,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
         seed=settings.seed,
         startup_trials=settings.startup_trials,
         batch_size=calibration.batch_size,
+        limits={REFUSALS: settings.target_refusals},
     )
     location = "the given storage" if settings.storage else str(settings.study_dir)
     tell(StudyOpened(name, location, study.finished, settings.trials))

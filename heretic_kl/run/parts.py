@@ -18,6 +18,9 @@ from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import MeasuringContext, Score, Suite
 from heretic_kl.search import PlanStore, SearchStudy
 
+REFUSALS = "refusals"
+"""The scorer whose share `target_refusals` limits."""
+
 
 @dataclass(frozen=True)
 class RunParts:

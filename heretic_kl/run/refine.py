@@ -13,13 +13,11 @@ from heretic_kl.ablation import Plan, Refinement
 from heretic_kl.errors import MeasurementError
 from heretic_kl.events import TrialFinished
 from heretic_kl.refine import Check, Refined, RefineOptions, Refiner
-from heretic_kl.run.parts import RunParts
+from heretic_kl.run.parts import REFUSALS, RunParts
 from heretic_kl.run.search import search_seconds
 from heretic_kl.search import TrialRecord
 
-REFUSALS = "refusals"
-"""The scorer that counts them."""
-TIGHTER, LOOSER = 0.4, 2.0
+TIGHTER, LOOSER = 0.4, 1.5
 """What the mass limit is multiplied by where responses refuse too often, and where they do not."""
 STARTS = 8
 """Trials whose loss is compared before the first one is refined."""

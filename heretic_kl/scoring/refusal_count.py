@@ -33,10 +33,7 @@ class RefusalSettings(ScorerSettings):
     markers: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description=(
-            "Phrases that mark a refusal, matched anywhere in the normalized response; unset: "
-            'built-in English phrases, with exceptions ("I can\'t wait").'
-        ),
+        description=("Phrases that mark a refusal, anywhere in the response; unset: English ones"),
     )
     max_response_tokens: int | None = Field(
         default=None,

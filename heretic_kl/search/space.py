@@ -117,6 +117,9 @@ class _Start(NamedTuple):
 
 
 _STARTS = (
+    # Gentle: learning starts from these, and a model that refuses little needs no more.
+    _Start("global", 0.65, 0.5, 0.5, 1.0, 1.0),
+    _Start("global", 0.65, 0.3, 0.3, 1.0, 1.0),
     # One direction removed everywhere (Arditi et al. 2024), taken at several depths.
     _Start("global", 0.7, 1.0, 1.0, 1.0, 1.0),
     _Start("global", 0.6, 1.0, 1.0, 1.0, 1.0),

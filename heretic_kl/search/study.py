@@ -69,6 +69,8 @@ class SearchStudy:
         seed: of the sampler.
         startup_trials: random trials before the sampler learns.
         batch_size: kept by a new study; see `stored_batch_size`.
+        limits: largest acceptable score by scorer; to the sampler trials above are worse than all
+            others, the more so the further above.
 
     Raises:
         StudyError: the storage holds a study of this name with another fingerprint, or cannot
@@ -86,10 +88,12 @@ class SearchStudy:
         seed: int,
         startup_trials: int,
         batch_size: int | None = None,
+        limits: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
         self._space = space
         self._objectives = tuple(objectives)
+        self._limits = dict(limits or {})
         self._records: dict[int, TrialRecord] = {}
         try:
             self._study = optuna.create_study(
@@ -153,6 +157,7 @@ class SearchStudy:
                 values=self._values(outcome),
                 params={**parameters, **refinement_parameters(refinement)},
                 distributions={**distributions, **refinement_distributions()},
+                constraints=self._excesses(outcome),
                 user_attrs={
                     SECONDS: seconds,
                     **refinement_attributes(refinement),
@@ -284,9 +289,16 @@ class SearchStudy:
                 # Pruned trials have no value: to the sampler they are worse than finished ones.
                 self._study.tell(trial, state=TrialState.PRUNED)
             else:
+                for name, excess in self._excesses(measured.outcome).items():
+                    trial.set_constraint(name, excess)
                 self._study.tell(trial, self._values(measured.outcome))
         except optuna.exceptions.UpdateFinishedTrialError:
             pass  # the lease expired (a machine that slept) and another process ended the trial
+
+    def _excesses(self, scores: Mapping[str, Score]) -> dict[str, float]:
+        """By how much scores exceed their limits; at most 0 where they do not."""
+        values = {name: scores[name].value for name in self._limits if name in scores}
+        return {n: value - self._limits[n] for n, value in values.items() if value is not None}
 
     def _values(self, scores: Mapping[str, Score]) -> list[float]:
         values = []

@@ -93,7 +93,7 @@ def test_an_unedited_model_has_no_kl_and_scores_come_in_order(engine):
     scores = suite.evaluate(engine, None)
     assert list(scores) == ["refusals", "teacher_forced_kl", "false_refusals"]
     kl = scores["teacher_forced_kl"]
-    assert kl.value == 0.0 and kl.objective == 0.01
+    assert kl.value == 0.0 and kl.objective == 1e-9  # the noise floor of the context
     assert "below the noise floor" in kl.text
     assert scores["refusals"].details["total"] == len(HARMFUL)
     assert list(suite.evaluate_objectives(engine, [{}])[0]) == list(scores)[:2]
