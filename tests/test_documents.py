@@ -1,5 +1,6 @@
 """What the README and the guides show is true: code runs, commands parse, links lead somewhere."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -215,3 +216,21 @@ def test_files_of_the_package_that_are_named_exist(name):
     for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|json|toml|svg))`", DOCUMENTS[name]):
         if not path.startswith(("path/", "/")):
             assert any((home / path).exists() for home in homes), path
+
+
+def test_each_step_of_the_walks_names_code_that_exists():
+    steps = re.findall(
+        r"^\| \d+ \|.*\| `([\w.]+)` \| `([\w/]+\.py)` \|$",
+        DOCUMENTS["docs/architecture.md"],
+        re.MULTILINE,
+    )
+    assert (
+        len(steps) == len(re.findall(r"^\| \d+ \|", DOCUMENTS["docs/architecture.md"], re.M)) > 20
+    )
+    for symbol, path in steps:
+        home = ROOT if path.startswith("scorers/") else ROOT / "heretic_kl"
+        tree = ast.parse((home / path).read_text(encoding="utf-8"))
+        nodes = tree.body
+        for part in symbol.split("."):
+            (node,) = (n for n in nodes if getattr(n, "name", None) == part)
+            nodes = getattr(node, "body", [])

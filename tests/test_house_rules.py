@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -112,6 +113,14 @@ def files():
 
 def room(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_the_architecture_page_shows_these_rooms():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \|([\w, ]*)\|$", text, re.MULTILINE)
+    shown = {room: set(filter(None, cell.replace(" ", "").split(","))) for room, cell in rows}
+    apart = {*LEAVES, "__init__", "__main__"}
+    assert shown == {room: may - LEAVES for room, may in ROOMS.items() if room not in apart}
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
