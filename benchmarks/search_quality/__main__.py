@@ -1,0 +1,299 @@
+"""Compares searches at equal wall clock: runs every tool alone, judges what it chooses.
+
+    python -m benchmarks.search_quality --model demo=FOLDER --model qwen=FOLDER \
+        --heretic PYTHON --temaq PYTHON --minutes 3,6,12 --seeds 0,1,2 \
+        --out benchmarks/results/search_quality.json
+
+PYTHON is the interpreter of a peer's own environment; a peer without one is left out. The results
+file is written after every run and every judgement, and what it holds is not done again. Last, the
+comparison is printed and drawn.
+
+A budget counts from the start of a tool's process until its candidate is measured: it includes
+loading, calibration and directions, not the saving of the model (Temaq's does, because it saves
+before it ends).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import library_versions, machine_facts
+from benchmarks.search_quality import heretic_kl_runner, heretic_runner, judge, temaq_runner
+from benchmarks.search_quality.results import Results, Run, is_judged
+from benchmarks.search_quality.table import markdown
+from benchmarks.search_quality.task import KINDS, USES, Choice, Task, environment
+from benchmarks.search_quality.task import write_builtin_prompts as write_prompts
+
+OURS = {"heretic-kl": True, "heretic-kl-classic": False}
+"""Name -> whether it refines."""
+PACKAGES = {"heretic": "heretic-llm", "temaq": "temaq-abliterated"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that is to be done."""
+
+    tool: str
+    model: str
+    seed: int
+    minutes: tuple[float, ...]
+
+    @property
+    def folder(self) -> str:
+        """Its name in the work folder."""
+        return f"{self.model}-{self.tool}-seed{self.seed}-{self.minutes[-1]:g}min"
+
+
+def main() -> None:
+    """Run what is missing, judge it, show it."""
+    words = arguments()
+    models = {name: Path(path) for name, _, path in (m.partition("=") for m in words.model)}
+    words.work.mkdir(parents=True, exist_ok=True)
+    if words.prompts is None:
+        words.prompts = words.work / "prompts"
+        write_prompts(words.prompts)
+    hashes = {name: judge.content_hash(folder) for name, folder in models.items()}
+    results = Results.read(words.out, facts(words), hashes)
+    for tool in words.again:
+        results.forget(tool)
+    for job in jobs(words, list(models)):
+        run = results.find(job.model, job.tool, job.seed, job.minutes)
+        if run is None or not _can_be_judged(run, words.work / job.folder):
+            print(f"run {job.folder}", flush=True)
+            run = run_job(job, models[job.model], words)
+            results.replace(run)
+        if not is_judged(run):
+            print(f"judge {job.folder}", flush=True)
+            judge_run(run, models[job.model], words.work / job.folder, words)
+            results.replace(run)
+        if not words.keep:
+            shutil.rmtree(words.work / job.folder, ignore_errors=True)
+    results.write()
+    print(markdown(results.runs))
+    from benchmarks.search_quality.plot import save  # the only part that needs matplotlib
+
+    save(results.runs, words.figure)
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.search_quality",
+        description="Compare searches of edits at equal wall clock.",
+    )
+    add = parser.add_argument
+    add("--model", action="append", required=True, metavar="NAME=FOLDER")
+    add("--heretic", type=Path, metavar="PYTHON", help="of Heretic's environment")
+    add("--temaq", type=Path, metavar="PYTHON", help="of Temaq's environment")
+    add("--tools", type=_words, help=f"of {', '.join([*OURS, *PACKAGES])} [all there are]")
+    add("--minutes", type=_numbers, default=(3.0, 6.0, 12.0), metavar="M,M")
+    add("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(0, 1, 2))
+    add("--out", type=Path, default=Path("benchmarks/results/search_quality.json"))
+    add("--figure", type=Path, default=Path("docs/figures/search_quality.svg"))
+    add("--prompts", type=Path, help="folder of KIND_USE.txt [the built-in sets]")
+    add("--harmful", type=Path, default=judge.HERE / "prompts/unseen_harmful.txt")
+    add("--harmless", type=Path, default=judge.HERE / "prompts/unseen_harmless.txt")
+    add("--threads", type=int, default=1)
+    add("--dtype", default="bfloat16")
+    add("--response-tokens", type=int, default=40)
+    add("--kl-tokens", type=int, default=16, help="of the judge")
+    add("--trials", type=int, default=1000, help="at most, of tools that count them")
+    add("--target", type=float, default=0.05, help="share of refusals to choose by")
+    add("--tolerance", type=float, default=0.05, help="share of a budget to overrun")
+    add("--reserve", type=float, default=40, help="seconds of a budget for heretic-kl's setup")
+    add("--heretic-kl-words", default="", help="more of heretic-kl's command line")
+    add("--work", type=Path, default=Path(tempfile.gettempdir()) / "search_quality")
+    add("--cache", type=Path, help="of the judge's reference sides [in --work]")
+    add("--keep", action="store_true", help="keep what runs wrote, saved models included")
+    add("--again", type=_words, default=(), metavar="TOOL,TOOL", help="drop and repeat their runs")
+    add("--limit", type=int, help="unseen prompts of each kind, for a smoke test")
+    words = parser.parse_args()
+    _check(parser, words)
+    words.cache = words.cache or words.work / "cache"
+    return words
+
+
+def _check(parser: argparse.ArgumentParser, words: argparse.Namespace) -> None:
+    for model in words.model:
+        name, separator, folder = model.partition("=")
+        if not (name and separator and (Path(folder) / "config.json").exists()):
+            parser.error(f"--model {model}: write NAME=FOLDER, of a saved model")
+    pythons = {"heretic": words.heretic, "temaq": words.temaq}
+    there = [*OURS, *(tool for tool, python in pythons.items() if python is not None)]
+    words.tools = there if words.tools is None else words.tools
+    for tool in words.tools:
+        if tool not in there:
+            parser.error(f"--tools {tool}: there are {', '.join(there)} (peers need their PYTHON)")
+    words.pythons = {tool: Path(os.path.abspath(p)) for tool, p in pythons.items() if p is not None}
+    for tool, python in words.pythons.items():
+        if not python.exists():
+            parser.error(f"--{tool} {python}: no such file")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(sorted(map(float, text.split(","))))
+
+
+def jobs(words: argparse.Namespace, models: list[str]) -> Iterator[Job]:
+    """All runs asked for: one a budget, but one for all budgets of a tool that need not know it."""
+    for model in models:
+        for seed in words.seeds:
+            for tool in words.tools:
+                if tool == "heretic":
+                    yield Job(tool, model, seed, words.minutes)
+                else:
+                    yield from (Job(tool, model, seed, (m,)) for m in words.minutes)
+
+
+def facts(words: argparse.Namespace) -> dict[str, Any]:
+    """The machine, and what is equal for all runs; those of a file must be equal to continue it."""
+    files = {f"{kind}_{use}": words.prompts / f"{kind}_{use}.txt" for kind in KINDS for use in USES}
+    files |= {"unseen_harmful": words.harmful, "unseen_harmless": words.harmless}
+    return {
+        "command": command_line(),
+        "versions": library_versions("optuna"),
+        "equal": {
+            "machine": machine_facts(words.threads),
+            "dtype": words.dtype,
+            "response_tokens": words.response_tokens,
+            "judged_kl_tokens": words.kl_tokens,
+            "judged_prompts_limit": words.limit,
+            "judge_version": judge.VERSION,
+            "refusal_rule_version": judge.RULE_VERSION,
+            "target": words.target,
+            "tolerance": words.tolerance,
+            "trials": words.trials,
+            "prompts": {
+                name: hashlib.sha256("\n".join(judge.read_prompts(file)).encode()).hexdigest()[:16]
+                for name, file in files.items()
+            },
+        },
+    }
+
+
+def command_line() -> str:
+    """How this was called; of paths only the last part."""
+    words = []
+    for word in sys.argv[1:]:
+        name, separator, path = word.rpartition("=")
+        words.append(f"{name}{separator}PATH/{Path(path).name}" if "/" in path else word)
+    return " ".join(["python -m benchmarks.search_quality", *words])
+
+
+def run_job(job: Job, model: Path, words: argparse.Namespace) -> Run:
+    """Run one tool, alone on the machine."""
+    folder = words.work / job.folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    task = Task(
+        model=model,
+        folder=folder,
+        prompts=words.prompts,
+        minutes=job.minutes,
+        seed=job.seed,
+        threads=words.threads,
+        dtype=words.dtype,
+        response_tokens=words.response_tokens,
+        trials=words.trials,
+        target=words.target,
+        tolerance=words.tolerance,
+    )
+    load = _load()
+    found, choices = run_tool(job, task, words)
+    return {
+        "model": job.model,
+        "tool": job.tool,
+        "seed": job.seed,
+        "date": date.today().isoformat(),
+        "version": tool_version(job.tool, words),
+        "load_before": load,
+        "load_after": _load(),
+        **found,
+        "choices": {f"{m:g}": {**asdict(c), "judged": None} for m, c in choices.items()},
+    }
+
+
+def run_tool(
+    job: Job, task: Task, words: argparse.Namespace
+) -> tuple[dict[str, Any], dict[float, Choice]]:
+    """Facts of the run, and a choice a budget."""
+    if job.tool == "heretic":
+        return heretic_runner.run(task, words.pythons["heretic"])
+    if job.tool == "temaq":
+        figures, choice = temaq_runner.run(task, words.pythons["temaq"])
+    else:
+        figures, choice = heretic_kl_runner.run(
+            task,
+            refine=OURS[job.tool],
+            reserve=words.reserve,
+            more=words.heretic_kl_words,
+        )
+        figures |= {"reserve_seconds": words.reserve, "more_words": words.heretic_kl_words}
+    return figures, {job.minutes[0]: choice}
+
+
+def tool_version(tool: str, words: argparse.Namespace) -> str:
+    """Of the package that runs."""
+    if tool in OURS:
+        return library_versions()["heretic-kl"]
+    code = f"from importlib.metadata import version; print(version({PACKAGES[tool]!r}))"
+    command = [str(words.pythons[tool]), "-c", code]
+    done = subprocess.run(command, env=environment(1), capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def judge_run(run: Run, reference: Path, folder: Path, words: argparse.Namespace) -> None:
+    """Judge every candidate of a run, each model once, in a process of its own."""
+    judged: dict[str, Any] = {}
+    for choice in run["choices"].values():
+        name = choice["candidate"]
+        if name and name not in judged:
+            judged[name] = judge_one(reference, folder / name, folder / f"{name}.json", words)
+        choice["judged"] = judged.get(name)
+
+
+def judge_one(
+    reference: Path, candidate: Path, out: Path, words: argparse.Namespace
+) -> dict[str, Any]:
+    """Figures of one saved model."""
+    command = [sys.executable, "-m", "benchmarks.search_quality.judge"]
+    command += ["--reference", reference, "--candidate", candidate, "--cache", words.cache]
+    command += ["--harmful", words.harmful, "--harmless", words.harmless, "--out", out]
+    command += ["--response-tokens", words.response_tokens, "--kl-tokens", words.kl_tokens]
+    command += ["--threads", words.threads, *(["--limit", words.limit] if words.limit else [])]
+    env = environment(words.threads, PYTHONPATH=str(heretic_kl_runner.CHECKOUT))
+    subprocess.run([str(w) for w in command], env=env, check=True, stdout=subprocess.DEVNULL)
+    figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return figures
+
+
+def _can_be_judged(run: Run, folder: Path) -> bool:
+    """Whether every candidate that is not judged is still there."""
+    missing = [c for c in run["choices"].values() if c["candidate"] and not c["judged"]]
+    return all((folder / choice["candidate"]).exists() for choice in missing)
+
+
+def _load() -> float | None:
+    """Mean of running processes over the last minute, where the system tells."""
+    return round(os.getloadavg()[0], 2) if platform.system() != "Windows" else None
+
+
+if __name__ == "__main__":
+    main()
