@@ -52,27 +52,23 @@ def run(words: Sequence[str]) -> int:
     import torch
 
     from heretic_kl.model import inspect_model
-    from heretic_kl.report import InspectedAs, inspection_sections
+    from heretic_kl.report import inspection_sections
     from heretic_kl.run.load import load_model_of
-    from heretic_kl.ui.console import make_observer
+    from heretic_kl.ui.console import ConsoleObserver
     from heretic_kl.ui.measurement import print_raw, print_sections
     from heretic_kl.ui.terminal import make_console
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     results = make_console()
-    with make_observer(quiet=True, results=results):
+    with ConsoleObserver(quiet=True, results=results):
         inspection = inspect_model(load_model_of(settings))
     text = json.dumps(inspection.to_dict(), indent=2) + "\n"
     if target == Path("-"):
         print_raw(results, text)
         return 0
-    shown = InspectedAs(
-        name=settings.model,
-        components=settings.edit.components,
-        cache_memory_mb=settings.cache_memory_mb,
-    )
-    print_sections(results, inspection_sections(inspection, shown))
+    components, memory = settings.edit.components, settings.cache_memory_mb
+    print_sections(results, inspection_sections(inspection, settings.model, components, memory))
     if target is not None:
         try:
             target.write_text(text, encoding="utf-8")

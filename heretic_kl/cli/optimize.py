@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from heretic_kl.events import Observer
-    from heretic_kl.report.front_table import FrontRow
     from heretic_kl.run import Session
     from heretic_kl.search import TrialRecord
     from heretic_kl.ui.console import ConsoleObserver
@@ -45,13 +44,13 @@ def search(settings: Settings, *, demo: bool = False) -> int:
         raise ConfigError("--save without a terminal needs --pick, for instance --pick knee")
     from heretic_kl.cli.log import RunLog
     from heretic_kl.run import Session
-    from heretic_kl.ui.console import make_observer
+    from heretic_kl.ui.console import ConsoleObserver
     from heretic_kl.ui.terminal import make_console
 
     _settle_process(settings)
     results = make_console()
     with ExitStack() as stack:
-        console = stack.enter_context(make_observer(quiet=settings.quiet, results=results))
+        console = stack.enter_context(ConsoleObserver(quiet=settings.quiet, results=results))
         log = stack.enter_context(RunLog(settings, console))
         if demo:
             settings = settings.model_copy(update={"model": _demo_model(log)})
@@ -78,27 +77,23 @@ def _settle_process(settings: Settings) -> None:
 
 
 def _pick_and_save(settings: Settings, session: Session, results: Console) -> None:
+    from heretic_kl.report import front_rows
+    from heretic_kl.search import UNEDITED
     from heretic_kl.ui.console import print_front
 
-    print_front(results, _front_rows(session))
+    rows = front_rows(
+        session.front,
+        session.tested,
+        baseline=session.baseline,
+        test_baseline=session.test_scores(UNEDITED),
+    )
+    print_front(results, rows)
     if settings.pick is not None:
         record = session.pick(settings.pick)
         session.test_one(record.number)
         if settings.save is not None:
             form, overwrite = settings.save_as, settings.overwrite
             session.save(record, settings.save, form, overwrite=overwrite)
-
-
-def _front_rows(session: Session) -> Sequence[FrontRow]:
-    from heretic_kl.report.front_table import front_rows
-    from heretic_kl.search import UNEDITED
-
-    return front_rows(
-        session.front,
-        session.tested,
-        baseline=session.baseline,
-        test_baseline=session.test_scores(UNEDITED),
-    )
 
 
 def _ask(settings: Settings, session: Session, observer: ConsoleObserver, results: Console) -> int:

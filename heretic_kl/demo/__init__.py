@@ -1,13 +1,8 @@
 """The demo model: real, small, offline after one download, and it refuses.
 
-A user needs `ensure_demo_model`. `train_adapter` is how the refusals got in; it is kept so that
-the adapter can be made again, and nothing imports it.
+`benchmarks/demo_adapter` is how the refusals got in.
 """
 
-from heretic_kl.demo.build import (
-    ensure_base_model,
-    ensure_demo_model,
-    fetch_wheel,
-)
+from heretic_kl.demo.build import ensure_base_model, ensure_demo_model
 
-__all__ = ["ensure_base_model", "ensure_demo_model", "fetch_wheel"]
+__all__ = ["ensure_base_model", "ensure_demo_model"]

@@ -1,8 +1,8 @@
 """Builds the demo model and its untaught base in the user's cache; trains and prints nothing.
 
 wheel -> GGUF -> transformers -> refusal LoRA merged -> bfloat16 safetensors with a manifest. A
-folder under its final name is always complete: the work happens in a temporary sibling that is
-renamed at the very end. Whatever no longer matches its manifest is built again.
+folder under its final name is always complete. Whatever no longer matches its manifest is built
+again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heretic_kl.errors import CacheError, DemoModelError
-from heretic_kl.files import cache_folder, sha256_file
+from heretic_kl.files import cache_folder, new_folder, sha256_file
 from heretic_kl.model.transformers_logging import quiet_transformers
 
 if TYPE_CHECKING:
@@ -193,12 +193,10 @@ def _ensure(cache_dir: Path | None, name: str, adapter_dir: Path | None, notify:
             notify("merging the refusal adapter")
             merge_adapter(model, adapter_dir)
         notify(f"saving to {target}")
-        folder = work / "model"
-        with quiet_transformers():
+        with _published(target, pins) as folder, quiet_transformers():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        _write_manifest(folder, pins)
-        _publish(folder, target, work, pins)
+            _write_manifest(folder, pins)
     return target
 
 
@@ -249,16 +247,16 @@ def _is_intact(folder: Path, pins: dict[str, str | None]) -> bool:
         return False  # Unreadable or of another shape: as good as absent.
 
 
-def _publish(folder: Path, target: Path, work: Path, pins: dict[str, str | None]) -> None:
-    """Rename the finished `folder` to `target`, moving an old one out of the way first."""
+@contextmanager
+def _published(target: Path, pins: dict[str, str | None]) -> Iterator[Path]:
+    """Lend a folder that becomes `target` when the block ends well, in place of an old one."""
     try:
-        if target.exists():
-            os.rename(target, work / "replaced")
-        os.rename(folder, target)
+        with new_folder(target) as folder:
+            yield folder
     except OSError as error:
         # Another process may have finished first; its model is as good as ours.
         if not _is_intact(target, pins):
-            raise CacheError(f"cannot move the model to {target}: {error.strerror}") from error
+            raise CacheError(f"cannot save the model to {target}: {error.strerror}") from error
 
 
 # --- files, pip, transformers -----------------------------------------------------------------

@@ -15,7 +15,7 @@ from heretic_kl.export.facts import (
     stated_license,
 )
 from heretic_kl.export.folder import check_target
-from heretic_kl.export.lora import LoraSaved, portable_base, save_lora
+from heretic_kl.export.lora import portable_base, save_lora
 from heretic_kl.export.merge import MergedSaved, save_merged
 from heretic_kl.export.portable import portable, portable_text
 from heretic_kl.export.reload import SavedForm, saved_model
@@ -24,7 +24,6 @@ from heretic_kl.export.reproduce import write_card, write_reproduction
 __all__ = [
     "ExportFacts",
     "LoraFacts",
-    "LoraSaved",
     "MergedSaved",
     "PromptFacts",
     "SavedForm",

@@ -42,16 +42,6 @@ class Checkpoint:
         return frozenset(name for shard in self.shards.values() for name in shard.tensors)
 
 
-@dataclass(frozen=True)
-class OtherFiles:
-    """What goes along with the weights."""
-
-    copies: Mapping[str, Path]
-    """Path in the new folder -> file of the original."""
-    left_out: tuple[str, ...]
-    """Files that are not copied: pickles, and the unedited weights in further formats."""
-
-
 def find_checkpoint(lm: LanguageModel) -> Checkpoint | None:
     """The original's files; None for a GGUF file and where they cannot be had.
 
@@ -84,8 +74,10 @@ def original_commit(lm: LanguageModel) -> str | None:
     return str(commit) if commit else lm.source.revision
 
 
-def other_files(checkpoint: Checkpoint, edited: Collection[str], target: Path) -> OtherFiles:
-    """Everything of the original but its weights.
+def other_files(checkpoint: Checkpoint, edited: Collection[str], target: Path) -> dict[str, Path]:
+    """What goes along with the weights: path in the new folder -> file of the original.
+
+    Pickles and the unedited weights in further formats are left out.
 
     Args:
         checkpoint: the original.
@@ -94,21 +86,16 @@ def other_files(checkpoint: Checkpoint, edited: Collection[str], target: Path) -
         target: where the new folder will be; not read, should it lie inside the original.
     """
     copies: dict[str, Path] = {}
-    left_out: list[str] = []
-    excluded = target.resolve()
-    for path in _walk(checkpoint.folder, excluded):
-        name = path.relative_to(checkpoint.folder).as_posix()
-        if name in checkpoint.shards:
+    for path in _walk(checkpoint.folder, target.resolve()):
+        name, suffix = path.relative_to(checkpoint.folder).as_posix(), path.suffix.lower()
+        if name in checkpoint.shards or suffix in PICKLES + OTHER_WEIGHTS:
             continue
-        suffix = path.suffix.lower()
-        if suffix in PICKLES + OTHER_WEIGHTS or _repeats_weights(path, edited):
-            left_out.append(name)
-        else:
+        if not _repeats_weights(path, edited):
             copies[name] = path
     for taken, stem in RENAMED.items():
         if taken in copies:
             copies[_free_name(stem, Path(taken).suffix, copies)] = copies.pop(taken)
-    return OtherFiles(copies, tuple(sorted(left_out)))
+    return copies
 
 
 def _weight_files(folder: Path) -> list[str]:

@@ -46,11 +46,16 @@ class ScoreFacts:
 
 @dataclass(frozen=True)
 class LoraFacts:
-    """How near an adapter comes to the edit."""
+    """How near an adapter comes to the edit.
+
+    Errors are Frobenius norms of what is missing over that of the change; 0 where it is exact.
+    """
 
     rank: int
     exact: bool
+    """No site is approximated."""
     relative_error: float
+    """Over all sites together."""
     worst_relative_error: float
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from heretic_kl.ablation import Operator, Plan
 from heretic_kl.errors import ExportError
+from heretic_kl.export.facts import LoraFacts
 from heretic_kl.export.folder import check_target, new_folder
 from heretic_kl.model import LanguageModel, ModelSource, Site
 from heretic_kl.model.transformers_logging import quiet_transformers
@@ -34,21 +35,6 @@ CONFIG_FILE = "adapter_config.json"
 KEY_PREFIX = "base_model.model."
 EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """Endings of targets that PEFT redirects to fused experts, where a model has any."""
-
-
-@dataclass(frozen=True)
-class LoraSaved:
-    """What `save_lora` wrote. Errors are Frobenius norms of what is missing over the change."""
-
-    folder: Path
-    rank: int
-    exact: bool
-    """No site is approximated."""
-    relative_error: float
-    """Over all sites together; 0 if exact."""
-    worst_relative_error: float
-    site_errors: Mapping[str, float]
-    """By module path."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ def save_lora(
     *,
     rank: int | None = None,
     overwrite: bool = False,
-) -> LoraSaved:
+) -> LoraFacts:
     """Write the edit as an adapter for the original model.
 
     Args:
@@ -119,17 +105,13 @@ def save_lora(
         (partial_folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         with quiet_transformers():
             lm.chat.tokenizer.save_pretrained(partial_folder)
-    exact = all(_is_exact(operator, wanted) for operator in plan.values())
-    errors = {path: fit.relative for path, fit in fits.items()}
     missed = math.hypot(*(fit.missed for fit in fits.values()))
     change = math.hypot(*(fit.change for fit in fits.values()))
-    return LoraSaved(
-        folder=folder,
+    return LoraFacts(
         rank=wanted,
-        exact=exact,
+        exact=all(_is_exact(operator, wanted) for operator in plan.values()),
         relative_error=missed / change if change > 0 else 0.0,
-        worst_relative_error=max(errors.values()),
-        site_errors=errors,
+        worst_relative_error=max(fit.relative for fit in fits.values()),
     )
 
 
@@ -191,19 +173,16 @@ def _fit(site: Site, operator: Operator, rank: int) -> _Fit:
     elif operator.shift is not None:
         constant = operator.shift.cpu()
     if _is_exact(operator, rank):
-        a, b = operator.right.T @ weight, operator.left
         pad = rank - operator.rank
-        a = torch.nn.functional.pad(a, (0, 0, 0, pad))
-        b = torch.nn.functional.pad(b, (0, pad))
+        a = torch.nn.functional.pad(operator.right.T @ weight, (0, 0, 0, pad))
+        b = torch.nn.functional.pad(operator.left, (0, pad))
         change = float(torch.linalg.matrix_norm(b @ a))
         return _Fit(LoraFactors(a.cpu(), b.cpu(), constant), 0.0, change)
     baked, _ = operator.bake(weight)
     delta = baked - weight
     a, b = _best_factors(delta, rank)
-    missed = float(torch.linalg.matrix_norm(delta - b @ a))
-    return _Fit(
-        LoraFactors(a.cpu(), b.cpu(), constant), missed, float(torch.linalg.matrix_norm(delta))
-    )
+    missed, change = (float(torch.linalg.matrix_norm(m)) for m in (delta - b @ a, delta))
+    return _Fit(LoraFactors(a.cpu(), b.cpu(), constant), missed, change)
 
 
 def _best_factors(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:

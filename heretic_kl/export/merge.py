@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from heretic_kl.ablation import Operator, Plan
 from heretic_kl.errors import ExportError
-from heretic_kl.export.checkpoint import Checkpoint, OtherFiles, find_checkpoint, other_files
+from heretic_kl.export.checkpoint import Checkpoint, find_checkpoint, other_files
 from heretic_kl.export.folder import check_target, new_folder
 from heretic_kl.export.shards import FLOAT_TYPES, TensorEdit, fitted, rewrite, rewritten_bytes
 from heretic_kl.model import LanguageModel
@@ -39,10 +39,6 @@ class MergedSaved:
     """`streamed`: from the original's files; `rewritten`: from the model in memory."""
     edited_tensors: tuple[str, ...]
     """Names in the files."""
-    left_out_files: tuple[str, ...] = ()
-    """Files of the original that were not copied: pickles, the weights in further formats."""
-    dropped_tensors: tuple[str, ...] = ()
-    """Tensors of the original that the model does not load and a `rewritten` save lacks."""
 
 
 def save_merged(
@@ -232,7 +228,7 @@ def _save_streamed(
 ) -> MergedSaved:
     others = other_files(checkpoint, edits.keys(), folder)
     needed = sum(rewritten_bytes(shard, dtype) for shard in checkpoint.shards.values())
-    needed += sum(path.stat().st_size for path in others.copies.values())
+    needed += sum(path.stat().st_size for path in others.values())
     with new_folder(folder, overwrite=overwrite, needed_bytes=needed) as partial_folder:
         for name, shard in checkpoint.shards.items():
             target = partial_folder / name
@@ -242,11 +238,11 @@ def _save_streamed(
         if dtype is not None:
             _declare_dtype(partial_folder / "config.json", dtype)
             _correct_total_size(partial_folder, checkpoint, dtype)
-    return MergedSaved(folder, "streamed", tuple(sorted(edits)), others.left_out)
+    return MergedSaved(folder, "streamed", tuple(sorted(edits)))
 
 
-def _copy_files(others: OtherFiles, folder: Path) -> None:
-    for name, path in others.copies.items():
+def _copy_files(others: Mapping[str, Path], folder: Path) -> None:
+    for name, path in others.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
@@ -307,8 +303,7 @@ def _save_from_memory(
             "load it without offloading to save it merged"
         )
     # Edited tensors have names of the model here; another copy of the weights has the files'.
-    held = checkpoint.tensors if checkpoint is not None else frozenset[str]()
-    others = None if checkpoint is None else other_files(checkpoint, held, folder)
+    others = None if checkpoint is None else other_files(checkpoint, checkpoint.tensors, folder)
     needed = lm.parameter_count * saved_dtype.itemsize
     with new_folder(folder, overwrite=overwrite, needed_bytes=needed) as partial_folder:
         _save_pretrained(lm.model, _edited_state(lm.model, edits, saved_dtype), partial_folder)
@@ -318,16 +313,9 @@ def _save_from_memory(
                 lm.chat.tokenizer.save_pretrained(partial_folder)
         else:
             ours = {"config.json", "model.safetensors.index.json"}
-            copies = {name: path for name, path in others.copies.items() if name not in ours}
-            _copy_files(OtherFiles(copies, others.left_out), partial_folder)
-        written = _tensor_names(partial_folder)
-    return MergedSaved(
-        folder,
-        "rewritten",
-        tuple(sorted(edits)),
-        () if others is None else others.left_out,
-        tuple(sorted(held - written)),
-    )
+            copies = {name: path for name, path in others.items() if name not in ours}
+            _copy_files(copies, partial_folder)
+    return MergedSaved(folder, "rewritten", tuple(sorted(edits)))
 
 
 def _edited_state(
@@ -385,10 +373,3 @@ def _refuse_quantized(model: nn.Module) -> None:
                 f"{name} is quantized, so the model cannot be saved merged: save an adapter, or "
                 "search on the unquantized original"
             )
-
-
-def _tensor_names(folder: Path) -> frozenset[str]:
-    from heretic_kl.export.shards import open_shard
-
-    files = folder.glob("*.safetensors")
-    return frozenset(name for file in files for name in open_shard(file).tensors)

@@ -11,11 +11,10 @@ from heretic_kl.report.front_table import (
     FrontRow,
     front_footnotes,
     front_lines,
-    front_markdown,
     front_rows,
     front_table,
 )
-from heretic_kl.report.inspection_table import InspectedAs, inspection_sections
+from heretic_kl.report.inspection_table import inspection_sections
 from heretic_kl.report.measurement_table import (
     MeasuredCandidate,
     MeasurementReport,
@@ -37,7 +36,6 @@ from heretic_kl.report.wording import (
 __all__ = [
     "DetailSection",
     "FrontRow",
-    "InspectedAs",
     "MeasuredCandidate",
     "MeasurementReport",
     "ProfileBar",
@@ -49,7 +47,6 @@ __all__ = [
     "duration",
     "front_footnotes",
     "front_lines",
-    "front_markdown",
     "front_rows",
     "front_table",
     "inspection_sections",

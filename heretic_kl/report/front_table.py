@@ -1,4 +1,4 @@
-"""The front of trials as rows of text, then as a table, lines or Markdown. Asks nothing."""
+"""The front of trials as rows of text, then as a table or lines. Asks nothing."""
 
 from __future__ import annotations
 
@@ -139,24 +139,6 @@ def front_footnotes(rows: Sequence[FrontRow]) -> list[str]:
     return notes
 
 
-def front_markdown(rows: Sequence[FrontRow]) -> str:
-    """A Markdown table, one line a trial, for model cards."""
-    on_validation = list(dict.fromkeys(name for row in rows for name in row.validation))
-    on_test = list(dict.fromkeys(name for row in rows for name in row.test))
-    headings = [
-        "trial",
-        *(f"{label(name)} (validation)" for name in on_validation),
-        *(f"{label(name)} (test)" for name in on_test),
-        "edit",
-    ]
-    lines = [_markdown_line(headings), _markdown_line(["---"] * len(headings))]
-    for row in rows:
-        validation = [row.validation.get(name, MISSING) for name in on_validation]
-        test = [row.test.get(name, MISSING) for name in on_test]
-        lines.append(_markdown_line([row.title, *validation, *test, row.edit]))
-    return "\n".join(lines) + "\n"
-
-
 def _cells(scores: Mapping[str, Score]) -> dict[str, str]:
     return {name: cell(score) for name, score in scores.items()}
 
@@ -194,7 +176,3 @@ def _overlapping(trial: TrialRecord, following: TrialRecord) -> tuple[str, ...]:
         if score.interval[0] <= other.interval[1] and other.interval[0] <= score.interval[1]:
             names.append(name)
     return tuple(names)
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"

@@ -1,9 +1,8 @@
-"""A model's layers, sites and proof as sections of lines. Measures nothing."""
+"""A model's layers, sites and their check as sections of lines. Measures nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from heretic_kl.report.details import DetailSection
@@ -19,31 +18,24 @@ STREAMS = {
 }
 
 
-@dataclass(frozen=True)
-class InspectedAs:
-    """What of the settings the tables mention."""
-
-    name: str
-    """The model, as the user gave it."""
-    components: Sequence[str]
-    cache_memory_mb: int
-
-
 def inspection_sections(
-    inspection: ModelInspection, settings: InspectedAs
+    inspection: ModelInspection, name: str, components: Sequence[str], cache_memory_mb: int
 ) -> tuple[DetailSection, ...]:
-    """Model, layers, sites, what an edit reaches and what it needs."""
+    """Model, layers, sites, what an edit of the components reaches and what it needs.
+
+    `name` is the model as the user gave it.
+    """
     return (
-        DetailSection("Model", tuple(_model_rows(inspection, settings))),
+        DetailSection("Model", tuple(_model_rows(inspection, name))),
         DetailSection("Layers", tuple(_layer_rows(inspection))),
         DetailSection("Sites: what writes to the residual stream", tuple(_site_rows(inspection))),
-        DetailSection("Edit", tuple(_edit_rows(inspection, settings))),
-        DetailSection("Memory", tuple(_memory_rows(inspection, settings))),
+        DetailSection("Edit", tuple(_edit_rows(inspection, components))),
+        DetailSection("Memory", tuple(_memory_rows(inspection, cache_memory_mb))),
     )
 
 
-def _model_rows(inspection: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
-    yield "name", settings.name
+def _model_rows(inspection: ModelInspection, name: str) -> Iterator[tuple[str, ...]]:
+    yield "name", name
     yield "class", f"{inspection.model} ({inspection.model_type})"
     yield "parameters", f"{inspection.parameters:,}"
     yield "dtype", f"{inspection.dtype} on {inspection.device}, stored as {inspection.stored_dtype}"
@@ -89,15 +81,15 @@ def _behind(group: SiteGroup) -> str:
     return "a norm or scale" if group.gains else "nothing"
 
 
-def _edit_rows(inspection: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
-    chosen = [g for g in inspection.sites if g.component in settings.components]
+def _edit_rows(inspection: ModelInspection, components: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    chosen = [g for g in inspection.sites if g.component in components]
     count = sum(group.sites for group in chosen)
     yield "all writers found", "yes: with the sites zero-ablated, no layer adds anything"
     yield (
         "a direction removed",
         f"but for {inspection.residue:.1e} (layer {inspection.residue_layer})",
     )
-    yield "would be edited", f"{count} sites ({', '.join(settings.components)})"
+    yield "would be edited", f"{count} sites ({', '.join(components)})"
     share = inspection.edited_parameters / inspection.parameters
     yield "weights of all sites", f"{inspection.edited_parameters:,} ({share:.0%} of all)"
     problem = inspection.norm_problem
@@ -114,12 +106,12 @@ def _edit_rows(inspection: ModelInspection, settings: InspectedAs) -> Iterator[t
         yield "note", remark
 
 
-def _memory_rows(inspection: ModelInspection, settings: InspectedAs) -> Iterator[tuple[str, ...]]:
+def _memory_rows(inspection: ModelInspection, cache_memory_mb: int) -> Iterator[tuple[str, ...]]:
     yield "weights", megabytes(inspection.weight_bytes)
     if inspection.cache_bytes_per_token is not None:
         per_token = inspection.cache_bytes_per_token
         yield "cache", f"{per_token / 1000:,.1f} kB a token of each sequence in a batch"
-    yield "unedited states", f"at most {settings.cache_memory_mb:,} MB (cache_memory_mb)"
+    yield "unedited states", f"at most {cache_memory_mb:,} MB (cache_memory_mb)"
     yield (
         "to read a saved model back",
         f"{megabytes(inspection.weight_bytes)} more (weights, once more)",

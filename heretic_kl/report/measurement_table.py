@@ -168,7 +168,7 @@ def _figure_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> lis
         title = "median" if level == 0.5 else f"{100 * level:g}% of positions below"
         rows.append(_Row(title, f"{value:.3g}"))
     rows.append(_Row("same best token", f"{summary.top1_agreement:.1%}"))
-    rows.append(_Row("p(answer token)", f"{_signed(summary.mean_probability_change)} on average"))
+    rows.append(_Row("p(response token)", f"{_signed(summary.mean_probability_change)} on average"))
     rows.append(_Row("from near ties", f"{summary.near_tie_share:.0%} of the mean"))
     rows.append(_Row("infinite positions", str(summary.infinite_count)))
     rows.append(_Row("prompts, positions", f"{summary.prompts}, {summary.rows}"))

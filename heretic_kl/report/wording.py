@@ -74,7 +74,7 @@ def scores_line(scores: Mapping[str, Score], *, full: bool = False) -> str:
 
 
 def stopped_line(stopped: Stopped) -> str:
-    """What was measured of a stopped trial: `refusals at least 12/40 after 24 answers; ...`."""
+    """What was measured of a stopped trial: `refusals at least 12/40 after 24 responses; ...`."""
     measured = ", ".join(f"{label(name)} {text}" for name, text in stopped.findings.items())
     return f"{measured or 'nothing measured'}; dominated by trial {stopped.dominated_by}"
 

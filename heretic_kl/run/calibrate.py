@@ -20,6 +20,7 @@ from heretic_kl.engine import (
 from heretic_kl.model import LanguageModel, common_prefix, packed_bytes
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.engines import EngineOptions, build_engine
+from heretic_kl.run.load import Loaded
 from heretic_kl.run.telling import Teller
 
 CALIBRATION_PROMPTS = 12
@@ -37,24 +38,13 @@ class Calibrated:
 
 
 def calibrate(
-    lm: LanguageModel,
-    settings: Settings,
-    sets: PromptSets,
-    tell: Teller,
-    *,
-    site_residue: float,
-    batch_size: int | None,
+    loaded: Loaded, settings: Settings, sets: PromptSets, tell: Teller, batch_size: int | None
 ) -> Calibrated:
     """Find out how the model is best run, and what it shows without any edit.
 
-    Args:
-        lm: the model.
-        settings: of the run.
-        sets: the prompts of the run.
-        tell: told each finding.
-        site_residue: see `Calibration`.
-        batch_size: what the study was begun with; None: it is new.
+    `batch_size` is what the study was begun with; None: it is new.
     """
+    lm = loaded.lm
     problem = lm.capabilities.cache_problem
     if problem is not None:
         tell.notice(f"every token of a response is a pass over all before it: {problem}")
@@ -81,17 +71,13 @@ def calibrate(
         batch_size=engine.batch_size,
         response_prefix=prefix,
         noise_floor=floor,
-        site_residue=site_residue,
+        site_residue=loaded.site_residue,
     )
     return Calibrated(engine, options, calibration)
 
 
 def _find_options(
-    lm: LanguageModel,
-    settings: Settings,
-    sets: PromptSets,
-    tell: Teller,
-    batch_size: int | None,
+    lm: LanguageModel, settings: Settings, sets: PromptSets, tell: Teller, batch_size: int | None
 ) -> EngineOptions:
     memory = settings.cache_memory_mb * 2**20
     packing = packed_bytes(lm)

@@ -36,18 +36,8 @@ def reproducing_command(
     """A line for a shell; its study holds the trial again, and it saves the same model.
 
     What the run found out for itself is stated, so that another machine does not find otherwise:
-    dtype, batch size, response prefix, which prompts. Paths are cut to their last name.
-
-    Args:
-        settings: of the run.
-        calibration: of the run.
-        base: the model's name, fit to be published.
-        revision: its commit, where it is known.
-        prompt_set: what filled the tables of prompts that name no source.
-        trial: the number of the trial.
-        refined: whether its edit was learned, after the search.
-        name: the folder to save to.
-        form: what is saved.
+    dtype, batch size, response prefix, which prompts. Paths are cut to their last name; `base` and
+    `name` (the model, the folder to save to) are fit to be published already.
     """
     stated = {
         "dtype": calibration.dtype,

@@ -29,11 +29,7 @@ def build_engine(
 ) -> Engine:
     """An engine that runs a model as the options say.
 
-    Args:
-        lm: the unedited model, or a saved one.
-        options: of the run.
-        notify: told, in words, when memory runs out and less is run at once.
-        original: the engine of the unedited model, where `lm` is a saved one.
+    `original` is the engine of the unedited model, where `lm` is a saved one.
     """
     has_packed_weights = original is not None and original.lm is lm  # an adapter on the original
     if options.packed_weights and not has_packed_weights and packed_bytes(lm):

@@ -68,10 +68,7 @@ def study_fingerprint(
 ) -> dict[str, Any]:
     """Everything that a trial's parameters or scores depend on.
 
-    Args:
-        facts: see `study_facts`.
-        calibration: of the run.
-        suite: prepared, so that scorers know what their own prompts hold.
+    The suite is prepared, so that scorers know what their own prompts hold.
     """
     return {
         **facts,

@@ -61,11 +61,7 @@ def model_source(settings: Settings) -> ModelSource:
 
 
 def load_model_of(settings: Settings) -> LanguageModel:
-    """Load it.
-
-    Raises:
-        ModelError: see `load_model`.
-    """
+    """The same without a word; see `load_model` for what it raises."""
     return load_model(
         model_source(settings),
         base=None if settings.base is None else ModelSource(settings.base),

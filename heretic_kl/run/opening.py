@@ -14,10 +14,10 @@ from heretic_kl.events import BaselineMeasured, StudyOpened
 from heretic_kl.export import check_target
 from heretic_kl.prompts import DatasetSpec, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
-from heretic_kl.run.calibrate import Calibrated, calibrate
+from heretic_kl.run.calibrate import calibrate
 from heretic_kl.run.directions import find_directions
 from heretic_kl.run.fingerprint import default_study_name, study_facts, study_fingerprint
-from heretic_kl.run.load import Loaded, load, model_source
+from heretic_kl.run.load import load, model_source
 from heretic_kl.run.parts import REFUSALS, RunParts, measuring_context
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import ScorerSpec, Suite
@@ -33,12 +33,7 @@ from heretic_kl.search import (
 
 
 def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
-    """All steps before the search, in order.
-
-    Args:
-        settings: of the run.
-        tell: told what happens.
-        held: what must be let go in the end (the study's storage) is put here.
+    """All steps before the search, in order; `held` takes what is let go in the end.
 
     Raises:
         HereticKLError: anything the user can mend about model, prompts, scorers or storage; its
@@ -52,7 +47,8 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
     facts = study_facts(settings, loaded.lm, prompts, suite)
     name = settings.study_name or default_study_name(loaded.lm.source, facts)
     storage = held.enter_context(open_storage(settings.storage, settings.study_dir, name))
-    calibrated = _calibrate(settings, loaded, prompts, tell, stored_batch_size(storage, name))
+    with tell.stage("calibrate", "Calibrating"):
+        calibrated = calibrate(loaded, settings, prompts, tell, stored_batch_size(storage, name))
     engine, calibration = calibrated.engine, calibrated.calibration
     directions = find_directions(settings, engine, prompts, suite, tell)
     with tell.stage("baseline", "Measuring the original model"):
@@ -116,24 +112,6 @@ def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
             if isinstance(value, DatasetSpec):  # prompts of its own, read again as it prepares
                 load_prompts(value)
     return suite, load_prompt_sets(settings.prompts.model_dump(), settings.prompt_set)
-
-
-def _calibrate(
-    settings: Settings,
-    loaded: Loaded,
-    prompts: PromptSets,
-    tell: Teller,
-    batch_size: int | None,
-) -> Calibrated:
-    with tell.stage("calibrate", "Calibrating"):
-        return calibrate(
-            loaded.lm,
-            settings,
-            prompts,
-            tell,
-            site_residue=loaded.site_residue,
-            batch_size=batch_size,
-        )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Chooses nothing and searches nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,46 +35,31 @@ from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.command import reproducing_command
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts
-from heretic_kl.scoring import Score
+from heretic_kl.run.test import test_baseline, test_one
 from heretic_kl.search import TrialRecord
 
 
-@dataclass(frozen=True)
-class TrialToSave:
-    """One trial and everything that a card says about it."""
-
-    record: TrialRecord
-    plan: Plan
-    scores: Mapping[str, Score]
-    """On the test prompts, the operators in force."""
-    original: Mapping[str, Score]
-    """Of the unedited model, on the same prompts."""
-    trials: int
-    """Finished in the study."""
-    pick_rule: str | None
-    """None: picked by hand."""
-
-
 def save_trial(
-    run: RunParts, trial: TrialToSave, folder: Path, form: SavedForm, *, overwrite: bool
+    run: RunParts,
+    record: TrialRecord,
+    plan: Plan,
+    folder: Path,
+    form: SavedForm,
+    *,
+    overwrite: bool,
+    pick_rule: str | None,
 ) -> ModelSaved:
     """Write the model, measure what was written, and put a card and a reproduction file beside it.
-
-    Args:
-        run: the open run.
-        trial: what to save.
-        folder: where to.
-        form: a whole model, or an adapter for the original.
-        overwrite: replace what stands there.
 
     Raises:
         ExportError: it cannot be written, or does not load again.
     """
     engine = run.engine
+    original, trial_scores = test_baseline(run), test_one(run, record.number)
     engine.release()  # a second model is about to be loaded
-    lora = _write(run, trial, folder, form, overwrite=overwrite)
+    lora = _write(run, plan, folder, form, overwrite=overwrite)
     positions = run.prompts["harmless", "test"], run.settings.kl_tokens
-    reference = engine.reference_under(trial.plan, *positions)
+    reference = engine.reference_under(plan, *positions)
     # Before the adapter's hooks are on the original: references are the unedited model's.
     engine.prepare(run.test_suite.requests())
     options = replace(run.engine_options, batch_size=engine.batch_size)
@@ -87,7 +72,11 @@ def save_trial(
             head=engine.lm.head,
             candidate_head=saved.head,
         )
-    facts = _facts(run, trial, folder, form, saved_scores, merge_kl, lora)
+    scores = {
+        name: ScoreFacts(original.get(name), score, saved_scores.get(name))
+        for name, score in trial_scores.items()
+    }
+    facts = _facts(run, record, folder, form, scores, merge_kl, lora, pick_rule)
     write_card(folder, facts)
     write_reproduction(folder, facts)
     floor = run.calibration.noise_floor
@@ -95,45 +84,40 @@ def save_trial(
         folder=folder,
         form=form,
         saved_scores=saved_scores,
-        trial_scores=trial.scores,
+        trial_scores=trial_scores,
         merge_kl=merge_kl,
         noise_floor=max(floor.rounding or 0.0, floor.batching),
     )
 
 
 def _write(
-    run: RunParts, trial: TrialToSave, folder: Path, form: SavedForm, *, overwrite: bool
+    run: RunParts, plan: Plan, folder: Path, form: SavedForm, *, overwrite: bool
 ) -> LoraFacts | None:
     """Write the weights; how near an adapter comes to the edit."""
     if form == "merged":
         name = run.settings.save_dtype
         dtype = None if name == "source" else getattr(torch, name)
-        save_merged(run.lm, trial.plan, folder, dtype=dtype, overwrite=overwrite)
+        save_merged(run.lm, plan, folder, dtype=dtype, overwrite=overwrite)
         return None
-    written = save_lora(run.lm, trial.plan, folder, overwrite=overwrite)
-    return LoraFacts(
-        rank=written.rank,
-        exact=written.exact,
-        relative_error=written.relative_error,
-        worst_relative_error=max(written.site_errors.values(), default=0.0),
-    )
+    return save_lora(run.lm, plan, folder, overwrite=overwrite)
 
 
 def _facts(
     run: RunParts,
-    trial: TrialToSave,
+    record: TrialRecord,
     folder: Path,
     form: SavedForm,
-    saved_scores: Mapping[str, Score],
+    scores: Mapping[str, ScoreFacts],
     merge_kl: float,
     lora: LoraFacts | None,
+    pick_rule: str | None,
 ) -> ExportFacts:
     source, settings = run.lm.source, run.settings
     is_hub_id = source.folder is None and source.gguf_file is None
     revision = original_commit(run.lm) if is_hub_id else None
     name, floor = folder.resolve().name, run.calibration.noise_floor
     dtype = settings.save_dtype
-    assert trial.record.edit is not None
+    assert record.edit is not None
     return ExportFacts(
         name=name,
         form=form,
@@ -141,17 +125,14 @@ def _facts(
         base_is_hub_id=is_hub_id,
         base_revision=revision,
         saved_dtype="as stored in the original" if dtype == "source" else dtype,
-        trial_number=trial.record.number,
-        trials=trial.trials,
-        pick_rule=trial.pick_rule,
-        parameters=trial.record.parameters,
-        edit=trial.record.edit,
+        trial_number=record.number,
+        trials=run.study.finished,
+        pick_rule=pick_rule,
+        parameters=record.parameters,
+        edit=record.edit,
         layers=len(run.lm.architecture.layers),
-        scores={
-            scorer: ScoreFacts(trial.original.get(scorer), score, saved_scores.get(scorer))
-            for scorer, score in trial.scores.items()
-        },
-        validation_scores=trial.record.scores,
+        scores=scores,
+        validation_scores=record.scores,
         kl_tokens=settings.kl_tokens,
         noise_floor=floor.batching,
         rounding_floor=floor.rounding,
@@ -164,8 +145,8 @@ def _facts(
             base=portable_base(source),
             revision=revision,
             prompt_set=run.prompts.prompt_set,
-            trial=trial.record.number,
-            refined=trial.record.edit.refinement is not None,
+            trial=record.number,
+            refined=record.edit.refinement is not None,
             name=name,
             form=form,
         ),

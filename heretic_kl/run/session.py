@@ -20,7 +20,7 @@ from heretic_kl.model import edited
 from heretic_kl.run.opening import open_run
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.refine import refine_front
-from heretic_kl.run.save import TrialToSave, save_trial
+from heretic_kl.run.save import save_trial
 from heretic_kl.run.search import search
 from heretic_kl.run.telling import Teller
 from heretic_kl.run.test import test_baseline, test_front, test_one
@@ -165,19 +165,13 @@ class Session:
         """
         parts, folder = self.parts, Path(folder)
         check_target(folder, overwrite=overwrite, source=parts.lm.source.folder)
-        plan = _plan(parts, record)
-        scores = test_one(parts, record.number)
+        plan, rule = _plan(parts, record), self._rules.get(record.number)
+        test_one(parts, record.number)  # told as a test, not as part of saving
         what = "merged model" if form == "merged" else "LoRA adapter"
         with self._tell.stage("save", f"Saving and measuring the {what}"):
-            trial = TrialToSave(
-                record=record,
-                plan=plan,
-                scores=scores,
-                original=test_baseline(parts),
-                trials=parts.study.finished,
-                pick_rule=self._rules.get(record.number),
+            saved = save_trial(
+                parts, record, plan, folder, form, overwrite=overwrite, pick_rule=rule
             )
-            saved = save_trial(parts, trial, folder, form, overwrite=overwrite)
         self._tell(saved)
         return saved
 
@@ -187,7 +181,7 @@ class Session:
         messages: Sequence[Mapping[str, str]],
         max_tokens: int,
     ) -> Generator[str, None, None]:
-        """Answer a conversation piece by piece, under a trial's edit (None: none) until closed."""
+        """Pieces of a response under a trial's edit (None: none), in force until closed."""
         parts = self.parts
         chat = parts.lm.chat
         ids = chat.encode_text(chat.conversation([dict(message) for message in messages]))

@@ -19,11 +19,7 @@ from heretic_kl.events import (
 
 
 class Teller:
-    """An observer, and the events that every step sends.
-
-    Args:
-        observer: told everything.
-    """
+    """An observer, and the events that every step sends."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer

@@ -6,7 +6,7 @@ one, whatever is still to be measured. See docs/decisions/009-racing.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,26 +55,28 @@ class Stopped:
         return cls(int(data["dominated_by"]), dict(data["findings"]), tuple(best))
 
 
-class Judge(Protocol):
-    """One objective, as racing needs it."""
+class Judge:
+    """One objective: its scorer's name, role, score from all results and bounds from some."""
 
-    @property
-    def name(self) -> str:
-        """Of the scorer."""
-        ...
-
-    @property
-    def role(self) -> Role:
-        """Minimize or maximize."""
-        ...
+    def __init__(
+        self,
+        name: str,
+        role: Role,
+        score: Callable[[Sequence[Result]], Score],
+        bounds: Callable[[Sequence[SoFar]], Bounds],
+    ) -> None:
+        self.name, self.role, self.bounds = name, role, bounds
+        self._score = score
+        self._scored: list[tuple[tuple[Result, ...], Score]] = []
 
     def score(self, results: Sequence[Result]) -> Score:
-        """From all results; asked for the same ones again and again."""
-        ...
-
-    def bounds(self, results: Sequence[SoFar]) -> Bounds:
-        """From some."""
-        ...
+        """The score; the same results, which are asked for again and again, are scored once."""
+        for scored_results, score in self._scored:
+            if all(a is b for a, b in zip(scored_results, results, strict=True)):
+                return score
+        score = self._score(results)
+        self._scored.append((tuple(results), score))
+        return score
 
 
 class Race:

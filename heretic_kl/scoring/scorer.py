@@ -177,6 +177,6 @@ class Scorer(ABC, Generic[SettingsT]):
 
         Args:
             results: of each request, in order, a result, a part of it (`PartialRows`,
-                `PartialAnswers`) or None where nothing is there yet; not all of them are results.
+                `PartialResponses`) or None where nothing is there yet; not all of them are results.
         """
         return Bounds()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,10 +17,10 @@ from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError, Sco
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import Request, Result, SoFar, Watch
 from heretic_kl.scoring.loader import build_scorer
-from heretic_kl.scoring.racing import Race, Rival, Stopped
+from heretic_kl.scoring.racing import Judge, Race, Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount
 from heretic_kl.scoring.refusal_rule import RefusalRule
-from heretic_kl.scoring.scorer import Bounds, PromptKind, Role, Score, Scorer
+from heretic_kl.scoring.scorer import Bounds, PromptKind, Role, Score
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class MeasuringEngine(Protocol):
     """The part of the engine that scoring needs."""
 
     def measure(self, plan: Plan | None, requests: Sequence[Request]) -> list[Result]:
-        """Answer requests for one candidate; None is the unedited model."""
+        """Results of requests for one candidate; None is the unedited model."""
         ...
 
     def measure_many(
@@ -45,7 +46,7 @@ class MeasuringEngine(Protocol):
         requests: Sequence[Request],
         watch: Watch | None = None,
     ) -> list[list[Result] | None]:
-        """Answer requests for several candidates, in order; None where `watch` ended one."""
+        """Results of requests for several candidates, in order; None where `watch` ended one."""
         ...
 
 
@@ -71,10 +72,7 @@ class MeasuringContext:
 
 
 class Suite:
-    """Scorers in the order of the config, with their roles.
-
-    Args:
-        specs: at least one of them an objective.
+    """Scorers in the order of the config, with their roles; at least one is an objective.
 
     Raises:
         ConfigError: two scorers share a name (case and dashes aside), or none is an objective.
@@ -84,7 +82,7 @@ class Suite:
     def __init__(self, specs: Iterable[ScorerSpec]) -> None:
         self.specs = tuple(specs)
         self._check_names()
-        self._scorers = {s.name: build_scorer(s.name, s.use, s.settings) for s in self.specs}
+        self.scorers = {s.name: build_scorer(s.name, s.use, s.settings) for s in self.specs}
         if not self.objectives:
             raise ConfigError("no scorer has the role minimize or maximize: nothing to search for")
 
@@ -92,11 +90,6 @@ class Suite:
     def objectives(self) -> tuple[ScorerSpec, ...]:
         """The scorers that steer the search, in order."""
         return tuple(spec for spec in self.specs if spec.role != "monitor")
-
-    @property
-    def scorers(self) -> Mapping[str, Scorer[Any]]:
-        """All scorers by name."""
-        return self._scorers
 
     @property
     def refusal_rule(self) -> RefusalRule:
@@ -111,12 +104,12 @@ class Suite:
 
     @property
     def _refusal_counts(self) -> list[RefusalCount]:
-        counts = (scorer for scorer in self._scorers.values() if isinstance(scorer, RefusalCount))
+        counts = (scorer for scorer in self.scorers.values() if isinstance(scorer, RefusalCount))
         return [count for count in counts if count.kind == "harmful"]
 
     def prepare(self, context: MeasuringContext) -> None:
         """Prepare every scorer; measures nothing of any candidate."""
-        for name, scorer in self._scorers.items():
+        for name, scorer in self.scorers.items():
             with _blamed_on(name):
                 scorer.prepare(context)
 
@@ -161,7 +154,10 @@ class Suite:
         """
         specs = self.objectives
         flat, places = self._asked(specs)
-        judges = [_Judge(self, spec) for spec in specs]
+        judges = [
+            Judge(spec.name, spec.role, partial(self._score, spec), partial(self._bounds, spec))
+            for spec in specs
+        ]
         race = Race(judges, places, rivals) if rivals else None
         with _blamed_on(", ".join(places)):
             measured = engine.measure_many(plans, flat, race)
@@ -187,7 +183,7 @@ class Suite:
 
     def _score(self, spec: ScorerSpec, results: Sequence[Result]) -> Score:
         with _blamed_on(spec.name):
-            score = self._scorers[spec.name].score(results)
+            score = self.scorers[spec.name].score(results)
         value = score.optimized
         if spec.role != "monitor" and (value is None or not math.isfinite(value)):
             raise MeasurementError(f"scorer {spec.name!r} gave no value: {score.text}")
@@ -195,11 +191,11 @@ class Suite:
 
     def _bounds(self, spec: ScorerSpec, results: Sequence[SoFar]) -> Bounds:
         with _blamed_on(spec.name):
-            return self._scorers[spec.name].bounds(results)
+            return self.scorers[spec.name].bounds(results)
 
     def _ask(self, spec: ScorerSpec) -> list[Request]:
         with _blamed_on(spec.name):
-            return list(self._scorers[spec.name].requests())
+            return list(self.scorers[spec.name].requests())
 
     def _check_names(self) -> None:
         seen: dict[str, str] = {}
@@ -208,28 +204,6 @@ class Suite:
             if plain in seen:
                 raise ConfigError(f"scorers {seen[plain]!r} and {spec.name!r} share a name")
             seen[plain] = spec.name
-
-
-class _Judge:
-    """One objective of a suite; the same results are scored once."""
-
-    def __init__(self, suite: Suite, spec: ScorerSpec) -> None:
-        self.name = spec.name
-        self.role = spec.role
-        self._suite = suite
-        self._spec = spec
-        self._scored: list[tuple[tuple[Result, ...], Score]] = []
-
-    def score(self, results: Sequence[Result]) -> Score:
-        for scored_results, score in self._scored:
-            if all(a is b for a, b in zip(scored_results, results, strict=True)):
-                return score
-        score = self._suite._score(self._spec, results)
-        self._scored.append((tuple(results), score))
-        return score
-
-    def bounds(self, results: Sequence[SoFar]) -> Bounds:
-        return self._suite._bounds(self._spec, results)
 
 
 @contextmanager

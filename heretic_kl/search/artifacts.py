@@ -1,14 +1,13 @@
-"""Learned operators beside the study, as Optuna artifacts: safetensors, known by their hash."""
+"""Learned operators beside the study: safetensors files, each named by its sha256."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-import optuna
 import safetensors.torch
-from optuna.artifacts import FileSystemArtifactStore
 
+from heretic_kl import files
 from heretic_kl.ablation import Plan, plan_from_tensors, tensors_from_plan
 from heretic_kl.errors import StudyError
 
@@ -16,12 +15,7 @@ SUFFIX = ".artifacts"
 
 
 class PlanStore:
-    """Plans of one study.
-
-    Args:
-        folder: of the studies.
-        name: the study's name.
-    """
+    """Plans of the study of this name, in the folder of studies."""
 
     def __init__(self, folder: Path | str, name: str) -> None:
         self.folder = Path(folder) / f"{name}{SUFFIX}"
@@ -36,10 +30,8 @@ class PlanStore:
         data = safetensors.torch.save(tensors)
         digest = hashlib.sha256(data).hexdigest()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f".{digest}.partial"
-            partial.write_bytes(data)
-            partial.replace(self.folder / digest)
+            with files.new_file(self.folder / digest) as partial:
+                partial.write_bytes(data)
         except OSError as error:
             raise StudyError(
                 f"cannot keep a learned edit in {str(self.folder)!r}: {error.strerror}"
@@ -53,9 +45,8 @@ class PlanStore:
             StudyError: it is not there, or is not what was kept.
         """
         try:
-            with self._store().open_reader(digest) as file:
-                data = file.read()
-        except (optuna.artifacts.exceptions.ArtifactNotFound, OSError) as error:
+            data = (self.folder / digest).read_bytes()
+        except OSError as error:
             raise StudyError(
                 f"the learned edit {digest[:12]} is missing in {str(self.folder)!r}: "
                 "it belongs beside the study"
@@ -66,6 +57,3 @@ class PlanStore:
                 "restore it, or refine again under another --study-name"
             )
         return plan_from_tensors(safetensors.torch.load(data))
-
-    def _store(self) -> FileSystemArtifactStore:
-        return FileSystemArtifactStore(base_path=self.folder)

@@ -6,9 +6,9 @@ multivariate sampler can learn from every trial.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from optuna.distributions import (
     BaseDistribution,
@@ -16,6 +16,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import BaseTrial
 
 from heretic_kl.ablation import Component, EditParameters, NormMode, Refinement, WeightKernel
 
@@ -34,18 +35,6 @@ REACH: Range = (0.1, 1.0)
 """As a share of the depth."""
 
 
-class SuggestingTrial(Protocol):
-    """The part of an Optuna trial that the space needs."""
-
-    def suggest_float(self, name: str, low: float, high: float) -> float:
-        """A number in a range."""
-        ...
-
-    def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
-        """One of a few names."""
-        ...
-
-
 @dataclass(frozen=True)
 class SearchSpace:
     """The edits that a study chooses from."""
@@ -54,7 +43,7 @@ class SearchSpace:
     components: tuple[Component, ...] = ("attention", "mlp")
     norm: NormMode = "none"
 
-    def suggest(self, trial: SuggestingTrial) -> dict[str, Any]:
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """Let the sampler choose every parameter."""
         chosen: dict[str, Any] = {
             "direction.scope": trial.suggest_categorical("direction.scope", SCOPES),

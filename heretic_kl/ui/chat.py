@@ -20,7 +20,7 @@ RESPONSE_TOKENS: Final = 400
 HELP: Final = "commands: /only-edited, /both, /reset, /exit; Ctrl+C stops a response"
 
 
-class ResponseingSession(Protocol):
+class ChatSession(Protocol):
     """The part of a session that a conversation needs."""
 
     def stream_response(
@@ -42,7 +42,7 @@ class Speaker:
 
 
 def chat(
-    session: ResponseingSession,
+    session: ChatSession,
     record: TrialRecord,
     console: Console,
     *,
@@ -81,7 +81,7 @@ def chat(
 
 
 def _response(
-    session: ResponseingSession, speaker: Speaker, line: str, console: Console, max_tokens: int
+    session: ChatSession, speaker: Speaker, line: str, console: Console, max_tokens: int
 ) -> None:
     """Stream one response and keep it; what was stopped is kept as far as it came."""
     say(console, f"{speaker.name}:", f"bold {speaker.style}")

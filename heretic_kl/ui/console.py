@@ -54,21 +54,6 @@ WORTH_TIMING: Final = 0.1
 """Seconds; stages below it end without a word."""
 
 
-def make_observer(
-    *, quiet: bool, console: Console | None = None, results: Console | None = None
-) -> ConsoleObserver:
-    """An observer for the pipeline; use it as a context manager.
-
-    Args:
-        quiet: show notices and results alone.
-        console: for progress, trials and notices; by default stderr.
-        results: for picks and saved models; by default `console` if given, else stdout.
-    """
-    if results is None:
-        results = make_console() if console is None else console
-    return ConsoleObserver(console or make_console(stderr=True), results, quiet=quiet)
-
-
 def print_front(console: Console, rows: Sequence[FrontRow]) -> None:
     """The front as a table on a terminal, as plain aligned lines elsewhere."""
     console.print()
@@ -83,22 +68,23 @@ def print_front(console: Console, rows: Sequence[FrontRow]) -> None:
 
 
 class ConsoleObserver:
-    """Called with every event; shows it or leaves it.
+    """Called with every event; shows it or leaves it. A context manager: it settles at the end.
 
     Args:
-        console: for progress, trials and notices.
-        results: for picks and saved models.
         quiet: show notices and results alone.
+        console: for progress, trials and notices; by default stderr.
+        results: for picks and saved models; by default `console` if given, else stdout.
     """
 
-    def __init__(self, console: Console, results: Console, *, quiet: bool) -> None:
-        self._console = console
-        self._results = results
+    def __init__(
+        self, *, quiet: bool, console: Console | None = None, results: Console | None = None
+    ) -> None:
+        self._console = console or make_console(stderr=True)
+        self._results = results or console or make_console()
         self._quiet = quiet
-        self._progress = stage_progress(console)
+        self._progress = stage_progress(self._console)
 
     def __enter__(self) -> ConsoleObserver:
-        """Nothing is drawn before the first event."""
         return self
 
     def __exit__(
@@ -107,7 +93,6 @@ class ConsoleObserver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the terminal as it was, whatever happened."""
         self.settle()
 
     def settle(self) -> None:

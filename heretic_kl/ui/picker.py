@@ -5,7 +5,7 @@ Whatever goes wrong in an action is one line, and the menu comes back: finished 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -23,7 +23,7 @@ from heretic_kl.report import (
 )
 from heretic_kl.search import UNEDITED, TrialRecord, knee
 from heretic_kl.ui.asking import ask_count, ask_folder, choose, confirm
-from heretic_kl.ui.chat import RESPONSE_TOKENS, chat
+from heretic_kl.ui.chat import RESPONSE_TOKENS, ChatSession, chat
 from heretic_kl.ui.console import print_front
 from heretic_kl.ui.terminal import say
 
@@ -35,7 +35,7 @@ MORE_TRIALS: Final = 20
 """Offered when more are to be run."""
 
 
-class PickerSession(Protocol):
+class PickerSession(ChatSession, Protocol):
     """What the menus need of a run."""
 
     @property
@@ -74,12 +74,6 @@ class PickerSession(Protocol):
         overwrite: bool = False,
     ) -> ModelSaved:
         """Write a trial's model; the observer shows what came of it."""
-        ...
-
-    def stream_response(
-        self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
-    ) -> Generator[str, None, None]:
-        """Pieces of a response's text, to be closed; a record of None is the unedited model."""
         ...
 
 

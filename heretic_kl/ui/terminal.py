@@ -76,11 +76,6 @@ def is_live(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def can_ask() -> bool:
-    """Whether a person sits at both ends: stdin and stdout are terminals."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
-
-
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print text as it is: no markup in it is obeyed; on terminals, long lines wrap at words."""
     if console.options.ascii_only:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from heretic_kl._version import __version__
 from heretic_kl.cli import main as cli
 from heretic_kl.cli import optimize
+from heretic_kl.cli.command import at_terminal
 from heretic_kl.cli.config import default_configuration
 from heretic_kl.config import Settings
 from heretic_kl.errors import StudyError
@@ -176,3 +178,14 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(("keyboard", "screen"), [(True, True), (True, False), (False, True)])
+def test_questions_need_a_terminal_at_both_ends(
+    monkeypatch: pytest.MonkeyPatch, keyboard: bool, screen: bool
+) -> None:
+    for name, is_terminal in (("sys.stdin", keyboard), ("sys.stdout", screen)):
+        stream = StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda response=is_terminal: response)
+        monkeypatch.setattr(name, stream)
+    assert at_terminal() is (keyboard and screen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -196,21 +197,29 @@ def test_a_corrupt_model_is_rebuilt(cached_base: Path, tmp_path: Path) -> None:
 
 
 def test_publishing_replaces_an_old_folder(model_folder: Path, tmp_path: Path) -> None:
-    work, target = tmp_path / "work", tmp_path / "target"
-    work.mkdir()
+    target = tmp_path / "target"
     target.mkdir()
     (target / "old").write_text("old")
-    build._publish(model_folder, target, work, PINS)
+    with build._published(target, PINS) as folder:
+        shutil.copytree(model_folder, folder, dirs_exist_ok=True)
     assert build._is_intact(target, PINS)
     assert not (target / "old").exists()
 
 
 def test_losing_a_race_to_an_intact_folder_is_fine(model_folder: Path, tmp_path: Path) -> None:
-    ours_is_gone = tmp_path / "gone"
-    (tmp_path / "replaced").mkdir()
-    (tmp_path / "replaced" / "busy").write_text("so that the first rename fails")
-    build._publish(ours_is_gone, model_folder, tmp_path, PINS)
-    assert build._is_intact(model_folder, PINS)
+    target = tmp_path / "target"
+    with build._published(target, PINS):
+        shutil.copytree(model_folder, target)  # now no rename can take its place
+        raise OSError("the folder is not empty")
+    assert build._is_intact(target, PINS)
+
+
+def test_a_model_that_cannot_be_saved_is_a_clear_error(tmp_path: Path) -> None:
+    full_disk = OSError(28, "No space left on device")
+    with pytest.raises(CacheError, match=r"target: No space left"):
+        with build._published(tmp_path / "target", PINS):
+            raise full_disk
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the adapter ------------------------------------------------------------------------------

@@ -71,12 +71,13 @@ def test_row_scales_are_approximated_with_a_stated_error(build, tmp_path, family
         assert saved.rank == rank and not saved.exact
         assert saved.worst_relative_error >= saved.relative_error
         errors.append(saved.relative_error)
-        for path, factors in read_lora(saved.folder).items():
+        missing = []
+        for path, factors in read_lora(tmp_path / f"r{rank}").items():
             key = next(key for key in plan if key.path == path)
             weight = lm.architecture.site(key).weight()
             delta = plan[key].bake(weight)[0] - weight
-            missed = (delta - factors.b @ factors.a).norm() / delta.norm()
-            assert float(missed) == pytest.approx(saved.site_errors[path], rel=1e-2, abs=1e-5)
+            missing.append(float((delta - factors.b @ factors.a).norm() / delta.norm()))
+        assert max(missing) == pytest.approx(saved.worst_relative_error, rel=1e-2, abs=1e-5)
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-5  # of full rank
     model = with_peft(tmp_path / "original", tmp_path / "r32")

@@ -82,7 +82,7 @@ def test_one_candidate_shows_everything() -> None:
         "5% of positions below  0.00416",
         "median                 0.137",
         "same best token        82.6%",
-        "p(answer token)  -0.248 on average",
+        "p(response token)  -0.248 on average",
         "from near ties   10% of the mean",
         "infinite positions     0",
         "prompts, positions     64, 189",

@@ -17,7 +17,6 @@ from heretic_kl.report import (
     duration,
     front_footnotes,
     front_lines,
-    front_markdown,
     front_rows,
     front_table,
     label,
@@ -185,14 +184,6 @@ class TestFront:
         assert all(line[place - 1] == " " and line[place] != " " for line in lines)
         assert lines[1].endswith(describe_edit(EDIT))
         assert "\n".join(front_lines(front_rows(FRONT), ascii_only=True)).isascii()
-
-    def test_markdown_is_one_line_a_trial(self) -> None:
-        odd = [TrialRecord(1, "complete", {}, None, {"a|b": Score(1.0, "x|y")}, (1.0,))]
-        text = front_markdown(front_rows(odd))
-        assert text.splitlines()[2] == r"| 1 ← knee | x\|y | unknown edit |"
-        table = front_markdown(front_rows(FRONT, TESTED)).splitlines()
-        assert len({line.count("|") for line in table}) == 1
-        assert "false refusals (test)" in table[0]
 
 
 def profile(means: list[float]) -> list[dict[str, Any]]:

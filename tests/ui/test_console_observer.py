@@ -24,8 +24,8 @@ from heretic_kl.events import (
 from heretic_kl.report import front_rows
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord, pareto_front
-from heretic_kl.ui.console import make_observer, print_front
-from heretic_kl.ui.terminal import can_ask, make_console, printable, say
+from heretic_kl.ui.console import ConsoleObserver, print_front
+from heretic_kl.ui.terminal import make_console, printable, say
 
 TRIALS = (trial(0, 30, 0.01), trial(1, 3, 0.0312), failed(2), trial(3, 40, 0.05))
 
@@ -55,7 +55,7 @@ def whole_run() -> Iterator[Event]:
 
 def plain_log(*, quiet: bool = False) -> list[str]:
     console = recorded(terminal=False)
-    with make_observer(quiet=quiet, console=console) as observer:
+    with ConsoleObserver(quiet=quiet, console=console) as observer:
         for event in whole_run():
             observer(event)
     return written(console).splitlines()
@@ -92,7 +92,7 @@ def test_a_log_tells_every_fact() -> None:
 
 def test_a_log_is_never_wrapped() -> None:
     console = recorded(terminal=False, width=30)
-    with make_observer(quiet=False, console=console) as observer:
+    with ConsoleObserver(quiet=False, console=console) as observer:
         observer(Notice("word " * 100))
     assert len(written(console).splitlines()) == 1
 
@@ -108,7 +108,7 @@ def test_a_saved_model_shows_both_columns_and_the_merge() -> None:
 
 def test_a_merge_above_the_floor_is_said_loudly() -> None:
     console = recorded(terminal=False)
-    make_observer(quiet=False, console=console)(saved(merge_kl=0.01))
+    ConsoleObserver(quiet=False, console=console)(saved(merge_kl=0.01))
     assert "0.01 nats, MORE than what rounding costs" in written(console)
 
 
@@ -121,7 +121,7 @@ def test_quiet_leaves_notices_and_results() -> None:
 
 
 def test_progress_goes_to_stderr_and_results_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    with make_observer(quiet=False) as observer:
+    with ConsoleObserver(quiet=False) as observer:
         for event in whole_run():
             observer(event)
     out, err = capsys.readouterr()
@@ -135,7 +135,7 @@ def test_progress_goes_to_stderr_and_results_to_stdout(capsys: pytest.CaptureFix
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_terminal_of_any_width_and_encoding(width: int, encoding: str) -> None:
     console = recorded(terminal=True, width=width, encoding=encoding)
-    with make_observer(quiet=False, console=console) as observer:
+    with ConsoleObserver(quiet=False, console=console) as observer:
         for event in whole_run():
             observer(event)
     text = written(console)
@@ -151,7 +151,10 @@ def test_a_terminal_of_any_width_and_encoding(width: int, encoding: str) -> None
 
 def test_an_error_leaves_the_terminal_as_it_was() -> None:
     console = recorded(terminal=True)
-    with pytest.raises(KeyboardInterrupt), make_observer(quiet=False, console=console) as observer:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ConsoleObserver(quiet=False, console=console) as observer,
+    ):
         observer(StageStarted("load", "Loading"))
         raise KeyboardInterrupt
     text = written(console)
@@ -161,7 +164,7 @@ def test_an_error_leaves_the_terminal_as_it_was() -> None:
 def test_trials_without_a_stage_or_scores() -> None:
     for terminal in (True, False):
         console = recorded(terminal=terminal)
-        with make_observer(quiet=False, console=console) as observer:
+        with ConsoleObserver(quiet=False, console=console) as observer:
             observer(StageAdvanced("load", "lost"))
             observer(StageFinished("load", 1.0))
             bare = TrialRecord(0, "complete", {}, None, {}, (0.5,))
@@ -175,7 +178,7 @@ def test_trials_without_a_stage_or_scores() -> None:
 
 def test_long_stages_do_not_flood_a_log() -> None:
     console = recorded(terminal=False)
-    observer = make_observer(quiet=False, console=console)
+    observer = ConsoleObserver(quiet=False, console=console)
     observer(StageStarted("directions", "Finding directions", 1000))
     for step in range(1000):
         observer(StageAdvanced("directions", f"batch {step}"))
@@ -200,7 +203,7 @@ class TestMakeConsole:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TTY_COMPATIBLE", "1")
         stream = StringIO()
-        with make_observer(quiet=False, console=make_console(stream=stream)) as observer:
+        with ConsoleObserver(quiet=False, console=make_console(stream=stream)) as observer:
             for event in whole_run():
                 observer(event)
         assert "\x1b" not in stream.getvalue()
@@ -226,24 +229,13 @@ class TestMakeConsole:
             say(make_console(stream=Closed()), "anyone?")
 
 
-@pytest.mark.parametrize(("keyboard", "screen"), [(True, True), (True, False), (False, True)])
-def test_questions_need_a_terminal_at_both_ends(
-    monkeypatch: pytest.MonkeyPatch, keyboard: bool, screen: bool
-) -> None:
-    for name, is_terminal in (("sys.stdin", keyboard), ("sys.stdout", screen)):
-        stream = StringIO()
-        monkeypatch.setattr(stream, "isatty", lambda response=is_terminal: response)
-        monkeypatch.setattr(name, stream)
-    assert can_ask() is (keyboard and screen)
-
-
 def test_control_codes_of_a_model_are_dropped() -> None:
     assert printable("a\x1b[31mb\r\x07\nc\td\x9b") == "a[31mb\nc\td"
 
 
 def test_a_stopped_trial_says_what_was_measured_and_what_beats_it() -> None:
     console = recorded(terminal=False)
-    with make_observer(quiet=False, console=console) as observer:
+    with ConsoleObserver(quiet=False, console=console) as observer:
         observer(TrialFinished(stopped(2), 3, 4, (trial(0, 3, 0.03),), None))
     assert written(console).splitlines()[0] == (
         "3/4  trial 2  stopped: refusals at least 12/64 after 20 answers, "

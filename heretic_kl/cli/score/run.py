@@ -34,12 +34,12 @@ def run(words: Sequence[str]) -> int:
     _check_targets(settings)
     prompts = None if settings.stored else load_prompts(settings.dataset)
 
-    from heretic_kl.ui.console import make_observer
+    from heretic_kl.ui.console import ConsoleObserver
     from heretic_kl.ui.measurement import print_measurement, print_raw
     from heretic_kl.ui.terminal import make_console
 
     results = make_console()
-    with make_observer(quiet=settings.quiet, results=results) as observer:
+    with ConsoleObserver(quiet=settings.quiet, results=results) as observer:
         outcome = _measure(settings, prompts, observer)
         observer.settle()
         try:
@@ -115,7 +115,7 @@ def _check_models(settings: ScoreSettings) -> None:
     if settings.chat_template != "model":
         chat_template(None, settings.chat_template)
     check_models(
-        Reference.load(_expanded(settings.name)) if settings.stored else settings.name,
+        Reference.load(os.path.expanduser(settings.name)) if settings.stored else settings.name,
         settings.candidate,
         base=settings.base,
         trust_remote_code=settings.trust_remote_code,
@@ -170,7 +170,7 @@ def _reference(
         "notify": lambda message: observer(Notice(message)),
     }
     if prompts is None:
-        return TeacherForcedKL.load(_expanded(settings.name), **loading)
+        return TeacherForcedKL.load(os.path.expanduser(settings.name), **loading)
     return TeacherForcedKL(
         settings.name,
         prompts=prompts,
@@ -201,11 +201,13 @@ def _stage(observer: Observer, title: str) -> Iterator[None]:
 @contextmanager
 def _within_memory(name: str) -> Iterator[None]:
     """Memory that runs out where no smaller batch would help is an error of one line."""
-    import torch
+    from heretic_kl.model import is_out_of_memory
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise MeasurementError(
             f"out of memory while {name!r} was measured: try a smaller --dtype, a smaller "
             "--batch-size or --device cpu"
@@ -233,10 +235,6 @@ def _writing(flag: str, path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ExportError(f"{flag} {path}: cannot be written: {reason}") from error
-
-
-def _expanded(name: str) -> str:
-    return os.path.expanduser(name)
 
 
 COMMAND = Command(
