@@ -1,6 +1,7 @@
 """The judge and the bookkeeping of the search benchmark, on tiny models and small programs."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from heretic_kl.testing import save_tiny_model, tiny_llama
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
+from benchmarks.search_quality import __main__ as command  # noqa: E402
 from benchmarks.search_quality import judge, table, task  # noqa: E402
 from benchmarks.search_quality.plot import save as draw  # noqa: E402
 from benchmarks.search_quality.refusal_rule import verdict  # noqa: E402
@@ -249,3 +251,54 @@ def test_unseen_prompts_are_in_no_set_that_a_tool_sees(tmp_path):
             assert not set(unseen) & set(judge.read_prompts(tmp_path / f"{kind}_{use}.txt"))
         for taught in (ROOT / "benchmarks/demo_adapter").glob("*.txt"):
             assert not set(unseen) & set(judge.read_prompts(taught))
+
+
+@pytest.fixture
+def call(models, tmp_path, monkeypatch):
+    """Calls the benchmark with a tool that saves a ready model; returns the jobs that it ran."""
+    ran = []
+
+    def run_tool(job, asked, words, reserve):
+        ran.append((job.tool, job.seed, job.minutes, reserve))
+        shutil.copytree(models / "other", asked.folder / "model")
+        choice = task.Choice("model", 9.0)
+        return {"setup_seconds": 7.0, "trials": []}, dict.fromkeys(job.minutes, choice)
+
+    def call_with(*words):
+        ran.clear()
+        fixed = ["search_quality", "--model", f"demo={models / 'reference'}", "--limit", "4"]
+        fixed += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "results.json")]
+        fixed += ["--figure", str(tmp_path / "figure.svg")]
+        monkeypatch.setattr(sys, "argv", [*fixed, *words])
+        command.main()
+        return list(ran)
+
+    monkeypatch.setattr(command, "run_tool", run_tool)
+    monkeypatch.setattr(command, "tool_version", lambda tool, words: "1")
+    return call_with
+
+
+def test_one_command_runs_what_is_missing_judges_it_and_shows_it(call, tmp_path, capfd):
+    python = sys.executable
+    first = ("--tools", "heretic", "--heretic", python, "--minutes", "3,6", "--seeds", "0")
+    assert call(*first) == [("heretic", 0, (3.0, 6.0), 0.0)]
+    content = json.loads((tmp_path / "results.json").read_text())
+    (made,) = content["runs"]
+    assert [c["judged"]["kl"]["mean"] > 0 for c in made["choices"].values()] == [True, True]
+    assert "| demo | 6 | Heretic |" in capfd.readouterr().out
+    assert (tmp_path / "figure.svg").exists() and not list((tmp_path / "work").glob("demo-*"))
+    assert call(*first) == []
+    ours = ("--tools", "heretic-kl-classic", "--minutes", "3", "--seeds", "0", "--reserve", "5")
+    assert call(*ours) == [("heretic-kl-classic", 0, (3.0,), 5.0)]
+    assert str(tmp_path) not in (tmp_path / "results.json").read_text()
+    more = ("--tools", "heretic-kl", "--minutes", "3", "--seeds", "0")
+    assert call(*more) == [("heretic-kl", 0, (3.0,), 7.0)]  # setup as the run before took
+
+
+def test_a_mistake_in_the_command_is_one_line(call, capfd):
+    with pytest.raises(SystemExit):
+        call("--tools", "temaq")
+    assert "--tools temaq: there are heretic-kl, heretic-kl-classic" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        call("--model", "demo")
+    assert "--model demo: write NAME=FOLDER" in capfd.readouterr().err

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,8 @@ def main() -> None:
         run = results.find(job.model, job.tool, job.seed, job.minutes)
         if run is None or not _can_be_judged(run, words.work / job.folder):
             print(f"run {job.folder}", flush=True)
-            run = run_job(job, models[job.model], words)
+            reserve = reserved_seconds(job, models[job.model], words, results.runs)
+            run = run_job(job, models[job.model], words, reserve)
             results.replace(run)
         if not is_judged(run):
             print(f"judge {job.folder}", flush=True)
@@ -113,7 +115,7 @@ def arguments() -> argparse.Namespace:
     add("--trials", type=int, default=1000, help="at most, of tools that count them")
     add("--target", type=float, default=0.05, help="share of refusals to choose by")
     add("--tolerance", type=float, default=0.05, help="share of a budget to overrun")
-    add("--reserve", type=float, default=40, help="seconds of a budget for heretic-kl's setup")
+    add("--reserve", type=float, help="seconds of a budget for heretic-kl's setup [measured]")
     add("--heretic-kl-words", default="", help="more of heretic-kl's command line")
     add("--work", type=Path, default=Path(tempfile.gettempdir()) / "search_quality")
     add("--cache", type=Path, help="of the judge's reference sides [in --work]")
@@ -197,12 +199,27 @@ def command_line() -> str:
     return " ".join(["python -m benchmarks.search_quality", *words])
 
 
-def run_job(job: Job, model: Path, words: argparse.Namespace) -> Run:
-    """Run one tool, alone on the machine."""
-    folder = words.work / job.folder
+def reserved_seconds(job: Job, model: Path, words: argparse.Namespace, runs: list[Run]) -> float:
+    """What heretic-kl's setup takes on a model: as told, as in earlier runs, or measured now."""
+    if job.tool not in OURS:
+        return 0.0
+    if words.reserve is not None:
+        return float(words.reserve)
+    before = [r["setup_seconds"] for r in runs if r["model"] == job.model and r["tool"] in OURS]
+    if before:
+        return statistics.median(before)
+    print(f"measure the setup of heretic-kl on {job.model}", flush=True)
+    task = _task(job, model, words, f"{job.model}-setup")
+    seconds = heretic_kl_runner.setup_seconds(task, words.heretic_kl_words)
+    shutil.rmtree(task.folder)
+    return round(seconds, 1)
+
+
+def _task(job: Job, model: Path, words: argparse.Namespace, name: str) -> Task:
+    folder = words.work / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    task = Task(
+    return Task(
         model=model,
         folder=folder,
         prompts=words.prompts,
@@ -215,8 +232,13 @@ def run_job(job: Job, model: Path, words: argparse.Namespace) -> Run:
         target=words.target,
         tolerance=words.tolerance,
     )
+
+
+def run_job(job: Job, model: Path, words: argparse.Namespace, reserve: float) -> Run:
+    """Run one tool, alone on the machine."""
+    task = _task(job, model, words, job.folder)
     load = _load()
-    found, choices = run_tool(job, task, words)
+    figures, choices = run_tool(job, task, words, reserve)
     return {
         "model": job.model,
         "tool": job.tool,
@@ -225,13 +247,13 @@ def run_job(job: Job, model: Path, words: argparse.Namespace) -> Run:
         "version": tool_version(job.tool, words),
         "load_before": load,
         "load_after": _load(),
-        **found,
+        **figures,
         "choices": {f"{m:g}": {**asdict(c), "judged": None} for m, c in choices.items()},
     }
 
 
 def run_tool(
-    job: Job, task: Task, words: argparse.Namespace
+    job: Job, task: Task, words: argparse.Namespace, reserve: float
 ) -> tuple[dict[str, Any], dict[float, Choice]]:
     """Facts of the run, and a choice a budget."""
     if job.tool == "heretic":
@@ -242,10 +264,10 @@ def run_tool(
         figures, choice = heretic_kl_runner.run(
             task,
             refine=OURS[job.tool],
-            reserve=words.reserve,
+            reserve=reserve,
             more=words.heretic_kl_words,
         )
-        figures |= {"reserve_seconds": words.reserve, "more_words": words.heretic_kl_words}
+        figures |= {"reserve_seconds": reserve, "more_words": words.heretic_kl_words}
     return figures, {job.minutes[0]: choice}
 
 

@@ -86,6 +86,22 @@ def run(task: Task, *, refine: bool, reserve: float, more: str) -> tuple[dict[st
     return facts, Choice("model", trial["t_process"], note, trial)
 
 
+def setup_seconds(task: Task, more: str) -> float:
+    """How long it takes until the first trial begins, from a run of one trial.
+
+    Raises:
+        SystemExit: no trial was measured.
+    """
+    words = [*_words(task, False, more), "--trials", "1"]
+    env = environment(task.threads, PYTHONPATH=str(CHECKOUT))
+    started = time.time()
+    process = run_process(words, task.folder, env, log="setup.log")
+    trials, first, _ = read_study(task.folder / "studies", started)
+    if not trials:
+        raise SystemExit(f"heretic-kl measured no trial in {task.folder}:\n{process.tail}")
+    return first - started
+
+
 def _words(task: Task, refine: bool, more: str) -> list[str]:
     words = [sys.executable, "-m", "heretic_kl", "--model", str(task.model.resolve())]
     for kind in KINDS:
