@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -185,15 +185,10 @@ class Engine:
 
     def residual_mean(self, prompts: Sequence[Prompt], winsorize_quantile: float) -> Tensor:
         """Mean residual after each layer at the last prompt token, (L, D) float64."""
-        encoded = [self.encode(prompt) for prompt in prompts]
-        shared = self.lm.capabilities.shares_prefix(max(map(len, encoded)))
-        prefix = common_prefix(encoded) if shared else ()
 
         def collect() -> Tensor:
             mean = ResidualMean(winsorize_quantile)
-            buckets = length_buckets([len(ids) for ids in encoded], self.batch_size)
-            batches = ([encoded[i] for i in bucket] for bucket in buckets)
-            for residuals in last_token_residuals(self.lm, batches, prefix):
+            for _, residuals in self._residuals(prompts):
                 mean.add(residuals)
             return mean.mean
 
@@ -201,18 +196,22 @@ class Engine:
 
     def residuals(self, prompts: Sequence[Prompt]) -> Tensor:
         """Residual after each layer at the last prompt token, (P, L, D) float32, in order."""
-        encoded = [self.encode(prompt) for prompt in prompts]
-        shared = self.lm.capabilities.shares_prefix(max(map(len, encoded)))
-        prefix = common_prefix(encoded) if shared else ()
 
         def collect() -> Tensor:
-            buckets = length_buckets([len(ids) for ids in encoded], self.batch_size)
-            batches = ([encoded[i] for i in bucket] for bucket in buckets)
-            rows = torch.cat(list(last_token_residuals(self.lm, batches, prefix)))
+            buckets, rows = zip(*self._residuals(prompts), strict=True)
             order = torch.tensor([index for bucket in buckets for index in bucket])
-            return rows[order.argsort()]
+            return torch.cat(rows)[order.argsort()]
 
         return self.limits.run(collect)
+
+    def _residuals(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Tensor]]:
+        """Which prompts stand in a batch, and their residuals (B, L, D)."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        shared = self.lm.capabilities.shares_prefix(max(map(len, encoded)))
+        buckets = length_buckets([len(ids) for ids in encoded], self.batch_size)
+        batches = ([encoded[index] for index in bucket] for bucket in buckets)
+        prefix = common_prefix(encoded) if shared else ()
+        yield from zip(buckets, last_token_residuals(self.lm, batches, prefix), strict=True)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt, computed once."""

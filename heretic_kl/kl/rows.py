@@ -51,7 +51,7 @@ class ReferenceRows(NamedTuple):
     def bytes(self) -> int:
         """Memory that it takes, the logits included; about 12 bytes a logit on a CPU."""
         tensors = [*self.distribution, self.best_token, self.top1_probability, self.margin]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in tensors)
 
     def of(self, rows: slice) -> "ReferenceRows":
         """Return some of the rows."""

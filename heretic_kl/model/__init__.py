@@ -17,7 +17,7 @@ from heretic_kl.model.forward.layer_cache import (
 )
 from heretic_kl.model.forward.packed_weights import packed_bytes, with_packed_weights
 from heretic_kl.model.forward.padding import right_padded
-from heretic_kl.model.forward.prefix_cache import PrefixCache, common_prefix
+from heretic_kl.model.forward.prefix_cache import PrefixCache, common_prefix, layer_bytes
 from heretic_kl.model.forward.probing import find_capabilities
 from heretic_kl.model.forward.residuals import last_token_residuals
 from heretic_kl.model.forward.token_tree import TokenTree, tree_rectangles
@@ -74,6 +74,7 @@ __all__ = [
     "inspect_model",
     "is_out_of_memory",
     "last_token_residuals",
+    "layer_bytes",
     "likely_layers",
     "load_model",
     "load_to_measure",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from heretic_kl.errors import ModelError, ModelNotFoundError
 from heretic_kl.model import (
@@ -18,6 +15,8 @@ from heretic_kl.model import (
     adapter_base,
     adopt_model,
     check_to_measure,
+    clear_device_memory,
+    is_out_of_memory,
     load_to_measure,
     load_tokenizer,
 )
@@ -148,9 +147,7 @@ class ModelLoader:
 
     def _load(self, source: ModelSource, base: ModelSource | None, dtype: DtypeName) -> Any:
         # Models refer to themselves in circles: without this an earlier one may still be here.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_memory()
         try:
             return load_to_measure(
                 source,
@@ -160,7 +157,9 @@ class ModelLoader:
                 device_map=self.device_map,
                 trust_remote_code=self.trust_remote_code,
             )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise ModelError(
                 f"out of memory while {source.name!r} was loaded: try a smaller --dtype, "
                 "--device-map auto or --device cpu"

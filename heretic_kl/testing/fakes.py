@@ -83,17 +83,10 @@ class FakeEngine:
         lengths = [max(1, request.tokens - n % 2) for n in range(len(request.prompts))]
         prompt_index = torch.repeat_interleave(torch.tensor(lengths))
         position = torch.cat([torch.arange(length) for length in lengths])
-        reference = torch.cat(
-            [
-                self._normal(prompt, 0, length)
-                for prompt, length in zip(request.prompts, lengths, strict=True)
-            ]
-        )
-        noise = torch.cat(
-            [
-                self._normal(prompt, 1, length)
-                for prompt, length in zip(request.prompts, lengths, strict=True)
-            ]
+        rows = list(zip(request.prompts, lengths, strict=True))
+        reference, noise = (
+            torch.cat([self._normal(prompt, stream, length) for prompt, length in rows])
+            for stream in range(2)
         )
         candidate = reference + _size(plan) * noise
         tokens = reference.argmax(dim=-1)

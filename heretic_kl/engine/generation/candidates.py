@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from heretic_kl.ablation import Plan
 from heretic_kl.engine.batching import length_buckets
@@ -17,7 +16,7 @@ from heretic_kl.engine.generation.generate import Response, generate_responses
 from heretic_kl.engine.generation.groups import ResponseGroup
 from heretic_kl.engine.memory import MemoryLimits
 from heretic_kl.engine.runner import Hear
-from heretic_kl.model import Decoding, LanguageModel, PrefixCache, Start, common_prefix
+from heretic_kl.model import Decoding, LanguageModel, PrefixCache, Start, common_prefix, layer_bytes
 
 
 class CandidateResponses:
@@ -119,9 +118,9 @@ class _Layout:
         """Of one position's keys and values, measured, times all positions."""
         with torch.no_grad():
             cache = PrefixCache(self._lm, self.sequences[0][0][:1]).expanded(self._lm, 1)
-        tensors = [t for layer in cache.layers for t in vars(layer).values()]
-        at_one = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
-        return at_one * sum(len(batch) * max(map(len, batch)) for batch in self.sequences)
+        return layer_bytes(cache.layers) * sum(
+            len(batch) * max(map(len, batch)) for batch in self.sequences
+        )
 
     @torch.no_grad()
     def run(self, start: Start) -> None:

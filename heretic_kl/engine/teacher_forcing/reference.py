@@ -127,7 +127,7 @@ class KeptLogits:
     @property
     def bytes(self) -> int:
         """Memory taken now."""
-        logits = sum(_size(block) for block in self._logits.values())
+        logits = sum(block.nbytes for block in self._logits.values())
         return logits + sum(prepared.bytes for prepared in self._prepared.values())
 
     def release(self) -> None:
@@ -147,13 +147,13 @@ class KeptLogits:
         logits, left = self._computed(rows), self._limits.cache_left
         prepare = getattr(reduction, "prepare", None)  # see `PreparingReduction`
         # For one use it is not worth making: reductions do that in blocks that fit in a cache.
-        if prepare is not None and _size(logits) * self._times_as_large.get(reduction, 1.0) <= left:
+        if prepare is not None and logits.nbytes * self._times_as_large.get(reduction, 1.0) <= left:
             prepared: Prepared = prepare(logits)
-            self._times_as_large[reduction] = prepared.bytes / _size(logits)
+            self._times_as_large[reduction] = prepared.bytes / logits.nbytes
             if prepared.bytes <= left:
                 self._prepared[reduction, key] = prepared
                 return prepared
-        if _size(logits) <= left:
+        if logits.nbytes <= left:
             self._logits[key] = logits
         return logits
 
@@ -260,7 +260,3 @@ def mean_kl(
 def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
     """(P, width) int64, -1 after each row's last token."""
     return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.int64)
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

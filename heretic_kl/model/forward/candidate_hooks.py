@@ -6,7 +6,7 @@ Rows stand lane by lane: all rows of the first candidate, then all of the second
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,11 +20,7 @@ from heretic_kl.model.sites.stack import stream_out_of, with_stream_out
 
 
 class CandidateRows:
-    """How many rows of the running batch each candidate has; rows may leave.
-
-    Args:
-        counts: rows of each lane, in order.
-    """
+    """How many rows of the running batch each candidate has, lane by lane; rows may leave."""
 
     def __init__(self, counts: Sequence[int]) -> None:
         self.counts = list(counts)
@@ -59,8 +55,7 @@ def edited_by_candidate(
     Raises:
         MeasurementError: while running, a site's output is not laid out by rows.
     """
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-    try:
+    with ExitStack() as handles:
         for key in dict.fromkeys(key for plan in plans for key in plan):
             site = architecture.site(key)
             device = site.device
@@ -69,11 +64,8 @@ def edited_by_candidate(
                 for plan in plans
             ]
             hook = _candidate_hook(site, operators, candidate_rows)
-            handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
+            handles.enter_context(site.module.register_forward_hook(hook, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _candidate_hook(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -36,16 +36,12 @@ def edited(architecture: Architecture, plan: Mapping[SiteKey, OutputEdit]) -> It
     Raises:
         KeyError: the plan names a site that the model does not have.
     """
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-    try:
+    with ExitStack() as handles:
         for key, operator in plan.items():
             site = architecture.site(key)
             hook = _output_hook(site, operator.to(site.device))
-            handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
+            handles.enter_context(site.module.register_forward_hook(hook, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _output_hook(site: Site, operator: OutputEdit) -> Callable[[nn.Module, Any, Any, Any], Any]:
@@ -76,14 +72,10 @@ LayerOutputHook = Callable[[int, Tensor], Tensor | None]
 @contextmanager
 def on_layer_outputs(layers: Sequence[nn.Module], visit: LayerOutputHook) -> Iterator[None]:
     """Call `visit` with the residual stream after each of the layers until the block is left."""
-    handles = [
-        layer.register_forward_hook(_layer_hook(index, visit)) for index, layer in enumerate(layers)
-    ]
-    try:
+    with ExitStack() as handles:
+        for index, layer in enumerate(layers):
+            handles.enter_context(layer.register_forward_hook(_layer_hook(index, visit)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _layer_hook(index: int, visit: LayerOutputHook) -> Callable[[nn.Module, Any, Any], Any]:

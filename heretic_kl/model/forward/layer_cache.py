@@ -16,19 +16,14 @@ from torch import Tensor, nn
 
 from heretic_kl.model.forward.candidate_hooks import CandidateRows
 from heretic_kl.model.forward.layer_inputs import layer_inputs, resumed_at, returns_tuple
-from heretic_kl.model.forward.prefix_cache import PrefixCache, copied_layer
+from heretic_kl.model.forward.prefix_cache import PrefixCache, copied_layer, layer_bytes
 
 PREFIX = -1
 """Number of the prefix of batch 0; `PREFIX - n` is that of batch n."""
 
 
 class LayerCache:
-    """Hidden states entering the boundaries' layers, batch by batch.
-
-    Args:
-        layers: of the model.
-        boundaries: which layers' inputs are kept.
-    """
+    """Hidden states entering the boundaries' layers, batch by batch."""
 
     def __init__(self, layers: Sequence[nn.Module], boundaries: Sequence[int]) -> None:
         self.boundaries = tuple(sorted(boundaries))
@@ -41,11 +36,8 @@ class LayerCache:
     @property
     def bytes(self) -> int:
         """Memory that the kept states take."""
-        tensors = [*self._states.values()]
-        for layers in self._caches.values():
-            for layer in layers:
-                tensors += [t for t in vars(layer).values() if isinstance(t, Tensor)]
-        return sum(state.numel() * state.element_size() for state in tensors)
+        states = sum(state.nbytes for state in self._states.values())
+        return states + sum(layer_bytes(layers) for layers in self._caches.values())
 
     def boundary_for(self, lowest: int) -> int | None:
         """The highest boundary at or below the lowest edited layer; None: run all layers."""
@@ -120,9 +112,7 @@ class Start:
     def complete_prefix(self, prefix: PrefixCache, batch: int = 0) -> None:
         """Give layers of a prefix that did not run the unedited model's keys and values.
 
-        Args:
-            prefix: the prefix as far as it ran.
-            batch: whose prefix it is; 0 where all batches have one in common.
+        `batch`: whose prefix it is; 0 where all batches have one in common.
         """
         if self.layer_cache is None or not prefix.length:
             return
@@ -146,13 +136,7 @@ WHOLE = Start()
 
 
 def spread_boundaries(layers: int, bytes_each: int, budget: int) -> tuple[int, ...]:
-    """As many layers as the budget allows to keep the inputs of, evenly spread, none of them 0.
-
-    Args:
-        layers: L.
-        bytes_each: what the states at one boundary take.
-        budget: bytes for all of them.
-    """
+    """As many layers as the budget (bytes) allows to keep the inputs of, evenly spread, not 0."""
     count = min(layers - 1, budget // max(1, bytes_each))
     if count < 1:
         return ()

@@ -7,7 +7,7 @@ plans and no prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,15 +28,11 @@ def layer_inputs(
 
         return observe
 
-    handles = [
-        layers[boundary].register_forward_pre_hook(hook(boundary), with_kwargs=True)
-        for boundary in boundaries
-    ]
-    try:
+    with ExitStack() as handles:
+        for boundary in boundaries:
+            layer = layers[boundary]
+            handles.enter_context(layer.register_forward_pre_hook(hook(boundary), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -45,11 +41,7 @@ def resumed_at(
 ) -> Iterator[None]:
     """Run no layer below the boundary; `hidden` (B, T, D) enters the boundary's layer instead.
 
-    Args:
-        layers: of the model.
-        boundary: the first layer that runs.
-        hidden: what the unedited model had there.
-        as_tuple: whether layers return their hidden state first in a tuple.
+    `as_tuple`: layers return their hidden state first in a tuple.
     """
     begun: list[bool] = []
 
@@ -63,20 +55,28 @@ def resumed_at(
         begun.append(True)
         return with_stream(args, kwargs, hidden)
 
-    below = layers[:boundary]
-    forwards = [vars(layer).get("forward") for layer in below]
-    handle = layers[boundary].register_forward_pre_hook(replace, with_kwargs=True)
+    with ExitStack() as stack:
+        for layer in layers[:boundary]:
+            stack.enter_context(forward_replaced(layer, skipped))
+        stack.enter_context(layers[boundary].register_forward_pre_hook(replace, with_kwargs=True))
+        yield
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module calls another function until the block is left.
+
+    An instance may have a function of its own already: other libraries put their hooks there.
+    """
+    before = vars(module).get("forward")
+    module.forward = forward
     try:
-        for layer in below:
-            layer.forward = skipped
         yield
     finally:
-        handle.remove()
-        for layer, forward in zip(below, forwards, strict=True):
-            if forward is None:
-                del layer.forward
-            else:
-                layer.forward = forward
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
 
 @contextmanager
@@ -86,8 +86,5 @@ def returns_tuple(layers: Sequence[nn.Module], is_tuple: list[bool]) -> Iterator
     def observe(_module: nn.Module, _inputs: Any, output: Any) -> None:
         is_tuple.append(isinstance(output, tuple))
 
-    handle = layers[0].register_forward_hook(observe)
-    try:
+    with layers[0].register_forward_hook(observe):
         yield
-    finally:
-        handle.remove()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,26 +29,23 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """
     if len(sequences) < FEWEST_ROWS:
         return ()
-    shared: list[int] = []
-    for column in zip(*(sequence[:-1] for sequence in sequences), strict=False):
-        if len(set(column)) > 1:
-            break
-        shared.append(column[0])
-    return tuple(shared) if len(shared) >= SHORTEST else ()
+    shared = tuple(os.path.commonprefix([tuple(sequence[:-1]) for sequence in sequences]))
+    return shared if len(shared) >= SHORTEST else ()
 
 
 class PrefixCache:
     """Keys and values of one prefix, for batches of any size.
 
     Computed under the edits that are in force when it is made; valid only for those.
-
-    Args:
-        lm: the model.
-        tokens: the prefix; may be empty.
-        rows: K, candidates that each have a prefix of their own.
     """
 
-    def __init__(self, lm: CausalModel, tokens: Sequence[int], *, rows: int = 1) -> None:
+    def __init__(
+        self,
+        lm: CausalModel,
+        tokens: Sequence[int],  # may be empty
+        *,
+        rows: int = 1,  # K, candidates that each have a prefix of their own
+    ) -> None:
         self.length = len(tokens)
         self.rows = rows
         self._cache: Any = None
@@ -85,6 +83,12 @@ def copied_layer(layer: Any) -> Any:
     # Growing layers make new tensors; others may write into the ones they have.
     grows = type(layer).__name__ in ("DynamicLayer", "DynamicSlidingWindowLayer")
     return copy.copy(layer) if grows else copy.deepcopy(layer)
+
+
+def layer_bytes(layers: Iterable[Any]) -> int:
+    """Memory that the tensors of a cache's layers take."""
+    values = [value for layer in layers for value in vars(layer).values()]
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 def _repeat(layer: Any, rows: int, times: int) -> None:

@@ -6,6 +6,7 @@ alike share them up to where they part. Knows no model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -56,19 +57,19 @@ class _Run(NamedTuple):
     """Some tokens that follow each other, and all that they see."""
 
     path: tuple[int, ...]
-    own: tuple[int, ...]  # its last ones
+    queries: tuple[int, ...]  # its last ones
 
 
 def tree_rectangles(tree: TokenTree) -> list[TreeRectangle]:
     """Who attends to whom, each token once as a query, in rectangles of runs of like size."""
-    runs = sorted(_runs(tree), key=lambda run: (len(run.own), len(run.path)))
+    runs = sorted(_runs(tree), key=lambda run: (len(run.queries), len(run.path)))
     groups: list[list[_Run]] = []
     useful = 0
     for run in runs:
         group = groups[-1] if groups else []
-        scores = len(run.own) * len(run.path)
+        scores = len(run.queries) * len(run.path)
         rows = len(group) + 1
-        area = rows * len(run.own) * max(len(run.path), *(len(r.path) for r in group), 0)
+        area = rows * len(run.queries) * max(len(run.path), *(len(r.path) for r in group), 0)
         wasteful = rows > FEWEST_ROWS and (useful + scores) / area < 1 - MAX_PADDING
         if not group or wasteful or area > MAX_SCORES:
             groups.append([])
@@ -82,7 +83,7 @@ def tree_rectangles(tree: TokenTree) -> list[TreeRectangle]:
 def _runs(tree: TokenTree) -> Iterator[_Run]:
     """Each sequence's tokens that no earlier one has; what all share is a run of its own."""
     placed = 0
-    common = _common(tree.paths)
+    common = len(os.path.commonprefix(tree.paths)) if len(tree.paths) > 1 else 0
     for path in tree.paths:
         # A tree is numbered as it grows: what a sequence adds stands at its end.
         new = next((index for index, node in enumerate(path) if node >= placed), len(path))
@@ -94,22 +95,10 @@ def _runs(tree: TokenTree) -> Iterator[_Run]:
             placed = path[-1] + 1
 
 
-def _common(paths: Sequence[Sequence[int]]) -> int:
-    """How many tokens all paths begin with, if there are several."""
-    if len(paths) < 2:
-        return 0
-    shared = 0
-    for column in zip(*paths, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared += 1
-    return shared
-
-
 def _rectangle(runs: Sequence[_Run], positions: Tensor) -> TreeRectangle:
-    queries = _padded([run.own for run in runs])
+    queries = _padded([run.queries for run in runs])
     keys = _padded([run.path for run in runs])
-    lengths = torch.tensor([len(run.own) for run in runs])
+    lengths = torch.tensor([len(run.queries) for run in runs])
     # A key's place in its row is its position in the sequence.
     return TreeRectangle(queries, keys, positions[queries] + 1, lengths)
 

@@ -36,12 +36,7 @@ class TreeRectangle(NamedTuple):
 
 
 class TreeAttention:
-    """Who attends to whom in a tree.
-
-    Args:
-        rectangles: each node is a query in one of them once.
-        nodes: M.
-    """
+    """Who attends to whom in a tree of M nodes, each a query in one of the rectangles once."""
 
     def __init__(self, rectangles: Sequence[TreeRectangle], nodes: int) -> None:
         self.rectangles = tuple(rectangles)
@@ -217,16 +212,12 @@ def _explicit(
 
 
 def run_tree(
-    lm: CausalModel, tokens: Tensor, positions: Tensor, attention: TreeAttention
+    lm: CausalModel,
+    tokens: Tensor,  # (K, M) int64, on the model's device
+    positions: Tensor,  # (M,) int64
+    attention: TreeAttention,
 ) -> Tensor:
-    """Final hidden states of a tree's tokens, (K, M, D).
-
-    Args:
-        lm: the model.
-        tokens: (K, M) int64, on its device.
-        positions: (M,) int64.
-        attention: who attends to whom.
-    """
+    """Final hidden states of a tree's tokens, (K, M, D)."""
     at = positions.to(tokens.device).expand_as(tokens)
     with attending(lm, attention):
         output = lm.body(input_ids=tokens, position_ids=at, use_cache=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from heretic_kl.errors import ModelError, UnsupportedModelError
@@ -58,9 +59,8 @@ def with_adapter(model: Any, folder: Path, base_name: str) -> Any:
             warnings.simplefilter("always")
             wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        first = " ".join(str(error).split())[:200]
         raise UnsupportedModelError(
-            f"adapter {str(folder)!r} does not fit {base_name!r}: {first}"
+            f"adapter {str(folder)!r} does not fit {base_name!r}: {shorten(str(error), 200)}"
         ) from error
     if any("missing adapter keys" in str(warning.message) for warning in caught):
         # Weights that are missing stay as they were initialized, which is no edit at all.
@@ -85,7 +85,7 @@ def merged_adapter(model: Any, folder: Path, base_name: str) -> Any:
     except (AttributeError, NotImplementedError, ValueError, RuntimeError, TypeError) as error:
         raise UnsupportedModelError(
             f"adapter {str(folder)!r} cannot be merged into {base_name!r}: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{shorten(str(error), 200)}"
         ) from error
     return merged.eval().requires_grad_(False)
 

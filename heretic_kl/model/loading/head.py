@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.kl import Head
+from heretic_kl.model.forward.layer_inputs import forward_replaced
 
 TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference between computed logits and the model's own, relative to the largest logit."""
@@ -124,19 +125,13 @@ def _replaced_head(
 ) -> Iterator[None]:
     """Until the block is left, the model's logits come from `replacement(hidden, module)`."""
     head = model.get_output_embeddings()
-    instance_forward, original = vars(head).get("forward"), head.forward
+    original = head.forward
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return replacement(hidden, lambda rows: original(rows, *args, **kwargs))
 
-    head.forward = forward
-    try:
+    with forward_replaced(head, forward):
         yield
-    finally:
-        if instance_forward is None:
-            del head.forward
-        else:
-            head.forward = instance_forward
 
 
 def _run(model: Any) -> _Run:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
 from heretic_kl.model.loading.adapters import ADAPTER_CONFIG
+from heretic_kl.model.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,12 @@ def readable_errors(source: ModelSource, what: str) -> Iterator[None]:
     """Turn errors of transformers about a bad source into one-line errors of ours."""
     try:
         yield
-    except (ModelError, torch.OutOfMemoryError):
+    except ModelError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        text = " ".join(str(error).split())
+        if is_out_of_memory(error):
+            raise
+        text = str(error)
         if "trust_remote_code" in text:
             raise UnsupportedModelError(
                 f"{source.name!r} needs code from its own repository: read that code, then pass "
@@ -110,7 +113,8 @@ def readable_errors(source: ModelSource, what: str) -> Iterator[None]:
         if "safetensors" in text:
             raise no_safetensors(source) from error
         kind = ModelNotFoundError if isinstance(error, OSError) else UnsupportedModelError
-        raise kind(f"cannot load the {what} of {source.name!r}: {_shorten(text)}") from error
+        reason = shorten(text, 240, placeholder=" ...")
+        raise kind(f"cannot load the {what} of {source.name!r}: {reason}") from error
 
 
 def no_safetensors(source: ModelSource) -> UnsupportedModelError:
@@ -119,7 +123,3 @@ def no_safetensors(source: ModelSource) -> UnsupportedModelError:
         f"{source.name!r} has no safetensors weights; pickled weights are not read because they "
         "can run code: convert them first"
     )
-
-
-def _shorten(text: str, limit: int = 240) -> str:
-    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."

@@ -17,6 +17,7 @@ from heretic_kl.model.loading.quantization import (
     quantization_arguments,
 )
 from heretic_kl.model.loading.source import ModelSource, hub_arguments, readable_errors
+from heretic_kl.model.memory import is_out_of_memory
 from heretic_kl.model.transformers_logging import quiet_transformers
 
 PROBE_TOKENS: Final = 8
@@ -76,9 +77,9 @@ def load_weights(
         try:
             if gives_finite_logits(model):
                 return LoadedWeights(model, candidate, stored)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # its code does not run in this dtype
+            if is_out_of_memory(error):
+                raise
             failure += f" ({str(error).splitlines()[0]})"
         failures.append(failure)
     raise ModelError(
@@ -169,7 +170,9 @@ def _check_complete(source: ModelSource, model: Any, info: Any) -> None:
 def _moved(model: Any, device: torch.device, source: ModelSource) -> Any:
     try:
         return model.to(device)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{source.name!r} does not fit on {device}: try --device-map auto or --device cpu"
         ) from error

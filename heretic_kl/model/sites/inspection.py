@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from heretic_kl.ablation import Component
-from heretic_kl.model.forward.prefix_cache import new_cache
+from heretic_kl.model.forward.prefix_cache import layer_bytes, new_cache
 from heretic_kl.model.language_model import LanguageModel
 from heretic_kl.model.sites.architecture import Site
 from heretic_kl.model.sites.probe import probe_tokens
@@ -171,8 +171,7 @@ def _cache_bytes_per_token(lm: LanguageModel) -> int | None:
         cache = new_cache(lm)
         ids = probe_tokens(lm.model)[:1, :tokens]
         lm.body(input_ids=ids, use_cache=True, **{lm.capabilities.cache_argument: cache})
-        values = [value for layer in cache.layers for value in vars(layer).values()]
-        return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+        return layer_bytes(cache.layers)
 
     try:
         return (size(10) - size(5)) // 5

@@ -140,10 +140,10 @@ class Probe:
         with ExitStack() as handles:
             for (layer, module), hook in [*((s, torch.zeros_like) for s in ablated), *hooks]:
                 in_layer = _only_in_layer(current_layer, layer, hook)
-                handles.callback(module.register_forward_hook(in_layer).remove)
+                handles.enter_context(module.register_forward_hook(in_layer))
             for module in dict.fromkeys(self.stack.layers):
-                handles.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-                handles.callback(module.register_forward_hook(leave).remove)
+                handles.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.enter_context(module.register_forward_hook(leave))
             self._body(input_ids=self._tokens, use_cache=False)
         return outputs
 
@@ -236,7 +236,7 @@ def _on_call(handles: ExitStack, module: nn.Module, callback: Callable[..., None
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
         callback(args, kwargs)
 
-    handles.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    handles.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
 
 
 def _on_return(handles: ExitStack, module: nn.Module, callback: Callable[..., None]) -> None:
@@ -245,4 +245,4 @@ def _on_return(handles: ExitStack, module: nn.Module, callback: Callable[..., No
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         callback(output)
 
-    handles.callback(module.register_forward_hook(hook).remove)
+    handles.enter_context(module.register_forward_hook(hook))

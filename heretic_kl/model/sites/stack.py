@@ -179,6 +179,6 @@ def _layers_by_list(
                 if not any(module.children()):
                     continue  # a projection, not a layer
                 hook = observer(name, index)
-                handles.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+                handles.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         run()
     return indices

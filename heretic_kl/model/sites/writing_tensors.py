@@ -8,7 +8,7 @@ experts in three dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -109,15 +109,11 @@ def _calls(probe: Probe, places: Sequence[Located]) -> dict[Located, _Call]:
 
         return hook
 
-    handles = [
-        module.register_forward_hook(recorder(place), with_kwargs=True)
-        for place, module in modules.items()
-    ]
-    try:
+    with ExitStack() as handles:
+        for place, module in modules.items():
+            hook = module.register_forward_hook(recorder(place), with_kwargs=True)
+            handles.enter_context(hook)
         probe.run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 
