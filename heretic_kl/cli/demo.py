@@ -16,7 +16,7 @@ def run(words: Sequence[str]) -> int:
     settings = load_settings(words, defaults=DEMO_PRESET)
     if any(word.partition("=")[0] in ("--model", "-m") for word in words):
         raise ConfigError(
-            f"`{PROGRAM} demo` runs on the demo model; for another one leave out the word demo"
+            f"`{PROGRAM} demo` runs on the demo model; for another model leave out the word demo"
         )
     return optimize.search(settings, demo=True)
 

@@ -51,8 +51,8 @@ def check_target(target: Path, *, overwrite: bool, source: Path | None = None) -
         )
     if not any((target / mark).is_file() for mark in MODEL_MARKS):
         raise ExportError(
-            f"cannot save to {place}: it holds files that are no saved model, which --overwrite "
-            "does not touch; name another folder"
+            f"cannot save to {place}: it holds something other than a saved model, which "
+            "--overwrite does not replace; name another folder"
         )
 
 

@@ -241,7 +241,7 @@ def _check_sites(lm: LanguageModel, plan: Plan) -> None:
     """An adapter is a product of two matrices added to one, of a model that others can load."""
     if lm.source.adapter is not None:
         raise ExportError(
-            f"{lm.source.name!r} is an adapter already, on which another cannot be put: save the "
+            f"{lm.source.name!r} is an adapter, and an adapter cannot be put on another: save the "
             "merged model"
         )
     for key in plan:

@@ -92,7 +92,7 @@ def open_shard(path: Path) -> Shard:
             for name, entry in content.items()
         }
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{path.name!r} of the original is no readable safetensors file") from (
+        raise ExportError(f"{path.name!r} of the original cannot be read as safetensors") from (
             error
         )
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))

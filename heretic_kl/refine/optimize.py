@@ -206,7 +206,9 @@ class _Learner:
             hinge = torch.relu(terms.log_mass - math.log(self.threshold)).mean()
             loss = terms.kl.mean() + self.multiplier * hinge
             if not torch.isfinite(loss):
-                raise MeasurementError("the loss of the refinement is not finite: lower its rates")
+                raise MeasurementError(
+                    "the loss of the refinement is not finite: try --dtype float32"
+                )
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

@@ -69,17 +69,19 @@ class Refiner:
         self._max_tokens = max_response_tokens
         refused, refusals = self._split(train["harmful"], refused=True)
         answered, others = self._split(train["harmless"], refused=False)
-        checked, _ = self._split(validation["harmless"], refused=False)
-        if not refused or not answered or not checked:
+        to_check, _ = self._split(validation["harmless"], refused=False)
+        if not refused or not answered or not to_check:
             raise MeasurementError(
-                "nothing to learn from: the model must refuse some harmful training prompts and "
-                "answer some harmless ones"
+                f"nothing to learn from: the model refuses {len(refused)} of "
+                f"{len(train['harmful'])} harmful training prompts and answers {len(answered)} of "
+                f"{len(train['harmless'])} harmless ones and {len(to_check)} of "
+                f"{len(validation['harmless'])} harmless validation prompts"
             )
         self._refused = refused
         self._refusals = refusals
         self._others = others
         self.train = Prompts(self._examples(answered), self._encoded(refused))
-        self.validation = Prompts(self._examples(checked), self._encoded(validation["harmful"]))
+        self.validation = Prompts(self._examples(to_check), self._encoded(validation["harmful"]))
         openings = mine_openings(refusals, others, purity=PURITY)
         lm = engine.lm
         self.objective = Objective(engine.runner, lm.head, openings, temperature=temperature)

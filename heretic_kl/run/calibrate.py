@@ -47,7 +47,7 @@ def calibrate(
     lm = loaded.lm
     problem = lm.capabilities.cache_problem
     if problem is not None:
-        tell.notice(f"every token of a response is a pass over all before it: {problem}")
+        tell.notice(f"responses are generated without a cache, which is slower: {problem}")
     options = _find_options(lm, settings, sets, tell, batch_size)
     engine = build_engine(lm, options, notify=tell.notice)
     prefix = settings.response_prefix

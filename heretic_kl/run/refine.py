@@ -42,7 +42,8 @@ def refine_front(run: RunParts) -> None:
         return
     if run.settings.edit.norm != "none" and table.form != "factors":
         run.tell.notice(
-            "no edit is refined: with norm restoring only --refinement.form factors can be learned"
+            "no edit is refined: with --edit.norm row or normalized_row only --refinement.form "
+            "factors can be learned"
         )
         return
     steps = wanted - len(run.study.refined)

@@ -115,7 +115,7 @@ class ModelLoader:
             if tokenizer is None and has_tokenizer(source):
                 tokenizer = load_tokenizer(source, self.trust_remote_code)
             if tokenizer is None and source.adapter is None:
-                self.notify(f"{source.name!r} has no tokenizer: the reference's is taken to be its")
+                self.notify(f"{source.name!r} has no tokenizer: the reference's is used")
             model = self._load(source, put_on, dtype or self.dtype)
         usable_tokenizer = tokenizer or fallback or _Untokenized()
         return adopt_model(model, usable_tokenizer, template="none"), tokenizer is not None
@@ -177,13 +177,14 @@ class ModelLoader:
         if reference is None or reference is source or reference.adapter is not None:
             return stated
         if stated is None:
-            self.notify(f"adapter {source.name!r} names no base: put on {reference.name!r}")
+            self.notify(f"adapter {source.name!r} names no base: it is put on {reference.name!r}")
             return reference
         here = stated.folder is not None or stated.gguf_file is not None
         if here or not stated.looks_local:
             return stated
         self.notify(
-            f"adapter {source.name!r} names {name!r}, which is not here: put on {reference.name!r}"
+            f"adapter {source.name!r} names {name!r}, which is not available: it is put on "
+            f"{reference.name!r}"
         )
         return reference
 

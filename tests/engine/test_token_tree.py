@@ -25,9 +25,9 @@ REASONS = {
     "deepseek_v3": None,  # keys are wider than values
     "gemma2": "some of its layers see no more than 8 tokens",  # softly capped scores
     "gpt_oss": "some of its layers see no more than 8 tokens",  # sinks
-    "bloom": "this model cannot be told the positions of tokens",
-    "mamba": "this model cannot be told the positions of tokens",
-    "qwen3_next": "some of its layers hand a state from token to token",
+    "bloom": "this model takes no token positions",
+    "mamba": "this model takes no token positions",
+    "qwen3_next": "some of its layers pass a state from token to token",
     "recurrent_gemma": "some of its layers",
 }
 FORKS = [(5, 6, 7, 8), (5, 6, 7, 9, 10, 11), (5, 6, 12), (13, 14), (5, 6, 7, 9, 3)]

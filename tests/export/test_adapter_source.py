@@ -45,7 +45,7 @@ def test_the_adapter_is_in_the_model_that_is_edited_and_saved(base, adapter, tmp
 
 def test_an_adapter_of_an_adapter_is_refused(adapter, tmp_path):
     lm = load_tiny_model(adapter)
-    with pytest.raises(ExportError, match="is an adapter already"):
+    with pytest.raises(ExportError, match="cannot be put on another"):
         save_lora(lm, make_plan(lm), tmp_path / "out")
 
 

@@ -28,7 +28,7 @@ def test_a_folder_that_is_not_empty_is_refused(build, tmp_path, save):
     (target / "mine.txt").write_text("mine")
     with pytest.raises(ExportError, match="not empty.*--overwrite"):
         save(lm, make_plan(lm), target)
-    with pytest.raises(ExportError, match="no saved model"):
+    with pytest.raises(ExportError, match="something other than a saved model"):
         save(lm, make_plan(lm), target, overwrite=True)
     assert listing(target) == ["mine.txt"]
 

@@ -42,11 +42,11 @@ class TestAdapters:
         adapter = make_adapter(original, "/gone/with/the/machine")
         elsewhere = kl.score(adapter).kl
         assert elsewhere == kl.score(adapter, base=original).kl > 0.0
-        assert len(kl.told) == 1 and "which is not here: put on" in kl.told[0]
+        assert len(kl.told) == 1 and "which is not available: it is put on" in kl.told[0]
 
     def test_one_that_names_no_base_is_put_on_the_reference(self, kl, original, make_adapter):
         assert kl.score(make_adapter(original)).kl > 0.0
-        assert len(kl.told) == 1 and "names no base: put on" in kl.told[0]
+        assert len(kl.told) == 1 and "names no base: it is put on" in kl.told[0]
 
     def test_an_adapter_may_be_the_reference(self, original, make_adapter):
         adapter = make_adapter(original, str(original))

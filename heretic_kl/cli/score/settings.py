@@ -125,7 +125,7 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
         raise ConfigError("no candidate given: name what is measured against it with --candidate")
     set_by_flags = given_flags(ScoreSettings, words)
     if "store" in set_by_flags and "save_reference" not in set_by_flags:
-        raise ConfigError("--store says how --save-reference writes; give that too, or neither")
+        raise ConfigError("--store has no effect without --save-reference: pass both, or neither")
     if settings.stored:
         for name in FIXED_BY_A_STORED_REFERENCE:
             if name in set_by_flags:

@@ -156,9 +156,9 @@ class _Samples:
         """Of final hidden states in a tree of tokens."""
         lm = self._lm
         if "position_ids" not in inspect.signature(lm.model.forward).parameters:
-            return "this model cannot be told the positions of tokens"
+            return "this model takes no token positions"
         if not {type(layer).__name__ for layer in new_cache(lm).layers} <= set(TREE_LAYERS):
-            return "some of its layers hand a state from token to token"
+            return "some of its layers pass a state from token to token"
         window = lm.capabilities.window
         if window is not None and window < max(LENGTHS):
             return f"some of its layers see no more than {window} tokens"
