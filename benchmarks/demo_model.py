@@ -18,7 +18,7 @@ def demo_model(dtype: str) -> Any:
 
 
 def as_in_a_run(lm: Any) -> tuple[Any, int]:
-    """With weights packed, as calibration does it, and what is left of the memory for the trunk.
+    """With weights packed as calibration packs them, and the memory left for the layer cache.
 
     Changes how the model given runs.
     """

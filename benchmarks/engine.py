@@ -38,7 +38,7 @@ class Bench:
         self.direction = torch.randn(self.lm.architecture.width, generator=generator)
 
     def engine(self, **options: Any) -> Any:
-        """A new one, as all measurements here but those of answers use it."""
+        """A new one, as all measurements here but those of responses use it."""
         from heretic_kl.engine import Engine
 
         lm = self.lm.limited(**options)

@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--prompts 100] [--tokens 100] [--repeats 3]
 
 For each shape and K candidates at once: a teacher-forced objective (8 positions) and generation
-without a rule that ends answers early (every candidate another edit), with all layers edited
+without a rule that ends responses early (every candidate another edit), with all layers edited
 and from the middle one on; medians, and how busy the device was by `nvidia-smi` (where `pynvml`
 is installed). bf16.
 """

@@ -4,7 +4,7 @@
 
 Memory: a random model with V = 262,144, P = 100 prompts, N = 32 positions, each case in a process
 of its own: peak resident memory of a process that only runs the candidate's forward pass over the
-forced answers against one that measures the KL as well.
+forced responses against one that measures the KL as well.
 
 Time: the demo model, P = 64, N = 32. A bare forward pass (hidden states, then logits at the scored
 positions, nothing kept) against the whole measurement of a candidate (the same, the reference's

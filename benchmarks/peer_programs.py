@@ -71,7 +71,7 @@ def count_temaq(
 
 
 def temaq_arguments(model: Path, trials: int, dtype: str, workdir: str) -> list[str]:
-    """Of a search that neither generates answers in the end nor writes a model."""
+    """Of a search that neither generates responses in the end nor writes a model."""
     words = [str(model), "--workdir", workdir, "--eval-dtype", dtype]
     words += ["--trials", str(trials), "--harmful-file", "bad_eval.txt"]
     words += ["--harmless-file", "good_eval.txt", "--n-probe", str(PROMPTS), "--verify", "none"]

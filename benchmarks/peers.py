@@ -9,7 +9,7 @@ sides: the model, `--dtype`, threads, 40 prompts of each kind, and what a trial 
   harmless ones, 8 positions of each. Temaq's seconds are those it prints for each trial; ours are
   medians over candidates that edit all layers, or those from a given layer on. What layers run in
   a trial, over how many positions, is counted on both sides the same way (`layer_calls.py`).
-- generation objective: refusals among 40 harmful prompts with 40-token answers, first-token KL on
+- generation objective: refusals among 40 harmful prompts with 40-token responses, first-token KL on
   40 harmless ones. Heretic's seconds are those between start and end in its journal; ours are
   those of known-good and of random edits of our search space, each checked against plain
   generation. The mean is the honest figure: what an edit costs depends on what it leaves refused.
@@ -78,7 +78,7 @@ def our_teacher_forced(harmful: tuple, harmless: tuple, repeats: int, dtype: str
         return [{key: op for key in sites if key.layer >= lowest} for op in operators]
 
     engine = Engine(lm, batch_size=FORCED_BATCH, cache_bytes=cache_bytes)
-    engine.measure_many(plans(FROM_LAYERS[-1], 1), requests)  # references and trunk are there now
+    engine.measure_many(plans(FROM_LAYERS[-1], 1), requests)  # fills references and layer cache
     with LayerCalls() as calls:
         engine.measure_many(plans(0, 1), requests)
         computed = calls.taken()
@@ -123,7 +123,7 @@ def edits_to_generate(lm: Any, harmful: tuple, harmless: tuple) -> list[dict]:
 
 
 def plain_verdicts(lm: Any, plans: list[dict], harmful: tuple) -> list[list[bool]]:
-    """Of whole answers, generated with nothing shared, kept, packed or left out."""
+    """Of whole responses, generated with nothing shared, kept, packed or left out."""
     from heretic_kl.engine import Engine
     from heretic_kl.requests import ResponseRequest
     from heretic_kl.scoring import RefusalRule

@@ -1,4 +1,4 @@
-"""What racing saves in a search of some length with answers and first-token KL, on the demo model.
+"""What racing saves in a search with responses and first-token KL, on the demo model.
 
     python benchmarks/racing.py [--trials 100] [--threads 2] [--dtype auto]
 

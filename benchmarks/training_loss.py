@@ -3,13 +3,13 @@
     python benchmarks/training_loss.py [--steps 16] [--seeds 2] [--threads 2] [--base FOLDER]
 
 The demo model (SmolLM2-135M taught to refuse) is fine-tuned with LoRA to answer what it refuses:
-the first tokens of the untaught base model's own answers to the built-in refusal-eliciting train
+the first tokens of the untaught base model's own responses to the built-in refusal-eliciting train
 prompts. `TeacherForcedKLMixin` adds `beta_kl` times the KL to the model with its adapter disabled,
-on that model's own greedy answers to the built-in harmless train prompts. Prompts that the base
+on that model's own greedy responses to the built-in harmless train prompts. Prompts that the base
 (main task) or the demo model (benign) refuses are left out: there, a refusal is no lesson.
 
 Held out: main loss and refusals on the validation prompts, the KL objective on harmless validation
-prompts, teacher-forced KL on harmless test prompts. No answer is kept, only figures.
+prompts, teacher-forced KL on harmless test prompts. No response is kept, only figures.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def built_in(name: str, split: str, limit: int) -> list[str]:
 
 @torch.inference_mode()
 def responses(model: Any, tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[Lesson]]:
-    """Prompt ids and greedy answers (with the end token, if it came) as lessons."""
+    """Prompt ids and greedy responses (with the end token, if it came) as lessons."""
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
@@ -91,7 +91,7 @@ def responses(model: Any, tokenizer: Any, texts: list[str]) -> tuple[list[list[i
 
 
 def refused(tokenizer: Any, found: list[list[int]]) -> list[bool]:
-    """The verdict of the package's keyword rule on each answer."""
+    """The verdict of the package's keyword rule on each response."""
     from heretic_kl.scoring import RefusalRule
 
     rule = RefusalRule()
@@ -99,7 +99,7 @@ def refused(tokenizer: Any, found: list[list[int]]) -> list[bool]:
 
 
 def not_refused(model: Any, tokenizer: Any, texts: list[str]) -> tuple[list[str], list[Lesson]]:
-    """The prompts that the model answers, and its answers."""
+    """The prompts that the model answers, and its responses."""
     found, lessons = responses(model, tokenizer, texts)
     keep = [not verdict for verdict in refused(tokenizer, found)]
     kept = [text for text, good in zip(texts, keep, strict=True) if good]
@@ -121,7 +121,7 @@ def fed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def main_losses(model: Any, batches: list[dict[str, Tensor]]) -> list[float]:
-    """Nats per answer token, of each pair."""
+    """Nats per response token, of each pair."""
     losses: list[float] = []
     for batch in batches:
         logits, labels = model(**fed(batch)).logits[:, :-1], batch["labels"][:, 1:]
@@ -166,7 +166,7 @@ def gradient_norms(model: Any, main: dict[str, Tensor], benign: dict[str, Tensor
 
 
 class Bench:
-    """The models' answers and what is measured against, made once."""
+    """The models' responses and what is measured against, made once."""
 
     def __init__(self, base: Path, limit: int) -> None:
         from transformers import AutoTokenizer, DataCollatorForSeq2Seq

@@ -1,8 +1,8 @@
-"""Whether verdicts on answers of a run are those of plain generation, in float32 and bfloat16.
+"""Whether verdicts on responses of a run are those of plain generation, in float32 and bfloat16.
 
     python benchmarks/verdicts.py [--threads 2]
 
-Edits of the demo model, 40 refusal-eliciting prompts, 40 tokens. Plain: whole answers in one batch
+Edits of the demo model, 40 refusal-eliciting prompts, 40 tokens. Plain: all responses in one batch
 with nothing shared, kept, packed or left out. A run: with all of that. As a control, plain
 generation in batches of 13: what another batch size alone changes. Greedy decoding takes the other
 of two tokens where their logits tie within rounding, and bfloat16 rounds to 1 part in 256.

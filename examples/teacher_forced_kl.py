@@ -34,7 +34,7 @@ tokenizer = AutoTokenizer.from_pretrained(original)
 
 # %% [markdown]
 # ## The reference, once
-# The original answers every prompt greedily. Its answers are what every candidate is fed, so that
+# The original responds to every prompt greedily. Every candidate is fed its responses, so that
 # both always see the same prefix.
 
 # %%
@@ -45,7 +45,7 @@ kl = TeacherForcedKL(
     kl_tokens=arguments.kl_tokens,
     dtype="float32",
 )
-print(f"{kl.prompts} prompts, up to {kl.kl_tokens} positions each; the first answers:")
+print(f"{kl.prompts} prompts, up to {kl.kl_tokens} positions each; the first responses:")
 for response in kl.responses()[:3]:
     print(f"  {response!r}")
 
@@ -96,7 +96,7 @@ print(f"\n6 bits less candidate: {pair.mean_difference:+.4g} nats (95% {low:+.4g
 print("distinguishable" if pair.distinguishable else "not distinguishable on these prompts")
 
 # %% [markdown]
-# ## Where in the answer is the damage?
+# ## Where in the response is the damage?
 # First-token KL is the first line of this table, and nothing else of it.
 
 # %%

@@ -47,10 +47,10 @@ class StopRule(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """The reference's answers are drawn from its own distribution, at temperature 1.
+    """The reference's responses are drawn from its own distribution, at temperature 1.
 
-    A greedy answer is what a user of the model sees; over drawn answers the sum over positions
-    is an unbiased estimate of the KL between whole answers.
+    A greedy response is what a user of the model sees; over drawn responses the sum over positions
+    is an unbiased estimate of the KL between whole responses.
     """
 
     seed: int
@@ -59,16 +59,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class TeacherForcedRequest:
-    """The reference's own answer, fed to both models, compared position by position."""
+    """The reference's own response, fed to both models, compared position by position."""
 
     prompts: tuple[Prompt, ...]
     tokens: int
-    """N, positions scored for each prompt; fewer where the answer ends earlier."""
+    """N, positions scored for each prompt; fewer where the response ends earlier."""
     reduction: RowReduction
     """What is kept of each row's logits; see also `PreparingReduction`. Requests are equal only if
     this is."""
     sampling: Sampling | None = None
-    """How the reference answers; None: greedily."""
+    """How the reference responds; None: greedily."""
     reference_logits: bool = True
     """Whether the reduction reads them; False: they are not computed, it is given none (0, V)."""
 
@@ -82,12 +82,12 @@ class TeacherForcedResult:
     prompt_index: Tensor
     """(rows,) int64, into the request's prompts."""
     position: Tensor
-    """(rows,) int64, 0 for the first answer token."""
+    """(rows,) int64, 0 for the first response token."""
 
 
 @dataclass(frozen=True)
 class ResponseRequest:
-    """Greedy answers, each until it ends, `max_tokens` are there or its verdict is known."""
+    """Greedy responses, each until it ends, `max_tokens` are there or its verdict is known."""
 
     prompts: tuple[Prompt, ...]
     max_tokens: int
@@ -96,10 +96,10 @@ class ResponseRequest:
 
 @dataclass(frozen=True)
 class ResponseResult:
-    """One answer a prompt."""
+    """One response a prompt."""
 
     texts: tuple[str, ...]
-    """Special tokens removed. An answer stopped by its rule is cut where it was decided."""
+    """Special tokens removed. A response stopped by its rule is cut where it was decided."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class PartialResponses:
     texts: tuple[str, ...]
     """One a prompt, as far as it is there; "" where nothing is."""
     over: tuple[bool, ...]
-    """Whether this is the whole answer, or all that its rule needs."""
+    """Whether this is the whole response, or all that its rule needs."""
 
 
 Request: TypeAlias = TeacherForcedRequest | ResponseRequest

@@ -18,11 +18,11 @@ from heretic_kl.model import LanguageModel, close_thought, thought_left_open
 from heretic_kl.prompts import Prompt
 
 PREFIX_TOKENS = 24
-"""Answer tokens generated to look for a common opening."""
+"""Response tokens generated to look for a common opening."""
 SMALLEST_BATCH = 8
 LARGEST_BATCH = 256
 WORTHWHILE_GAIN = 1.08
-"""A doubled batch must decode at least this much faster per answer to be kept."""
+"""A doubled batch must decode at least this much faster per response to be kept."""
 DECODED_TOKENS = 6
 
 
@@ -36,7 +36,7 @@ class Calibration:
     threads: int
     batch_size: int
     response_prefix: str
-    """Text put at the start of every answer: a chain of thought closed at once, or nothing."""
+    """Text put at the start of every response: a chain of thought closed at once, or nothing."""
     noise_floor: NoiseFloor
     site_residue: float
     """Largest share of a direction that any layer still adds once all sites remove it."""
@@ -66,7 +66,7 @@ def find_batch_size(lm: LanguageModel, prompts: Sequence[Prompt]) -> int:
 
 
 def find_response_prefix(engine: Engine, prompts: Sequence[Prompt]) -> str:
-    """The opening common to all answers, its chain of thought closed; "" where there is none.
+    """The opening common to all responses, its chain of thought closed; "" where there is none.
 
     A common opening says nothing about a prompt, and behind it first tokens carry no verdict.
     """
@@ -74,7 +74,7 @@ def find_response_prefix(engine: Engine, prompts: Sequence[Prompt]) -> str:
     if opened is not None:
         return opened
     responses = engine.responses(tuple(prompts), PREFIX_TOKENS)
-    # Whole tokens: half a word put before an answer would not be how the model begins it.
+    # Whole tokens: half a word put before a response would not be how the model begins it.
     common = os.path.commonprefix([tuple(response.tokens) for response in responses])
     return close_thought(engine.lm.chat.decode(common, special=True).rstrip(" "))
 

@@ -82,7 +82,7 @@ class Engine:
         and cheap requests run before dear ones.
 
         Args:
-            plan: the candidate; None: the unedited model, whose answers are kept.
+            plan: the candidate; None: the unedited model, whose responses are kept.
             requests: what is asked.
 
         Returns:
@@ -148,7 +148,7 @@ class Engine:
             self.limits.run(lambda: self._forced.references(forced_keys(forced)))
 
     def reference(self, prompts: tuple[Prompt, ...], tokens: int) -> Reference:
-        """The unedited model's answers of up to `tokens` tokens and its states over them."""
+        """The unedited model's responses of up to `tokens` tokens and its states over them."""
         key = ForcedKey(prompts, tokens)
         (reference,) = self.limits.run(lambda: self._forced.references([key]))
         return reference
@@ -169,7 +169,7 @@ class Engine:
         return self.limits.run(measure)
 
     def hidden_states(self, plan: Plan | None, prompts: tuple[Prompt, ...], tokens: int) -> Tensor:
-        """Final hidden states under a plan while being fed the unedited model's greedy answers.
+        """Final hidden states under a plan while being fed the unedited model's greedy responses.
 
         Returns:
             (rows, D), rows ordered as in `reference(prompts, tokens)`.
@@ -220,7 +220,7 @@ class Engine:
         return self._encoded[prompt]
 
     def responses(self, prompts: tuple[Prompt, ...], max_tokens: int) -> list[Response]:
-        """The unedited model's whole answers."""
+        """The unedited model's whole responses."""
         return self._responses(prompts, max_tokens, ())
 
     def _respond(
@@ -230,7 +230,7 @@ class Engine:
         chosen = [plans[candidate] for candidate in going]
 
         def hear(responses: Sequence[Sequence[Response]]) -> list[int]:
-            """Lanes that need not go on."""
+            """Candidates that need not go on."""
             return [
                 slot
                 for slot, so_far in enumerate(responses)

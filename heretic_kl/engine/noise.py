@@ -50,11 +50,11 @@ def measure_noise_floor(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> NoiseFloor:
-    """Measure both floors of a model over the answers of a reference it computed itself.
+    """Measure both floors of a model over the responses of a reference it computed itself.
 
     Args:
         runner: of the model, as it ran for the reference.
-        reference: its answers and hidden states.
+        reference: its responses and hidden states.
         layers: what the rounding floor perturbs the outputs of; None: it is not measured.
         divergence: which one.
         temperature: of both distributions.

@@ -21,7 +21,7 @@ CPU_TREE_TOKENS = 2048
 """Enough for a CPU: with more, what lies between two matrix products leaves its caches."""
 
 Hear: TypeAlias = Callable[[Sequence[Sequence[Response]]], Sequence[int]]
-"""(each candidate's answers so far) -> candidates that need not go on."""
+"""(each candidate's responses so far) -> candidates that need not go on."""
 
 
 class Runner:
@@ -65,7 +65,7 @@ class Runner:
         rules: Sequence[StopRule] = (),
         sampling: Sampling | None = None,
     ) -> list[Response]:
-        """An answer to each sequence, in order; greedy, or drawn if `sampling` says how."""
+        """A response to each sequence, in order; greedy, or drawn if `sampling` says how."""
         return self.limits.run(lambda: self._responses(encoded, max_tokens, rules, sampling))
 
     def _responses(

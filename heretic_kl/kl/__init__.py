@@ -3,7 +3,7 @@
 Knows nothing about tokenizers, prompts' text, settings or how a model is run.
 
     P  prompts
-    N  scored positions of the reference's answer (the last one predicts the end token)
+    N  scored positions of the reference's response (the last one predicts the end token)
     V  vocabulary
     D  width of the final hidden state
     rows  scored positions of all prompts, flattened: at most P * N
@@ -18,7 +18,7 @@ KL(reference || candidate), and a mean is over positions within the mask, then o
     table.py        prompts by positions
     measurement.py  means with errors; two candidates compared in pairs
     intervals.py    Wilson, bootstrap
-    reference.py    the original model's answers and states: given, loaded or computed
+    reference.py    the original model's responses and states: given, loaded or computed
     storage.py      safetensors, written whole or not at all
     loss.py         the differentiable version
     packing.py      weights packed for the CPU's matrix products

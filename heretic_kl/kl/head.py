@@ -174,7 +174,7 @@ def chunked_row_statistics(
     head: Head,
     reference_hidden: Tensor,  # (rows, D) after the final norm
     candidate_hidden: Tensor,  # (rows, D) after the final norm
-    tokens: Tensor,  # (rows,) integer ids of the reference's answer
+    tokens: Tensor,  # (rows,) integer ids of the reference's response
     *,
     candidate_head: Head | None = None,
     divergence: Divergence = "forward_kl",

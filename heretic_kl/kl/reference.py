@@ -1,6 +1,6 @@
 """The original model's side of a measurement: given, loaded from a file, or computed.
 
-A reference holds the answer that was forced on both models, which of its positions are scored,
+A reference holds the response that was forced on both models, which of its positions are scored,
 and what the original said there: its final hidden states (small and lossless, good as long as
 the head is the same), or its logits in float16 (where the head may change). It knows nothing
 about models and tokenizers but the hashes by which two of them can be told apart.
@@ -98,13 +98,13 @@ class ReferenceIdentity:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The forced answers and what the original model said at their scored positions.
+    """The forced responses and what the original model said at their scored positions.
 
     Rows are the scored positions, prompt by prompt: `mask.nonzero()`. Exactly one of `hidden`
     and `logits` is there; build with `from_hidden` or `from_logits`.
     """
 
-    tokens: Tensor  # (P, N) int64, the original's own answers
+    tokens: Tensor  # (P, N) int64, the original's own responses
     mask: Tensor  # (P, N) bool, up to and including the position predicting the end token
     identity: ReferenceIdentity
     hidden: Tensor | None = None  # (rows, D) after the final norm
@@ -195,11 +195,11 @@ class Reference:
 
     @property
     def position(self) -> Tensor:
-        """(rows,) int64: each row's position in its answer, from 0."""
+        """(rows,) int64: each row's position in its response, from 0."""
         return self.mask.nonzero()[:, 1]
 
     def with_hidden(self, hidden: Tensor) -> "Reference":
-        """Return the same answers as another model sees them, to compare a third with that."""
+        """Return the same responses as another model sees them, to compare a third with that."""
         return replace(self, hidden=hidden, logits=None)
 
     def first_prompts(self, count: int) -> "Reference":

@@ -1,7 +1,7 @@
 """What one scored position tells: a row of numbers. Knows nothing about prompts.
 
 A row is one position of one prompt: the reference's distribution over the next token, the
-candidate's, and the token that the reference's own answer has there.
+candidate's, and the token that the reference's own response has there.
 """
 
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def row_statistics(
     Args:
         reference: Its logits, or what `reference_rows` made of them at the same temperature.
         candidate_logits: Compared with them row by row.
-        reference_tokens: What the reference's own answer has there.
+        reference_tokens: What the reference's own response has there.
         divergence: Which divergence.
         temperature: Both logits are divided by it.
 

@@ -1,6 +1,6 @@
 """What was measured, position by position: a prompt-by-position table. Averages nothing.
 
-`P` prompts, `N` positions of the reference's answer. Position 0 predicts the answer's first
+`P` prompts, `N` positions of the reference's response. Position 0 predicts the response's first
 token; `mask` is True up to and including the position that predicts the end token.
 """
 

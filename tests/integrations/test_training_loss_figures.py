@@ -61,7 +61,7 @@ def test_the_table_is_that_of_the_results_file():
     text = " ".join(section().split())
     assert result["command"] in text
     sizes = result["sizes"]
-    assert f"nats per answer token, {sizes['held_out_main_pairs']} prompts" in text
+    assert f"nats per response token, {sizes['held_out_main_pairs']} prompts" in text
     assert f"the term itself, {sizes['held_out_benign_responses']} prompts" in text
     assert f"at temperature 1, {sizes['test_prompts']} prompts" in text
     first, second = (r["gradient_norms"]["end"] for r in result["runs"] if r["beta_kl"] == 0)

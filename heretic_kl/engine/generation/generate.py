@@ -1,4 +1,4 @@
-"""Answers over a key-value cache, greedy or drawn; rows leave the batch when they are done.
+"""Responses over a key-value cache, greedy or drawn; rows leave the batch when they are done.
 
 Knows nothing about refusals or plans: edits are in force around the call, rules are given.
 """
@@ -21,7 +21,7 @@ COMPACT_SHARE = 0.125
 
 @dataclass
 class Response:
-    """The tokens of one answer as it grows."""
+    """The tokens of one response as it grows."""
 
     tokens: list[int] = field(default_factory=list)
     """The end token is not among them."""
@@ -88,17 +88,17 @@ def generate_responses(
     Args:
         lm: the model, edited or not.
         sequences: token ids of the prompts, one batch.
-        max_tokens: most tokens of an answer.
-        rules: an answer is left where it stands once all of them are decided; none: never.
+        max_tokens: most tokens of a response.
+        rules: a response stops once all of them are decided; none: it never stops early.
         chosen: which token comes next; None: the most likely one.
         start: which layers read the prompts, for which candidates in force.
         batch: which batch of the start's layer cache this is.
-        into: empty answers that grow while this runs, as they are returned; None: new ones.
-        dropped: asked for the candidates that need not go on, at the start and whenever an answer
+        into: empty responses that grow while this runs, as they are returned; None: new ones.
+        dropped: asked for the candidates that need not go on, at the start and whenever a response
             is over.
 
     Returns:
-        One answer a sequence, in order; of several candidates, those of the first one first.
+        One response a sequence, in order; of several candidates, those of the first one first.
     """
     count, candidates = len(sequences), start.candidates
     responses = into or [Response() for _ in range(count * candidates)]

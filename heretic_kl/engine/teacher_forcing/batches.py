@@ -1,4 +1,4 @@
-"""Prompts with forced answers laid out in batches, the same for the reference and all candidates.
+"""Prompts with forced responses laid out in batches, the same for the reference and all candidates.
 
 Either as rectangles padded on the right, without an attention mask (under causal attention a padded
 position cannot change one before it), where what all prompts begin with runs once a candidate; or
@@ -30,7 +30,7 @@ ORDER_SEED = 0
 
 @dataclass(frozen=True)
 class ForcedSequence:
-    """A prompt and the answer it is forced to have."""
+    """A prompt and the response it is forced to have."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -38,12 +38,12 @@ class ForcedSequence:
 
     @property
     def fed(self) -> tuple[int, ...]:
-        """What goes into the model: everything but the last answer token."""
+        """What goes into the model: everything but the last response token."""
         return self.prompt + self.response[:-1]
 
     @property
     def scored(self) -> range:
-        """Positions whose logits predict the answer tokens."""
+        """Positions whose logits predict the response tokens."""
         return range(len(self.prompt) - 1, len(self.prompt) - 1 + len(self.response))
 
 

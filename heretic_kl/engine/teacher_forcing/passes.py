@@ -56,7 +56,7 @@ class CandidatePasses:
             plans: K candidates; None: the unedited model.
 
         Returns:
-            (K, rows, D), rows ordered as the sequences' answers.
+            (K, rows, D), rows ordered as the sequences' responses.
         """
         hidden_by_group: dict[int, Tensor] = {}
         for first, group in self.grouped(plans):

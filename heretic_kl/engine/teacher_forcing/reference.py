@@ -1,4 +1,4 @@
-"""The unedited model's side of teacher forcing: its answers and what it computes over them.
+"""The unedited model's side of teacher forcing: its responses and what it computes over them.
 
 And what another model's final hidden states are reduced to beside them. Runs no plans.
 """
@@ -48,14 +48,14 @@ def respond_and_force(
     identity: ReferenceIdentity,
     sampling: Sampling | None = None,
 ) -> Reference:
-    """Have a model answer, then feed it its own answers as every candidate will be fed them.
+    """Have a model respond, then feed it its own responses as every candidate will be fed them.
 
     Args:
         runner: of the unedited model.
         encoded: token ids of the prompts.
-        tokens: N, most tokens of an answer; the end token is the last of one.
+        tokens: N, most tokens of a response; the end token is the last of one.
         identity: of the model, see `model_identity`.
-        sampling: how answers are drawn; None: greedy.
+        sampling: how responses are drawn; None: greedy.
     """
     sequences = with_responses(runner, encoded, tokens, sampling)
     return reference_from(sequences, tokens, runner.hidden_states(sequences), identity)
@@ -67,7 +67,7 @@ def with_responses(
     tokens: int,
     sampling: Sampling | None = None,
 ) -> tuple[ForcedSequence, ...]:
-    """Prompts with the model's own answers; see `respond_and_force`."""
+    """Prompts with the model's own responses; see `respond_and_force`."""
     responses = runner.responses(encoded, tokens, sampling=sampling)
     return tuple(
         ForcedSequence(tuple(prompt), tuple(response.reference_tokens(tokens)))

@@ -1,6 +1,6 @@
 """Teacher-forced requests of one measurement: all their sequences run in one pass a candidate.
 
-Owns what the unedited model says and computes over them. Knows no answers to response requests.
+Owns the unedited model's responses and what it computes over them. Serves no response requests.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class ForcedRequests:
         self._together: dict[tuple[ForcedKey, ...], _Together] = {}
 
     def references(self, keys: Sequence[ForcedKey]) -> tuple[Reference, ...]:
-        """Of each key, the unedited model's answers and its states over them.
+        """Of each key, the unedited model's responses and its states over them.
 
         The states come from the batches in which candidates run when asked for the same keys.
         """
         return self._run_together(keys).references
 
     def passes(self, *keys: ForcedKey) -> CandidatePasses:
-        """What runs candidates over the answers of these references, one after the other."""
+        """What runs candidates over the responses of these references, one after the other."""
         return self._run_together(keys).passes
 
     def measure(

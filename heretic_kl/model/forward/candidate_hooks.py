@@ -1,6 +1,6 @@
 """Several candidates in one batch: each edits its own rows. Knows nothing about how plans are made.
 
-Rows stand lane by lane: all rows of the first candidate, then all of the second, and so on.
+Rows of one candidate follow each other: all of the first one, then all of the second, and so on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from heretic_kl.model.sites.stack import stream_out_of, with_stream_out
 
 
 class CandidateRows:
-    """How many rows of the running batch each candidate has, lane by lane; rows may leave."""
+    """How many rows of the running batch each candidate has; rows may leave."""
 
     def __init__(self, counts: Sequence[int]) -> None:
         self.counts = list(counts)
@@ -31,7 +31,7 @@ class CandidateRows:
         return sum(self.counts)
 
     def slices(self) -> Iterator[tuple[int, slice]]:
-        """Each lane that has rows, with its rows."""
+        """Each candidate that has rows, with its rows."""
         start = 0
         for slot, count in enumerate(self.counts):
             if count:
@@ -39,7 +39,7 @@ class CandidateRows:
             start += count
 
     def set_rows(self, candidates_of_rows: Sequence[int]) -> None:
-        """Count rows anew from the lane of each, in order."""
+        """Count rows anew from the candidate of each, in order."""
         counts = [0] * len(self.counts)
         for slot in candidates_of_rows:
             counts[slot] += 1
@@ -50,7 +50,7 @@ class CandidateRows:
 def edited_by_candidate(
     architecture: Architecture, plans: Sequence[Plan], candidate_rows: CandidateRows
 ) -> Iterator[None]:
-    """Apply each plan to its lane's rows until the block is left.
+    """Apply each plan to its own rows until the block is left.
 
     Raises:
         MeasurementError: while running, a site's output is not laid out by rows.
