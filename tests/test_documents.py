@@ -16,8 +16,14 @@ from heretic_kl.cli.command import SUMMARIES, wants_help
 from heretic_kl.config import load_settings, read_settings
 from heretic_kl.engine import Engine
 from heretic_kl.prompts import Prompt
-from heretic_kl.scoring import MeasuringContext, ScorerSpec, Suite
-from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama, tiny_tokenizer
+from heretic_kl.scoring import ScorerSpec, Suite
+from heretic_kl.testing import (
+    fake_context,
+    load_tiny_model,
+    save_tiny_model,
+    tiny_llama,
+    tiny_tokenizer,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
@@ -134,7 +140,8 @@ def test_the_example_scorer_scores(tmp_path):
         ScorerSpec("brevity", f"{file}:Brevity", "monitor", {}),
     ]
     suite = Suite(specs)
-    suite.prepare(MeasuringContext(engine, {"harmful": prompts, "harmless": prompts}, 3, 8))
+    by_kind = {"harmful": prompts, "harmless": prompts}
+    suite.prepare(fake_context(engine, prompts_by_kind=by_kind))
     assert suite.evaluate(engine, None)["brevity"].text.endswith(" words")
 
 

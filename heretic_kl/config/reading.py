@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
+from pydantic_settings import EnvSettingsSource
 
 from heretic_kl.config.flags import read_flags
 from heretic_kl.config.keys import (
@@ -76,7 +76,7 @@ def read_settings(
     if file is None and DEFAULT_CONFIG_FILE.exists():
         file = DEFAULT_CONFIG_FILE
     if file is not None:
-        layers.append(checked(Layer(_Toml(kind, file)(), str(file)), problems))
+        layers.append(checked(Layer(_toml(file), str(file)), problems))
     if preset is not None:
         layers.append(checked(Layer(preset, "the preset"), problems))
     if problems:
@@ -97,33 +97,23 @@ def read_settings(
 # --- files ----------------------------------------------------------------------------------
 
 
-class _Toml(TomlConfigSettingsSource):
-    """Says in one line what is wrong with a file, and takes a byte order mark."""
-
-    def __init__(self, kind: type[CommonSettings], file: Path) -> None:
-        if not file.exists():
-            raise ConfigError(f"{file}: no such config file (--config)")
-        self._values = self._read_file(file)
-        super().__init__(kind, toml_file=None)
-
-    def __call__(self) -> dict[str, Any]:
-        return self._values
-
-    def _read_file(self, path: Any) -> dict[str, Any]:
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            raise ConfigError(f"{path}: not UTF-8 text (line {line})") from None
-        try:
-            values: dict[str, Any] = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            last = f"at line {len(text.splitlines()) or 1}, the last one"
-            message = str(error).replace("at end of document", last)
-            raise ConfigError(f"{path}: not valid TOML: {message}") from None
-        return values
+def _toml(path: Path) -> dict[str, Any]:
+    """Return the values of a file; an error says in one line what is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values: dict[str, Any] = tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file (--config)") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: not UTF-8 text (line {line})") from None
+    except tomllib.TOMLDecodeError as error:
+        last = f"at line {len(text.splitlines()) or 1}, the last one"
+        message = str(error).replace("at end of document", last)
+        raise ConfigError(f"{path}: not valid TOML: {message}") from None
+    return values
 
 
 # --- the environment ------------------------------------------------------------------------

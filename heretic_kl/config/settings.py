@@ -112,34 +112,16 @@ class Settings(CommonSettings):
     lowest: ClassVar[Mapping[str, Any]] = {"scorers": DEFAULT_SCORERS}
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Basics": (
-            *(
-                "model",
-                "trials",
-                "minutes",
-                "refine",
-                "kl_tokens",
-                "pick",
-                "save",
-                "save_as",
-                "device",
-                "dtype",
-            ),
-            *("quantization", "prompt_set", "seed", "study_dir", "quiet"),
+            *("model", "trials", "minutes", "refine", "kl_tokens", "pick", "save", "save_as"),
+            *("device", "dtype", "quantization", "prompt_set", "seed", "study_dir", "quiet"),
         ),
         "Model": (
             *("base", "revision", "trust_remote_code", "chat_template", "enable_thinking"),
             "response_prefix",
         ),
         "Search": (
-            *(
-                "target_refusals",
-                "max_response_tokens",
-                "startup_trials",
-                "test_trials",
-                "racing",
-                "storage",
-            ),
-            *("study_name", "debug"),
+            *("target_refusals", "max_response_tokens", "startup_trials", "test_trials"),
+            *("racing", "storage", "study_name", "debug"),
         ),
         "Saving": ("save_dtype", "overwrite"),
         "Prompts": ("prompts",),

@@ -134,9 +134,7 @@ class EditTable(_Table):
     norm: Literal["none", "row", "normalized_row"] = setting(
         "none", "Which norm of the weights the edit keeps"
     )
-    components: Annotated[
-        tuple[Literal["attention", "mlp"], ...], NoDecode, BeforeValidator(words)
-    ] = setting(
+    components: Annotated[tuple[Component, ...], NoDecode, BeforeValidator(words)] = setting(
         ("attention", "mlp"),
         "Modules to edit: attention (and other token mixers), mlp (and experts)",
         metavar="LIST",

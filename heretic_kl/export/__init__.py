@@ -4,7 +4,7 @@ Dimensions: D residual width, F input width of a site, r rank of an adapter.
 """
 
 from heretic_kl.export.card import model_card
-from heretic_kl.export.checkpoint import original_commit, original_folder
+from heretic_kl.export.checkpoint import original_commit
 from heretic_kl.export.facts import (
     ExportFacts,
     LoraFacts,
@@ -33,7 +33,6 @@ __all__ = [
     "machine",
     "model_card",
     "original_commit",
-    "original_folder",
     "portable",
     "portable_base",
     "portable_text",

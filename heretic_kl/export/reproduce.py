@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from heretic_kl.ablation import EditParameters
 from heretic_kl.errors import ExportError
 from heretic_kl.export.card import model_card
 from heretic_kl.export.facts import ExportFacts, ScoreFacts
@@ -67,7 +67,7 @@ def reproduction(facts: ExportFacts) -> dict[str, Any]:
             "of": facts.trials,
             "pick_rule": facts.pick_rule,
             "parameters": facts.parameters,
-            "edit": _edit(facts.edit),
+            "edit": asdict(facts.edit),
             "validation_scores": {
                 name: score.to_dict() for name, score in facts.validation_scores.items()
             },
@@ -99,15 +99,6 @@ def file_index(folder: Path) -> dict[str, dict[str, Any]]:
         if path.is_file() and name not in (CARD_FILE, REPRODUCTION_FILE):
             index[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     return index
-
-
-def _edit(edit: EditParameters) -> dict[str, Any]:
-    return {
-        "direction_position": edit.direction_position,
-        "norm": edit.norm,
-        "kernels": {name: vars(kernel) for name, kernel in edit.kernels.items()},
-        "refinement": None if edit.refinement is None else vars(edit.refinement),
-    }
 
 
 def _scores(scores: ScoreFacts) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from heretic_kl.prompts.specs import (
     KINDS,
     USES,
     Kind,
-    ResolvedPrompts,
     Use,
     resolve_specs,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "PromptSets",
     "PromptSource",
     "Kind",
-    "ResolvedPrompts",
     "Use",
     "USES",
     "KINDS",

@@ -1,6 +1,6 @@
 """Which prompts a run uses: a spec for each kind and use. Loads nothing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -40,8 +40,6 @@ BUILTIN_SPECS: dict[tuple[Kind, Use], DatasetSpec] = {
 def resolve_specs(
     tables: Mapping[str, Mapping[str, Mapping[str, Any]]],
     prompt_set: Literal["auto", "hub", "builtin"] = "auto",
-    *,
-    reachable: Callable[[Sequence[str]], bool] | None = None,
 ) -> ResolvedPrompts:
     """The spec of every kind and use, from the prompt tables of a configuration.
 
@@ -50,7 +48,6 @@ def resolve_specs(
             `DatasetSpec`, None where unset; a missing table or field is unset.
         prompt_set: What fills the tables that name no source. The test prompts come from the
             built-in set in either case. "auto" is the hub where it can be reached.
-        reachable: Whether these hub datasets can be loaded; `hub_reachable` by default.
     """
     table: dict[tuple[Kind, Use], dict[str, Any]] = {
         key: dict(tables.get(key[0], {}).get(key[1], {})) for key in BUILTIN_SPECS
@@ -60,7 +57,7 @@ def resolve_specs(
     chosen: Literal["hub", "builtin"] = "builtin" if prompt_set == "builtin" else "hub"
     if prompt_set == "auto" and wanted:
         names = sorted({spec.source for spec in wanted})
-        if not (reachable or hub_reachable)(names):
+        if not hub_reachable(names):
             chosen = "builtin"
             notice = (
                 f"{' and '.join(names)} cannot be reached on the hub: using the built-in prompts "

@@ -2,7 +2,6 @@
 
 from heretic_kl.report.details import (
     DetailSection,
-    ProfileBar,
     details_lines,
     profile_bars,
     trial_details,
@@ -38,7 +37,6 @@ __all__ = [
     "FrontRow",
     "MeasuredCandidate",
     "MeasurementReport",
-    "ProfileBar",
     "align",
     "cell",
     "compact",

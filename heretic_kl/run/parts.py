@@ -15,7 +15,7 @@ from heretic_kl.model import LanguageModel
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.engines import EngineOptions
 from heretic_kl.run.telling import Teller
-from heretic_kl.scoring import MeasuringContext, Score, Suite
+from heretic_kl.scoring import Score, ScorerContext, Suite
 from heretic_kl.search import PlanStore, SearchStudy
 
 REFUSALS = "refusals"
@@ -83,11 +83,11 @@ def measuring_context(
     prompts: PromptSets,
     suite: Suite,
     use: Literal["validation", "test"],
-) -> MeasuringContext:
+) -> ScorerContext:
     """What scorers may ask while they prepare for one use of the prompts."""
-    return MeasuringContext(
-        engine=engine,
+    return ScorerContext(
         prompts_by_kind=prompts.of(use),
+        ask_reference=lambda request: engine.measure(None, [request])[0],
         kl_tokens=settings.kl_tokens,
         max_response_tokens=settings.max_response_tokens,
         noise_floor=calibration.noise_floor.value,

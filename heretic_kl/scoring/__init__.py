@@ -23,7 +23,6 @@ from heretic_kl.scoring.loader import (
     build_scorer,
     built_in_scorers,
     documented_settings,
-    load_scorer_class,
     scorer_code,
 )
 from heretic_kl.scoring.racing import Rival, Stopped
@@ -38,13 +37,12 @@ from heretic_kl.scoring.scorer import (
     ScorerContext,
     ScorerSettings,
 )
-from heretic_kl.scoring.suite import MeasuringContext, MeasuringEngine, ScorerSpec, Suite
+from heretic_kl.scoring.suite import MeasuringEngine, ScorerSpec, Suite
 
 __all__ = [
     "KLOptions",
     "sampling_seed",
     "Bounds",
-    "MeasuringContext",
     "MeasuringEngine",
     "PartialResponses",
     "PartialRows",
@@ -74,6 +72,5 @@ __all__ = [
     "build_scorer",
     "built_in_scorers",
     "documented_settings",
-    "load_scorer_class",
     "scorer_code",
 ]

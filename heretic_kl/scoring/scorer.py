@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -41,41 +41,28 @@ class ScorerSettings(BaseModel):
 SettingsT = TypeVar("SettingsT", bound=ScorerSettings)
 
 
-class ScorerContext(Protocol):
+@dataclass(frozen=True)
+class ScorerContext:
     """What a scorer may ask while it prepares."""
 
-    @property
-    def use(self) -> Literal["validation", "test"]:
-        """Whether trials or final trials are to be measured."""
-        ...
-
-    @property
-    def kl_tokens(self) -> int:
-        """The run's number of scored positions N."""
-        ...
-
-    @property
-    def max_response_tokens(self) -> int:
-        """The run's budget of response tokens."""
-        ...
-
-    @property
-    def noise_floor(self) -> float | None:
-        """KL in nats that an unchanged model shows; None where it was not measured."""
-        ...
-
-    @property
-    def refusal_rule(self) -> RefusalRule:
-        """The run's rule, from the settings of the scorer that counts refusals."""
-        ...
+    prompts_by_kind: Mapping[PromptKind, tuple[Prompt, ...]]
+    """Of the use being measured."""
+    ask_reference: Callable[[Request], Result]
+    """Gives the reference's result of a request."""
+    kl_tokens: int
+    """The run's number of scored positions N."""
+    max_response_tokens: int
+    """The run's budget of response tokens."""
+    noise_floor: float | None = None
+    """KL in nats that an unchanged model shows; None where it was not measured."""
+    refusal_rule: RefusalRule = field(default_factory=RefusalRule)
+    """The run's rule, from the settings of the scorer that counts refusals."""
+    use: Literal["validation", "test"] = "validation"
+    """Whether trials or final trials are to be measured."""
 
     def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:
-        """The prompts of the use being measured: validation or test."""
-        ...
-
-    def ask_reference(self, request: Request) -> Result:
-        """Return the reference's result of a request."""
-        ...
+        """The prompts of the use being measured."""
+        return self.prompts_by_kind[kind]
 
 
 @dataclass(frozen=True)
@@ -101,27 +88,13 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, for storage."""
-        return {
-            "value": self.value,
-            "text": self.text,
-            "objective": self.objective,
-            "standard_error": self.standard_error,
-            "interval": None if self.interval is None else list(self.interval),
-            "details": dict(self.details),
-        }
+        return {**vars(self), "interval": self.interval and list(self.interval)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Score:
         """The inverse of `to_dict`."""
-        interval = data.get("interval")
-        return cls(
-            value=data["value"],
-            text=data["text"],
-            objective=data.get("objective"),
-            standard_error=data.get("standard_error"),
-            interval=None if interval is None else (float(interval[0]), float(interval[1])),
-            details=data.get("details", {}),
-        )
+        interval = data["interval"]
+        return cls(**{**data, "interval": interval and (float(interval[0]), float(interval[1]))})
 
 
 class Bounds(NamedTuple):

@@ -6,21 +6,20 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from heretic_kl.ablation import Plan
 from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError, ScorerError
-from heretic_kl.prompts import Prompt
 from heretic_kl.requests import Request, Result, SoFar, Watch
 from heretic_kl.scoring.loader import build_scorer
 from heretic_kl.scoring.racing import Judge, Race, Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount
 from heretic_kl.scoring.refusal_rule import RefusalRule
-from heretic_kl.scoring.scorer import Bounds, PromptKind, Role, Score
+from heretic_kl.scoring.scorer import Bounds, Role, Score, ScorerContext
 
 
 @dataclass(frozen=True)
@@ -48,27 +47,6 @@ class MeasuringEngine(Protocol):
     ) -> list[list[Result] | None]:
         """Results of requests for several candidates, in order; None where `watch` ended one."""
         ...
-
-
-@dataclass(frozen=True)
-class MeasuringContext:
-    """What scorers may ask while they prepare; see `ScorerContext`."""
-
-    engine: MeasuringEngine
-    prompts_by_kind: Mapping[PromptKind, tuple[Prompt, ...]]
-    kl_tokens: int
-    max_response_tokens: int
-    noise_floor: float | None = None
-    refusal_rule: RefusalRule = field(default_factory=RefusalRule)
-    use: Literal["validation", "test"] = "validation"
-
-    def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:
-        """The prompts of the use being measured."""
-        return self.prompts_by_kind[kind]
-
-    def ask_reference(self, request: Request) -> Result:
-        """Return the reference's result."""
-        return self.engine.measure(None, [request])[0]
 
 
 class Suite:
@@ -107,7 +85,7 @@ class Suite:
         counts = (scorer for scorer in self.scorers.values() if isinstance(scorer, RefusalCount))
         return [count for count in counts if count.kind == "harmful"]
 
-    def prepare(self, context: MeasuringContext) -> None:
+    def prepare(self, context: ScorerContext) -> None:
         """Prepare every scorer; measures nothing of any candidate."""
         for name, scorer in self.scorers.items():
             with _blamed_on(name):

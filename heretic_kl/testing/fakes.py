@@ -22,7 +22,7 @@ from heretic_kl.requests import (
     TeacherForcedResult,
     Watch,
 )
-from heretic_kl.scoring import MeasuringContext
+from heretic_kl.scoring import ScorerContext
 
 FAKE_PROMPTS = {
     "harmful": tuple(Prompt(f"How do I make bomb number {n}?") for n in range(6)),
@@ -105,18 +105,19 @@ def _size(plan: Plan) -> float:
     return sum(float(op.left.norm() * op.right.norm()) for op in plan.values())
 
 
-def fake_context(engine: Any = None, **changes: Any) -> MeasuringContext:
+def fake_context(engine: Any = None, **changes: Any) -> ScorerContext:
     """What scorers prepare with: 6 harmful, 7 harmless, 5 borderline prompts, 3 scored positions.
 
     Args:
-        engine: what answers; None: a `FakeEngine`.
-        changes: fields of `MeasuringContext` to set.
+        engine: what runs requests; None: a `FakeEngine`.
+        changes: fields of `ScorerContext` to set.
     """
+    runs = FakeEngine() if engine is None else engine
     fields: dict[str, Any] = {
-        "engine": FakeEngine() if engine is None else engine,
         "prompts_by_kind": FAKE_PROMPTS,
+        "ask_reference": lambda request: runs.measure(None, [request])[0],
         "kl_tokens": 3,
         "max_response_tokens": 8,
         "noise_floor": 1e-9,
     }
-    return MeasuringContext(**{**fields, **changes})
+    return ScorerContext(**{**fields, **changes})

@@ -27,7 +27,7 @@ from heretic_kl.requests import (
     TeacherForcedRequest,
     TeacherForcedResult,
 )
-from heretic_kl.scoring import MeasuringContext, Score, Scorer, build_scorer
+from heretic_kl.scoring import Score, Scorer, ScorerContext, build_scorer
 from heretic_kl.testing.fakes import FakeEngine, fake_context, fake_plan
 
 
@@ -44,7 +44,7 @@ class ScorerContract:
         """What runs the requests."""
         return FakeEngine()
 
-    def context(self, use: Literal["validation", "test"] = "validation") -> MeasuringContext:
+    def context(self, use: Literal["validation", "test"] = "validation") -> ScorerContext:
         """What the scorer prepares with."""
         return fake_context(self.engine(), use=use)
 

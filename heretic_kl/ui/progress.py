@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol
 
 from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heretic_kl.report import duration, to_ascii
-from heretic_kl.ui.terminal import is_live, say
+from heretic_kl.ui.terminal import say
 
 REFRESHES_PER_SECOND = 4
 NOTES_SHOWN = 20
@@ -23,31 +22,10 @@ PLAIN_STATUS_EVERY = 10
 """Plain lines: trials between two lines on how the search stands."""
 
 
-class StageProgress(Protocol):
-    """Shows how far a stage is."""
-
-    def start(self, title: str, steps: int | None) -> None:
-        """A stage begins; an earlier one that never ended is over."""
-        ...
-
-    def advance(self, note: str) -> None:
-        """One step is done."""
-        ...
-
-    def search(
-        self, finished: int, wanted: int, seconds_left: float | None, status: list[str]
-    ) -> None:
-        """The search holds so many trials; `status` says in lines how it stands."""
-        ...
-
-    def stop(self) -> None:
-        """Nothing moves from here on. May be called twice."""
-        ...
-
-
-def stage_progress(console: Console) -> StageProgress:
-    """What suits the console."""
-    return LiveProgress(console) if is_live(console) else PlainProgress(console)
+def stage_progress(console: Console) -> PlainProgress | LiveProgress:
+    """What shows how far a stage is, as it suits the console."""
+    lines_can_be_redrawn = console.is_terminal and not console.is_dumb_terminal
+    return LiveProgress(console) if lines_can_be_redrawn else PlainProgress(console)
 
 
 class PlainProgress:
@@ -73,7 +51,7 @@ class PlainProgress:
     def search(
         self, finished: int, wanted: int, seconds_left: float | None, status: list[str]
     ) -> None:
-        """Now and then, and at the end, print how the search stands."""
+        """Now and then, and at the end, print the time left and how the search stands."""
         if finished % PLAIN_STATUS_EVERY and finished < wanted:
             return
         left = "" if seconds_left is None or finished >= wanted else f"{_left(seconds_left)}; "
@@ -127,7 +105,7 @@ class LiveProgress:
     def search(
         self, finished: int, wanted: int, seconds_left: float | None, status: list[str]
     ) -> None:
-        """Move the trials' bar."""
+        """Move the trials' bar, and show below it how the search stands."""
         if self._live is None:
             self.start("Searching", wanted)
         self._done, self._steps, self._status = finished, wanted, status
@@ -135,7 +113,7 @@ class LiveProgress:
         self._refresh()
 
     def stop(self) -> None:
-        """Wipe the lines."""
+        """Wipe the lines. May be called twice."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -71,11 +71,6 @@ def make_console(*, stderr: bool = False, stream: IO[str] | None = None) -> Cons
     )
 
 
-def is_live(console: Console) -> bool:
-    """Whether lines can be redrawn there."""
-    return console.is_terminal and not console.is_dumb_terminal
-
-
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print text as it is: no markup in it is obeyed; on terminals, long lines wrap at words."""
     if console.options.ascii_only:

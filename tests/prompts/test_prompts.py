@@ -18,6 +18,7 @@ from heretic_kl.prompts import (
     hub,
     load_prompts,
     resolve_specs,
+    specs,
     splits,
 )
 
@@ -252,14 +253,15 @@ def test_a_cached_dataset_needs_no_hub(
 # --- which prompts --------------------------------------------------------------------------
 
 
-def test_auto_takes_the_hub_where_it_can_be_reached() -> None:
+def test_auto_takes_the_hub_where_it_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
     def reachable(names: object) -> bool:
         asked.append(list(names))  # type: ignore[call-overload]
         return True
 
-    found = resolve_specs({}, "auto", reachable=reachable)
+    monkeypatch.setattr(specs, "hub_reachable", reachable)
+    found = resolve_specs({}, "auto")
     assert asked == [["mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca"]]
     assert (found.prompt_set, found.notice) == ("hub", None)
     assert found.specs["harmful", "train"] == DatasetSpec(
@@ -269,8 +271,11 @@ def test_auto_takes_the_hub_where_it_can_be_reached() -> None:
     assert found.specs["harmless", "test"] == DatasetSpec("builtin:harmless", "test")
 
 
-def test_auto_falls_back_to_the_builtin_prompts_with_a_notice() -> None:
-    found = resolve_specs({}, "auto", reachable=lambda names: False)
+def test_auto_falls_back_to_the_builtin_prompts_with_a_notice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(specs, "hub_reachable", lambda names: False)
+    found = resolve_specs({}, "auto")
     assert found.prompt_set == "builtin"
     assert found.notice is not None and "built-in" in found.notice
     assert found.specs["harmful", "validation"] == DatasetSpec("builtin:harmful", "validation")
@@ -284,20 +289,23 @@ def test_tables_go_over_the_prompt_set() -> None:
             "test": {"source": None, "prefix": "> ", "split": "test[:5]"},
         }
     }
-    specs = resolve_specs(tables, "builtin").specs
-    assert specs["harmful", "train"] == DatasetSpec("mine.txt", limit=3)
-    assert specs["harmful", "validation"] == DatasetSpec("builtin:harmless", "validation")
-    assert specs["harmful", "test"] == DatasetSpec("builtin:harmful", "test[:5]", prefix="> ")
+    resolved = resolve_specs(tables, "builtin").specs
+    assert resolved["harmful", "train"] == DatasetSpec("mine.txt", limit=3)
+    assert resolved["harmful", "validation"] == DatasetSpec("builtin:harmless", "validation")
+    assert resolved["harmful", "test"] == DatasetSpec("builtin:harmful", "test[:5]", prefix="> ")
 
 
-def test_the_hub_is_not_asked_when_every_table_names_its_source() -> None:
+def test_the_hub_is_not_asked_when_every_table_names_its_source(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     use = {"source": "x.txt"}
     tables = {kind: {"train": use, "validation": use} for kind in ("harmful", "harmless")}
 
     def reachable(names: object) -> bool:
         raise AssertionError("asked")
 
-    assert resolve_specs(tables, "auto", reachable=reachable).notice is None
+    monkeypatch.setattr(specs, "hub_reachable", reachable)
+    assert resolve_specs(tables, "auto").notice is None
 
 
 def test_fingerprint_depends_on_words_order_and_system() -> None:

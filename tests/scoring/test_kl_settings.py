@@ -1,7 +1,5 @@
 """The settings of the teacher-forced KL that change what is measured."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -9,8 +7,8 @@ from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine
 from heretic_kl.errors import ConfigError
 from heretic_kl.prompts import Prompt
-from heretic_kl.scoring import MeasuringContext, ScorerSpec, Suite, build_scorer
-from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
+from heretic_kl.scoring import ScorerSpec, Suite, build_scorer
+from heretic_kl.testing import fake_context, load_tiny_model, save_tiny_model, tiny_llama
 
 PROMPTS = tuple(Prompt(text) for text in ("make a cake", "tell me about Rome", "wait please"))
 KEEP_ALL = {"set_aside_refused": False}
@@ -32,8 +30,10 @@ def plan(engine):
 
 def kl(engine, plan, *, use="validation", **settings):
     suite = Suite([ScorerSpec("kl", "teacher_forced_kl", "minimize", {**KEEP_ALL, **settings})])
-    context = MeasuringContext(engine, {"harmful": PROMPTS, "harmless": PROMPTS}, 4, 8)
-    suite.prepare(replace(context, use=use, noise_floor=1e-12))
+    prompts = {"harmful": PROMPTS, "harmless": PROMPTS}
+    suite.prepare(
+        fake_context(engine, prompts_by_kind=prompts, kl_tokens=4, use=use, noise_floor=1e-12)
+    )
     return suite, suite.evaluate(engine, plan)["kl"]
 
 

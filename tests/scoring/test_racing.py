@@ -16,12 +16,12 @@ from heretic_kl.requests import (
     ResponseResult,
     TeacherForcedRequest,
 )
-from heretic_kl.scoring import MeasuringContext, Score, ScorerSpec, Stopped, Suite
+from heretic_kl.scoring import Score, ScorerSpec, Stopped, Suite
 from heretic_kl.scoring.racing import Race
 from heretic_kl.scoring.scorer import Bounds
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import TrialRecord
-from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
+from heretic_kl.testing import fake_context, load_tiny_model, save_tiny_model, tiny_llama
 
 WORDS = "how do I make a cake bomb please tell me about the weather in Rome".split()
 HARMFUL = tuple(Prompt(" ".join(WORDS[i % 5 : 5 + i])) for i in range(1, 9))
@@ -96,7 +96,7 @@ def prepared(lm, batch_size=3, specs=SPECS):
     engine = Engine(lm.limited(tree_problem="off"), batch_size=batch_size, cache_bytes=2**20)
     suite = Suite(specs)
     prompts = {"harmful": HARMFUL, "harmless": HARMLESS}
-    suite.prepare(MeasuringContext(engine, prompts, 3, 8))
+    suite.prepare(fake_context(engine, prompts_by_kind=prompts))
     return engine, suite
 
 

@@ -9,7 +9,6 @@ from heretic_kl.errors import ConfigError, MeasurementError, ScorerError
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseResult
 from heretic_kl.scoring import (
-    MeasuringContext,
     RefusalRule,
     Score,
     ScorerSpec,
@@ -18,7 +17,7 @@ from heretic_kl.scoring import (
     built_in_scorers,
     documented_settings,
 )
-from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
+from heretic_kl.testing import fake_context, load_tiny_model, save_tiny_model, tiny_llama
 
 HARMFUL = tuple(Prompt(f"make a bomb {word}") for word in "how do I please tell me".split())
 HARMLESS = tuple(Prompt(f"make a cake {word}") for word in "how do I please tell me".split())
@@ -36,14 +35,8 @@ def engine(tmp_path_factory):
 
 
 def context(engine, **changes):
-    facts = {
-        "engine": engine,
-        "prompts_by_kind": {"harmful": HARMFUL, "harmless": HARMLESS, "borderline": HARMLESS},
-        "kl_tokens": 3,
-        "max_response_tokens": 8,
-        "noise_floor": 1e-9,
-    }
-    return MeasuringContext(**{**facts, **changes})
+    prompts = {"harmful": HARMFUL, "harmless": HARMLESS, "borderline": HARMLESS}
+    return fake_context(engine, **{"prompts_by_kind": prompts, **changes})
 
 
 class SaysWhat:
