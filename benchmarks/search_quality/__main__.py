@@ -301,7 +301,9 @@ def judge_one(
     command += ["--response-tokens", words.response_tokens, "--kl-tokens", words.kl_tokens]
     command += ["--threads", words.threads, *(["--limit", words.limit] if words.limit else [])]
     env = environment(words.threads, PYTHONPATH=str(heretic_kl_runner.CHECKOUT))
-    subprocess.run([str(w) for w in command], env=env, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([str(w) for w in command], env=env, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{candidate} cannot be judged:\n{done.stderr[-2000:]}")
     figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return figures
 

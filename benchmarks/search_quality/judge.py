@@ -130,7 +130,7 @@ class Model:
                 logits_to_keep=1,
                 **{self.cache_argument: cache},
             )
-            cache = output.past_key_values
+            cache = output[self.cache_argument]
             next_ids = output.logits[:, -1].argmax(-1)
             for response, token in zip(responses, next_ids.tolist(), strict=True):
                 if not self._ended(response):
