@@ -1,4 +1,4 @@
-"""Which layers bear few bits? Optuna tunes weight rounding against teacher-forced KL.
+"""Which layers need few bits? Optuna tunes weight rounding against teacher-forced KL.
 
 Nothing is ablated here: an edit is a number of bits for the attention and for the MLP weights of
 each group of layers, and teacher-forced KL is what it costs. The search sees one set of prompts,
@@ -73,7 +73,7 @@ def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def front_rows(study, edit: RoundedWeights, kl: TeacherForcedKL) -> list[dict]:
-    """The front's distinct edits on the reporting prompts, fewest bits first."""
+    """The front's distinct edits on the test prompts, fewest bits first."""
     objective = KLObjective(kl, edit)
     by_edit = {tuple(trial.params.items()): trial for trial in study.best_trials}
     rows, previous = [], None
@@ -85,8 +85,8 @@ def front_rows(study, edit: RoundedWeights, kl: TeacherForcedKL) -> list[dict]:
             {
                 "trial": trial.number,
                 "bits": trial.values[1],
-                "search_kl": trial.values[0],
-                "report": measured.to_dict(),
+                "validation_kl": trial.values[0],
+                "test": measured.to_dict(),
                 "differs_from_row_above": apart,
                 "parameters": trial.params,
             }
@@ -97,14 +97,14 @@ def front_rows(study, edit: RoundedWeights, kl: TeacherForcedKL) -> list[dict]:
 
 def print_front(rows: list[dict]) -> None:
     """One line an edit, with its error."""
-    print("\ntrial  bits  KL (search)  KL (report)         bits of each part")
+    print("\ntrial  bits  KL (validation)  KL (test)           bits of each part")
     for row in rows:
-        report = row["report"]
-        error = report["standard_error"] or 0.0
+        test = row["test"]
+        error = test["standard_error"] or 0.0
         bits = ", ".join(f"{part} {n}" for part, n in row["parameters"].items())
         print(
-            f"{row['trial']:5d}  {row['bits']:4.2f}  {row['search_kl']:11.4f}  "
-            f"{report['mean']:.4f} ± {error:.4f}     {bits}"
+            f"{row['trial']:5d}  {row['bits']:4.2f}  {row['validation_kl']:15.4f}  "
+            f"{test['mean']:.4f} ± {error:.4f}     {bits}"
         )
         if row["differs_from_row_above"] is False:
             print("       ^ indistinguishable from the line above on these prompts")
@@ -128,18 +128,18 @@ def main(argv: list[str] | None = None) -> None:
     name = arguments.model or str(ensure_demo_model(notify=print))
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    search, report = (
+    validation, test = (
         TeacherForcedKL(
             model,
             tokenizer,
-            prompts=DatasetSpec("builtin:harmless", part, limit=arguments.prompts),
+            prompts=DatasetSpec("builtin:harmless", use, limit=arguments.prompts),
             kl_tokens=arguments.kl_tokens,
         )
-        for part in ("search", "report")
+        for use in ("validation", "test")
     )
 
     edit = RoundedWeights(model)
-    objective = KLObjective(search, edit, also=lambda trial, _: (edit.mean_bits(trial),))
+    objective = KLObjective(validation, edit, also=lambda trial, _: (edit.mean_bits(trial),))
     study = optuna.create_study(
         directions=["minimize", "minimize"],
         sampler=optuna.samplers.TPESampler(seed=arguments.seed, n_startup_trials=10),
@@ -148,12 +148,12 @@ def main(argv: list[str] | None = None) -> None:
         study.enqueue_trial(dict.fromkeys(edit.parts, bits))
     study.optimize(objective, n_trials=arguments.trials, catch=(MeasurementError,))
 
-    rows = front_rows(study, edit, report)
+    rows = front_rows(study, edit, test)
     print_front(rows)
-    print(f"noise floor: {report.noise_floor.text if report.noise_floor else 'not measured'}")
+    print(f"noise floor: {test.noise_floor.text if test.noise_floor else 'not measured'}")
     if arguments.json:
-        found = {"model": name, "seed": arguments.seed, "front": rows}
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        results = {"model": name, "seed": arguments.seed, "front": rows}
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def test_rounding_searches_two_objectives_and_writes_its_front(folder, tmp_path,
     rows = json.loads(out.read_text())["front"]
     assert 1 <= len(rows) <= 4
     assert [row["bits"] for row in rows] == sorted(row["bits"] for row in rows)
-    assert all(row["report"]["standard_error"] > 0.0 for row in rows)
+    assert all(row["test"]["standard_error"] > 0.0 for row in rows)
     assert [row["differs_from_row_above"] is None for row in rows] == [
         index == 0 for index in range(len(rows))
     ]
