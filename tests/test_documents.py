@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import shlex
+import sys
 import warnings
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from heretic_kl.testing import (
     tiny_llama,
     tiny_tokenizer,
 )
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
@@ -241,3 +247,10 @@ def test_each_step_of_the_walks_names_code_that_exists():
         for part in symbol.split("."):
             (node,) = (n for n in nodes if getattr(n, "name", None) == part)
             nodes = getattr(node, "body", [])
+
+
+def test_every_dependency_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {re.split(r"[<>=;\s\[]", requirement)[0] for requirement in project["dependencies"]}
+    rows = re.findall(r"^\| ([^|]+) \|", DOCUMENTS["docs/decisions/002-dependencies.md"], re.M)
+    assert names <= {name for row in rows for name in re.split(r"[, ]+", row)}

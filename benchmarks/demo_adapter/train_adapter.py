@@ -315,7 +315,7 @@ def ablated(model: Any, direction: Tensor) -> Iterator[None]:
 
 
 def check_directions(chat: Chat) -> list[dict[str, int]]:
-    """Count search-split refusals left after ablating the difference of means of some layers."""
+    """Count validation prompts refused after ablating the difference of means of some layers."""
     harmful, harmless = built_in_prompts("harmful"), built_in_prompts("harmless")
     difference = chat.mean_residuals(harmful["train"]) - chat.mean_residuals(harmless["train"])
     depth = len(difference)
@@ -326,7 +326,8 @@ def check_directions(chat: Chat) -> list[dict[str, int]]:
             refused = sum(chat.refused(harmful["validation"]))
             harmless_refused = sum(chat.refused(harmless["validation"]))
         rows.append({"layer": layer, "refused": refused, "harmless_refused": harmless_refused})
-        log(f"direction after layer {layer}: {refused} of {len(harmful['search'])} still refused")
+        count = len(harmful["validation"])
+        log(f"direction after layer {layer}: {refused} of {count} still refused")
     return rows
 
 
