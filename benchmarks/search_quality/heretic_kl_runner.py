@@ -57,15 +57,16 @@ def run(task: Task, *, refine: bool, reserve: float, more: str) -> tuple[dict[st
     (minutes,) = task.minutes
     left = max(SHORTEST_MINUTES, minutes - reserve / 60)
     words = [*_words(task, refine, more), "--trials", str(task.trials), "--minutes", f"{left:g}"]
-    pick = [*_saving("max-refusals=" + f"{task.target:g}")]
+    pick = _saving(f"max-refusals={task.target:g}")
     env = environment(task.threads, PYTHONPATH=str(CHECKOUT))
     started = time.time()
+    code = commit()  # before the run: the checkout may change during it
     process = run_process([*words, *pick], task.folder, env, log="search.log")
     trials, first, tested = read_study(task.folder / "studies", started)
     if not trials:
         raise SystemExit(f"heretic-kl measured no trial in {task.folder}:\n{process.tail}")
     facts = {
-        "commit": commit(),
+        "commit": code,
         "seconds": process.seconds,
         "setup_seconds": round(first - started, 1),
         "search_seconds": round(max(trial["t_process"] for trial in trials), 1),
