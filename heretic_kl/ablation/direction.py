@@ -105,11 +105,8 @@ def difference_of_means(
     the last one below. Such layers exist: every prompt ends with the same tokens, and low layers
     may not look back further (a short convolution sees three tokens).
 
-    Args:
-        target_mean: (L, D) residuals averaged over prompts that elicit the behaviour.
-        baseline_mean: (L, D) residuals averaged over prompts that do not.
-        project_off_baseline: keep only what is orthogonal to the baseline mean, so that removing
-            the direction leaves the baseline mean itself where it was.
+    `project_off_baseline` keeps only what is orthogonal to the baseline mean, so that removing the
+    direction leaves the baseline mean itself where it was.
 
     Raises:
         ValueError: shapes differ, means are not finite, or they coincide in every layer.

@@ -74,12 +74,7 @@ class LayerCacheRecorder:
         self._layer_cache, self._rows = None, 0
 
     def start(self, plans: Sequence[Plan | None], layout: RepeatedPass) -> Start:
-        """Where a pass of these candidates begins; call it before they are in force.
-
-        Args:
-            plans: K candidates; None: the unedited model.
-            layout: what they run.
-        """
+        """Where a pass of these candidates begins; call it before they are in force."""
         lowest = [lowest_edited_layer(plan or {}) for plan in plans]
         candidate_rows = CandidateRows([1] * len(plans)) if len(plans) > 1 else None
         edited_layers = [layer for layer in lowest if layer is not None]

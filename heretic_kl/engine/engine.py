@@ -76,14 +76,10 @@ class Engine:
         return self.limits.batch_size
 
     def measure(self, plan: Plan | None, requests: Sequence[Request]) -> list[Result]:
-        """Answer requests for one candidate.
+        """Answer requests for one candidate; None: the unedited model, whose responses are kept.
 
         Equal requests run once, response requests for the same prompts and budget run as one,
         and cheap requests run before dear ones.
-
-        Args:
-            plan: the candidate; None: the unedited model, whose responses are kept.
-            requests: what is asked.
 
         Returns:
             A result for each request, in order.

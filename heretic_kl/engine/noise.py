@@ -52,13 +52,7 @@ def measure_noise_floor(
 ) -> NoiseFloor:
     """Measure both floors of a model over the responses of a reference it computed itself.
 
-    Args:
-        runner: of the model, as it ran for the reference.
-        reference: its responses and hidden states.
-        layers: what the rounding floor perturbs the outputs of; None: it is not measured.
-        divergence: which one.
-        temperature: of both distributions.
-        seed: of the perturbation.
+    Without `layers`, whose outputs the rounding floor perturbs, that floor is not measured.
     """
     lm, sequences = runner.lm, forced_sequences(reference)
     rows = max(1, runner.limits.batch_size // 2 - 1)

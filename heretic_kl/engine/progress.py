@@ -10,10 +10,7 @@ from heretic_kl.requests import Request, Result, SoFar, Watch
 class Progress:
     """What is known of each candidate of one round.
 
-    Args:
-        requests: what is asked of every candidate.
-        candidates: K.
-        watch: asked whether a candidate need go on; None: all do.
+    `watch` is asked whether a candidate need go on; None: all do.
     """
 
     def __init__(self, requests: Sequence[Request], candidates: int, watch: Watch | None) -> None:

@@ -35,9 +35,7 @@ class Measurement:
         Raises:
             MeasurementError: they were not measured on the same positions of the same responses.
         """
-        weights = None
-        if self.position_decay != 1.0:
-            weights = geometric_weights(self.table.positions, self.position_decay)
+        weights = geometric_weights(self.table.positions, self.position_decay)
         return compare_paired(self.table, other.table, position_weights=weights)
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-
 from heretic_kl.engine import (
     MemoryLimits,
     NoiseFloor,
@@ -147,7 +145,7 @@ class TeacherForcedKL:
                 "prompts": fingerprint(chosen),
                 "kl_tokens": kl_tokens,
                 "responses": options.response,
-                "dtype": _name(lm.dtype),
+                "dtype": lm.dtype_name,
             },
         )
         with evaluating(lm.model):
@@ -250,9 +248,7 @@ class TeacherForcedKL:
             divergence=self.divergence,
             temperature=self.temperature,
         )
-        weights = None
-        if self.position_decay != 1.0:
-            weights = geometric_weights(self.kl_tokens, self.position_decay)
+        weights = geometric_weights(self.kl_tokens, self.position_decay)
         floor = None if self.noise_floor is None else self.noise_floor.value
         summary = summarize(table, position_weights=weights, noise_floor=floor)
         return Measurement(
@@ -261,7 +257,7 @@ class TeacherForcedKL:
             self.noise_floor,
             self.position_decay,
             reference_dtype=self.reference_dtype,
-            candidate_dtype=_name(lm.dtype),
+            candidate_dtype=lm.dtype_name,
         )
 
     # --- storing -----------------------------------------------------------------------------
@@ -431,7 +427,3 @@ class TeacherForcedKL:
             replace(stored.identity, head_fingerprint=None),
             prompts=stored.prompts,
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -20,14 +20,7 @@ from heretic_kl.model import Decoding, LanguageModel, PrefixCache, Start, common
 
 
 class CandidateResponses:
-    """Has candidates respond.
-
-    Args:
-        lm: the model.
-        limits: how much runs at once.
-        group: prompts, budget and rules.
-        encoded: token ids of the prompts.
-    """
+    """Responses of candidates to one group of prompts; its batches and layer cache are kept."""
 
     def __init__(
         self,

@@ -47,9 +47,7 @@ class ChosenTokens:
     A row's draws depend on the seed and on its own sequence alone: neither other rows nor the
     size of batches change them, but for rounding.
 
-    Args:
-        sequences: what the rows begin with.
-        sampling: how to draw; None: the most likely token.
+    Without `sampling` it is the most likely token.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], sampling: Sampling | None) -> None:

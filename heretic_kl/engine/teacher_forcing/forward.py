@@ -39,11 +39,6 @@ def forced_hidden_states(
 def run_forced(lm: CausalModel, batches: ForcedBatches, start: Start = WHOLE) -> Tensor:
     """Hidden states after the final norm at every scored position.
 
-    Args:
-        lm: the model, edited or not.
-        batches: what to feed.
-        start: which layers run, for which candidates.
-
     Returns:
         (K, rows, D) in the model's dtype and on its head's device, sequence by sequence, position
         by position.

@@ -27,13 +27,7 @@ P = TypeVar("P")
 
 
 class CandidatePasses:
-    """Runs candidates over prompts with the unedited model's responses.
-
-    Args:
-        lm: the model.
-        runner: of the model.
-        sequences: what is fed.
-    """
+    """Runs candidates over prompts with the unedited model's responses."""
 
     def __init__(
         self, lm: LanguageModel, runner: Runner, sequences: Sequence[ForcedSequence]
@@ -51,9 +45,6 @@ class CandidatePasses:
 
     def hidden_states(self, plans: Sequence[Plan | None]) -> Tensor:
         """Final hidden states of each candidate, side by side as far as that is worth it.
-
-        Args:
-            plans: K candidates; None: the unedited model.
 
         Returns:
             (K, rows, D), rows ordered as the sequences' responses.
@@ -81,12 +72,7 @@ class CandidatePasses:
         plans: Sequence[Plan | None],
         consume: Callable[[Iterator[ForcedPortion]], None],
     ) -> None:
-        """Run candidates side by side; what is not consumed is not computed.
-
-        Args:
-            plans: K candidates; None: the unedited model.
-            consume: given the portions of the pass.
-        """
+        """Run candidates side by side; portions that are not consumed are not computed."""
         layout = self._laid_out()
         start = self._recorder.start(plans, layout)
         with torch.no_grad(), in_force(self._lm.architecture, plans, start.candidate_rows):

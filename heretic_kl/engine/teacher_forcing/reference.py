@@ -108,11 +108,6 @@ class KeptLogits:
 
     From the first candidate on. Candidates come in the same blocks of rows, so what is kept is
     what would be computed.
-
-    Args:
-        reference: whose hidden states they are made of.
-        head: makes them.
-        limits: how much may be kept.
     """
 
     def __init__(self, reference: Reference, head: Head, limits: MemoryLimits) -> None:
@@ -168,12 +163,8 @@ class ReducedRows:
 
     The reference's logits serve all candidates; (P, N, V) logits are never held for them.
 
-    Args:
-        reference: what the candidates are compared with.
-        reduction: what is kept of each row.
-        candidates: K.
-        logits: the reference's; None: the reduction does not read them.
-        head: makes logits of the candidates' hidden states.
+    `logits` are those of the reference; None: the reduction does not read them. `head` makes those
+    of the candidates.
     """
 
     def __init__(

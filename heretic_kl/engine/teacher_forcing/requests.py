@@ -47,11 +47,7 @@ def forced_keys(requests: Sequence[TeacherForcedRequest]) -> tuple[ForcedKey, ..
 class ForcedRequests:
     """Teacher-forced requests to one model.
 
-    Args:
-        lm: the model.
-        runner: of the model.
-        encode: prompt -> token ids.
-        original: of the unedited model, where `lm` is another one to be compared with it.
+    `original` are those of the unedited model, where `lm` is another one to be compared with it.
     """
 
     def __init__(

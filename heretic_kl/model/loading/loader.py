@@ -119,8 +119,7 @@ def load_to_measure(
     Raises:
         ModelError: see `load_model`; an adapter has no base, or does not fit it.
     """
-    check_parts(source, base)
-    whole = source if source.adapter is None or base is None else base
+    whole = check_parts(source, base)
     model = load_weights(
         whole,
         dtype=dtype,
@@ -143,8 +142,7 @@ def check_to_measure(
     """
     from transformers import AutoConfig
 
-    check_parts(source, base)
-    whole = source if source.adapter is None or base is None else base
+    whole = check_parts(source, base)
     if whole.gguf_file is not None:
         return  # its header is read with its tokenizer
     name, extra = hub_arguments(whole)
@@ -168,15 +166,15 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
 
 
-def check_parts(source: ModelSource, base: ModelSource | None) -> None:
-    """Check that a model, or an adapter and its base, exist and are of the right kind.
+def check_parts(source: ModelSource, base: ModelSource | None) -> ModelSource:
+    """The model whose weights are loaded: the source, or the base of an adapter.
 
     Raises:
-        ModelError: one does not or is not; it is named.
+        ModelError: one of them does not exist or is of the wrong kind; it is named.
     """
     check_exists(source)
     if source.adapter is None:
-        return
+        return source
     check_adapter(source.adapter)
     if base is None:
         raise ModelError(
@@ -189,26 +187,23 @@ def check_parts(source: ModelSource, base: ModelSource | None) -> None:
             f"{base.name!r}, to put the adapter {source.name!r} on, is an adapter itself: merge "
             "one of them first"
         )
+    return base
 
 
 def _whole_model(
     source: ModelSource, base: ModelSource | None, quantization: Quantization
 ) -> ModelSource:
-    """The model whose weights are loaded: the source, or an adapter's base."""
-    if source.adapter is None:
-        check_exists(source)
-        return source
-    base_name = adapter_base(source.adapter)
-    if base is None and base_name is not None:
-        base = ModelSource(base_name)
-    check_parts(source, base)
-    assert base is not None  # `check_parts`
-    if quantization != "none":
+    """The source, or the base of an adapter: the one given, else the one that it names."""
+    if source.adapter is not None and base is None:
+        base_name = adapter_base(source.adapter)
+        base = None if base_name is None else ModelSource(base_name)
+    whole = check_parts(source, base)
+    if source.adapter is not None and quantization != "none":
         raise UnsupportedModelError(
             f"{source.name!r} is an adapter, which cannot be merged into quantized weights: "
             "leave out --quantization, or merge it first"
         )
-    return base
+    return whole
 
 
 def _stream_width(model: Any) -> int:

@@ -46,13 +46,7 @@ def load_weights(
 ) -> LoadedWeights:
     """Load a whole model in the first dtype whose forward pass gives finite logits.
 
-    Args:
-        source: a hub id, a folder or a GGUF file; no adapter.
-        dtype: see `dtype_candidates`.
-        device: see `resolve_device`.
-        device_map: passed to transformers, for models spread over devices; overrides `device`.
-        trust_remote_code: run code from the model's repository.
-        quantization: of the weights as they are loaded.
+    The source is no adapter. A `device_map`, passed to transformers, overrides the device.
 
     Raises:
         ModelError: it cannot be loaded, does not fit, or no dtype gives finite logits.

@@ -47,10 +47,7 @@ class DiscoveredSite:
 def find_sites(probe: Probe, patterns: tuple[str, ...] = ()) -> list[DiscoveredSite]:
     """Every module that writes to the residual stream, in layer order.
 
-    Args:
-        probe: the layers under examination.
-        patterns: shell patterns of paths inside a layer; where given, no other module is
-            considered.
+    `patterns`: of paths inside a layer, as in a shell; where given, no other module is considered.
 
     Raises:
         UnsupportedModelError: with all modules zero-ablated, a layer still changes the stream.
@@ -148,13 +145,7 @@ def _still_changes(probe: Probe, layer: int, groups: Sequence[ModuleGroup]) -> s
 def layers_that_write(
     probe: Probe, groups: Iterable[ModuleGroup], outputs: Sequence[Tensor]
 ) -> set[int]:
-    """Layers that do more than pass the stream through and add a constant.
-
-    Args:
-        probe: the layers under examination.
-        groups: what was zero-ablated.
-        outputs: of the layers meanwhile.
-    """
+    """Layers that, with groups zero-ablated, do more than pass the stream and add a constant."""
     ablated = placed_modules(groups)
     constants = layer_constants(probe, ablated)
     failing: set[int] = set()

@@ -37,11 +37,7 @@ def candidate_groups(
 ) -> Iterator[ModuleGroup]:
     """Modules that hold a weight matrix and have an output D wide, and their like.
 
-    Args:
-        probe: the layers under examination.
-        patterns: see `find_sites`.
-        layers: to look in.
-        deep: also modules that hold matrices only further down.
+    `deep`: also modules that hold matrices only further down. Patterns as in `find_sites`.
     """
     classes: dict[tuple[int, str], type[nn.Module]] = {}
     for layer, path, module in probe.modules:

@@ -41,15 +41,11 @@ def find_output_gains(
     probe: Probe,
     modules: Mapping[int, Sequence[nn.Module]],
     ablated: Collection[PlacedModule],
-    zero_outputs: Sequence[Tensor],
+    zero_outputs: Sequence[Tensor],  # of the layers, for streams of zeros without any site
 ) -> dict[int, OutputGain]:
     """The gain that is applied to the output of modules of one place, by layer.
 
-    Args:
-        probe: the layers under examination.
-        modules: by layer; those of one layer are measured together.
-        ablated: all other sites.
-        zero_outputs: of the layers, for a stream of zeros with all sites zero-ablated.
+    All other sites are zero-ablated. Modules of one layer are measured together.
     """
     signs = sign_vector(probe.width)
     zero_streams = [torch.zeros_like(call.stream_in) for call in probe.calls]
@@ -82,9 +78,7 @@ def find_output_gains(
 def stream_gains(probe: Probe, ablated: Collection[PlacedModule]) -> dict[int, list[Tensor]]:
     """Gains of the channels with which a layer passes on its stream or feeds it to its modules.
 
-    Args:
-        probe: the layers under examination.
-        ablated: all sites.
+    All sites are zero-ablated.
 
     Returns:
         By layer, vectors (D,): of the layer itself and of each of its norms, without gains of 1.

@@ -63,13 +63,7 @@ def probe_tokens(model: Any, seed: int = 0) -> Tensor:
 
 
 class Probe:
-    """The model's layers under examination.
-
-    Args:
-        model: a `transformers` causal LM, in evaluation mode.
-        stack: its layers.
-        width: D.
-    """
+    """The model's layers under examination."""
 
     def __init__(self, model: Any, stack: LayerStack, width: int) -> None:
         self.width = width

@@ -40,10 +40,6 @@ class Residue:
     norms would turn into the direction: whatever its output then has along the direction, its
     sites have written. The stream is random because real streams hold a few huge numbers, next to
     which rounding would hide what is written.
-
-    Args:
-        lm: the model.
-        seed: of the direction.
     """
 
     def __init__(self, lm: LanguageModel, *, seed: int = 0) -> None:
