@@ -143,9 +143,7 @@ def summarize(
     *,
     position_weights: Tensor | None = None,  # (N,) non-negative, e.g. `geometric_weights`
     noise_floor: float | None = None,
-    near_tie_margin: float = NEAR_TIE_MARGIN,
     bootstrap_draws: int = 2000,
-    seed: int = 0,
 ) -> KLSummary:
     """Return the table's mean and everything that says how far to trust it.
 
@@ -161,7 +159,7 @@ def summarize(
     _require_something(table, finite, weights)
     per_prompt = _prompt_means(table.values, finite, weights)
     mean = _mean(per_prompt)
-    near_tie = finite & (table.reference_margin < near_tie_margin)
+    near_tie = finite & (table.reference_margin < NEAR_TIE_MARGIN)
     divergence = torch.where(near_tie, table.values, torch.zeros_like(table.values))
     near_tie_mean = _mean(_prompt_means(divergence, finite, weights))
     change = table.candidate_probability - table.reference_probability
@@ -169,7 +167,7 @@ def summarize(
     return KLSummary(
         mean=mean,
         standard_error=standard_error(per_prompt),
-        interval=bootstrap_interval(per_prompt, draws=bootstrap_draws, seed=seed),
+        interval=bootstrap_interval(per_prompt, draws=bootstrap_draws),
         prompts=per_prompt.numel(),
         rows=int(table.mask.sum()),
         median=sorted_quantile(ordered, 0.5),
@@ -179,7 +177,6 @@ def summarize(
         top1_agreement=_mean(_prompt_means(table.top1_agreement.double(), table.mask, weights)),
         mean_probability_change=_mean(_prompt_means(change, table.mask, weights)),
         near_tie_share=near_tie_mean / mean if mean > 0.0 else 0.0,
-        near_tie_margin=near_tie_margin,
         noise_floor=noise_floor,
         below_noise_floor=None if noise_floor is None else mean <= noise_floor,
         divergence=table.divergence,
@@ -208,9 +205,7 @@ def compare_paired(
     b: KLTable,
     *,
     position_weights: Tensor | None = None,  # (N,) non-negative
-    level: float = 0.95,
     bootstrap_draws: int = 2000,
-    seed: int = 0,
 ) -> PairedComparison:
     """Return how candidate `a` differs from `b`, paired by prompt: negative if `a` is closer.
 
@@ -229,7 +224,7 @@ def compare_paired(
     _require_something(b, finite, weights)
     difference = torch.where(finite, a.values, 0.0) - torch.where(finite, b.values, 0.0)
     per_prompt = _prompt_means(difference, finite, weights)
-    interval = bootstrap_interval(per_prompt, draws=bootstrap_draws, seed=seed, level=level)
+    interval = bootstrap_interval(per_prompt, draws=bootstrap_draws)
     excludes_zero = interval is not None and not interval.low <= 0.0 <= interval.high
     return PairedComparison(
         mean_difference=_mean(per_prompt),

@@ -99,12 +99,8 @@ class ModelLoader:
     ) -> tuple[CausalModel, bool]:
         """A candidate, and whether it came with a tokenizer of its own.
 
-        Args:
-            model: what the user named or holds.
-            tokenizer: of it, or None.
-            base: what to put it on if it is an adapter; None: `default_base`, or what it names.
-            fallback: the reference's tokenizer, or None.
-            dtype: to load it in; None: the loader's.
+        An adapter is put on `base`; None: `default_base`, or what it names. `fallback` is the
+        reference's tokenizer.
         """
         if isinstance(model, CausalModel):
             return model, True

@@ -112,9 +112,7 @@ def generate_responses(
             news |= _extend(lm, responses[row], token, max_tokens, rules)
         if news and dropped:
             out = set(dropped())
-        leaving = [
-            _is_over(responses[row], max_tokens) or row // count in out for row in state.rows
-        ]
+        leaving = [is_over(responses[row], max_tokens) or row // count in out for row in state.rows]
         if all(leaving):
             return responses
         if sum(leaving) >= max(1, COMPACT_SHARE * len(leaving)):
@@ -148,7 +146,8 @@ def _row_seed(seed: int, sequence: Sequence[int]) -> int:
     return int.from_bytes(digest[:7], "little")
 
 
-def _is_over(response: Response, max_tokens: int) -> bool:
+def is_over(response: Response, max_tokens: int) -> bool:
+    """Whether nothing is to be added to it."""
     return response.done or len(response.tokens) >= max_tokens
 
 
@@ -160,7 +159,7 @@ def _extend(
     rules: Sequence[StopRule],
 ) -> bool:
     """Add a token unless the response is over; whether it is over only now."""
-    if _is_over(response, max_tokens):
+    if is_over(response, max_tokens):
         return False
     if token in lm.stop_ids:
         response.end_token = token
@@ -169,4 +168,4 @@ def _extend(
         if rules:
             text = lm.chat.decode(response.tokens)
             response.decided = all(rule.decided(text) for rule in rules)
-    return _is_over(response, max_tokens)
+    return is_over(response, max_tokens)

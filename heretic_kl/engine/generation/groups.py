@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from heretic_kl.engine.generation.generate import Response
+from heretic_kl.engine.generation.generate import Response, is_over
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
     PartialResponses,
@@ -45,9 +45,7 @@ class ResponseGroup:
     ) -> dict[Request, SoFar]:
         """What unfinished responses say to each request."""
         texts = tuple(decode(response.tokens) for response in responses)
-        over = tuple(
-            response.done or len(response.tokens) >= self.max_tokens for response in responses
-        )
+        over = tuple(is_over(response, self.max_tokens) for response in responses)
         return dict.fromkeys(self.requests, PartialResponses(texts, over))
 
 
