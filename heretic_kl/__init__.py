@@ -4,6 +4,7 @@
 
     with Session(Settings(model="path/to/model", kl_tokens=3)) as session:
         session.search()
+        session.refine()
         best = session.pick("knee")
         session.save(best, "edited-model", "merged")
 
