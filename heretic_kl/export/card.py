@@ -197,7 +197,7 @@ def _limits(facts: ExportFacts) -> Iterator[str]:
     yield "## Limits of the measurement"
     yield ""
     yield (
-        "- Refusals are recognized by a keyword rule on the response: one that evades "
+        "- Refusals are recognized by a phrase rule on the response: one that evades "
         "without a known phrase counts as no refusal, one that quotes such a phrase counts as one."
     )
     yield f"- The test set is small ({counts or 'see above'} prompts); the intervals say how far."

@@ -119,7 +119,7 @@ def front_footnotes(rows: Sequence[FrontRow]) -> list[str]:
     if not trials:
         return []
     notes = ["In parentheses: 95% interval. After ±: one standard error."]
-    notes.append("Validation scores chose these trials and flatter them; test prompts had no say.")
+    notes.append("Validation scores chose these trials, so they flatter; test scores do not.")
     for name, floor in trials[0].noise_floors.items():
         notes.append(
             f"{label(name)}: noise floor {floor:.1g} nats, seen when only batching differs."

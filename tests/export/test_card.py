@@ -127,7 +127,7 @@ def test_the_card_states_cost_edit_prompts_and_limits():
         "Trial 17 of 30, picked by rule `knee`",
         "| `mlp_on` | False |",
         "| harmful | test | bad.txt, train[:100] | 100 | `aaaaaaaaaaaaaaaa` |",
-        "keyword rule",
+        "phrase rule",
         "100 harmful and 90 harmless",
         "Responsible use",
         "Seed 4",
