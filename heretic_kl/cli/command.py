@@ -43,12 +43,7 @@ class Command:
     """What an interrupt or a full disk leaves, for people."""
 
     def help(self, *, everything: bool, commands: bool) -> str:
-        """Return what `--help` or, with `everything`, `--help-all` shows.
-
-        Args:
-            everything: list all settings.
-            commands: list the commands too.
-        """
+        """Return what `--help` or, with `everything`, `--help-all` shows."""
         width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 100))
         lines = [f"usage: {PROGRAM} {self.usage}", "", *textwrap.wrap(self.about, width)]
         if commands:

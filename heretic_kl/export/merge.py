@@ -52,7 +52,7 @@ def save_merged(
     """Write the edited model so that plain `transformers` loads it.
 
     Args:
-        lm: the model; not changed by a bit.
+        lm: the model; not changed.
         plan: the edit; baked in float32, then rounded to the saved type.
         folder: where to; there is no such folder until the model in it is complete.
         dtype: the type of every saved weight; None: each keeps the type it is stored in.

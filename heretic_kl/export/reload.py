@@ -28,10 +28,7 @@ def saved_model(folder: Path, form: SavedForm, like: LanguageModel) -> Iterator[
     to the original in memory by hooks that compute what PEFT computes; while the block lasts
     `like` is edited, and measuring it as the original is wrong.
 
-    Args:
-        folder: what `save_merged` or `save_lora` wrote.
-        form: which of them.
-        like: the original; gives dtype, device, chat template, response prefix.
+    `like` is the original and gives dtype, device, chat template and response prefix.
 
     Raises:
         ExportError: what is on disk does not load or does not fit.

@@ -44,12 +44,7 @@ class ProfileBar:
 def trial_details(
     record: TrialRecord, test_scores: Mapping[str, Score] | None = None
 ) -> tuple[DetailSection, ...]:
-    """All sections of one trial.
-
-    Args:
-        record: the trial.
-        test_scores: its scores on the test prompts, if they were measured.
-    """
+    """All sections of one trial, with its scores on the test prompts if they were measured."""
     state = f"{record.state}, {duration(record.seconds)}"
     rows = [("state", state), ("edit", describe_edit(record.edit))]
     if record.stopped is not None:

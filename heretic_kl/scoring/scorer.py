@@ -148,8 +148,7 @@ class Scorer(ABC, Generic[SettingsT]):
         Asked only where the search stops measuring candidates that are surely beaten (`racing`).
         A scorer that leaves this out is measured whole. Never a guess.
 
-        Args:
-            results: of each request, in order, a result, a part of it (`PartialRows`,
-                `PartialResponses`) or None where nothing is there yet; not all of them are results.
+        Each request's entry is a result, a part of one (`PartialRows`, `PartialResponses`) or None
+        where nothing is there yet; not all of them are results.
         """
         return Bounds()

@@ -24,10 +24,6 @@ def source_files(path: Path, package: Path = PACKAGE) -> tuple[Path, ...]:
 
     Names are followed through the `__init__.py` that only hands them on, so that a scorer
     depends on the rule it uses and not on all of `heretic_kl.scoring`.
-
-    Args:
-        path: a plug-in.
-        package: the folder of `heretic_kl`.
     """
     queue, visited = [path], {path}
     while queue:

@@ -96,11 +96,7 @@ class Suite:
         return [request for spec in self.specs for request in self._ask(spec)]
 
     def evaluate(self, engine: MeasuringEngine, plan: Plan | None) -> dict[str, Score]:
-        """Scores of one candidate, in the order of the config.
-
-        Args:
-            engine: what runs the model.
-            plan: the candidate; None: the unedited model.
+        """Scores of one candidate (None: the unedited model), in the order of the config.
 
         Raises:
             MeasurementError: an objective has no value.
@@ -120,11 +116,7 @@ class Suite:
     ) -> list[dict[str, Score] | Stopped]:
         """Scores of several candidates that run side by side, objectives only.
 
-        Args:
-            engine: what runs the model.
-            plans: the candidates.
-            rivals: finished trials; a candidate that one of them surely beats is measured no
-                further. None of them: all are measured whole.
+        A candidate that one of the rivals, finished trials, surely beats is measured no further.
 
         Raises:
             MeasurementError: an objective of any of them has no value.

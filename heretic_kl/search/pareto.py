@@ -83,11 +83,7 @@ def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord])
 
 
 def check_rule(rule: str, objectives: Sequence[str]) -> None:
-    """Refuse a rule that could never be met, before a long search rather than after it.
-
-    Args:
-        rule: see `pick`.
-        objectives: names of the scorers that steer the search.
+    """Refuse a rule of `pick` that could never be met, before a long search rather than after it.
 
     Raises:
         SelectionError: the rule is unknown, names no objective, or its value is not a number.

@@ -23,13 +23,9 @@ INTERRUPTED = "interrupted"
 
 
 class NumberedSampler(BaseSampler):
-    """Uniform random sampling at first, then multivariate tree-structured Parzen estimators.
+    """`startup_trials` drawn at random, then multivariate tree-structured Parzen estimators.
 
     Source: Bergstra et al. 2011; for several objectives Ozaki et al. 2020.
-
-    Args:
-        seed: the study's.
-        startup_trials: random trials before the sampler starts to learn.
     """
 
     def __init__(self, seed: int, startup_trials: int) -> None:

@@ -60,15 +60,9 @@ def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[Bas
 
 
 def check_storage(url: str | None, folder: Path | str, name: str | None) -> None:
-    """Raise what opening the storage would raise, before a model is loaded for it.
+    """Raise what `open_storage` would raise, before a model is loaded for it.
 
-    Args:
-        url: see `open_storage`.
-        folder: see `open_storage`.
-        name: the study's name; None where it is not known yet, then a journal's folder is checked.
-
-    Raises:
-        StudyError: see `open_storage`.
+    Where the study's name is not known yet, a journal's folder is checked.
     """
     if url is not None or name is not None:
         with open_storage(url, folder, name or ""):

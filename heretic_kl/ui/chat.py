@@ -50,11 +50,7 @@ def chat(
 ) -> None:
     """Read lines and stream both responses to each, until the person leaves.
 
-    Args:
-        session: what responds.
-        record: the trial whose edit is in force on one side.
-        console: where responses are written.
-        max_tokens: longest response.
+    The edit of the trial `record` is in force on one side.
     """
     original = Speaker("original", None, "cyan")
     edited = Speaker(f"edited, trial {record.number}", record, "green")

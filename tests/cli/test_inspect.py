@@ -39,25 +39,25 @@ def test_json_to_a_file_beside_the_tables(tmp_path, capsys):
     folder = save_tiny_model(tmp_path / "gemma", tiny_gemma2())
     assert cli.main(["inspect", str(folder), "--json=out.json"]) == 0
     assert "a norm or scale" in capsys.readouterr().out
-    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert found["layers"] == 3 and found["residue"] < 1e-5
-    assert {(group["place"], group["gains"]) for group in found["sites"]} == {
+    inspection = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert inspection["layers"] == 3 and inspection["residue"] < 1e-5
+    assert {(group["place"], group["gains"]) for group in inspection["sites"]} == {
         ("self_attn.o_proj", 1),
         ("mlp.down_proj", 1),
     }
 
 
 def test_a_mixture_of_experts(tmp_path, capsys):
-    found = inspected(capsys, saved(tmp_path / "moe", "qwen3_moe"))
-    (experts,) = (group for group in found["sites"] if group["place"] == "mlp.experts")
+    inspection = inspected(capsys, saved(tmp_path / "moe", "qwen3_moe"))
+    (experts,) = (group for group in inspection["sites"] if group["place"] == "mlp.experts")
     assert [(t["name"], t["axis"]) for t in experts["tensors"]] == [("down_proj", 1)]
-    assert "many experts in one tensor" in found["norm_problem"]
-    assert found["residue"] < 1e-5
+    assert "many experts in one tensor" in inspection["norm_problem"]
+    assert inspection["residue"] < 1e-5
 
 
 def test_a_hybrid(tmp_path, capsys):
-    found = inspected(capsys, saved(tmp_path / "hybrid", "nemotron_h"))
-    components = {group["place"]: group["component"] for group in found["sites"]}
+    inspection = inspected(capsys, saved(tmp_path / "hybrid", "nemotron_h"))
+    components = {group["place"]: group["component"] for group in inspection["sites"]}
     assert components["mixer.out_proj"] == components["mixer.o_proj"] == "attention"
     assert components["mixer.experts"] == components["mixer.shared_experts.down_proj"] == "mlp"
 

@@ -60,22 +60,28 @@ def test_command_line_over_environment_over_file_over_preset_over_defaults(
     Path("config.toml").write_text("seed = 3\nthreads = 3\ntrials = 3\n", encoding="utf-8")
     monkeypatch.setenv("HERETIC_KL_SEED", "4")
     monkeypatch.setenv("HERETIC_KL_THREADS", "4")
-    found = load_settings(
+    settings = load_settings(
         ["--seed", "5"],
         defaults={"seed": 2, "threads": 2, "trials": 2, "test_trials": 2},
     )
-    values = (found.seed, found.threads, found.trials, found.test_trials, found.kl_tokens)
+    values = (
+        settings.seed,
+        settings.threads,
+        settings.trials,
+        settings.test_trials,
+        settings.kl_tokens,
+    )
     assert values == (5, 4, 3, 2, 3)
 
 
 def test_config_file_flag_takes_the_place_of_config_toml() -> None:
     Path("other.toml").write_text("seed = 7\n", encoding="utf-8")
-    found = load("--config", "other.toml", toml="seed = 1\nthreads = 2\n")
-    assert (found.seed, found.threads) == (7, 0)
+    settings = load("--config", "other.toml", toml="seed = 1\nthreads = 2\n")
+    assert (settings.seed, settings.threads) == (7, 0)
 
 
 def test_tables_merge_with_lower_sources() -> None:
-    found = load(
+    settings = load(
         "--edit.norm=row",
         "--scorers.refusals.settings.limit",
         "0.5",
@@ -86,39 +92,42 @@ def test_tables_merge_with_lower_sources() -> None:
             "HERETIC_KL_SCORERS__TEACHER_FORCED_KL__ROLE": "monitor",
         },
     )
-    assert (found.edit.norm, found.edit.components) == ("row", ("mlp",))
-    assert list(found.scorers) == [*DEFAULT_SCORERS, "mine"]
-    assert found.scorers["refusals"].settings == {"markers": ["a"], "limit": 0.5}
-    assert found.scorers["teacher_forced_kl"].role == "monitor"
-    assert found.scorers["false_refusals"].role == "monitor"
-    assert (found.scorers["mine"].use, found.scorers["mine"].role) == ("f.py:Mine", "minimize")
-    assert found.prompts.harmful.train.source == "x.txt"
-    assert found.prompts.harmful.validation.source is None
+    assert (settings.edit.norm, settings.edit.components) == ("row", ("mlp",))
+    assert list(settings.scorers) == [*DEFAULT_SCORERS, "mine"]
+    assert settings.scorers["refusals"].settings == {"markers": ["a"], "limit": 0.5}
+    assert settings.scorers["teacher_forced_kl"].role == "monitor"
+    assert settings.scorers["false_refusals"].role == "monitor"
+    assert (settings.scorers["mine"].use, settings.scorers["mine"].role) == (
+        "f.py:Mine",
+        "minimize",
+    )
+    assert settings.prompts.harmful.train.source == "x.txt"
+    assert settings.prompts.harmful.validation.source is None
 
 
 def test_settings_alone_read_neither_environment_nor_files(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("config.toml").write_text("seed = 3\n", encoding="utf-8")
     monkeypatch.setenv("HERETIC_KL_THREADS", "3")
-    found = Settings(model="x", scorers={"refusals": {"enabled": False}})  # type: ignore[dict-item]
-    assert (found.seed, found.threads) == (0, 0)
-    assert list(found.scorers) == list(DEFAULT_SCORERS)
-    assert not found.scorers["refusals"].enabled
+    settings = Settings(model="x", scorers={"refusals": {"enabled": False}})  # type: ignore[dict-item]
+    assert (settings.seed, settings.threads) == (0, 0)
+    assert list(settings.scorers) == list(DEFAULT_SCORERS)
+    assert not settings.scorers["refusals"].enabled
     assert load_settings([]).threads == 3  # the real environment by default
 
 
 def test_settings_are_frozen_and_of_real_types() -> None:
-    found = load("--save", "~/out", "--enable-thinking")
-    assert found.save == Path.home() / "out" and found.study_dir == Path("studies")
-    assert found.enable_thinking is True
+    settings = load("--save", "~/out", "--enable-thinking")
+    assert settings.save == Path.home() / "out" and settings.study_dir == Path("studies")
+    assert settings.enable_thinking is True
     with pytest.raises(ValidationError):
-        found.seed = 3  # type: ignore[misc]
+        settings.seed = 3  # type: ignore[misc]
     with pytest.raises(ValidationError):
-        found.edit.norm = "row"  # type: ignore[misc]
+        settings.edit.norm = "row"  # type: ignore[misc]
 
 
 def test_the_demo_preset_is_valid() -> None:
-    found = load_settings([], defaults=DEMO_PRESET)
-    assert found.save == Path("heretic-kl-demo/model") and found.prompt_set == "builtin"
+    settings = load_settings([], defaults=DEMO_PRESET)
+    assert settings.save == Path("heretic-kl-demo/model") and settings.prompt_set == "builtin"
     with pytest.raises(ConfigError, match=r"unknown setting tirals \(the preset\).*mean trials"):
         load_settings([], defaults={"tirals": 1})
 
@@ -172,7 +181,7 @@ def test_flags(argv: str, path: str, expected: Any) -> None:
 
 
 def test_environment_values_are_parsed_as_flags_are() -> None:
-    found = load(
+    settings = load(
         env={
             "HERETIC_KL_EDIT": '{"norm": "row"}',
             "HERETIC_KL_EDIT__COMPONENTS": "mlp",
@@ -183,8 +192,8 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
             "HERETIC": "z",
         }
     )
-    assert (found.edit.norm, found.edit.components, found.quiet) == ("row", ("mlp",), True)
-    assert found.scorers["refusals"].settings == {"markers": ["a"]}
+    assert (settings.edit.norm, settings.edit.components, settings.quiet) == ("row", ("mlp",), True)
+    assert settings.scorers["refusals"].settings == {"markers": ["a"]}
 
 
 # --- errors ---------------------------------------------------------------------------------
@@ -361,8 +370,11 @@ def test_the_documented_defaults_are_the_defaults() -> None:
     assert load(toml=default_config_toml()) == load_settings([])
     # Optional settings are there too, commented out, with an example that is valid.
     examples = re.sub(r"^# (?=[\w.]+ = )", "", default_config_toml(), flags=re.MULTILINE)
-    found = load(toml=examples)
-    assert (found.model, found.prompts.harmful.train.limit) == ("Qwen/Qwen3-4B-Instruct-2507", 100)
+    settings = load(toml=examples)
+    assert (settings.model, settings.prompts.harmful.train.limit) == (
+        "Qwen/Qwen3-4B-Instruct-2507",
+        100,
+    )
     for path, info in leaves(Settings):
         key = spell_key(path).replace("NAME", "refusals").replace("s.harmless", "s.harmful")
         key = (

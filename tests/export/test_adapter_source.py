@@ -52,8 +52,8 @@ def test_an_adapter_of_an_adapter_is_refused(adapter, tmp_path):
 def test_the_base_that_is_given_wins(adapter, tmp_path):
     other = save_tiny_model(tmp_path / "other", tiny_llama(), seed=1)
     named = load_tiny_model(adapter)
-    given = load_tiny_model(adapter, base=ModelSource(str(other)))
-    assert not torch.allclose(logits(named.model), logits(given.model))
+    loaded = load_tiny_model(adapter, base=ModelSource(str(other)))
+    assert not torch.allclose(logits(named.model), logits(loaded.model))
 
 
 def test_mistakes(adapter, base, tmp_path):

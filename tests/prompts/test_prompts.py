@@ -177,9 +177,9 @@ def test_builtin_sets_are_large_and_disjoint() -> None:
 
 
 def test_builtin_errors() -> None:
-    known = "train, validation, test"
-    assert error_of(DatasetSpec("builtin:harmful")).endswith(f"name one with split: {known}")
-    assert error_of(DatasetSpec("builtin:harmful", "report")).endswith(f"there is: {known}")
+    listed = "train, validation, test"
+    assert error_of(DatasetSpec("builtin:harmful")).endswith(f"name one with split: {listed}")
+    assert error_of(DatasetSpec("builtin:harmful", "report")).endswith(f"there is: {listed}")
     assert "builtin:harmful, builtin:harmless, builtin:borderline" in error_of(
         DatasetSpec("builtin:x", "train")
     )
@@ -239,13 +239,13 @@ def test_a_cached_dataset_needs_no_hub(
     file.write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
     table = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=tmp_path)
     made = Path(table.cache_files[0]["filename"]).parent
-    kept = empty_cache / "org___set" / "default" / "0.0.0" / made.name
-    kept.parent.mkdir(parents=True)
-    made.rename(kept)
-    (kept / "json-train.arrow").rename(kept / "set-train.arrow")
-    info = json.loads((kept / "dataset_info.json").read_text())
+    prepared = empty_cache / "org___set" / "default" / "0.0.0" / made.name
+    prepared.parent.mkdir(parents=True)
+    made.rename(prepared)
+    (prepared / "json-train.arrow").rename(prepared / "set-train.arrow")
+    info = json.loads((prepared / "dataset_info.json").read_text())
     info.update(dataset_name="set", config_name="default", builder_name="json")
-    (kept / "dataset_info.json").write_text(json.dumps(info))
+    (prepared / "dataset_info.json").write_text(json.dumps(info))
     assert hub.hub_reachable(["org/set"])
     assert texts(DatasetSpec("org/set", "train[1:]")) == ["b"]
 
@@ -261,24 +261,24 @@ def test_auto_takes_the_hub_where_it_can_be_reached(monkeypatch: pytest.MonkeyPa
         return True
 
     monkeypatch.setattr(specs, "hub_reachable", reachable)
-    found = resolve_specs({}, "auto")
+    resolved = resolve_specs({}, "auto")
     assert asked == [["mlabonne/harmful_behaviors", "mlabonne/harmless_alpaca"]]
-    assert (found.prompt_set, found.notice) == ("hub", None)
-    assert found.specs["harmful", "train"] == DatasetSpec(
+    assert (resolved.prompt_set, resolved.notice) == ("hub", None)
+    assert resolved.specs["harmful", "train"] == DatasetSpec(
         "mlabonne/harmful_behaviors", "train[:400]", "text"
     )
-    assert found.specs["harmless", "validation"].split == "test[:100]"
-    assert found.specs["harmless", "test"] == DatasetSpec("builtin:harmless", "test")
+    assert resolved.specs["harmless", "validation"].split == "test[:100]"
+    assert resolved.specs["harmless", "test"] == DatasetSpec("builtin:harmless", "test")
 
 
 def test_auto_falls_back_to_the_builtin_prompts_with_a_notice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(specs, "hub_reachable", lambda names: False)
-    found = resolve_specs({}, "auto")
-    assert found.prompt_set == "builtin"
-    assert found.notice is not None and "built-in" in found.notice
-    assert found.specs["harmful", "validation"] == DatasetSpec("builtin:harmful", "validation")
+    resolved = resolve_specs({}, "auto")
+    assert resolved.prompt_set == "builtin"
+    assert resolved.notice is not None and "built-in" in resolved.notice
+    assert resolved.specs["harmful", "validation"] == DatasetSpec("builtin:harmful", "validation")
 
 
 def test_tables_go_over_the_prompt_set() -> None:

@@ -266,7 +266,7 @@ class TestDetails:
         assert "  error  NaN logits" in details_lines(trial_details(record))
 
     def test_a_stopped_trial_tells_what_was_measured(self) -> None:
-        known = Stopped(4, {"refusals": "at least 2/8 after 3 answers"}, (0.25, 0.01))
-        record = TrialRecord(1, "stopped", {}, EDIT, stopped=known)
-        line = "measured  refusals at least 2/8 after 3 answers; dominated by trial 4"
+        stopped = Stopped(4, {"refusals": "at least 2/8 after 3 responses"}, (0.25, 0.01))
+        record = TrialRecord(1, "stopped", {}, EDIT, stopped=stopped)
+        line = "measured  refusals at least 2/8 after 3 responses; dominated by trial 4"
         assert any(line in shown for shown in details_lines(trial_details(record)))

@@ -43,7 +43,7 @@ def settings(workplace, folder, **changes):
         source = str(workplace / f"{name}.txt")
         return {split: {"source": source, "split": part} for split, part in parts.items()}
 
-    given = {
+    defaults = {
         "model": str(workplace / "model"),
         "device": "cpu",
         "dtype": "float32",
@@ -63,7 +63,7 @@ def settings(workplace, folder, **changes):
             "teacher_forced_kl": {"settings": {"set_aside_refused": False}},
         },
     }
-    return Settings(**{**given, **changes})
+    return Settings(**{**defaults, **changes})
 
 
 def run(workplace, folder, **changes):
@@ -111,7 +111,7 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
 
 def test_an_adapter_of_a_resumed_run_is_measured_against_the_unedited_model(workplace, tmp_path):
     """Its hooks sit on the original, whose references must have been computed before."""
-    own = {
+    scorers = {
         "scorers": {
             "refusals": {"settings": {"markers": ["flour"]}},
             "kl": {
@@ -121,11 +121,11 @@ def test_an_adapter_of_a_resumed_run_is_measured_against_the_unedited_model(work
             "teacher_forced_kl": {"enabled": False},
         }
     }
-    first, _ = run(workplace, tmp_path, trials=2, **own)
+    first, _ = run(workplace, tmp_path, trials=2, **scorers)
     with first:
         first.search()
         first.test_one(0)
-    again, _ = run(workplace, tmp_path, trials=2, **own)
+    again, _ = run(workplace, tmp_path, trials=2, **scorers)
     with again:
         saved = again.save(again.trials[0], tmp_path / "adapter", "lora")
     trial, reread = saved.trial_scores["kl"].value, saved.saved_scores["kl"].value
@@ -137,11 +137,11 @@ def test_a_second_run_continues_the_first(workplace, tmp_path):
     first, _ = run(workplace, tmp_path, trials=3)
     with first:
         first.search()
-        kept = first.trials
+        earlier = first.trials
     second, seen = run(workplace, tmp_path, trials=5)
     with second:
         second.search()
-        assert second.trials[:3] == kept
+        assert second.trials[:3] == earlier
     (opened,) = [event for event in seen if isinstance(event, events.StudyOpened)]
     assert opened.finished == 3
 
@@ -367,17 +367,17 @@ def test_prompts_of_the_test_that_trials_were_measured_on_are_noticed(workplace,
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_a_raced_search_stops_losers_and_finds_the_same_front(workplace, tmp_path, at_once):
-    own = {"trials": 30, "startup_trials": 30, "parallel_candidates": at_once}
-    own["scorers"] = {
+    changes = {"trials": 30, "startup_trials": 30, "parallel_candidates": at_once}
+    changes["scorers"] = {
         "refusals": {"settings": {"markers": ["flour", "mix"]}},
         "teacher_forced_kl": {"settings": {"set_aside_refused": False, "kl_target": 0.0}},
     }
-    whole, _ = run(workplace, tmp_path / "whole", **own)
+    whole, _ = run(workplace, tmp_path / "whole", **changes)
     with whole:
         whole.search()
         expected = {record.number: record for record in whole.trials}
         front = [record.number for record in whole.front]
-    raced, seen = run(workplace, tmp_path / "raced", racing=True, **own)
+    raced, seen = run(workplace, tmp_path / "raced", racing=True, **changes)
     with raced:
         raced.search()
         stopped = [record for record in raced.trials if record.state == "stopped"]
@@ -392,7 +392,7 @@ def test_a_raced_search_stops_losers_and_finds_the_same_front(workplace, tmp_pat
                 assert record.scores == expected[record.number].scores
             assert [record.number for record in raced.front] == front
         raced.test()
-    again, _ = run(workplace, tmp_path / "raced", **own)
+    again, _ = run(workplace, tmp_path / "raced", **changes)
     with again:
         assert [r.stopped for r in again.trials if r.stopped] == [r.stopped for r in stopped]
     finished = [event for event in seen if isinstance(event, events.TrialFinished)]

@@ -37,7 +37,7 @@ def kl(engine, plan, *, use="validation", **settings):
     return suite, suite.evaluate(engine, plan)["kl"]
 
 
-def test_drawn_answers_are_another_measurement_and_repeat(engine, plan):
+def test_drawn_responses_are_another_measurement_and_repeat(engine, plan):
     greedy = kl(engine, plan)[1].value
     first = kl(engine, plan, response="sampled(1)")[1].value
     assert first == kl(engine, plan, response="sampled(1)")[1].value
@@ -48,13 +48,13 @@ def test_drawn_answers_are_another_measurement_and_repeat(engine, plan):
 def test_its_own_prompts_are_measured_in_their_own_split(engine, plan, tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("make a bomb\nsorry\nmix flour with water\nsure\n", encoding="utf-8")
-    own = {"source": str(file), "limit": 3}
-    suite, score = kl(engine, plan, prompts=own)
+    source = {"source": str(file), "limit": 3}
+    suite, score = kl(engine, plan, prompts=source)
     assert score.details["prompts"] == 3
     assert score.value != kl(engine, plan)[1].value
-    other, unchanged = kl(engine, plan, use="test", prompts=own)
+    other, unchanged = kl(engine, plan, use="test", prompts=source)
     assert unchanged.value == kl(engine, plan)[1].value
-    _, there = kl(engine, plan, use="test", test_prompts=own)
+    _, there = kl(engine, plan, use="test", test_prompts=source)
     assert there.value == score.value
     assert suite.scorers["kl"].identity() != other.scorers["kl"].identity()
 

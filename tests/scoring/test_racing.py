@@ -44,10 +44,10 @@ class Part(NamedTuple):
         return Score(total, f"{total}")
 
     def bounds(self, results):
-        known = [sum(map(float, result.texts)) for result in results if result is not None]
+        sums = [sum(map(float, result.texts)) for result in results if result is not None]
         if self.role == "maximize":
-            return Bounds(high=sum(known) + 4 * (2 - len(known)), text="at most")
-        return Bounds(low=sum(known), text="at least")
+            return Bounds(high=sum(sums) + 4 * (2 - len(sums)), text="at most")
+        return Bounds(low=sum(sums), text="at least")
 
 
 def record(number, objectives):
@@ -70,9 +70,9 @@ def test_no_trial_that_would_be_on_the_front_is_ever_stopped(roles):
             ended = False
             order = chance.sample(range(4), 4)
             for done in range(1, 4):
-                known = [texts[i] if i in order[:done] else None for i in range(4)]
-                known = [PartialResponses(k.texts, (True,)) if k and done < 2 else k for k in known]
-                ended = ended or race(0, known)
+                parts = [texts[i] if i in order[:done] else None for i in range(4)]
+                parts = [PartialResponses(k.texts, (True,)) if k and done < 2 else k for k in parts]
+                ended = ended or race(0, parts)
             objectives = [
                 -sum(pair) if role == "maximize" else sum(pair)
                 for pair, role in zip(numbers, roles, strict=True)
@@ -101,14 +101,16 @@ def prepared(lm, batch_size=3, specs=SPECS):
 
 
 def plans(lm, count):
-    found = []
+    outcomes = []
     for seed in range(count):
         generator = torch.Generator().manual_seed(seed)
         direction = torch.randn(lm.architecture.width, generator=generator)
         weight, lowest = 0.1 * (1 + seed % 9), seed % 3
         sites = lm.architecture.facts()
-        found.append({k: ablation_operator(direction, weight) for k in sites if k.layer >= lowest})
-    return found
+        outcomes.append(
+            {k: ablation_operator(direction, weight) for k in sites if k.layer >= lowest}
+        )
+    return outcomes
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
@@ -179,7 +181,7 @@ def test_less_is_run_of_what_is_beaten_and_the_record_says_how_much(lm, small_po
     assert Stopped.from_dict(outcome.to_dict()) == outcome
 
 
-def test_answers_that_are_decided_bound_the_refusals(lm):
+def test_responses_that_are_decided_bound_the_refusals(lm):
     engine, suite = prepared(lm, batch_size=2)
     plan = plans(lm, 3)[2]
     (whole,) = suite.evaluate_objectives(engine, [plan])

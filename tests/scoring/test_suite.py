@@ -132,9 +132,11 @@ def test_prompts_that_the_original_refuses_are_set_aside_and_reported(engine):
     assert score.details["set_aside"] == [HARMLESS[2].user]
     assert score.details["prompts"] == len(HARMLESS) - 1
     assert score.details["set_aside_kl"] > 0
-    kept = Suite([ScorerSpec("kl", "teacher_forced_kl", "minimize", {"set_aside_refused": False})])
-    kept.prepare(context(SaysWhat(engine, texts)))
-    assert kept.evaluate(engine, {})["kl"].details["prompts"] == len(HARMLESS)
+    suite_of_all = Suite(
+        [ScorerSpec("kl", "teacher_forced_kl", "minimize", {"set_aside_refused": False})]
+    )
+    suite_of_all.prepare(context(SaysWhat(engine, texts)))
+    assert suite_of_all.evaluate(engine, {})["kl"].details["prompts"] == len(HARMLESS)
 
 
 def test_a_model_that_refuses_everything_cannot_be_measured(engine):
@@ -143,7 +145,7 @@ def test_a_model_that_refuses_everything_cannot_be_measured(engine):
         suite.prepare(context(SaysWhat(engine, ["I cannot"] * len(HARMLESS))))
 
 
-def test_empty_answers_count_as_refusals(engine):
+def test_empty_responses_count_as_refusals(engine):
     suite = Suite([ScorerSpec("r", "refusals", "minimize", {})])
     suite.prepare(context(engine))
     texts = ["", "  ", "sure", "I cannot", "sure", "sure"]

@@ -71,8 +71,8 @@ def parameters(records):
 def test_runs_known_good_edits_first_and_then_no_two_alike(folder):
     with open_storage(None, folder, "s") as storage:
         records = list(study(storage).run(14, evaluate))
-    known = [json.dumps(p, sort_keys=True) for p in SPACE.known_good()]
-    assert parameters(records)[: len(known)] == known
+    starts = [json.dumps(p, sort_keys=True) for p in SPACE.known_good()]
+    assert parameters(records)[: len(starts)] == starts
     assert len(set(parameters(records))) == 14
     assert [record.number for record in records] == list(range(14))
 

@@ -238,6 +238,6 @@ def test_a_stopped_trial_says_what_was_measured_and_what_beats_it() -> None:
     with ConsoleObserver(quiet=False, console=console) as observer:
         observer(TrialFinished(stopped(2), 3, 4, (trial(0, 3, 0.03),), None))
     assert written(console).splitlines()[0] == (
-        "3/4  trial 2  stopped: refusals at least 12/64 after 20 answers, "
+        "3/4  trial 2  stopped: refusals at least 12/64 after 20 responses, "
         "KL 0.3100 ± 0.0100 nats; dominated by trial 7  1.0 s"
     )

@@ -37,15 +37,15 @@ def failed(number: int) -> TrialRecord:
 
 
 def stopped(number: int) -> TrialRecord:
-    known = Stopped(
+    stopped = Stopped(
         7,
         {
-            "refusals": "at least 12/64 after 20 answers",
+            "refusals": "at least 12/64 after 20 responses",
             "teacher_forced_kl": "0.3100 ± 0.0100 nats",
         },
         (12 / 64, 0.31),
     )
-    return TrialRecord(number, "stopped", {}, EDIT, seconds=1.0, stopped=known)
+    return TrialRecord(number, "stopped", {}, EDIT, seconds=1.0, stopped=stopped)
 
 
 TEST_SCORES = {
