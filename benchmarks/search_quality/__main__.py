@@ -81,7 +81,8 @@ def main() -> None:
             print(f"judge {job.folder}", flush=True)
             judge_run(run, models[job.model], words.work / job.folder, words)
             results.replace(run)
-        if not words.keep:
+        # A run without a candidate leaves its log to be read.
+        if not words.keep and any(choice["candidate"] for choice in run["choices"].values()):
             shutil.rmtree(words.work / job.folder, ignore_errors=True)
     results.write()
     print(markdown(results.runs))
