@@ -4,8 +4,8 @@ from typing import Any, Final
 
 DEMO_PRESET: Final[dict[str, Any]] = {
     "kl_tokens": 3,
-    "trials": 32,
-    "startup_trials": 14,
+    "trials": 16,
+    "startup_trials": 11,
     "max_response_tokens": 32,
     "prompt_set": "builtin",
     "prompts": {
@@ -16,6 +16,6 @@ DEMO_PRESET: Final[dict[str, Any]] = {
     "study_dir": "heretic-kl-demo/studies",
     "save": "heretic-kl-demo/model",
     "overwrite": True,
-    "pick": "max-refusals=0.03",
+    "pick": "max-refusals=0.05",
 }
 """What `heretic-kl demo` sets below config.toml, the environment and the command line."""
