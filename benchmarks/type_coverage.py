@@ -181,6 +181,7 @@ def _settings(folder: Path, name: str, **changes: Any) -> Settings:
             for split, part in parts.items()
         }
     settings = {
+        "directions": {"by_response": False},  # random models refuse nothing
         "model": str(folder / "model"),
         "device": "cpu",
         "dtype": "float32",

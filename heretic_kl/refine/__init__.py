@@ -8,7 +8,7 @@ frozen: only operators on what sites write are learned, so what is learned expor
 from heretic_kl.refine.objective import Example, Objective
 from heretic_kl.refine.openings import OpeningSet, mine_openings
 from heretic_kl.refine.optimize import Check, Prompts, Refined, RefineOptions, evaluate, refine
-from heretic_kl.refine.parameters import Form, LearnableEdit
+from heretic_kl.refine.parameters import Form, LearnableEdit, removes_single_directions
 from heretic_kl.refine.refiner import Refiner
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "evaluate",
     "mine_openings",
     "refine",
+    "removes_single_directions",
 ]

@@ -25,6 +25,8 @@ from heretic_kl.refine.parameters import Form, LearnableEdit
 
 LOWEST_THRESHOLD = 0.01
 MULTIPLIER_RANGE = (1e-3, 10.0)
+TIMED_STEPS = 5
+"""Steps after which the time of the others is estimated."""
 CHECKED_AT_ONCE = 32
 """Prompts of one pass without gradients."""
 
@@ -56,6 +58,8 @@ class RefineOptions:
     """Decay of the moving average of the parameters, which is what is kept."""
     check_every: int = 20
     seed: int = 0
+    seconds: float = math.inf
+    """Fewer steps are taken where all of them and their checks would take longer."""
 
     def weighted(self, beta_kl: float) -> RefineOptions:
         """The plain weighted form `beta_kl * KL + hinge` with both weights fixed."""
@@ -135,28 +139,29 @@ def refine(
         )
     learner = _Learner(start, architecture, objective, train, options)
     begun = time.perf_counter()
+    checks: list[Check] = []
 
     def check(plan: Plan, step: int) -> Check:
         now = replace(options, threshold=learner.threshold, multiplier=learner.multiplier)
-        made = evaluate(objective, architecture, plan, validation, now)
-        made = made._replace(step=step, seconds=time.perf_counter() - begun)
-        tell(made)
-        return made
+        terms = evaluate(objective, architecture, plan, validation, now)
+        checks.append(terms._replace(step=step, seconds=time.perf_counter() - begun))
+        tell(checks[-1])
+        return checks[-1]
 
-    checks = [check(start, 0)]
-    best, best_plan = checks[0], start
-    for step in range(1, options.steps + 1):
+    best, best_plan, step = check(start, 0), start, 0
+    while step < learner.steps:
+        step += 1
         learner.step()
-        if step % options.check_every and step != options.steps:
+        if step == TIMED_STEPS:
+            learner.fit_time(begun, checks[0].seconds)
+        if step % options.check_every and step != learner.steps:
             continue
         plan = learner.averaged()
         made = check(plan, step)
-        checks.append(made)
         if _order(made, options) < _order(best, options):
             best, best_plan = made, plan
-        if step < options.steps:
-            if made.violation(options.mass_limit):
-                learner.threshold = max(LOWEST_THRESHOLD, learner.threshold / 2)
+        if step < learner.steps:
+            learner.tighten(made)
             remine(plan)
     return Refined(best_plan, tuple(checks), best)
 
@@ -183,6 +188,7 @@ class _Learner:
         self._objective = objective
         self._train = train
         self._options = options
+        self.steps = options.steps
         self.threshold = options.threshold
         self.multiplier = options.multiplier
         self._hinge: float | None = None
@@ -216,6 +222,19 @@ class _Learner:
         self._average.update_parameters(self._edit)
         self._ascend(float(hinge.detach()))
 
+    def tighten(self, check: Check) -> None:
+        """Halve the threshold while validation prompts exceed the limit."""
+        if check.violation(self._options.mass_limit):
+            self.threshold = max(LOWEST_THRESHOLD, self.threshold / 2)
+
+    def fit_time(self, begun: float, check_seconds: float) -> None:
+        """Lower the number of steps to what fits in the time, by those taken so far."""
+        options = self._options
+        elapsed = time.perf_counter() - begun
+        per_step = (elapsed - check_seconds) / TIMED_STEPS + check_seconds / options.check_every
+        fitting = TIMED_STEPS + (options.seconds - elapsed - check_seconds) / max(per_step, 1e-9)
+        self.steps = int(max(TIMED_STEPS, min(self.steps, fitting)))
+
     def averaged(self) -> Plan:
         """The averaged parameters as a plan."""
         module = self._average.module
@@ -235,7 +254,7 @@ class _Learner:
         """Linear warm-up, then a cosine to a twentieth."""
         options = self._options
         warm = min(1.0, (step + 1) / max(1, options.warmup))
-        return warm * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / options.steps)))
+        return warm * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / self.steps)))
 
 
 @torch.no_grad()

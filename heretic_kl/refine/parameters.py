@@ -166,3 +166,13 @@ def single_direction(operator: Operator) -> tuple[Tensor, float]:
     if not torch.allclose(left * length, -strength * unit, atol=1e-5 * max(1.0, abs(strength))):
         raise ValueError("learning directions needs a start that removes what it measures")
     return unit.float(), strength
+
+
+def removes_single_directions(plan: Plan) -> bool:
+    """Whether every operator is of the form whose direction and strength can be learned."""
+    try:
+        for operator in plan.values():
+            single_direction(operator)
+    except ValueError:
+        return False
+    return True

@@ -7,18 +7,26 @@ responses of the one before it said. Responses decide: each is measured as any o
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from heretic_kl.ablation import Plan, Refinement
 from heretic_kl.errors import MeasurementError
 from heretic_kl.events import TrialFinished
-from heretic_kl.refine import Check, Refined, RefineOptions, Refiner
+from heretic_kl.refine import (
+    Check,
+    Refined,
+    RefineOptions,
+    Refiner,
+    removes_single_directions,
+)
 from heretic_kl.run.parts import REFUSALS, RunParts
 from heretic_kl.run.search import search_seconds
 from heretic_kl.search import TrialRecord
 
 TIGHTER, LOOSER = 0.4, 1.5
 """What the mass limit is multiplied by where responses refuse too often, and where they do not."""
+SHARE_WORTH_IT = 0.4
+"""Of the longest refinement: where less time is left, no other is begun."""
 STARTS = 8
 """Trials whose loss is compared before the first one is refined."""
 
@@ -47,6 +55,7 @@ def refine_front(run: RunParts) -> None:
         )
         return
     steps = wanted - len(run.study.refined)
+    deadline = _deadline(run)
     checks = steps * (table.steps // RefineOptions.check_every + 1)
     with run.tell.stage("refine", "Refining edits", checks):
         try:
@@ -55,15 +64,20 @@ def refine_front(run: RunParts) -> None:
         except MeasurementError as error:
             run.tell.notice(f"no edit is refined: {error}")
             return
-        _refine_until(run, refiner, aim, wanted)
+        try:
+            _refine_until(run, refiner, aim, wanted, deadline)
+        except MeasurementError as error:
+            run.tell.notice(f"no further edit is refined: {error}")
 
 
-def _refine_until(run: RunParts, refiner: Refiner, aim: _Aim, wanted: int) -> None:
-    deadline = _deadline(run)
+def _refine_until(run: RunParts, refiner: Refiner, aim: _Aim, wanted: int, deadline: float) -> None:
     longest = 0.0
-    while len(run.study.refined) < wanted and time.perf_counter() + longest < deadline:
+    while len(run.study.refined) < wanted:
         begun = time.perf_counter()
-        record = _refine_once(run, refiner, aim)
+        seconds = deadline - begun - _measuring_seconds(run)
+        if seconds < SHARE_WORTH_IT * longest or seconds <= 0:
+            break
+        record = _refine_once(run, refiner, aim, seconds)
         longest = max(longest, time.perf_counter() - begun)
         aim = _next_aim(run, record, aim)
         left = longest * (wanted - len(run.study.refined))
@@ -92,15 +106,16 @@ def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
         assert record.edit is not None and record.edit.refinement is not None
         return _next_aim(run, record, _Aim(record, record.edit.refinement.mass_limit))
     complete = [record for record in run.study.records if record.state == "complete"]
+    complete = [record for record in complete if _plan(run, record)]
     if not complete:
-        raise MeasurementError("no trial was measured that could be refined")
+        raise MeasurementError("no trial was measured whose edit could be refined")
     by_kl = sorted(complete, key=lambda record: (_misses(run, record), record.objectives[-1]))
     losses = {r.number: refiner.loss(_plan(run, r)) for r in by_kl[:STARTS]}
     start = min(by_kl[:STARTS], key=lambda record: losses[record.number])
     return _Aim(start, run.settings.refinement.mass_limit)
 
 
-def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim) -> TrialRecord:
+def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim, seconds: float) -> TrialRecord:
     table, begun = run.settings.refinement, time.perf_counter()
     options = RefineOptions(
         steps=table.steps,
@@ -108,17 +123,22 @@ def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim) -> TrialRecord:
         rank=table.rank,
         mass_limit=aim.mass_limit,
         seed=run.settings.seed + len(run.study.refined),
+        seconds=seconds,
     )
     if table.beta_kl is not None:
         options = options.weighted(table.beta_kl)
+    start = _plan(run, aim.start)
+    if table.form != "factors" and not removes_single_directions(start):
+        run.tell.notice("factors are learned: at some sites the edit removes several directions")
+        options = replace(options, form="factors")
     refined = refiner.refine(
-        _plan(run, aim.start), options, tell=lambda check: run.tell.advance("refine", _note(check))
+        start, options, tell=lambda check: run.tell.advance("refine", _note(check))
     )
     refinement = Refinement(
         sha256=run.plans.save(refined.plan),
         start=aim.start.number,
         steps=table.steps,
-        form=table.form,
+        form=options.form,
         rank=table.rank,
         mass_limit=aim.mass_limit,
     )
@@ -144,6 +164,15 @@ def _misses(run: RunParts, record: TrialRecord) -> bool:
 def _plan(run: RunParts, record: TrialRecord) -> Plan:
     assert record.edit is not None  # of a complete trial
     return run.plan(record.edit)
+
+
+def _measuring_seconds(run: RunParts) -> float:
+    """What measuring one more edit may take: as long as the longest trial did."""
+    return max((r.seconds for r in run.study.records if not _is_refined(r)), default=0.0)
+
+
+def _is_refined(record: TrialRecord) -> bool:
+    return record.edit is not None and record.edit.refinement is not None
 
 
 def _deadline(run: RunParts) -> float:

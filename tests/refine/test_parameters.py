@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from heretic_kl.ablation import Operator, SiteKey, ablation_operator
-from heretic_kl.refine.parameters import LearnableEdit, single_direction
+from heretic_kl.refine.parameters import (
+    LearnableEdit,
+    removes_single_directions,
+    single_direction,
+)
 
 D = 12
 KEYS = [SiteKey(0, "attention", "a"), SiteKey(1, "mlp", "b")]
@@ -66,6 +70,13 @@ def test_starts_of_another_form_are_rejected_but_learned_as_factors():
         outputs = torch.randn(3, D)
         (learned,) = LearnableEdit({KEYS[0]: plan}, "factors").plan.values()
         assert torch.allclose(learned(outputs), plan(outputs), atol=1e-5)
+
+
+def test_starts_with_another_form_are_known_beforehand():
+    assert removes_single_directions(start())
+    weight = torch.randn(D, 4)
+    restoring = ablation_operator(torch.randn(D), 0.7, norm="row", site_weight=weight)
+    assert not removes_single_directions({**start(), KEYS[0]: restoring})
 
 
 def test_an_empty_plan_has_nothing_to_learn():
