@@ -149,8 +149,7 @@ def refine(
         return checks[-1]
 
     best, best_plan, step = check(start, 0), start, 0
-    while step < learner.steps:
-        step += 1
+    while (step := step + 1) <= learner.steps:
         learner.step()
         if step == TIMED_STEPS:
             learner.fit_time(begun, checks[0].seconds)
