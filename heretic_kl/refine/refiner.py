@@ -25,7 +25,7 @@ from heretic_kl.refine.optimize import (
 )
 
 PURITY = 0.6
-"""See `mine_openings`; by measurement, docs/refinement.md."""
+"""See `mine_openings`. At 0.9 openings of the demo model went deeper and were evaded more often."""
 REMINED_PROMPTS = 64
 """Harmful prompts of which a candidate's responses are read at every check."""
 OPENING_TOKENS = 16
