@@ -18,7 +18,7 @@ from heretic_kl.scoring import RefusalRule
 pytestmark = pytest.mark.e2e
 
 TRIALS = 11
-LIMITS = {"train": 48, "validation": 16, "test": 32}
+LIMITS = {"train": 64, "validation": 32, "test": 32}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def command(model, *more):
     ]
     words = [sys.executable, "-m", "heretic_kl", "--model", str(model), "--kl-tokens", "3"]
     words += ["--trials", str(TRIALS), "--startup-trials", "6", "--test-trials", "2"]
-    words += ["--refinement.trials", "1", "--refinement.steps", "15"]
+    words += ["--refinement.trials", "1", "--refinement.steps", "30"]
     words += ["--prompt-set", "builtin", "--max-response-tokens", "24", "--batch-size", "32"]
     return [*words, *limits, *more]
 
@@ -73,7 +73,7 @@ def run_until_killed(words, folder, after):
 def run(demo_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     kept = run_until_killed(command(demo_model), folder, after=3)
-    words = command(demo_model, "--pick", "max-refusals=0.15", "--save", "out")
+    words = command(demo_model, "--pick", "max-refusals=0.05", "--save", "out")
     done = subprocess.run(
         words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=1500
     )
