@@ -173,7 +173,7 @@ class RefinementTable(_Table):
     mass_limit: Number = setting(
         0.05,
         "Probability of opening with a refusal to aim at first",
-        gt=0,
+        ge=1e-4,
         le=1,
     )
     beta_kl: Number | None = setting(

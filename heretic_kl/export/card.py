@@ -148,8 +148,8 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
             f"From this start (trial {learned.start}) the {learned.form} of every site's operator "
             f"was learned by gradient in {learned.steps} steps: the KL divergence on harmless "
             "training prompts was lowered while the probability of opening a response with a "
-            f"refusal was held at {learned.mass_limit:.2g}. The learned operators are in the saved "
-            f"weights; their SHA-256 is `{learned.sha256[:16]}`."
+            f"refusal was to stay below {learned.mass_limit:.2g}. The learned operators are in the "
+            f"saved weights; their SHA-256 is `{learned.sha256[:16]}`."
         )
     picked = f"rule `{facts.pick_rule}`" if facts.pick_rule else "hand"
     yield ""

@@ -102,6 +102,11 @@ class Refined:
     best: Check
     """The kept one."""
 
+    @property
+    def steps(self) -> int:
+        """Steps taken; fewer than asked for where time was short."""
+        return self.checks[-1].step
+
 
 def refine(
     start: Plan,

@@ -25,6 +25,8 @@ from heretic_kl.search import TrialRecord
 
 TIGHTER, LOOSER = 0.4, 1.5
 """What the mass limit is multiplied by where responses refuse too often, and where they do not."""
+LOWEST_MASS_LIMIT = 1e-4
+"""What the study accepts; below it no prompt is told from another."""
 SHARE_WORTH_IT = 0.4
 """Of the longest refinement: where less time is left, no other is begun."""
 STARTS = 8
@@ -137,7 +139,7 @@ def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim, seconds: float) -> 
     refinement = Refinement(
         sha256=run.plans.save(refined.plan),
         start=aim.start.number,
-        steps=table.steps,
+        steps=refined.steps,
         form=options.form,
         rank=table.rank,
         mass_limit=aim.mass_limit,
@@ -151,7 +153,7 @@ def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim, seconds: float) -> 
 def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
     """Tighter where responses refuse more than the target, looser where they do not."""
     factor = TIGHTER if _misses(run, record) else LOOSER
-    return _Aim(record, min(0.5, aim.mass_limit * factor))
+    return _Aim(record, min(0.5, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor)))
 
 
 def _misses(run: RunParts, record: TrialRecord) -> bool:

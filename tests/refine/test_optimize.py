@@ -128,7 +128,7 @@ def test_a_time_limit_means_fewer_steps_and_a_last_check(lm, parts):
     engine, prompts, start = parts
     options = RefineOptions(steps=400, check_every=100, mass_limit=1.0, seconds=0.0)
     refined = refine(start, lm.architecture, objective(lm, engine), prompts, prompts, options)
-    assert [check.step for check in refined.checks] == [0, 5]
+    assert [check.step for check in refined.checks] == [0, 5] and refined.steps == 5
 
 
 def test_nothing_to_learn_from_is_one_line(lm, parts):

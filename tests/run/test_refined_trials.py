@@ -154,3 +154,13 @@ def test_minutes_end_the_search_and_the_refinement(workplace, tmp_path, markers)
         assert 0 < len(run.trials) < 500 or not run.trials
         run.refine()
         assert len(run.parts.study.refined) <= 1
+
+
+def test_the_mass_limit_stays_within_what_a_study_accepts(workplace, tmp_path, markers):
+    table = {"trials": 3, "steps": 5, "kl_tokens": 4, "mass_limit": 1e-4}
+    run, _ = session(workplace, tmp_path, markers, refinement=table, target_refusals=0)
+    with run:
+        run.search()
+        run.refine()
+        assert all(1e-4 <= r.edit.refinement.mass_limit <= 0.5 for r in run.parts.study.refined)
+        assert len(run.parts.study.refined) == 3
