@@ -27,9 +27,16 @@ from heretic_kl.search import (
     SearchStudy,
     check_rule,
     check_storage,
+    keep_run,
     open_storage,
     stored_batch_size,
 )
+
+NOT_KEPT = {
+    *("storage", "study_dir", "study_name", "quiet", "debug"),
+    *("pick", "save", "save_as", "overwrite"),
+}
+"""Settings that a study does not keep: where it is, and what is done with a trial."""
 
 
 def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
@@ -57,21 +64,20 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
         )
         baseline = suite.evaluate(engine, None)
     tell(BaselineMeasured("validation", baseline))
+    space = SearchSpace(len(engine.lm.architecture.layers), loaded.components, settings.edit.norm)
     study = SearchStudy(
         storage,
         name,
         fingerprint=study_fingerprint(facts, calibration, suite),
-        space=SearchSpace(
-            layers=len(engine.lm.architecture.layers),
-            components=loaded.components,
-            norm=settings.edit.norm,
-        ),
+        space=space,
         objectives=suite.objectives,
         seed=settings.seed,
         startup_trials=settings.startup_trials,
         batch_size=calibration.batch_size,
         limits={REFUSALS: settings.target_refusals},
     )
+    settings_kept = settings.model_dump(mode="json", exclude=NOT_KEPT)
+    keep_run(storage, name, settings_kept, space, suite.objectives, baseline)
     location = "the given storage" if settings.storage else str(settings.study_dir)
     tell(StudyOpened(name, location, study.finished, settings.trials))
     return RunParts(

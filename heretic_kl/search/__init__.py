@@ -6,6 +6,7 @@ from heretic_kl.search.records import UNEDITED, TrialRecord
 from heretic_kl.search.sampler import quiet_optuna
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import check_storage, open_storage, without_password
+from heretic_kl.search.stored import StoredStudy, keep_run, read_study
 from heretic_kl.search.study import SearchStudy, stored_batch_size
 
 __all__ = [
@@ -13,14 +14,17 @@ __all__ = [
     "PlanStore",
     "SearchSpace",
     "SearchStudy",
+    "StoredStudy",
     "TrialRecord",
     "check_rule",
     "check_storage",
+    "keep_run",
     "knee",
     "open_storage",
     "pareto_front",
     "pick",
     "quiet_optuna",
+    "read_study",
     "spread",
     "stored_batch_size",
     "without_password",

@@ -23,6 +23,9 @@ DRIVER_PACKAGES = {
 """Module that a database needs -> the package that holds it, where the names differ."""
 
 
+JOURNAL_SUFFIX = ".journal"
+
+
 @contextmanager
 def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[BaseStorage]:
     """The storage of one study; a journal file is held by this process alone meanwhile.
@@ -41,7 +44,7 @@ def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[Bas
     if url is not None:
         yield _storage_from_url(url)
         return
-    path = Path(folder) / f"{name}.journal"
+    path = Path(folder) / f"{name}{JOURNAL_SUFFIX}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.in-use")
@@ -57,6 +60,18 @@ def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[Bas
         yield _journal(path)
     finally:
         lock.release()
+
+
+def storage_for_reading(place: Path | str) -> BaseStorage:
+    """A journal file (a path) or a storage URL (text), to be read while others may write it.
+
+    Raises:
+        StudyError: it cannot be read.
+    """
+    if isinstance(place, str):
+        return _storage_from_url(place)
+    with _journal_problems(place):
+        return JournalStorage(JournalFileBackend(str(place), JournalFileOpenLock(str(place))))
 
 
 def check_storage(url: str | None, folder: Path | str, name: str | None) -> None:
@@ -76,10 +91,16 @@ def check_storage(url: str | None, folder: Path | str, name: str | None) -> None
 
 
 def _journal(path: Path) -> BaseStorage:
-    try:
+    with _journal_problems(path):
         repair_journal(path)
         backend = JournalFileBackend(str(path), JournalFileOpenLock(str(path)))
         return JournalStorage(backend)
+
+
+@contextmanager
+def _journal_problems(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StudyError(f"cannot use study file {str(path)!r}: {error.strerror}") from error
     except (ValueError, KeyError) as error:

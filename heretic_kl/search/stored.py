@@ -1,0 +1,171 @@
+"""A study read back without its model, also while a search runs. Measures and changes no trial."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+
+from heretic_kl.errors import StudyError
+from heretic_kl.scoring import Role, Score, ScorerSpec
+from heretic_kl.search.pareto import pareto_front
+from heretic_kl.search.records import (
+    UNEDITED,
+    TrialRecord,
+    read_record,
+    scores_from_json,
+    scores_to_json,
+)
+from heretic_kl.search.space import SearchSpace
+from heretic_kl.search.storage import JOURNAL_SUFFIX, storage_for_reading
+from heretic_kl.search.study import OVER, TEST_SCORES
+
+RUN = "heretic-kl:run"
+"""Attribute of a study: what its latest run was made with."""
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """A study as its storage holds it."""
+
+    name: str
+    folder: Path | None
+    """Of its journal file; None: a storage URL holds it."""
+    settings: Mapping[str, Any]
+    """Of its latest run, JSON-ready; where it is stored and what was picked are left out."""
+    space: SearchSpace
+    roles: Mapping[str, Role]
+    """Of its objectives, in order."""
+    records: tuple[TrialRecord, ...]
+    """Every trial that is over, by number."""
+    baseline: Mapping[str, Score]
+    """The unedited model on the validation prompts."""
+    test_baseline: Mapping[str, Score] | None
+    """The same on the test prompts, if they were measured."""
+    tested: Mapping[int, Mapping[str, Score]]
+    """Scores on the test prompts of every trial that has them, by trial number."""
+
+    @property
+    def front(self) -> tuple[TrialRecord, ...]:
+        """The Pareto front, by the first objective."""
+        return pareto_front(self.records)
+
+
+def keep_run(
+    storage: BaseStorage,
+    name: str,
+    settings: Mapping[str, Any],
+    space: SearchSpace,
+    objectives: Sequence[ScorerSpec],
+    baseline: Mapping[str, Score],
+) -> None:
+    """Write into a study what `read_study` needs; the latest run's settings stand."""
+    content = {
+        "settings": settings,
+        "space": asdict(space),
+        "roles": {spec.name: spec.role for spec in objectives},
+        "baseline": scores_to_json(baseline),
+    }
+    study = optuna.load_study(study_name=name, storage=storage)
+    study.set_user_attr(RUN, json.dumps(content))
+
+
+def read_study(study: str | None, folder: Path, url: str | None = None) -> StoredStudy:
+    """The study of this name, or in this journal file.
+
+    Args:
+        study: a name or the path of a journal file; None: the only one of a storage, or the
+            newest of a folder.
+        folder: where journal files are kept.
+        url: an Optuna storage URL in place of the folder.
+
+    Raises:
+        StudyError: there is none, or it cannot be read.
+    """
+    if url is None:
+        journal = _journal(study, folder)
+        name, folder_of_journal = journal.name.removesuffix(JOURNAL_SUFFIX), journal.parent
+        storage = storage_for_reading(journal)
+    else:
+        storage, folder_of_journal = storage_for_reading(url), None
+        name = _only(study, storage)
+    try:
+        return _read(storage, name, folder_of_journal)
+    except KeyError:  # Optuna's, of a storage that lacks the study
+        raise StudyError(f"there is no study {name!r}; {_names_in(storage)}") from None
+
+
+def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
+    study = optuna.load_study(study_name=name, storage=storage)
+    attributes = study.user_attrs
+    if RUN not in attributes:
+        raise StudyError(
+            f"study {name!r} does not say what it was made with: run its command once more"
+        )
+    content = json.loads(attributes[RUN])
+    space = SearchSpace(
+        layers=content["space"]["layers"],
+        components=tuple(content["space"]["components"]),
+        norm=content["space"]["norm"],
+    )
+    tested = {
+        int(key.removeprefix(TEST_SCORES)): scores_from_json(text)
+        for key, text in attributes.items()
+        if key.startswith(TEST_SCORES)
+    }
+    return StoredStudy(
+        name=name,
+        folder=folder,
+        settings=content["settings"],
+        space=space,
+        roles=content["roles"],
+        records=tuple(
+            read_record(trial, space) for trial in study.get_trials(deepcopy=False, states=OVER)
+        ),
+        baseline=scores_from_json(content["baseline"]),
+        test_baseline=tested.pop(UNEDITED, None),
+        tested=tested,
+    )
+
+
+def _journal(study: str | None, folder: Path) -> Path:
+    if study is not None and study.endswith(JOURNAL_SUFFIX):
+        path = Path(study).expanduser()
+        if not path.is_file():
+            raise StudyError(f"there is no study file {study!r}")
+        return path
+    journals = {
+        path.name.removesuffix(JOURNAL_SUFFIX): path for path in folder.glob(f"*{JOURNAL_SUFFIX}")
+    }
+    if not journals:
+        raise StudyError(f"there is no study in {str(folder)!r}; --study-dir names another folder")
+    if study is None:
+        return max(journals.values(), key=lambda path: path.stat().st_mtime)
+    if study not in journals:
+        raise StudyError(f"there is no study {study!r} in {str(folder)!r}{_hint(study, journals)}")
+    return journals[study]
+
+
+def _only(study: str | None, storage: BaseStorage) -> str:
+    names = optuna.get_all_study_names(storage)
+    if study is not None:
+        return study
+    if len(names) != 1:
+        raise StudyError(f"name one study: {_names_in(storage)}")
+    return names[0]
+
+
+def _names_in(storage: BaseStorage) -> str:
+    names = optuna.get_all_study_names(storage)
+    return f"the storage holds {', '.join(names) or 'none'}"
+
+
+def _hint(study: str, names: Mapping[str, Path]) -> str:
+    nearest = difflib.get_close_matches(study, names, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; there are {', '.join(names)}"
