@@ -19,7 +19,9 @@ from heretic_kl.engine.teacher_forcing.reference import (
     forced_sequences,
     mean_kl,
     model_identity,
+    reference_from,
     respond_and_force,
+    with_responses,
 )
 
 __all__ = [
@@ -38,5 +40,7 @@ __all__ = [
     "mean_kl",
     "measure_noise_floor",
     "model_identity",
+    "reference_from",
     "stream_response",
+    "with_responses",
 ]

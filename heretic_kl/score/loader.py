@@ -6,9 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from heretic_kl.errors import ModelError, ModelNotFoundError
 from heretic_kl.model import (
+    Capabilities,
     CausalModel,
     DtypeName,
     ModelSource,
@@ -40,6 +44,10 @@ class ModelLoader:
     default_base: Any = None
     """What adapters are put on, a path or hub id; None: what each names."""
     _reference: ModelSource | None = field(default=None, init=False)
+    _probed: WeakKeyDictionary[nn.Module, Capabilities] = field(
+        default_factory=WeakKeyDictionary, init=False
+    )
+    """What candidates allow that are measured again and again, in training for instance."""
 
     @property
     def reference_name(self) -> str | None:
@@ -114,7 +122,12 @@ class ModelLoader:
                 self.notify(f"{source.name!r} has no tokenizer: the reference's is used")
             model = self._load(source, put_on, dtype or self.dtype)
         usable_tokenizer = tokenizer or fallback or _Untokenized()
-        return adopt_model(model, usable_tokenizer, template="none"), tokenizer is not None
+        is_module = isinstance(model, nn.Module)
+        probed = self._probed.get(model) if is_module else None
+        lm = adopt_model(model, usable_tokenizer, template="none", capabilities=probed)
+        if is_module:
+            self._probed[model] = lm.capabilities
+        return lm, tokenizer is not None
 
     def base_of(self, source: ModelSource, base: Any = None) -> ModelSource | None:
         """What a candidate is put on if it is an adapter."""

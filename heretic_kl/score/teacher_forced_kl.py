@@ -1,45 +1,34 @@
 """Teacher-forced KL from a reference model: built once, then any number of candidates.
 
 The reference responds to every prompt; its responses are fed to both models, so that both always
-see the same prefix. Only the reference's token ids, final hidden states and head are kept: the
-model itself may be edited in place, trained or dropped afterwards.
+see the same prefix. Runs no model itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from heretic_kl.engine import (
-    MemoryLimits,
-    NoiseFloor,
-    Runner,
-    forced_sequences,
-    measure_noise_floor,
-    model_identity,
-    respond_and_force,
-)
+from heretic_kl.engine import NoiseFloor, Runner, measure_noise_floor, with_responses
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
     Divergence,
-    Head,
+    DivergenceReduction,
     Reference,
-    ReferenceIdentity,
     geometric_weights,
     summarize,
 )
-from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
-from heretic_kl.kl.terms import row_blocks
 from heretic_kl.kl_options import checked_options, sampling_seed
-from heretic_kl.model import DtypeName, evaluating, likely_layers
-from heretic_kl.prompts import fingerprint
+from heretic_kl.model import CausalModel, DtypeName, likely_layers
+from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
 from heretic_kl.score.loader import ModelLoader
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
+from heretic_kl.score.reference_run import ReferenceRun
 
 NOISE_PROMPTS = 16
 """So many prompts are enough to see the size of a noise floor."""
@@ -121,12 +110,11 @@ class TeacherForcedKL:
             response=response,
         )
         chosen = chosen_prompts(prompts)
-        self.divergence = divergence
-        self.temperature = temperature
         self.position_decay = position_decay
-        self._notify = notify
-        self._loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify, base)
-        lm = self._loader.reference(
+        self._reduction = DivergenceReduction(divergence, temperature)
+        self.noise_floor: NoiseFloor | None = None
+        loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify, base)
+        lm = loader.reference(
             reference,
             tokenizer,
             template=template,
@@ -135,52 +123,52 @@ class TeacherForcedKL:
         )
         if template == "model" and lm.chat.template is None:
             notify("the reference has no chat template: prompts are given as plain text")
-        encoded = [lm.chat.encode(prompt) for prompt in chosen]
-        seed = sampling_seed(options.response)
-        sampling = None if seed is None else Sampling(seed)
-        identity = model_identity(
+        self._run = ReferenceRun.over(
             lm,
+            _responding(lm, chosen, kl_tokens, options.response),
+            kl_tokens,
             {
-                "model": self._loader.reference_name,
+                "model": loader.reference_name,
                 "prompts": fingerprint(chosen),
                 "kl_tokens": kl_tokens,
                 "responses": options.response,
-                "dtype": lm.dtype_name,
             },
+            loader=loader,
+            batch_size=batch_size,
+            then=self._measure_floor if noise_floor else _nothing_else,
         )
-        with evaluating(lm.model):
-            problem = lm.capabilities.prefix_problem
-            if problem is not None:
-                notify(f"the common beginning of prompts is not shared: {problem}")
-            limits = MemoryLimits(batch_size, notify=notify)
-            runner = Runner(lm, limits, trees=False)
-            self._reference = respond_and_force(runner, encoded, kl_tokens, identity, sampling)
-            self._keep(runner)
-            self.noise_floor = self._measure_floor(runner) if noise_floor else None
-        self._head: Head | None = lm.head.kept()
-        self._tokenizer = lm.chat.tokenizer
 
     # --- what was measured -------------------------------------------------------------------
 
     @property
+    def divergence(self) -> Divergence:
+        """Which divergence is measured."""
+        return self._reduction.divergence
+
+    @property
+    def temperature(self) -> float:
+        """Both distributions' temperature."""
+        return self._reduction.temperature
+
+    @property
     def reference(self) -> Reference:
         """The responses, the scored positions and what the reference computed there."""
-        return self._reference
+        return self._run.reference
 
     @property
     def prompts(self) -> int:
         """P."""
-        return int(self._reference.mask.shape[0])
+        return int(self.reference.mask.shape[0])
 
     @property
     def kl_tokens(self) -> int:
         """N."""
-        return int(self._reference.mask.shape[1])
+        return int(self.reference.mask.shape[1])
 
     @property
     def reference_dtype(self) -> str:
         """What the reference computed in, for instance `bfloat16`."""
-        return str(self._reference.identity.settings["dtype"])
+        return self._run.dtype
 
     def responses(self) -> list[str]:
         """The responses that both models are fed, as text.
@@ -188,10 +176,10 @@ class TeacherForcedKL:
         Raises:
             MeasurementError: the reference was loaded from a file, without a tokenizer.
         """
-        if self._tokenizer is None:
+        tokenizer = self._run.tokenizer
+        if tokenizer is None:
             raise MeasurementError("a stored reference has token ids only: pass its tokenizer")
-        decode = self._tokenizer.decode
-        return [str(decode(list(s.response))) for s in self._sequences]
+        return [str(tokenizer.decode(list(s.response))) for s in self._run.sequences]
 
     # --- measuring ---------------------------------------------------------------------------
 
@@ -220,33 +208,8 @@ class TeacherForcedKL:
                 logits; memory ran out.
             ModelError: it cannot be loaded.
         """
-        lm, own_tokenizer = self._loader.candidate(
-            candidate,
-            tokenizer,
-            base,
-            fallback=self._tokenizer,
-            dtype=dtype or self._dtype_for_candidates(),
-        )
-        if own_tokenizer:
-            self._require(tokenizer_hash=lm.tokenizer_hash())
-        with evaluating(lm.model):
-            limits = MemoryLimits(self._batch_size, notify=self._notify)
-            if not self._share_prefix:  # as the reference ran
-                lm = lm.limited(prefix_problem="the reference does not share it")
-            hidden = Runner(lm, limits, trees=False).hidden_states(self._sequences)
-        if limits.batch_size != self._batch_size:
-            raise MeasurementError(
-                f"out of memory: the reference ran in batches of {self._batch_size}, the candidate "
-                f"only fits in {limits.batch_size}; measure both with batch size "
-                f"{limits.batch_size}"
-            )
-        head, candidate_head = self._heads(lm.head)
-        table = self._reference.measure(
-            hidden,
-            head=head,
-            candidate_head=candidate_head,
-            divergence=self.divergence,
-            temperature=self.temperature,
+        table, candidate_dtype = self._run.compare(
+            candidate, tokenizer, reduction=self._reduction, base=base, dtype=dtype
         )
         weights = geometric_weights(self.kl_tokens, self.position_decay)
         floor = None if self.noise_floor is None else self.noise_floor.value
@@ -257,7 +220,7 @@ class TeacherForcedKL:
             self.noise_floor,
             self.position_decay,
             reference_dtype=self.reference_dtype,
-            candidate_dtype=lm.dtype_name,
+            candidate_dtype=candidate_dtype,
         )
 
     # --- storing -----------------------------------------------------------------------------
@@ -274,16 +237,14 @@ class TeacherForcedKL:
             MeasurementError: logits are wanted of a reference that was itself loaded without its
                 head.
         """
-        stored = self._reference
-        if store == "logits" and stored.logits is None:
-            stored = self._as_logits()
+        stored = self._run.with_logits() if store == "logits" else self.reference
         settings = {
             **stored.identity.settings,
             "divergence": self.divergence,
             "temperature": self.temperature,
             "position_decay": self.position_decay,
-            "batch_size": self._batch_size,
-            "share_prefix": self._share_prefix,
+            "batch_size": self._run.batch_size,
+            "share_prefix": self._run.share_prefix,
         }
         if self.noise_floor is not None:
             settings["batching_floor"] = self.noise_floor.batching
@@ -319,111 +280,43 @@ class TeacherForcedKL:
             MeasurementError: no such file, no reference, or of another metric version.
         """
         self = cls.__new__(cls)
-        self._reference = stored = Reference.load(path)
+        stored = Reference.load(path)
         facts: dict[str, Any] = dict(stored.identity.settings)
         if stored.prompts is None or not STORED_FACTS <= facts.keys():
             raise MeasurementError(f"{path} is a reference that TeacherForcedKL did not save")
-        self.divergence = facts["divergence"]
-        self.temperature = float(facts["temperature"])
+        self._reduction = DivergenceReduction(facts["divergence"], float(facts["temperature"]))
         self.position_decay = float(facts["position_decay"])
-        self._batch_size = int(facts["batch_size"])
-        self._share_prefix = bool(facts["share_prefix"])
         floor = facts.get("batching_floor")
         self.noise_floor = None if floor is None else NoiseFloor(floor, facts["rounding_floor"])
-        self._head = None
-        self._tokenizer = tokenizer
-        self._notify = notify
-        self._loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify, base)
+        self._run = ReferenceRun(
+            stored,
+            ModelLoader(dtype, device, device_map, trust_remote_code, notify, base),
+            int(facts["batch_size"]),
+            bool(facts["share_prefix"]),
+            tokenizer=tokenizer,
+            notify=notify,
+        )
         return self
 
-    # --- parts -------------------------------------------------------------------------------
-
-    def _dtype_for_candidates(self) -> DtypeName | None:
-        """The reference's where no other is asked for: a KL should not measure two dtypes."""
-        by_name: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
-        return by_name.get(self.reference_dtype) if self._loader.dtype == "auto" else None
-
-    def _keep(self, runner: Runner) -> None:
-        self._batch_size = runner.limits.batch_size
-        self._share_prefix = runner.lm.capabilities.prefix_problem is None
-
-    @cached_property
-    def _sequences(self) -> Any:
-        return forced_sequences(self._reference)
-
-    def _measure_floor(self, runner: Runner) -> NoiseFloor:
-        return measure_noise_floor(
+    def _measure_floor(self, runner: Runner, reference: Reference) -> None:
+        self.noise_floor = measure_noise_floor(
             runner,
-            self._reference.first_prompts(NOISE_PROMPTS),
+            reference.first_prompts(NOISE_PROMPTS),
             likely_layers(runner.lm.model),
             divergence=self.divergence,
             temperature=self.temperature,
         )
 
-    def _heads(self, candidate_head: Head) -> tuple[Head, Head]:
-        """Reference's and candidate's head, on the candidate's device, of one vocabulary."""
-        identity = self._reference.identity
-        if self._reference.logits is not None:
-            self._require(vocabulary_size=candidate_head.vocabulary)
-            return candidate_head, candidate_head
-        if self._head is None:
-            self._require(
-                vocabulary_size=candidate_head.vocabulary,
-                head_fingerprint=candidate_head.fingerprint(),
-            )
-            return candidate_head, candidate_head
-        if candidate_head.vocabulary != identity.vocabulary_size:
-            return self._cut_to_tokenizer(
-                self._head.to(candidate_head.weight.device), candidate_head
-            )
-        if self._head.same_as(candidate_head):
-            return candidate_head, candidate_head
-        return self._head.to(candidate_head.weight.device), candidate_head
 
-    def _cut_to_tokenizer(self, head: Head, candidate_head: Head) -> tuple[Head, Head]:
-        """Heads padded to different sizes, without their padding."""
-        size = 0 if self._tokenizer is None else len(self._tokenizer)
-        used = int(self._reference.tokens.max())
-        if not used < size <= min(head.vocabulary, candidate_head.vocabulary):
-            raise MeasurementError(
-                f"the models have different vocabularies: {head.vocabulary} tokens in the "
-                f"reference, {candidate_head.vocabulary} in the candidate"
-            )
-        self._notify(
-            f"the heads have {head.vocabulary} and {candidate_head.vocabulary} columns; the "
-            f"tokenizer's {size} tokens are compared"
-        )
-        return replace(head, vocabulary_size=size), replace(candidate_head, vocabulary_size=size)
+def _responding(
+    lm: CausalModel, prompts: Sequence[Prompt], kl_tokens: int, response: str
+) -> Callable[[Runner], Sequence[ForcedSequence]]:
+    """Prompts with the reference's responses, once it runs."""
+    encoded = [lm.chat.encode(prompt) for prompt in prompts]
+    seed = sampling_seed(response)
+    sampling = None if seed is None else Sampling(seed)
+    return lambda runner: with_responses(runner, encoded, kl_tokens, sampling)
 
-    def _require(self, **facts: Any) -> None:
-        identity = self._reference.identity
-        expected = ReferenceIdentity(
-            **{
-                "tokenizer_hash": identity.tokenizer_hash,
-                "vocabulary_size": identity.vocabulary_size,
-                "settings": identity.settings,
-                **facts,
-            }
-        )
-        identity.require_match(
-            expected,
-            problem="the candidate cannot be compared with the reference",
-            sides=("reference", "candidate"),
-            remedy="only models with one tokenizer can be compared"
-            if "head_fingerprint" not in facts
-            else "store the reference's logits instead of its hidden states",
-        )
 
-    def _as_logits(self) -> Reference:
-        stored, head = self._reference, self._head
-        if head is None or stored.hidden is None:
-            raise MeasurementError("logits can only be stored where the reference's head is known")
-        hidden = stored.hidden
-        blocks = row_blocks(hidden.shape[0], head.vocabulary, MAX_LOGIT_ELEMENTS)
-        return Reference.from_logits(
-            stored.tokens,
-            stored.mask,
-            (head.logits(hidden[block]) for block in blocks),
-            replace(stored.identity, head_fingerprint=None),
-            prompts=stored.prompts,
-        )
+def _nothing_else(runner: Runner, reference: Reference) -> None:
+    """Measure no more of the reference."""

@@ -93,6 +93,29 @@ class TestModels:
         assert kl.score(model).kl > 0.0
         assert kl.score(original).kl == 0.0
 
+    def test_a_model_is_probed_once(self, original, other, load, monkeypatch):
+        from heretic_kl.model.loading import adopt
+
+        probed: list[object] = []
+        real = adopt.find_capabilities
+
+        def counted(lm):
+            probed.append(lm)
+            return real(lm)
+
+        kl, candidate, second = built(original), load(other), load(other)
+        monkeypatch.setattr(adopt, "find_capabilities", counted)
+        before = kl.score(candidate).kl
+        with torch.no_grad():  # what the weights are is read again each time
+            candidate.lm_head.weight.mul_(1.5)
+        assert kl.score(candidate).kl != before == kl.score(second).kl
+        assert len(probed) == 2
+        del probed[:]
+        weak = weakref.ref(candidate)
+        del candidate
+        gc.collect()
+        assert weak() is None
+
     def test_training_mode_comes_back_when_measuring_fails(self, original, load, monkeypatch):
         kl, candidate = built(original), load(original).train()
         with torch.no_grad():
@@ -166,8 +189,8 @@ class TestMistakes:
     def test_a_candidate_that_fits_in_smaller_batches_only(self, original, other, monkeypatch):
         from heretic_kl.engine import runner
 
-        kl, real, told = built(original, batch_size=4), runner.run_forced, []
-        kl._notify = told.append
+        told: list[str] = []
+        kl, real = built(original, batch_size=4, notify=told.append), runner.run_forced
 
         def short_of_memory(lm, batches):
             if batches.max_rows > 2:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from heretic_kl.errors import UnsupportedModelError
+from heretic_kl.model.capabilities import Capabilities
 from heretic_kl.model.causal_model import CausalModel, evaluating
 from heretic_kl.model.forward.probing import find_capabilities
 from heretic_kl.model.loading.chat import ChatEncoder, chat_template, stop_token_ids
@@ -21,6 +22,7 @@ def adopt_model(
     template: str = "model",
     enable_thinking: bool | None = None,
     response_prefix: str = "",
+    capabilities: Capabilities | None = None,
 ) -> CausalModel:
     """A model that the caller has loaded, to be measured; nothing in it is changed.
 
@@ -30,6 +32,7 @@ def adopt_model(
         template: see `chat_template`; a tokenizer without a template is prompted with plain text.
         enable_thinking: see `ChatEncoder`.
         response_prefix: text at the start of every response.
+        capabilities: of this very model, from an earlier call; None: they are found by running it.
 
     Raises:
         UnsupportedModelError: it is not a causal LM with a linear head, or has an adapter that
@@ -52,6 +55,8 @@ def adopt_model(
         head=head,
         dtype=head.weight.dtype,
     )
+    if capabilities is not None:
+        return replace(adopted, capabilities=capabilities)
     with evaluating(inner):
         return replace(adopted, capabilities=find_capabilities(adopted))
 

@@ -1,0 +1,218 @@
+"""What the reference computed over its sequences, and candidates run beside it. No statistics.
+
+Only token ids, final hidden states and the head are kept: the model itself may be edited in place,
+trained or dropped afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, get_args
+
+from torch import Tensor
+
+from heretic_kl.engine import MemoryLimits, Runner, forced_sequences, model_identity, reference_from
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl import DivergenceReduction, Head, KLTable, Reference, ReferenceIdentity
+from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
+from heretic_kl.kl.terms import row_blocks
+from heretic_kl.model import CausalModel, DtypeName, evaluating
+from heretic_kl.score.loader import ModelLoader
+
+
+class CandidateTable(NamedTuple):
+    """A candidate's divergences and what it computed in."""
+
+    table: KLTable
+    dtype: str
+
+
+@dataclass
+class ReferenceRun:
+    """The reference's side of every comparison.
+
+    Raises (all methods that run or compare): MeasurementError, in one line.
+    """
+
+    reference: Reference
+    loader: ModelLoader
+    batch_size: int
+    share_prefix: bool
+    head: Head | None = None
+    """Of the reference; None: it was loaded from a file."""
+    tokenizer: Any = None
+    notify: Callable[[str], None] = lambda message: None
+
+    @classmethod
+    def over(
+        cls,
+        lm: CausalModel,
+        sequences: Callable[[Runner], Sequence[ForcedSequence]],
+        positions: int,
+        settings: dict[str, Any],
+        *,
+        loader: ModelLoader,
+        batch_size: int,
+        then: Callable[[Runner, Reference], None] = lambda runner, reference: None,
+    ) -> ReferenceRun:
+        """Run the reference.
+
+        Args:
+            lm: the reference.
+            sequences: what it is fed; may have it respond first.
+            positions: N, most scored positions of a sequence.
+            settings: what a stored reference is known by, see `ReferenceIdentity`.
+            loader: for candidates.
+            batch_size: most sequences at once; halved where memory runs out.
+            then: what else is to be measured of the reference while it is there.
+        """
+        notify = loader.notify
+        with evaluating(lm.model):
+            problem = lm.capabilities.prefix_problem
+            if problem is not None:
+                notify(f"the common beginning of prompts is not shared: {problem}")
+            runner = Runner(lm, MemoryLimits(batch_size, notify=notify), trees=False)
+            forced = tuple(sequences(runner))
+            identity = model_identity(lm, {**settings, "dtype": lm.dtype_name})
+            reference = reference_from(forced, positions, runner.hidden_states(forced), identity)
+            fitting = runner.limits.batch_size
+            then(runner, reference)
+        shares = problem is None
+        head, tokenizer = lm.head.kept(), lm.chat.tokenizer
+        return cls(reference, loader, fitting, shares, head, tokenizer, notify)
+
+    @cached_property
+    def sequences(self) -> tuple[ForcedSequence, ...]:
+        """What every model is fed."""
+        return forced_sequences(self.reference)
+
+    @property
+    def dtype(self) -> str:
+        """What the reference computed in, for instance `bfloat16`."""
+        return str(self.reference.identity.settings["dtype"])
+
+    def compare(
+        self,
+        candidate: Any,
+        tokenizer: Any = None,
+        *,
+        reduction: DivergenceReduction,
+        base: Any = None,
+        dtype: DtypeName | None = None,
+    ) -> CandidateTable:
+        """Run a candidate over the same sequences; see `TeacherForcedKL.score`."""
+        lm, own_tokenizer = self.loader.candidate(
+            candidate,
+            tokenizer,
+            base,
+            fallback=self.tokenizer,
+            dtype=dtype or self._dtype_for_candidates(),
+        )
+        if own_tokenizer:
+            self._require(tokenizer_hash=lm.tokenizer_hash())
+        hidden = self._hidden_states(lm)
+        head, candidate_head = self._heads(lm.head)
+        table = self.reference.measure(
+            hidden,
+            head=head,
+            candidate_head=candidate_head,
+            divergence=reduction.divergence,
+            temperature=reduction.temperature,
+        )
+        return CandidateTable(table, lm.dtype_name)
+
+    def with_logits(self) -> Reference:
+        """The reference with float16 logits in place of hidden states.
+
+        Raises:
+            MeasurementError: it was itself loaded without its head.
+        """
+        stored, head = self.reference, self.head
+        if stored.logits is not None:
+            return stored
+        if head is None or stored.hidden is None:
+            raise MeasurementError("logits can only be stored where the reference's head is known")
+        hidden = stored.hidden
+        blocks = row_blocks(hidden.shape[0], head.vocabulary, MAX_LOGIT_ELEMENTS)
+        return Reference.from_logits(
+            stored.tokens,
+            stored.mask,
+            (head.logits(hidden[block]) for block in blocks),
+            replace(stored.identity, head_fingerprint=None),
+            prompts=stored.prompts,
+        )
+
+    # --- parts -------------------------------------------------------------------------------
+
+    def _dtype_for_candidates(self) -> DtypeName | None:
+        """The reference's where no other is asked for: a KL should not measure two dtypes."""
+        by_name: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
+        return by_name.get(self.dtype) if self.loader.dtype == "auto" else None
+
+    def _hidden_states(self, lm: CausalModel) -> Tensor:
+        """(rows, D) of a candidate, in the reference's batches."""
+        limits = MemoryLimits(self.batch_size, notify=self.notify)
+        with evaluating(lm.model):
+            if not self.share_prefix:  # as the reference ran
+                lm = lm.limited(prefix_problem="the reference does not share it")
+            hidden = Runner(lm, limits, trees=False).hidden_states(self.sequences)
+        if limits.batch_size != self.batch_size:
+            raise MeasurementError(
+                f"out of memory: the reference ran in batches of {self.batch_size}, the candidate "
+                f"only fits in {limits.batch_size}; measure both with batch size "
+                f"{limits.batch_size}"
+            )
+        return hidden
+
+    def _heads(self, candidate_head: Head) -> tuple[Head, Head]:
+        """Reference's and candidate's head, on the candidate's device, of one vocabulary."""
+        if self.reference.logits is not None:
+            self._require(vocabulary_size=candidate_head.vocabulary)
+            return candidate_head, candidate_head
+        if self.head is None:
+            self._require(
+                vocabulary_size=candidate_head.vocabulary,
+                head_fingerprint=candidate_head.fingerprint(),
+            )
+            return candidate_head, candidate_head
+        head = self.head.to(candidate_head.weight.device)
+        if candidate_head.vocabulary != self.reference.identity.vocabulary_size:
+            return self._cut_to_tokenizer(head, candidate_head)
+        return (candidate_head if head.same_as(candidate_head) else head), candidate_head
+
+    def _cut_to_tokenizer(self, head: Head, candidate_head: Head) -> tuple[Head, Head]:
+        """Heads padded to different sizes, without their padding."""
+        size = 0 if self.tokenizer is None else len(self.tokenizer)
+        used = int(self.reference.tokens.max())
+        if not used < size <= min(head.vocabulary, candidate_head.vocabulary):
+            raise MeasurementError(
+                f"the models have different vocabularies: {head.vocabulary} tokens in the "
+                f"reference, {candidate_head.vocabulary} in the candidate"
+            )
+        self.notify(
+            f"the heads have {head.vocabulary} and {candidate_head.vocabulary} columns; the "
+            f"tokenizer's {size} tokens are compared"
+        )
+        return replace(head, vocabulary_size=size), replace(candidate_head, vocabulary_size=size)
+
+    def _require(self, **facts: Any) -> None:
+        identity = self.reference.identity
+        expected = ReferenceIdentity(
+            **{
+                "tokenizer_hash": identity.tokenizer_hash,
+                "vocabulary_size": identity.vocabulary_size,
+                "settings": identity.settings,
+                **facts,
+            }
+        )
+        identity.require_match(
+            expected,
+            problem="the candidate cannot be compared with the reference",
+            sides=("reference", "candidate"),
+            remedy="only models with one tokenizer can be compared"
+            if "head_fingerprint" not in facts
+            else "store the reference's logits instead of its hidden states",
+        )
