@@ -25,6 +25,7 @@ from heretic_kl.ablation.plan import (
     build_plan,
     lowest_edited_layer,
 )
+from heretic_kl.ablation.separation import Projection, Separation, measure_separation, project
 from heretic_kl.ablation.storage import plan_from_tensors, tensors_from_plan
 
 __all__ = [
@@ -34,8 +35,10 @@ __all__ = [
     "NormMode",
     "Operator",
     "Plan",
+    "Projection",
     "Refinement",
     "ResidualMean",
+    "Separation",
     "SiteFacts",
     "SiteKey",
     "WeightKernel",
@@ -43,7 +46,9 @@ __all__ = [
     "build_plan",
     "difference_of_means",
     "lowest_edited_layer",
+    "measure_separation",
     "plan_from_tensors",
+    "project",
     "tensors_from_plan",
     "winsorize",
 ]

@@ -38,7 +38,7 @@ DEFAULT_SCORERS: dict[str, dict[str, Any]] = {
     "teacher_forced_kl": {"role": "minimize"},
     "false_refusals": {"role": "monitor"},
 }
-KL_TOKENS = "Positions of the response over which the KL is averaged (1: first-token KL)"
+KL_TOKENS = "Response positions over which the KL is averaged (1: first token)"
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _sources: ContextVar[tuple[Mapping[str, Any], ...]] = ContextVar("_sources", default=())
@@ -121,7 +121,7 @@ class Settings(CommonSettings):
         ),
         "Search": (
             *("target_refusals", "max_response_tokens", "startup_trials", "test_trials"),
-            *("racing", "storage", "study_name", "debug"),
+            *("racing", "keep_responses", "storage", "study_name", "debug"),
         ),
         "Saving": ("save_dtype", "overwrite"),
         "Prompts": ("prompts",),
@@ -190,6 +190,9 @@ class Settings(CommonSettings):
         8, "Trials of the front that are measured on the test prompts", ge=0
     )
     racing: bool = setting(False, "Stop measuring a trial once a finished one surely beats it")
+    keep_responses: Literal["none", "harmless", "all"] = setting(
+        "harmless", "Test responses kept for the report"
+    )
     storage: Text | None = setting(
         None,
         "Optuna storage URL (default: a journal file in study_dir)",

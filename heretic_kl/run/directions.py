@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from heretic_kl.ablation import Directions, difference_of_means
+from heretic_kl.ablation import (
+    Directions,
+    Projection,
+    Separation,
+    difference_of_means,
+    measure_separation,
+    project,
+)
 from heretic_kl.config import Settings
 from heretic_kl.engine import Engine
 from heretic_kl.errors import MeasurementError
@@ -44,9 +48,23 @@ class Contrast:
     """Harmless prompts that it responds to."""
 
 
+@dataclass(frozen=True)
+class FoundDirections:
+    """The directions, and how well the prompts that they come from are separated."""
+
+    directions: Directions
+    separation: Separation
+    projections: tuple[Projection, ...]
+    """Of some layers, the best one and the last one among them."""
+    by_response: bool
+    """Refused harmful against answered harmless prompts; else all of either kind."""
+    compared: tuple[int, int]
+    """Harmful and harmless prompts that were compared."""
+
+
 def find_directions(
     settings: Settings, engine: Engine, prompts: PromptSets, suite: Suite, tell: Teller
-) -> Directions:
+) -> FoundDirections:
     """Directions for every layer, with a notice of the prompts used and of their separation.
 
     Raises:
@@ -55,24 +73,34 @@ def find_directions(
     table = settings.directions
     harmful, harmless = prompts["harmful", "train"], prompts["harmless", "train"]
     with tell.stage("directions", "Finding directions", 2):
-        if table.by_response and suite.counts_refusals:
+        by_response = table.by_response and suite.counts_refusals
+        if by_response:
             contrast = select(
                 engine, harmful, harmless, suite.refusal_rule, settings.max_response_tokens, tell
             )
-            _check_separation(engine, contrast, tell)
             harmful, harmless = contrast.refused, contrast.answered
+        residuals = engine.residuals(harmful[:COMPARED]), engine.residuals(harmless[:COMPARED])
+        separation = measure_separation(*residuals)
+        best = int(separation.auroc.argmax())
+        if by_response:
+            _check_separation(best, float(separation.auroc[best]), tell)
+        layers = sorted({*_spread(len(separation.auroc)), best})
+        projections = tuple(project(*residuals, layer) for layer in layers)
+        compared = len(residuals[0]), len(residuals[1])
+        del residuals
         means = []
         for side in (harmful, harmless):
             means.append(engine.residual_mean(side, table.winsorize_quantile))
             tell.advance("directions")
         try:
-            return difference_of_means(
+            directions = difference_of_means(
                 means[0], means[1], project_off_baseline=table.project_off_harmless
             )
         except ValueError as error:
             raise MeasurementError(
                 f"{error}: harmful and harmless training prompts must differ"
             ) from error
+    return FoundDirections(directions, separation, projections, by_response, compared)
 
 
 def select(
@@ -111,37 +139,13 @@ def select(
     return Contrast(tuple(refused[:used]), tuple(answered[:used]))
 
 
-def separation(
-    refused: Tensor,  # (P, L, D) residuals
-    answered: Tensor,  # (Q, L, D)
-) -> Tensor:
-    """How well directions tell held-out prompts apart, layer by layer, as an AUROC.
-
-    Two-fold cross-validation: the difference of means of one half of the prompts (every second
-    one) projects the other half, and the AUROC is the share of pairs in which the refused prompt
-    lies further along it; ties count half. The mean of both folds, in [0, 1]; 0.5 is chance.
-
-    Returns:
-        (L,) float64.
-    """
-    folds = []
-    for held_out in (0, 1):
-        train, test = 1 - held_out, held_out
-        difference = refused[train::2].double().mean(0) - answered[train::2].double().mean(0)
-        high = (refused[test::2].double() * difference).sum(-1)  # (P / 2, L)
-        low = (answered[test::2].double() * difference).sum(-1)  # (Q / 2, L)
-        margin = high[:, None] - low[None]
-        folds.append(((margin > 0).double() + 0.5 * (margin == 0).double()).mean((0, 1)))
-    return torch.stack(folds).mean(0)
+def _spread(layers: int) -> tuple[int, int, int]:
+    """Layers at a quarter and a half of the depth, and the last one."""
+    return (layers - 1) // 4, (layers - 1) // 2, layers - 1
 
 
-def _check_separation(engine: Engine, contrast: Contrast, tell: Teller) -> None:
-    per_layer = separation(
-        engine.residuals(contrast.refused[:COMPARED]),
-        engine.residuals(contrast.answered[:COMPARED]),
-    )
-    best = int(per_layer.argmax())
-    auroc = float(per_layer[best])
+def _check_separation(best: int, auroc: float, tell: Teller) -> None:
+    """Say how well refused and answered prompts are separated at the best layer."""
     text = f"AUROC {auroc:.2f} on held-out prompts at layer {best}, the best one (chance is 0.5)"
     if auroc < NONE:
         raise MeasurementError(

@@ -19,6 +19,7 @@ from heretic_kl.run.directions import find_directions
 from heretic_kl.run.fingerprint import default_study_name, study_facts, study_fingerprint
 from heretic_kl.run.load import load, model_source
 from heretic_kl.run.parts import REFUSALS, RunParts, measuring_context
+from heretic_kl.run.record import record_run
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import ScorerSpec, Suite
 from heretic_kl.search import (
@@ -80,19 +81,21 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
     keep_run(storage, name, settings_kept, space, suite.objectives, baseline)
     location = "the given storage" if settings.storage else str(settings.study_dir)
     tell(StudyOpened(name, location, study.finished, settings.trials))
-    return RunParts(
+    run = RunParts(
         settings=settings,
         tell=tell,
         prompts=prompts,
         engine=engine,
         engine_options=calibrated.options,
         calibration=calibration,
-        directions=directions,
+        directions=directions.directions,
         suite=suite,
         baseline=baseline,
         study=study,
         plans=PlanStore(settings.study_dir, name),
     )
+    record_run(run, directions, loaded.components)
+    return run
 
 
 def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:

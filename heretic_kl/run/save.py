@@ -17,7 +17,6 @@ from heretic_kl.events import ModelSaved
 from heretic_kl.export import (
     ExportFacts,
     LoraFacts,
-    PromptFacts,
     SavedForm,
     ScoreFacts,
     installed_versions,
@@ -31,10 +30,10 @@ from heretic_kl.export import (
     write_card,
     write_reproduction,
 )
-from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.command import reproducing_command
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts
+from heretic_kl.run.record import prompt_facts
 from heretic_kl.run.test import test_baseline, test_one
 from heretic_kl.search import TrialRecord
 
@@ -137,7 +136,7 @@ def _facts(
         noise_floor=floor.batching,
         rounding_floor=floor.rounding,
         merge_kl=merge_kl,
-        prompts=_prompt_facts(run.prompts),
+        prompts=prompt_facts(run.prompts),
         settings=settings.model_dump(mode="json"),
         command=reproducing_command(
             settings,
@@ -155,12 +154,4 @@ def _facts(
         platform=machine(),
         license=stated_license(folder),
         lora=lora,
-    )
-
-
-def _prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
-    prints, sources = prompts.fingerprints(), prompts.sources()
-    return tuple(
-        PromptFacts(kind, use, sources[f"{kind}.{use}"], len(members), prints[f"{kind}.{use}"])
-        for (kind, use), members in prompts.prompts.items()
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from heretic_kl.errors import SelectionError
 from heretic_kl.events import BaselineMeasured, TrialTested
 from heretic_kl.run.parts import RunParts
+from heretic_kl.run.record import record_test
 from heretic_kl.scoring import Score
 from heretic_kl.search import UNEDITED, spread
 
@@ -38,8 +39,10 @@ def test_one(run: RunParts, number: int) -> Mapping[str, Score]:
     records = [record for record in run.study.records if record.number == number]
     if not records or records[0].edit is None:
         raise SelectionError(f"no finished trial {number} to measure on the test prompts")
-    scores = run.test_suite.evaluate(run.engine, run.plan(records[0].edit))
+    plan = run.plan(records[0].edit)
+    scores = run.test_suite.evaluate(run.engine, plan)
     run.study.keep_test_scores(number, scores)
+    record_test(run, records[0], plan)
     run.tell(TrialTested(records[0], scores))
     return scores
 

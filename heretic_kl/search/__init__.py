@@ -3,6 +3,7 @@
 from heretic_kl.search.artifacts import PlanStore
 from heretic_kl.search.pareto import check_rule, knee, pareto_front, pick, spread
 from heretic_kl.search.records import UNEDITED, TrialRecord
+from heretic_kl.search.run_file import RunFile
 from heretic_kl.search.sampler import quiet_optuna
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import check_storage, open_storage, without_password
@@ -12,6 +13,7 @@ from heretic_kl.search.study import SearchStudy, stored_batch_size
 __all__ = [
     "UNEDITED",
     "PlanStore",
+    "RunFile",
     "SearchSpace",
     "SearchStudy",
     "StoredStudy",

@@ -10,7 +10,7 @@ import torch
 from heretic_kl.errors import MeasurementError
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseResult
-from heretic_kl.run.directions import FEW, FEWEST, find_directions, select, separation
+from heretic_kl.run.directions import FEW, FEWEST, find_directions, select
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import RefusalRule, ScorerSpec, Suite
 
@@ -64,8 +64,8 @@ def found(engine, harmful, harmless, *, scorer="refusals", settings=Settings):
     events: list[object] = []
     sets = {("harmful", "train"): harmful, ("harmless", "train"): harmless}
     suite = Suite([ScorerSpec(scorer, scorer, "minimize", {})])
-    directions = find_directions(settings, engine, sets, suite, Teller(events.append))
-    return directions, [event.message for event in events if hasattr(event, "message")]
+    result = find_directions(settings, engine, sets, suite, Teller(events.append))
+    return result.directions, [event.message for event in events if hasattr(event, "message")]
 
 
 def test_only_refused_harmful_and_answered_harmless_prompts_are_used_in_equal_numbers():
@@ -124,17 +124,13 @@ def test_all_prompts_are_used_where_refusals_are_not_the_behaviour_or_on_request
     assert [len(users) for users in engine.means] == [5, 4, 5, 4]
 
 
-def test_separation_is_chance_for_equal_groups_and_whole_for_distant_ones():
-    generator = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(200, LAYERS, WIDTH, generator=generator) for _ in range(2))
-    assert torch.allclose(separation(one, other), torch.full((LAYERS,), 0.5).double(), atol=0.12)
-    apart = separation(one + 9.0, other)
-    assert torch.equal(apart, torch.ones(LAYERS).double())
-    shift = torch.randn(LAYERS, WIDTH, generator=generator)
-    assert torch.allclose(separation(one + shift, other + shift), separation(one, other), atol=1e-3)
-    assert torch.equal(
-        separation(torch.ones(4, 1, 2), torch.ones(4, 1, 2)), torch.tensor([0.5]).double()
-    )
+def test_what_separates_the_prompts_comes_with_the_directions():
+    suite = Suite([ScorerSpec("refusals", "refusals", "minimize", {})])
+    sets = {("harmful", "train"): prompts("bad", 40), ("harmless", "train"): prompts("good", 30)}
+    result = find_directions(Settings, Engine(("bad",)), sets, suite, Teller(lambda event: None))
+    assert result.by_response and result.compared == (30, 30)
+    assert int(result.separation.auroc.argmax()) == 1 == int(result.separation.silhouette.argmax())
+    assert [projection.layer for projection in result.projections] == [0, 1, 2]
 
 
 def test_markers_of_the_refusals_scorer_decide():

@@ -23,6 +23,7 @@ from heretic_kl.errors import (
 )
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
+KINDS = ("harmful", "harmless", "borderline")
 WORDS = "how do I make a cake please tell me about the weather in Rome first mix flour".split()
 
 
@@ -107,6 +108,25 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
     assert facts["trial"]["number"] == record.number and facts["seed"] == 0
     assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
     assert str(workplace) not in (tmp_path / "out" / "heretic-kl.json").read_text()
+    (path,) = (tmp_path / "studies").glob("*.report.json")
+    recorded = json.loads(path.read_text())
+    assert str(workplace) not in path.read_text()
+    assert recorded["layers"] == len(recorded["directions"]["layers"]["auroc"])
+    assert recorded["responses"].keys() >= {"reference", str(record.number)}
+    shown = recorded["responses"][str(record.number)]
+    assert [*shown] == ["harmless"] and len(shown["harmless"]) == 3
+    assert f"trial={record.number}" in recorded["commands"][str(record.number)]
+
+
+@pytest.mark.parametrize(("kept", "kinds"), [("none", set()), ("all", {*KINDS})])
+def test_responses_are_kept_as_the_user_says(workplace, tmp_path, kept, kinds):
+    session, _ = run(workplace, tmp_path, trials=1, keep_responses=kept)
+    with session:
+        session.search()
+        session.test_one(0)
+    (path,) = (tmp_path / "studies").glob("*.report.json")
+    responses = json.loads(path.read_text())["responses"]
+    assert {*responses["0"]} == {*responses.get("reference", {})} == kinds
 
 
 def test_an_adapter_of_a_resumed_run_is_measured_against_the_unedited_model(workplace, tmp_path):

@@ -1,0 +1,151 @@
+"""Records beside the study what a report shows and the study does not hold. One step of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from heretic_kl.ablation import Component, Plan, Projection, Separation
+from heretic_kl.engine import Engine
+from heretic_kl.errors import StudyError
+from heretic_kl.export import (
+    PromptFacts,
+    installed_versions,
+    machine,
+    original_commit,
+    portable,
+    portable_base,
+)
+from heretic_kl.prompts import Kind, Prompt
+from heretic_kl.prompts.sets import PromptSets
+from heretic_kl.requests import ResponseRequest, ResponseResult
+from heretic_kl.run.command import reproducing_command
+from heretic_kl.run.directions import FoundDirections
+from heretic_kl.run.parts import RunParts
+from heretic_kl.search import RunFile, TrialRecord
+
+SHOWN_RESPONSES = 8
+"""Test prompts of a kind whose responses are recorded."""
+KEPT_KINDS: Mapping[str, tuple[Kind, ...]] = {
+    "none": (),
+    "harmless": ("harmless",),
+    "all": ("harmless", "borderline", "harmful"),
+}
+"""Setting `keep_responses` -> kinds of prompts whose responses are recorded."""
+
+
+def record_run(run: RunParts, directions: FoundDirections, components: Sequence[Component]) -> None:
+    """Record model, settings and separation; costs a notice where the file cannot be written."""
+    calibration, settings = run.calibration, run.settings
+    entries = {
+        "model": portable_base(run.lm.source),
+        "layers": len(run.lm.architecture.layers),
+        "components": list(components),
+        "norm": settings.edit.norm,
+        "scorers": [
+            {"name": s.name, "role": s.role, "unit": run.suite.scorers[s.name].unit}
+            for s in run.suite.specs
+        ],
+        "settings": portable(settings.model_dump(mode="json")),
+        "versions": installed_versions(),
+        "machine": machine(),
+        "calibration": {
+            "dtype": calibration.dtype,
+            "device": calibration.device,
+            "threads": calibration.threads,
+            "batch size": calibration.batch_size,
+            "response prefix": calibration.response_prefix,
+            "noise floor": calibration.noise_floor.text,
+        },
+        "baseline": {name: score.to_dict() for name, score in run.baseline.items()},
+        "prompts": portable([vars(facts) for facts in prompt_facts(run.prompts)]),
+        "test_prompts": {
+            kind: [prompt.user for prompt in prompts]
+            for kind, prompts in run.prompts.of("test").items()
+        },
+        "directions": _directions(directions),
+    }
+    _write(run, entries)
+
+
+def record_test(run: RunParts, record: TrialRecord, plan: Plan) -> None:
+    """Record some responses under a tested trial's edit, and the command that finds it again."""
+    assert record.edit is not None  # a trial that was tested has one
+    kinds = KEPT_KINDS[run.settings.keep_responses]
+    source = run.lm.source
+    is_hub_id = source.folder is None and source.gguf_file is None
+    base = portable_base(source)
+    command = reproducing_command(
+        run.settings,
+        run.calibration,
+        base=base,
+        revision=original_commit(run.lm) if is_hub_id else None,
+        prompt_set=run.prompts.prompt_set,
+        trial=record.number,
+        refined=record.edit.refinement is not None,
+        name="edited-model",
+        form=run.settings.save_as,
+    )
+    responses = {kind: _responses(run, plan, kind) for kind in kinds}
+    entries: dict[str, Any] = {
+        "commands": {str(record.number): command},
+        "responses": {str(record.number): responses},
+    }
+    if kinds:
+        entries["responses"]["reference"] = {kind: _responses(run, None, kind) for kind in kinds}
+    _write(run, entries)
+
+
+def prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
+    """Every set of prompts that the run uses."""
+    prints, sources = prompts.fingerprints(), prompts.sources()
+    return tuple(
+        PromptFacts(kind, use, sources[f"{kind}.{use}"], len(members), prints[f"{kind}.{use}"])
+        for (kind, use), members in prompts.prompts.items()
+    )
+
+
+def _responses(run: RunParts, plan: Plan | None, kind: Kind) -> list[str]:
+    prompts = run.prompts[kind, "test"][:SHOWN_RESPONSES]
+    return _respond(run.engine, plan, prompts, run.settings.max_response_tokens)
+
+
+def _respond(
+    engine: Engine, plan: Plan | None, prompts: tuple[Prompt, ...], max_tokens: int
+) -> list[str]:
+    (result,) = engine.measure(plan, [ResponseRequest(prompts, max_tokens)])
+    assert isinstance(result, ResponseResult)
+    return list(result.texts)
+
+
+def _directions(directions: FoundDirections) -> dict[str, Any]:
+    harmful, harmless = directions.compared
+    return {
+        "by_response": directions.by_response,
+        "harmful": harmful,
+        "harmless": harmless,
+        "layers": _layers(directions.separation),
+        "projections": [_projection(projection) for projection in directions.projections],
+    }
+
+
+def _layers(separation: Separation) -> dict[str, list[float]]:
+    """Measure -> its value a layer."""
+    return {f.name: getattr(separation, f.name).tolist() for f in fields(Separation)}
+
+
+def _projection(projection: Projection) -> dict[str, Any]:
+    return {
+        "layer": projection.layer,
+        "variance": projection.variance,
+        "refused": projection.refused.tolist(),
+        "answered": projection.answered.tolist(),
+    }
+
+
+def _write(run: RunParts, entries: Mapping[str, Any]) -> None:
+    try:
+        RunFile(run.settings.study_dir, run.study.name).update(entries)
+    except StudyError as error:
+        run.tell.notice(f"the report of this run will show less: {error}")
