@@ -1,7 +1,8 @@
 """Everything a user can mend, as exceptions of one line each. Imports nothing of ours.
 
 A `HereticKLError` reaches the terminal as its message alone: no traceback, exit code 1
-(2 for `ConfigError`). Its message names what is wrong, the offending value and what to do.
+(2 for `ConfigError`, 3 for `NoTrialError`). Its message names what is wrong, the offending value
+and what to do.
 
     HereticKLError
     ├── ConfigError             a setting, a flag, an environment variable, a config file
@@ -13,7 +14,8 @@ A `HereticKLError` reaches the terminal as its message alone: no traceback, exit
     ├── MeasurementError        NaN logits, an empty mask, mismatched references
     ├── StudyError              a storage that cannot be read or belongs to another study
     ├── SessionError            a session used outside its `with` block
-    ├── SelectionError          a pick rule that is unknown or that no trial meets
+    ├── SelectionError          a pick rule that is unknown
+    │   └── NoTrialError        a pick rule that no trial meets
     ├── ExportError             a model that could not be saved or did not verify
     ├── CacheError              no writable cache folder
     └── DemoModelError          the demo model could not be fetched or built
@@ -66,6 +68,16 @@ class SessionError(HereticKLError):
 
 class SelectionError(HereticKLError):
     """A pick rule is unknown, or no trial satisfies it."""
+
+
+class NoTrialError(SelectionError):
+    """No trial meets a pick rule; `nearest` is the number of the one that comes nearest."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, nearest: int | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 class ExportError(HereticKLError):

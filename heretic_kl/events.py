@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import ConfigDict, PlainSerializer
 
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
@@ -14,9 +16,21 @@ Stage = Literal[
     "load", "calibrate", "directions", "baseline", "search", "refine", "test", "save", "measure"
 ]
 
+Front = Annotated[
+    tuple[TrialRecord, ...],
+    PlainSerializer(lambda front: [record.number for record in front], return_type=list[int]),
+]
+"""A Pareto front, by the first objective; as JSON, the numbers of its trials."""
+
+
+class _Event:
+    """What pydantic is told of every event, for the schema: comments below fields describe them."""
+
+    __pydantic_config__: ClassVar = ConfigDict(use_attribute_docstrings=True)
+
 
 @dataclass(frozen=True)
-class StageStarted:
+class StageStarted(_Event):
     """A stage begins; more events of it may follow."""
 
     stage: Stage
@@ -27,7 +41,7 @@ class StageStarted:
 
 
 @dataclass(frozen=True)
-class StageAdvanced:
+class StageAdvanced(_Event):
     """One step of a stage is done."""
 
     stage: Stage
@@ -35,7 +49,7 @@ class StageAdvanced:
 
 
 @dataclass(frozen=True)
-class StageFinished:
+class StageFinished(_Event):
     """A stage is over."""
 
     stage: Stage
@@ -43,14 +57,14 @@ class StageFinished:
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notice(_Event):
     """Something the user should know; not an error."""
 
     message: str
 
 
 @dataclass(frozen=True)
-class ModelLoaded:
+class ModelLoaded(_Event):
     """The model is in memory and its sites are verified."""
 
     name: str
@@ -62,7 +76,7 @@ class ModelLoaded:
 
 
 @dataclass(frozen=True)
-class CalibrationStep:
+class CalibrationStep(_Event):
     """One fact found out before the search, as shown to people."""
 
     name: str
@@ -70,7 +84,7 @@ class CalibrationStep:
 
 
 @dataclass(frozen=True)
-class BaselineMeasured:
+class BaselineMeasured(_Event):
     """Scores of the unedited model."""
 
     use: Literal["validation", "test"]
@@ -78,7 +92,7 @@ class BaselineMeasured:
 
 
 @dataclass(frozen=True)
-class StudyOpened:
+class StudyOpened(_Event):
     """The study is there, new or resumed."""
 
     name: str
@@ -89,20 +103,20 @@ class StudyOpened:
 
 
 @dataclass(frozen=True)
-class TrialFinished:
+class TrialFinished(_Event):
     """A trial is over."""
 
     record: TrialRecord
     finished: int
     wanted: int
-    front: tuple[TrialRecord, ...]
+    front: Front
     """After this trial."""
     seconds_left: float | None
     """Estimate for the rest of the search."""
 
 
 @dataclass(frozen=True)
-class TrialTested:
+class TrialTested(_Event):
     """A trial of the front was measured on the test prompts."""
 
     record: TrialRecord
@@ -110,7 +124,7 @@ class TrialTested:
 
 
 @dataclass(frozen=True)
-class TrialPicked:
+class TrialPicked(_Event):
     """A trial was chosen, by a rule or a person."""
 
     record: TrialRecord
@@ -118,7 +132,7 @@ class TrialPicked:
 
 
 @dataclass(frozen=True)
-class ModelSaved:
+class ModelSaved(_Event):
     """A model was written, read back and measured again."""
 
     folder: Path
@@ -131,6 +145,53 @@ class ModelSaved:
     """Nats, KL(operators || saved model), mean over positions, then prompts."""
     noise_floor: float
     """What rounding to the saved dtype costs an unchanged model, nats."""
+
+
+@dataclass(frozen=True)
+class TrialShown(_Event):
+    """One trial of a study, as asked for."""
+
+    study: str
+    record: TrialRecord
+    on_front: bool
+    test_scores: Mapping[str, Score] | None
+    """On the test prompts; None where they were not measured."""
+
+
+@dataclass(frozen=True)
+class FrontShown(_Event):
+    """The Pareto front of a study, as asked for or at the end of a search."""
+
+    study: str
+    front: Front
+    tested: Mapping[int, Mapping[str, Score]]
+    """Scores on the test prompts of the trials that have them, by trial number."""
+    baseline: Mapping[str, Score]
+    """The unedited model on the validation prompts."""
+    test_baseline: Mapping[str, Score] | None
+    """The same on the test prompts, if they were measured."""
+
+
+@dataclass(frozen=True)
+class Result(_Event):
+    """What a command found out that has no event of its own."""
+
+    command: str
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed(_Event):
+    """The command ends with an error that has these lines; `Ended` follows."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ended(_Event):
+    """The last event of every command."""
+
+    exit_code: int
 
 
 Event: TypeAlias = (
@@ -146,6 +207,11 @@ Event: TypeAlias = (
     | TrialTested
     | TrialPicked
     | ModelSaved
+    | TrialShown
+    | FrontShown
+    | Result
+    | Failed
+    | Ended
 )
 
 Observer: TypeAlias = Callable[[Event], None]

@@ -1,7 +1,6 @@
 """What the README and the guides show is true: code runs, commands parse, links lead somewhere."""
 
 import ast
-import importlib
 import re
 import shlex
 import sys
@@ -13,7 +12,8 @@ import pytest
 import torch
 
 from heretic_kl import config
-from heretic_kl.cli.command import SUMMARIES, wants_help
+from heretic_kl.cli.command import SUMMARIES, load_command, wants_help
+from heretic_kl.cli.output import take_json_flag
 from heretic_kl.config import load_settings, read_settings
 from heretic_kl.engine import Engine
 from heretic_kl.prompts import Prompt
@@ -173,15 +173,14 @@ def test_every_command_line_parses(line):
     words = shlex.split(line, comments=True)[1:]
     name = "optimize" if words[0].startswith("-") else words.pop(0)
     assert name in SUMMARIES
-    command = importlib.import_module(f"heretic_kl.cli.{name}").COMMAND
+    command = load_command(name)
+    words, _ = take_json_flag(words, may_name_file=command.json_may_name_file)
     if wants_help(words)[0]:
         assert command.help(everything=True, commands=True)
     elif command.settings is None:
         assert not words
     else:
-        if name == "inspect":
-            words = ["--model", *words]
-        assert read_settings(command.settings, words, command.preset)
+        assert read_settings(command.settings, command.words(words), command.preset)
 
 
 def test_there_are_command_lines():
@@ -189,12 +188,7 @@ def test_there_are_command_lines():
 
 
 def test_every_flag_and_setting_in_the_text_exists():
-    helps = "\n".join(
-        importlib.import_module(f"heretic_kl.cli.{name}").COMMAND.help(
-            everything=True, commands=True
-        )
-        for name in SUMMARIES
-    )
+    helps = "\n".join(load_command(name).help(everything=True, commands=True) for name in SUMMARIES)
     guides = [DOCUMENTS["README.md"], DOCUMENTS["docs/refinement.md"]]
     flags = {flag for text in guides for flag in re.findall(r"`(--[a-z][a-z.-]+)", text)}
     assert len(flags) > 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 import textwrap
@@ -9,18 +10,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from heretic_kl.config import CommonSettings
+from heretic_kl.config import ProgramSettings
 from heretic_kl.config.help import help_entry, settings_help
 
 PROGRAM: Final = "heretic-kl"
 SUMMARIES: Final = {
     "optimize": "Search for edits of --model (the default: the word may be left out)",
     "demo": "Run a short search on the demo model",
+    "trials": "List the trials of a study",
+    "show": "Show one trial of a study",
+    "save": "Save the model of a trial of a study",
     "score": "Measure any models against a reference",
     "inspect": "Show a model's layers and sites, and what a run would edit",
     "config": "Print the default configuration for a config.toml",
+    "events": "Print the JSON schema of what --json writes",
 }
-"""Every command; each is a module of this folder, imported when it is called."""
+"""Every command; each is a module, imported when it is called."""
+_FOLDERS: Final = dict.fromkeys(("trials", "show", "save"), "study.")
+"""Of the modules of commands that share one."""
 _VALUES: Final = (
     "Lists are words with commas or a JSON array; null unsets an optional setting. Flags override "
     "environment variables (HERETIC_KL_SEED, HERETIC_KL_EDIT__NORM), and these override the "
@@ -36,11 +43,24 @@ class Command:
     about: str
     run: Callable[[Sequence[str]], int]
     """Takes the arguments after the command, returns the exit code."""
-    settings: type[CommonSettings] | None = None
+    settings: type[ProgramSettings] | None = None
     preset: Mapping[str, Any] | None = None
     """Defaults other than the settings' own."""
     kept: str = ""
     """What an interrupt or a full disk leaves, for people."""
+    first_word: str = ""
+    """The flag that a first word without one stands for."""
+
+    @property
+    def json_may_name_file(self) -> bool:
+        """Whether `--json FILE` is a flag of this command."""
+        return self.settings is not None and "json_file" in self.settings.model_fields
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """The arguments, the first one with its flag."""
+        if self.first_word and words and not words[0].startswith("-"):
+            return [self.first_word, *words]
+        return list(words)
 
     def help(self, *, everything: bool, commands: bool) -> str:
         """Return what `--help` or, with `everything`, `--help-all` shows."""
@@ -55,6 +75,7 @@ class Command:
             "-h, --help": "Show the settings that people use first",
             "--help-all": "Show every setting",
             "-V, --version": "Show the version",
+            "--json": "Write what happens as JSON lines to stdout; ask nothing",
             "-c, --config FILE": "Settings file [config.toml, where there is one]",
         }
         lines += ["", "Options:"]
@@ -67,6 +88,13 @@ class Command:
         if everything:
             lines += textwrap.wrap(_VALUES, width)
         return "\n".join(lines)
+
+
+def load_command(name: str) -> Command:
+    """Import a command; its name is one of `SUMMARIES`."""
+    module = importlib.import_module(f"{__package__}.{_FOLDERS.get(name, '')}{name}")
+    command: Command = module.COMMAND
+    return command
 
 
 def wants_help(words: Sequence[str]) -> tuple[bool, bool]:

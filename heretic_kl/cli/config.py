@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command
+from heretic_kl.cli.output import observing, writes_json
 from heretic_kl.errors import ConfigError
 
 
@@ -10,7 +11,13 @@ def run(words: Sequence[str]) -> int:
     """Print the default configuration."""
     if words:
         raise ConfigError(f"unexpected argument {words[0]!r}; `{PROGRAM} config` takes none")
-    print(default_configuration(), end="")
+    if not writes_json():
+        print(default_configuration(), end="")
+        return 0
+    from heretic_kl.events import Result
+
+    with observing() as observer:
+        observer(Result("config", {"toml": default_configuration()}))
     return 0
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from heretic_kl.cli.command import Command
+from heretic_kl.cli.output import STDOUT, observing, writes_json
 from heretic_kl.config import Settings, read_settings
 from heretic_kl.config.tables import Location, setting
 from heretic_kl.errors import ConfigError, ExportError
@@ -41,34 +41,35 @@ def run(words: Sequence[str]) -> int:
     Raises:
         HereticKLError: a wrong flag, or a model that cannot be edited; one line each.
     """
-    named = bool(words) and not words[0].startswith("-")
-    settings = read_settings(InspectSettings, ["--model", *words] if named else words)
+    settings = read_settings(InspectSettings, words)
     target = settings.json_file
     if settings.model is None:
         raise ConfigError(f"no model given; usage: heretic-kl {USAGE}")
-    if target is not None and not target.absolute().parent.is_dir():
+    if target not in (None, STDOUT) and not target.absolute().parent.is_dir():
         raise ConfigError(f"--json {target}: there is no folder {str(target.parent)!r}")
 
     import torch
 
+    from heretic_kl.events import Result
     from heretic_kl.model import inspect_model
     from heretic_kl.report import inspection_sections
     from heretic_kl.run.load import load_model_of
-    from heretic_kl.ui.console import ConsoleObserver
     from heretic_kl.ui.measurement import print_raw, print_sections
     from heretic_kl.ui.terminal import make_console
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     results = make_console()
-    with ConsoleObserver(quiet=True, results=results):
+    with observing(quiet=True) as observer:
         inspection = inspect_model(load_model_of(settings))
+        observer(Result("inspect", inspection.to_dict()))
     text = json.dumps(inspection.to_dict(), indent=2) + "\n"
-    if target == Path("-"):
+    if target == STDOUT:
         print_raw(results, text)
         return 0
-    components, memory = settings.edit.components, settings.cache_memory_mb
-    print_sections(results, inspection_sections(inspection, settings.model, components, memory))
+    if not writes_json():
+        limits = settings.edit.components, settings.cache_memory_mb
+        print_sections(results, inspection_sections(inspection, settings.model, *limits))
     if target is not None:
         try:
             target.write_text(text, encoding="utf-8")
@@ -83,4 +84,5 @@ COMMAND = Command(
     "nothing else does, what a run would edit, and how much memory it takes.",
     run,
     InspectSettings,
+    first_word="--model",
 )

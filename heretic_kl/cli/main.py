@@ -1,40 +1,62 @@
 """Dispatch to a command, and exit codes. Imports nothing heavy before a command needs it.
 
-Exit codes: 0 done, 1 an error of one line (`HereticKLError`), 2 a wrong setting or flag,
+Exit codes, which docs/commands.md explains: 0 done, 1 an error of one line (`HereticKLError`),
+2 a wrong setting or flag, 3 no trial meets the pick rule, 4 a model that is not reproduced,
 70 an internal error, 130 interrupted (Ctrl+C), 141 the reader of the output went away.
 """
 
 import difflib
-import importlib
+import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
-from heretic_kl._version import __version__
-from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command, wants_help
+from heretic_kl._version import EVENTS_VERSION, __version__
+from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command, load_command, wants_help
+from heretic_kl.cli.output import JSON_FLAG, Output, json_lines, take_json_flag
 from heretic_kl.config.retired import RETIRED_COMMANDS
 from heretic_kl.errors import ConfigError, HereticKLError
 
 INTERNAL_ERROR = 70
+BROKEN_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    errors: list[str] = []
+    with json_lines() as output:
+        code = _run(words, output, errors)
+        if output.as_json and code != BROKEN_PIPE:
+            try:
+                _end_events(errors, code)
+            except BrokenPipeError:
+                _drop_stdout()
+                return BROKEN_PIPE
+    return code
+
+
+def _run(words: list[str], output: Output, errors: list[str]) -> int:
+    """Run a command; return the exit code. What went wrong is printed, and added to `errors`."""
     kept_on_interrupt = ""
     try:
         if words[:1] in (["-V"], ["--version"]):
             print(f"{PROGRAM} {__version__}")
             return 0
         named = bool(words) and not words[0].startswith("-")
+        asked, everything = wants_help(words)
+        output.as_json = JSON_FLAG in words and not asked  # until the command is known
         command = _command(words.pop(0) if named else "optimize")
         kept_on_interrupt = command.kept
-        asked, everything = wants_help(words)
         if asked:
             print(command.help(everything=everything, commands=not named))
-        code = 0 if asked else command.run(words)
+            code = 0
+        else:
+            names_file = command.json_may_name_file
+            words, output.as_json = take_json_flag(words, may_name_file=names_file)
+            code = command.run(command.words(words))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -43,22 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             if kept_on_interrupt
             else ""
         )
-        print(f"\n{PROGRAM}: interrupted{more}", file=sys.stderr)
+        errors.append(f"interrupted{more}")
+        print(f"\n{PROGRAM}: {errors[0]}", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # `heretic-kl --help | head`: nobody reads on, which is no error. Without a new target
         # Python would report the same broken pipe again when it flushes at exit.
         _drop_stdout()
-        return 141
+        return BROKEN_PIPE
     except Exception as error:
-        return _report(error, kept_on_interrupt, debug=_debugging(words))
+        return _report(error, kept_on_interrupt, errors, debug=_debugging(words))
 
 
 def _command(name: str) -> Command:
     if name not in SUMMARIES:
         raise ConfigError(f"unknown command {name!r}; {_hint(name)}")
-    command: Command = importlib.import_module(f"{__package__}.{name}").COMMAND
-    return command
+    return load_command(name)
 
 
 def _hint(name: str) -> str:
@@ -68,7 +90,7 @@ def _hint(name: str) -> str:
     return f"did you mean {nearest[0]}?" if nearest else f"a model is given as --model {name}"
 
 
-def _report(error: Exception, kept_on_interrupt: str, *, debug: bool) -> int:
+def _report(error: Exception, kept_on_interrupt: str, errors: list[str], *, debug: bool) -> int:
     """Print an error in one line for each thing that is wrong; return the exit code."""
     if debug:
         traceback.print_exception(error)
@@ -83,9 +105,19 @@ def _report(error: Exception, kept_on_interrupt: str, *, debug: bool) -> int:
         hint = "" if debug else "; --debug shows the traceback"
         lines = [f"internal error, please report it: {type(error).__name__}: {first}{hint}"]
         code = INTERNAL_ERROR
+    errors += lines
     for line in lines:
         print(f"{PROGRAM}: error: {line}", file=sys.stderr)
     return code
+
+
+def _end_events(errors: Sequence[str], code: int) -> None:
+    """Write the last JSON lines: `Failed` and `Ended` of `heretic_kl.events`, without torch."""
+    events: list[dict[str, object]] = [{"event": "ended", "exit_code": code}]
+    if errors:
+        events.insert(0, {"event": "failed", "lines": list(errors)})
+    for event in events:
+        print(json.dumps({"v": EVENTS_VERSION, **event}), flush=True)
 
 
 def _debugging(words: Sequence[str]) -> bool:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heretic_kl.cli.command import PROGRAM, Command, at_terminal
+from heretic_kl.cli.output import observing, writes_json
 from heretic_kl.config import Settings, load_settings
 from heretic_kl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from heretic_kl.events import Observer
+    from heretic_kl.events import FrontShown, Observer
     from heretic_kl.run import Session
     from heretic_kl.search import TrialRecord
-    from heretic_kl.ui.console import ConsoleObserver
 
 TRIALS_KEPT = "finished trials are kept"
 
@@ -39,19 +37,16 @@ def search(settings: Settings, *, demo: bool = False) -> int:
     Raises:
         ConfigError: `save` is set, nobody can be asked, and no rule picks a trial.
     """
-    interactive = settings.pick is None and at_terminal()
+    interactive = settings.pick is None and at_terminal() and not writes_json()
     if settings.save is not None and settings.pick is None and not interactive:
         raise ConfigError("--save without a terminal needs --pick, for instance --pick knee")
     from heretic_kl.cli.log import RunLog
     from heretic_kl.run import Session
-    from heretic_kl.ui.console import ConsoleObserver
-    from heretic_kl.ui.terminal import make_console
 
-    _settle_process(settings)
-    results = make_console()
+    settle_process(settings)
     with ExitStack() as stack:
-        console = stack.enter_context(ConsoleObserver(quiet=settings.quiet, results=results))
-        log = stack.enter_context(RunLog(settings, console))
+        observer = stack.enter_context(observing(quiet=settings.quiet))
+        log = stack.enter_context(RunLog(settings, observer))
         if demo:
             settings = settings.model_copy(update={"model": _demo_model(log)})
         session = stack.enter_context(Session(settings, log))
@@ -59,13 +54,13 @@ def search(settings: Settings, *, demo: bool = False) -> int:
         session.refine()
         session.test()
         if interactive:
-            return _ask(settings, session, console, results)
-        console.settle()
-        _pick_and_save(settings, session, results)
+            return _ask(settings, session, observer.settle)
+        observer(front_of(session))
+        _pick_and_save(settings, session)
     return 0
 
 
-def _settle_process(settings: Settings) -> None:
+def settle_process(settings: Settings) -> None:
     """What holds for the whole process, which a program may decide and a library may not."""
     import torch
 
@@ -76,18 +71,21 @@ def _settle_process(settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
 
 
-def _pick_and_save(settings: Settings, session: Session, results: Console) -> None:
-    from heretic_kl.report import front_rows
+def front_of(session: Session) -> FrontShown:
+    """The front of a session's study, with all that is measured of it."""
+    from heretic_kl.events import FrontShown
     from heretic_kl.search import UNEDITED
-    from heretic_kl.ui.console import print_front
 
-    rows = front_rows(
+    return FrontShown(
+        session.parts.study.name,
         session.front,
         session.tested,
-        baseline=session.baseline,
-        test_baseline=session.test_scores(UNEDITED),
+        session.baseline,
+        session.test_scores(UNEDITED),
     )
-    print_front(results, rows)
+
+
+def _pick_and_save(settings: Settings, session: Session) -> None:
     if settings.pick is not None:
         record = session.pick(settings.pick)
         session.test_one(record.number)
@@ -96,9 +94,10 @@ def _pick_and_save(settings: Settings, session: Session, results: Console) -> No
             session.save(record, settings.save, form, overwrite=overwrite)
 
 
-def _ask(settings: Settings, session: Session, observer: ConsoleObserver, results: Console) -> int:
+def _ask(settings: Settings, session: Session, settle: Callable[[], None]) -> int:
     """Let a person choose what becomes of the front."""
     from heretic_kl.ui.picker import Picker
+    from heretic_kl.ui.terminal import make_console
 
     name = Path(str(settings.model)).stem
 
@@ -107,9 +106,9 @@ def _ask(settings: Settings, session: Session, observer: ConsoleObserver, result
 
     picker = Picker(
         session,
-        results,
+        make_console(),
         default_folder=default_folder,
-        settle=observer.settle,
+        settle=settle,
         response_tokens=max(settings.max_response_tokens, 200),
     )
     return picker.run()

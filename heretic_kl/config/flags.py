@@ -19,7 +19,7 @@ from heretic_kl.config.keys import (
     without_none,
 )
 from heretic_kl.config.layers import NULL, Layer, decoded, did_you_mean, retired, tables_are_json
-from heretic_kl.config.settings import CommonSettings
+from heretic_kl.config.settings import ProgramSettings
 from heretic_kl.errors import ConfigError
 from heretic_kl.prompts.source import PromptSource
 
@@ -38,7 +38,7 @@ class _Parser(ArgumentParser):
 
 
 def read_flags(
-    kind: type[CommonSettings], argv: Sequence[str], problems: list[str]
+    kind: type[ProgramSettings], argv: Sequence[str], problems: list[str]
 ) -> tuple[Layer, Path | None]:
     """Read the flags; return them and the file that `--config` names."""
     parser = _Parser(add_help=False, allow_abbrev=False)
@@ -73,7 +73,7 @@ def read_flags(
     return layer, file and Path(file).expanduser()
 
 
-def given_flags(kind: type[CommonSettings], argv: Sequence[str]) -> frozenset[str]:
+def given_flags(kind: type[ProgramSettings], argv: Sequence[str]) -> frozenset[str]:
     """Return the names of the top-level settings that flags set, or parts of which they set."""
     layer, _ = read_flags(kind, argv, [])
     return frozenset(path[0] for path in layer.names)

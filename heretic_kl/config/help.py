@@ -16,7 +16,7 @@ from heretic_kl.config.keys import (
     spell_flag,
     without_none,
 )
-from heretic_kl.config.settings import DEFAULT_SCORERS, CommonSettings
+from heretic_kl.config.settings import DEFAULT_SCORERS, ProgramSettings
 from heretic_kl.config.tables import PromptsTable
 from heretic_kl.prompts.source import PromptSource
 
@@ -30,7 +30,7 @@ _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 
 def settings_help(
-    kind: type[CommonSettings],
+    kind: type[ProgramSettings],
     *,
     everything: bool,
     preset: Mapping[str, Any] | None = None,

@@ -34,7 +34,7 @@ from heretic_kl.config.layers import (
     tables_are_json,
 )
 from heretic_kl.config.retired import RETIRED_VALUES
-from heretic_kl.config.settings import CommonSettings, Settings, settings_from
+from heretic_kl.config.settings import CommonSettings, ProgramSettings, Settings, settings_from
 from heretic_kl.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -45,7 +45,7 @@ else:  # pragma: no cover
 DEFAULT_CONFIG_FILE = Path("config.toml")
 OTHER_VARIABLES = ("HERETIC_KL_CACHE", "HERETIC_KL_DEMO_WHEEL")  # read elsewhere; no settings
 
-SettingsT = TypeVar("SettingsT", bound=CommonSettings)
+SettingsT = TypeVar("SettingsT", bound=ProgramSettings)
 
 
 def load_settings(
@@ -56,7 +56,11 @@ def load_settings(
 
 
 def read_settings(
-    kind: type[SettingsT], argv: Sequence[str], preset: Mapping[str, Any] | None = None
+    kind: type[SettingsT],
+    argv: Sequence[str],
+    preset: Mapping[str, Any] | None = None,
+    *,
+    stored: Mapping[str, Any] | None = None,
 ) -> SettingsT:
     """Read settings: command line > environment > config file > preset > code defaults.
 
@@ -66,15 +70,21 @@ def read_settings(
         argv: flags without the program's name and command; `--config FILE` names the file,
             without it `config.toml` in the current folder is read where there is one.
         preset: values below the config file, nested as in the file.
+        stored: all settings of an earlier run, in place of environment, file and preset.
 
     Raises:
         ConfigError: with one line for each key or value that is wrong, and where it came from.
     """
     problems: list[str] = []
     flags, file = read_flags(kind, argv, problems)
-    layers = [flags, _environment(kind, problems)]
-    if file is None and DEFAULT_CONFIG_FILE.exists():
-        file = DEFAULT_CONFIG_FILE
+    if stored is not None:
+        if file is not None:
+            raise ConfigError(f"--config {file} has no effect: the study has settings of its own")
+        layers, preset = [flags, Layer(stored, "the study")], None
+    else:
+        layers = [flags, _environment(kind, problems)]
+        if file is None and DEFAULT_CONFIG_FILE.exists():
+            file = DEFAULT_CONFIG_FILE
     if file is not None:
         layers.append(checked(Layer(_toml(file), str(file)), problems))
     if preset is not None:
@@ -82,9 +92,8 @@ def read_settings(
     if problems:
         raise ConfigError("\n".join(problems))
     if not issubclass(kind, Settings):
-        shared = CommonSettings.model_fields
         layers[1:] = [
-            layer._replace(values={k: v for k, v in layer.values.items() if k in shared})
+            layer._replace(values={k: v for k, v in layer.values.items() if _shares(kind, k)})
             for layer in layers[1:]
         ]
     try:
@@ -92,6 +101,13 @@ def read_settings(
             return kind()
     except ValidationError as error:
         raise ConfigError("\n".join(_explained(kind, error, layers))) from None
+
+
+def _shares(kind: type[ProgramSettings], key: str) -> bool:
+    """Whether a command takes a setting of a search from the environment and files."""
+    return key in kind.model_fields and (
+        key in CommonSettings.model_fields or key in kind.everywhere
+    )
 
 
 # --- files ----------------------------------------------------------------------------------
@@ -119,7 +135,7 @@ def _toml(path: Path) -> dict[str, Any]:
 # --- the environment ------------------------------------------------------------------------
 
 
-def _environment(kind: type[CommonSettings], problems: list[str]) -> Layer:
+def _environment(kind: type[ProgramSettings], problems: list[str]) -> Layer:
     names: dict[KeyPath, str] = {}
     for name in sorted(os.environ):
         if not name.upper().startswith(ENV_PREFIX) or name.upper() in OTHER_VARIABLES:
@@ -130,7 +146,7 @@ def _environment(kind: type[CommonSettings], problems: list[str]) -> Layer:
             nearest = nearest_known(Settings, path, spell_variable, OTHER_VARIABLES)
             hint = hint or did_you_mean(nearest, "`heretic-kl --help-all` lists every setting")
             problems.append(f"unknown environment variable {name}; {hint}")
-        elif issubclass(kind, Settings) or path[0] in CommonSettings.model_fields:
+        elif issubclass(kind, Settings) or _shares(kind, path[0]):
             names[path] = name
     texts = {path: os.environ[name] for path, name in names.items()}
     if not tables_are_json(texts, names, problems):
@@ -149,7 +165,7 @@ def _environment(kind: type[CommonSettings], problems: list[str]) -> Layer:
 
 
 def _explained(
-    kind: type[CommonSettings], error: ValidationError, layers: Sequence[Layer]
+    kind: type[ProgramSettings], error: ValidationError, layers: Sequence[Layer]
 ) -> list[str]:
     """One line per wrong setting: its name, what is allowed, its value, its source."""
     lines: dict[KeyPath, str] = {}

@@ -54,8 +54,8 @@ def settings_from(*sources: Mapping[str, Any]) -> Iterator[None]:
         _sources.reset(token)
 
 
-class CommonSettings(BaseSettings):
-    """What means the same in every command that runs a model."""
+class ProgramSettings(BaseSettings):
+    """What every command takes, and where its settings come from."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", defer_build=True)
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -63,6 +63,28 @@ class CommonSettings(BaseSettings):
     shown_first: ClassVar[tuple[str, ...]] = ("Basics",)
     lowest: ClassVar[Mapping[str, Any]] = {}
     """Values below every source; tables are merged with them."""
+    everywhere: ClassVar[frozenset[str]] = frozenset()
+    """Settings of a search that this command takes from the environment and files too."""
+
+    quiet: bool = setting(False, "Show results, notices and errors only", short="q")
+    debug: bool = setting(False, "Show tracebacks: of internal errors and of failed trials")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then what `settings_from` gives, then `lowest`; nothing from the world."""
+        layers = (deepcopy(dict(values)) for values in (*_sources.get(), cls.lowest))
+        return (init_settings, *(InitSettingsSource(settings_cls, layer) for layer in layers))
+
+
+class CommonSettings(ProgramSettings):
+    """What means the same in every command that runs a model."""
 
     kl_tokens: Whole = setting(3, KL_TOKENS, ge=1, le=1024, short="t")
     device: Text = setting(
@@ -72,8 +94,6 @@ class CommonSettings(BaseSettings):
         short="d",
     )
     dtype: Dtype = setting("auto", "Type of the weights; auto tries them by a forward pass")
-    quiet: bool = setting(False, "Show results, notices and errors only", short="q")
-    debug: bool = setting(False, "Show tracebacks: of internal errors and of failed trials")
     base: Text | None = setting(
         None,
         "Model that an adapter is put on (default: the one it names)",
@@ -91,19 +111,6 @@ class CommonSettings(BaseSettings):
         None, "Spread a large model over devices, as accelerate does", example="auto", metavar="MAP"
     )
     threads: Whole = setting(0, "CPU threads (0: torch's default)", ge=0)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then what `settings_from` gives, then `lowest`; nothing from the world."""
-        layers = (deepcopy(dict(values)) for values in (*_sources.get(), cls.lowest))
-        return (init_settings, *(InitSettingsSource(settings_cls, layer) for layer in layers))
 
 
 class Settings(CommonSettings):

@@ -13,7 +13,7 @@ from types import TracebackType
 from heretic_kl.ablation import Plan
 from heretic_kl.config import Settings
 from heretic_kl.engine import Calibration, stream_response
-from heretic_kl.errors import SelectionError, SessionError
+from heretic_kl.errors import NoTrialError, SelectionError, SessionError
 from heretic_kl.events import ModelSaved, Observer, TrialPicked
 from heretic_kl.export import SavedForm, check_target
 from heretic_kl.model import edited
@@ -143,8 +143,22 @@ class Session:
         return test_baseline(self.parts)
 
     def pick(self, rule: str) -> TrialRecord:
-        """The trial that a rule names; see `heretic_kl.search.pick`."""
-        record = pick(rule, self.front, self.trials)
+        """The trial that a rule names; see `heretic_kl.search.pick`.
+
+        Raises:
+            NoTrialError: no trial meets it; says which comes nearest, and how to get that one.
+        """
+        study = self.parts.study
+        try:
+            record = pick(rule, study.front, study.records)
+        except NoTrialError as error:
+            if error.nearest is None:
+                raise
+            raise NoTrialError(
+                f"{error}: save it with `heretic-kl save {study.name} --trial {error.nearest}`, or "
+                "run more trials",
+                error.nearest,
+            ) from None
         self._rules[record.number] = rule
         self._tell(TrialPicked(record, rule))
         return record

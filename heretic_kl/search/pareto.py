@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from heretic_kl.errors import SelectionError
+from heretic_kl.errors import NoTrialError, SelectionError
 from heretic_kl.search.records import TrialRecord
 
 
@@ -31,10 +31,10 @@ def knee(front: Sequence[TrialRecord]) -> TrialRecord:
     """The trial nearest to the ideal point once every objective spans 0 to 1 over the front.
 
     Raises:
-        SelectionError: the front is empty.
+        NoTrialError: the front is empty.
     """
     if not front:
-        raise SelectionError("no finished trial to pick from")
+        raise NoTrialError("no finished trial to pick from")
     columns = list(zip(*(trial.objectives for trial in front), strict=True))
     lows = [min(column) for column in columns]
     spans = [max(column) - min(column) for column in columns]
@@ -67,7 +67,8 @@ def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord])
         trials: all trials.
 
     Raises:
-        SelectionError: the rule is unknown, or no trial satisfies it.
+        SelectionError: the rule is unknown.
+        NoTrialError: no trial satisfies it.
     """
     name, _, value = rule.partition("=")
     if name == "knee" and not value:
@@ -120,20 +121,23 @@ def _by_number(value: str, trials: Sequence[TrialRecord]) -> TrialRecord:
             return trial
     numbers = ", ".join(str(trial.number) for trial in complete[:8])
     more = ", ..." if len(complete) > 8 else ""
-    raise SelectionError(f"no finished trial {value!r}; there are {numbers or 'none'}{more}")
+    raise NoTrialError(f"no finished trial {value!r}; there are {numbers or 'none'}{more}")
 
 
 def _below(scorer: str, value: str, front: Sequence[TrialRecord]) -> TrialRecord:
     limit = _number(f"max-{scorer}={value}", value)
+    if not front:
+        raise NoTrialError("no finished trial to pick from")
     names = [name for trial in front[:1] for name in trial.scores]
     if scorer not in names:
         raise SelectionError(f"no score {scorer!r} to pick by; there are {', '.join(names)}")
     met = [trial for trial in front if _score(trial, scorer) <= limit]
     if not met:
-        best = min(_score(trial, scorer) for trial in front)
-        raise SelectionError(
-            f"no trial of the front has {scorer} at most {limit:g}; the lowest is {best:g}: "
-            "run more trials or pick with another limit"
+        nearest = min(front, key=lambda trial: (_score(trial, scorer), trial.number))
+        raise NoTrialError(
+            f"no trial has {scorer} at most {limit:g}; the nearest is trial {nearest.number} with "
+            f"{_score(nearest, scorer):g}",
+            nearest.number,
         )
     position = names.index(scorer)
     return min(

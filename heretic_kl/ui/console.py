@@ -16,16 +16,21 @@ from rich.console import Console
 from heretic_kl.events import (
     BaselineMeasured,
     CalibrationStep,
+    Ended,
     Event,
+    Failed,
+    FrontShown,
     ModelLoaded,
     ModelSaved,
     Notice,
+    Result,
     StageAdvanced,
     StageFinished,
     StageStarted,
     StudyOpened,
     TrialFinished,
     TrialPicked,
+    TrialShown,
     TrialTested,
 )
 from heretic_kl.report import (
@@ -36,13 +41,16 @@ from heretic_kl.report import (
     duration,
     front_footnotes,
     front_lines,
+    front_rows,
     front_table,
     label,
     scores_line,
     stopped_line,
     to_ascii,
+    trial_details,
 )
 from heretic_kl.search import TrialRecord, knee
+from heretic_kl.ui.measurement import print_sections
 from heretic_kl.ui.progress import stage_progress
 from heretic_kl.ui.terminal import make_console, say
 
@@ -107,7 +115,9 @@ class ConsoleObserver:
             self._picked(event)
         elif isinstance(event, ModelSaved):
             self._saved(event)
-        elif self._quiet:
+        elif isinstance(event, FrontShown | TrialShown):
+            self._shown(event)
+        elif self._quiet or isinstance(event, Result | Failed | Ended):
             return
         elif isinstance(event, StageStarted | StageAdvanced | StageFinished):
             self._stage(event)
@@ -115,6 +125,19 @@ class ConsoleObserver:
             self._trial(event)
         else:
             self._fact(event)
+
+    def _shown(self, event: FrontShown | TrialShown) -> None:
+        self.settle()
+        if isinstance(event, TrialShown):
+            print_sections(self._results, trial_details(event.record, event.test_scores))
+            return
+        rows = front_rows(
+            event.front,
+            event.tested,
+            baseline=event.baseline,
+            test_baseline=event.test_baseline,
+        )
+        print_front(self._results, rows)
 
     def _stage(self, event: StageStarted | StageAdvanced | StageFinished) -> None:
         if isinstance(event, StageStarted):

@@ -13,7 +13,7 @@ import pytest
 from heretic_kl._version import __version__
 from heretic_kl.cli import main as cli
 from heretic_kl.cli import optimize
-from heretic_kl.cli.command import at_terminal
+from heretic_kl.cli.command import SUMMARIES, at_terminal
 from heretic_kl.cli.config import default_configuration
 from heretic_kl.config import Settings
 from heretic_kl.errors import StudyError
@@ -146,7 +146,7 @@ def test_help_version_and_config(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"heretic-kl {__version__}\n"
     assert cli.main(["config"]) == 0
     assert capsys.readouterr().out == default_configuration()
-    for command in ("optimize", "demo", "score", "inspect", "config"):
+    for command in SUMMARIES:
         for flag in ("-h", "--help", "--help-all"):
             assert cli.main([command, flag]) == 0
             lines = capsys.readouterr().out.splitlines()

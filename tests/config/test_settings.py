@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from heretic_kl.cli.config import default_configuration
 from heretic_kl.cli.inspect import InspectSettings
 from heretic_kl.cli.score.settings import ScoreSettings
-from heretic_kl.config import DEFAULT_SCORERS, CommonSettings, Settings, load_settings
+from heretic_kl.cli.study.settings import SaveSettings, ShowSettings, TrialsSettings
+from heretic_kl.config import DEFAULT_SCORERS, ProgramSettings, Settings, load_settings
 from heretic_kl.config.default_file import default_config_toml, toml_value
 from heretic_kl.config.help import settings_help
 from heretic_kl.config.keys import leaves, locate, spell_flag, spell_key
@@ -424,8 +425,10 @@ def test_help_all_lists_every_setting_with_its_default() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("kind", [Settings, InspectSettings, ScoreSettings])
-def test_every_setting_stands_below_one_heading(kind: type[CommonSettings]) -> None:
+@pytest.mark.parametrize(
+    "kind", [Settings, InspectSettings, ScoreSettings, TrialsSettings, ShowSettings, SaveSettings]
+)
+def test_every_setting_stands_below_one_heading(kind: type[ProgramSettings]) -> None:
     listed = [name for names in kind.headings.values() for name in names]
     assert sorted(listed) == sorted(kind.model_fields)
     assert set(kind.shown_first) <= set(kind.headings)

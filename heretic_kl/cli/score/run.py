@@ -5,6 +5,7 @@ Everything that can be found wrong in seconds is found before the first model is
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heretic_kl.cli.command import Command
+from heretic_kl.cli.output import STDOUT, observing, writes_json
 from heretic_kl.cli.score.output import Outcome, json_text, report
-from heretic_kl.cli.score.settings import STDOUT, ScoreSettings, read_score_settings
+from heretic_kl.cli.score.settings import ScoreSettings, read_score_settings
 from heretic_kl.errors import ConfigError, ExportError, HereticKLError, MeasurementError
 from heretic_kl.prompts import Prompt, load_prompts
 
@@ -34,16 +36,19 @@ def run(words: Sequence[str]) -> int:
     _check_targets(settings)
     prompts = None if settings.stored else load_prompts(settings.dataset)
 
-    from heretic_kl.ui.console import ConsoleObserver
+    from heretic_kl.events import Result
     from heretic_kl.ui.measurement import print_measurement, print_raw
     from heretic_kl.ui.terminal import make_console
 
     results = make_console()
-    with ConsoleObserver(quiet=settings.quiet, results=results) as observer:
+    with observing(quiet=settings.quiet) as observer:
         outcome = _measure(settings, prompts, observer)
         observer.settle()
         try:
-            if settings.json_file == STDOUT:
+            if writes_json():
+                document = json.loads(json_text(settings, prompts, outcome))
+                observer(Result("score", document))
+            elif settings.json_file == STDOUT:
                 print_raw(results, json_text(settings, prompts, outcome))
             else:
                 print_measurement(results, report(settings, prompts, outcome))

@@ -18,7 +18,6 @@ from heretic_kl.kl_options import KLOptions
 from heretic_kl.prompts import BUILTIN_SPECS, DatasetSpec, PromptSource
 
 STORED_SUFFIX: Final = ".safetensors"
-STDOUT: Final = Path("-")
 FIXED_BY_A_STORED_REFERENCE: Final = (
     *("prompts", "batch_size", "chat_template", "enable_thinking", "response_prefix"),
     *("noise_floor", "dtype", "save_reference", "store", *KLOptions.model_fields),

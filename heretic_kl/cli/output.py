@@ -1,0 +1,77 @@
+"""Who is told what a command does: a person, by lines and tables, or a program, by JSON lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heretic_kl.ui.console import ConsoleObserver
+    from heretic_kl.ui.json_lines import JsonLinesObserver
+
+JSON_FLAG = "--json"
+STDOUT = Path("-")
+"""The file that stands for stdout."""
+
+
+@dataclass
+class Output:
+    """What stdout is for."""
+
+    as_json: bool = False
+    """For a program, which reads JSON lines."""
+
+
+_output: ContextVar[Output] = ContextVar("_output", default=Output())  # noqa: B039 (never changed)
+
+
+def take_json_flag(words: Sequence[str], *, may_name_file: bool) -> tuple[list[str], bool]:
+    """Split `--json` from the other words of a command line, and whether it is there.
+
+    Where `may_name_file`, `--json FILE` is another flag and stays.
+    """
+    rest: list[str] = []
+    for word, following in zip_longest(words, words[1:]):
+        bare = following is None or (following.startswith("-") and following != "-")
+        if word != JSON_FLAG or (may_name_file and not bare):
+            rest.append(word)
+    return rest, len(rest) < len(words)
+
+
+@contextmanager
+def json_lines() -> Iterator[Output]:
+    """Have commands that run meanwhile write what `Output` says."""
+    output = Output()
+    token = _output.set(output)
+    try:
+        yield output
+    finally:
+        _output.reset(token)
+
+
+def writes_json() -> bool:
+    """Whether stdout is for a program."""
+    return _output.get().as_json
+
+
+@contextmanager
+def observing(*, quiet: bool = False) -> Iterator[ConsoleObserver | JsonLinesObserver]:
+    """Whoever is told the events of this command, until the block is left."""
+    observer: ConsoleObserver | JsonLinesObserver
+    if writes_json():
+        from heretic_kl.ui.json_lines import JsonLinesObserver
+
+        observer = JsonLinesObserver(sys.stdout)
+    else:
+        from heretic_kl.ui.console import ConsoleObserver
+        from heretic_kl.ui.terminal import make_console
+
+        observer = ConsoleObserver(quiet=quiet, results=make_console())
+    with observer:
+        yield observer

@@ -1,0 +1,1 @@
+"""Commands on the trials of a study, searched or still searching: list, show, save."""

@@ -1,0 +1,130 @@
+"""The flags of commands on a study, and the study and the trial that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from heretic_kl.config import ProgramSettings, Settings
+from heretic_kl.config.tables import Location, Text, Whole, setting
+from heretic_kl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from heretic_kl.search import StoredStudy, TrialRecord
+
+STUDY_HELP = "Name or .journal file of the study (default: the newest)"
+TRIAL = "Number of the trial"
+PICK = "Rule in place of a number: knee, max-refusals=0.05"
+
+
+class StudySettings(ProgramSettings):
+    """Which study."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Study": ("study", "study_dir", "storage"),
+        "Output": ("quiet", "debug"),
+    }
+    shown_first: ClassVar[tuple[str, ...]] = ("Study", "Output")
+    everywhere: ClassVar[frozenset[str]] = frozenset({"study_dir", "storage"})
+
+    study: Text | None = setting(None, STUDY_HELP, metavar="STUDY")
+    study_dir: Location = setting(Path("studies"), "Folder of the studies", metavar="FOLDER")
+    storage: Text | None = setting(
+        None, "Optuna storage URL (default: a journal file in study_dir)", metavar="URL"
+    )
+
+
+class TrialsSettings(StudySettings):
+    """Which trials are listed."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Study": ("study", "study_dir", "storage"),
+        "Output": ("every", "quiet", "debug"),
+    }
+    every: bool = setting(False, "List every trial, not only the front", short="all")
+
+
+class ShowSettings(StudySettings):
+    """Which trial is shown."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Trial": ("study", "trial", "pick", "study_dir", "storage"),
+        "Output": ("quiet", "debug"),
+    }
+    shown_first: ClassVar[tuple[str, ...]] = ("Trial", "Output")
+
+    trial: Whole | None = setting(None, TRIAL, ge=0)
+    pick: Text | None = setting(None, PICK, metavar="RULE", short="p")
+
+
+class SaveSettings(Settings):
+    """Which trial is saved; whatever else is set replaces what the study was made with."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Trial": ("study", "trial"),
+        **Settings.headings,
+    }
+    shown_first: ClassVar[tuple[str, ...]] = ("Trial", "Saving")
+
+    study: Text | None = setting(None, STUDY_HELP, metavar="STUDY")
+    trial: Whole | None = setting(None, TRIAL, ge=0)
+
+
+class NamesStudy(Protocol):
+    """Settings that say which study."""
+
+    @property
+    def study(self) -> str | None:
+        """Name or journal file."""
+        ...
+
+    @property
+    def study_dir(self) -> Path:
+        """Folder of journal files."""
+        ...
+
+    @property
+    def storage(self) -> str | None:
+        """A storage URL in place of the folder."""
+        ...
+
+
+def read_named(settings: NamesStudy) -> StoredStudy:
+    """The study that settings name.
+
+    Raises:
+        StudyError: there is none, or it cannot be read.
+    """
+    from heretic_kl.search import quiet_optuna, read_study
+
+    quiet_optuna()
+    return read_study(settings.study, settings.study_dir, settings.storage)
+
+
+def rule_of(trial: int | None, pick: str | None) -> str:
+    """The rule that `--trial` and `--pick` stand for.
+
+    Raises:
+        ConfigError: neither or both are given.
+    """
+    if (trial is None) == (pick is None):
+        raise ConfigError(
+            "say which trial: --trial NUMBER or --pick RULE"
+            if trial is None
+            else "--trial and --pick both name a trial: leave one out"
+        )
+    return f"trial={trial}" if pick is None else pick
+
+
+def picked(study: StoredStudy, rule: str) -> TrialRecord:
+    """The trial of a study that a rule names.
+
+    Raises:
+        SelectionError: the rule is unknown.
+        NoTrialError: no trial meets it.
+    """
+    from heretic_kl.search import check_rule, pick
+
+    check_rule(rule, list(study.roles))
+    return pick(rule, study.front, study.records)
