@@ -58,7 +58,7 @@ def test_bad_rules_are_refused_before_the_search(rule, message):
 
 def test_unmet_rules_say_what_there_is():
     front = pareto_front(TRIALS[:2])
-    with pytest.raises(SelectionError, match=r"the lowest is 0\.5"):
+    with pytest.raises(SelectionError, match=r"the nearest is trial 1 with 0\.5"):
         pick("max-refusals=0.05", front, TRIALS)
     with pytest.raises(SelectionError, match="no score 'speed' to pick by; there are refusals, kl"):
         pick("max-speed=1", front, TRIALS)
