@@ -20,7 +20,6 @@ from heretic_kl.engine.teacher_forcing.reference import (
     mean_kl,
     model_identity,
     reference_from,
-    respond_and_force,
     with_responses,
 )
 
@@ -32,7 +31,6 @@ __all__ = [
     "MemoryLimits",
     "NoiseFloor",
     "Runner",
-    "respond_and_force",
     "find_batch_size",
     "find_response_prefix",
     "forced_sequences",

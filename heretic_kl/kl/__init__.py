@@ -35,18 +35,23 @@ from heretic_kl.kl.head import Head, chunked_row_statistics
 from heretic_kl.kl.intervals import Interval, bootstrap_interval, wilson_interval
 from heretic_kl.kl.loss import kl_divergence_loss
 from heretic_kl.kl.measurement import (
+    GroupMean,
     KLSummary,
     PairedComparison,
     PositionMean,
     Quantile,
     compare_paired,
+    group_means,
     lowest_mean,
+    macro_average,
     summarize,
 )
 from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Divergence
 from heretic_kl.kl.reference import (
+    LogitBlock,
     Reference,
     ReferenceIdentity,
+    RowLogits,
     vocabulary_hash,
 )
 from heretic_kl.kl.rows import (
@@ -64,16 +69,19 @@ __all__ = [
     "NEAR_TIE_MARGIN",
     "Divergence",
     "DivergenceReduction",
+    "GroupMean",
     "Head",
     "Interval",
     "KLSummary",
     "KLTable",
+    "LogitBlock",
     "PairedComparison",
     "PositionMean",
     "Quantile",
     "Reference",
     "ReferenceIdentity",
     "ReferenceRows",
+    "RowLogits",
     "RowStatistics",
     "bootstrap_interval",
     "chunked_row_statistics",
@@ -82,8 +90,10 @@ __all__ = [
     "concatenate_rows",
     "forward_kl",
     "geometric_weights",
+    "group_means",
     "jensen_shannon",
     "kl_divergence_loss",
+    "macro_average",
     "reverse_kl",
     "reference_rows",
     "row_statistics",

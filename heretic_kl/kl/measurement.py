@@ -2,10 +2,12 @@
 
 Averaging order everywhere: within a prompt over its scored positions (weighted by
 `position_weights`), then over prompts, each counting alike. Prompts are the independent unit,
-so errors are clustered by prompt. Infinite positions are counted, never averaged.
+so errors are clustered by prompt; where a table has clusters of rows, such as the windows of a
+document, a cluster is what a prompt is here. Infinite positions are counted, never averaged.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
@@ -49,6 +51,16 @@ class PositionMean:
     infinite: int  # rows left out because they are infinite
 
 
+class GroupMean(NamedTuple):
+    """The mean over one group of prompts, such as those of one file; nats."""
+
+    name: str
+    mean: float
+    standard_error: float | None  # clustered; None for one cluster
+    clusters: int
+    rows: int  # scored positions
+
+
 @dataclass(frozen=True)
 class KLSummary:
     """A divergence with its error. Nats; mean over positions, then over prompts.
@@ -57,7 +69,7 @@ class KLSummary:
         mean: Divergence over finite scored positions.
         standard_error: Clustered by prompt; None for one prompt.
         interval: 95% percentile bootstrap over prompts; None for one prompt.
-        prompts: Prompts that were averaged.
+        prompts: Prompts, or clusters of them, that were averaged.
         rows: Scored positions, infinite ones included.
         median: Over all finite rows, prompts pooled.
         quantiles: Those that at least `ROWS_BEYOND_QUANTILE` rows lie beyond.
@@ -157,11 +169,11 @@ def summarize(
     weights = _position_weights(table, position_weights)
     finite = table.mask & ~table.infinite
     _require_something(table, finite, weights)
-    per_prompt = _prompt_means(table.values, finite, weights)
+    per_prompt = _prompt_means(table, table.values, finite, weights)
     mean = _mean(per_prompt)
     near_tie = finite & (table.reference_margin < NEAR_TIE_MARGIN)
     divergence = torch.where(near_tie, table.values, torch.zeros_like(table.values))
-    near_tie_mean = _mean(_prompt_means(divergence, finite, weights))
+    near_tie_mean = _mean(_prompt_means(table, divergence, finite, weights))
     change = table.candidate_probability - table.reference_probability
     ordered = table.values[finite].sort().values
     return KLSummary(
@@ -174,13 +186,54 @@ def summarize(
         quantiles=_supported_quantiles(ordered),
         profile=_profile(table, finite),
         infinite_count=int((table.mask & table.infinite).sum()),
-        top1_agreement=_mean(_prompt_means(table.top1_agreement.double(), table.mask, weights)),
-        mean_probability_change=_mean(_prompt_means(change, table.mask, weights)),
+        top1_agreement=_mean(
+            _prompt_means(table, table.top1_agreement.double(), table.mask, weights)
+        ),
+        mean_probability_change=_mean(_prompt_means(table, change, table.mask, weights)),
         near_tie_share=near_tie_mean / mean if mean > 0.0 else 0.0,
         noise_floor=noise_floor,
         below_noise_floor=None if noise_floor is None else mean <= noise_floor,
         divergence=table.divergence,
         temperature=table.temperature,
+    )
+
+
+def group_means(
+    table: KLTable,
+    groups: Sequence[str],  # P names, in the order of the prompts
+) -> tuple[GroupMean, ...]:
+    """Return the mean of each group, in order of first appearance; nats.
+
+    Raises:
+        ValueError: There is not one name for each prompt.
+        MeasurementError: A group has no finite scored position.
+    """
+    if len(groups) != table.prompts:
+        raise ValueError(f"groups must be {table.prompts} names, got {len(groups)}")
+    means = []
+    for name in dict.fromkeys(groups):
+        part = table.select_prompts(torch.tensor([group == name for group in groups]))
+        weights = _position_weights(part, None)
+        finite = part.mask & ~part.infinite
+        _require_something(part, finite, weights)
+        values = _prompt_means(part, part.values, finite, weights)
+        error = standard_error(values)
+        means.append(GroupMean(name, _mean(values), error, values.numel(), int(part.mask.sum())))
+    return tuple(means)
+
+
+def macro_average(groups: Sequence[GroupMean]) -> GroupMean:
+    """Return the mean of the groups' means, each counting alike; groups are independent."""
+    errors = [group.standard_error for group in groups]
+    error = None
+    if all(value is not None for value in errors):
+        error = math.hypot(*(value or 0.0 for value in errors)) / len(groups)
+    return GroupMean(
+        "macro-average",
+        math.fsum(group.mean for group in groups) / len(groups),
+        error,
+        sum(group.clusters for group in groups),
+        sum(group.rows for group in groups),
     )
 
 
@@ -196,7 +249,7 @@ def lowest_mean(table: KLTable, prompts: int, *, position_weights: Tensor | None
         position_weights: As in `summarize`.
     """
     weights = _position_weights(table, position_weights)
-    per_prompt = _prompt_means(table.values, table.mask & ~table.infinite, weights)
+    per_prompt = _prompt_means(table, table.values, table.mask & ~table.infinite, weights)
     return math.fsum(per_prompt.tolist()) / prompts * (1.0 - 1e-9)
 
 
@@ -223,7 +276,7 @@ def compare_paired(
     _require_something(a, finite, weights)
     _require_something(b, finite, weights)
     difference = torch.where(finite, a.values, 0.0) - torch.where(finite, b.values, 0.0)
-    per_prompt = _prompt_means(difference, finite, weights)
+    per_prompt = _prompt_means(a, difference, finite, weights)
     interval = bootstrap_interval(per_prompt, draws=bootstrap_draws)
     excludes_zero = interval is not None and not interval.low <= 0.0 <= interval.high
     return PairedComparison(
@@ -252,11 +305,16 @@ def _position_weights(table: KLTable, weights: Tensor | None) -> Tensor:
     return checked
 
 
-def _prompt_means(values: Tensor, keep: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean over kept positions of each prompt that has any: (<=P,)."""
+def _prompt_means(table: KLTable, values: Tensor, keep: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean over kept positions of each prompt or cluster that has any."""
     weight = keep * weights
     total = torch.where(weight > 0.0, values, 0.0).mul(weight).sum(dim=-1)
     norm = weight.sum(dim=-1)
+    if table.clusters is not None:
+        _, index = torch.unique(table.clusters, return_inverse=True)
+        count = int(index.max()) + 1
+        total = total.new_zeros(count).index_add_(0, index, total)
+        norm = norm.new_zeros(count).index_add_(0, index, norm)
     counted = norm > 0.0
     return total[counted] / norm[counted]
 
@@ -317,5 +375,8 @@ def _require_same_reference(a: KLTable, b: KLTable) -> None:
             f"tables measured as {a.divergence} at temperature {a.temperature} and {b.divergence} "
             f"at temperature {b.temperature} cannot be paired"
         )
-    if not torch.equal(a.mask, b.mask):
+    same_clusters = (a.clusters is None) == (b.clusters is None) and (
+        a.clusters is None or b.clusters is None or torch.equal(a.clusters, b.clusters)
+    )
+    if not torch.equal(a.mask, b.mask) or not same_clusters:
         raise MeasurementError("tables that score different positions cannot be paired")

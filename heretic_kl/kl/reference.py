@@ -11,15 +11,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS, Head, chunked_row_statistics
+from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS, Head
 from heretic_kl.kl.metric import Divergence
-from heretic_kl.kl.rows import RowStatistics, concatenate_rows, row_statistics
+from heretic_kl.kl.rows import empty_rows, row_statistics
 from heretic_kl.kl.storage import load_tensors, save_tensors
 from heretic_kl.kl.table import KLTable
 from heretic_kl.kl.terms import log_normalizer, require_finite, row_blocks, working, working_dtype
@@ -41,6 +41,37 @@ class StoredLogits(NamedTuple):
 
     shifted: Tensor  # (rows, V) float16, logits minus the row's maximum, at most 0
     log_normalizer: Tensor  # (rows,) float64, of the shifted logits before rounding
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.shifted.shape[0])
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Return log-probabilities of some rows, float32."""
+        normalizer = self.log_normalizer[rows].to(torch.float32)
+        return self.shifted[rows].to(torch.float32) - normalizer.unsqueeze(-1)
+
+
+class RowLogits(Protocol):
+    """A reference's logits, stored in whatever way or computed when they are asked for."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+
+    def of(
+        self,
+        rows: Tensor,  # (n,) int64
+    ) -> Tensor:
+        """Return raw logits, or log-probabilities, of some rows: (n, V)."""
+
+
+class LogitBlock(NamedTuple):
+    """A candidate's logits at some scored positions."""
+
+    rows: Tensor  # (n,) int64, among the reference's rows
+    logits: Tensor  # (n, V) raw
 
 
 @dataclass(frozen=True)
@@ -108,7 +139,7 @@ class Reference:
     mask: Tensor  # (P, N) bool, up to and including the position predicting the end token
     identity: ReferenceIdentity
     hidden: Tensor | None = None  # (rows, D) after the final norm
-    logits: StoredLogits | None = None
+    logits: RowLogits | None = None
     prompts: Tensor | None = None  # (P, T) int64 token ids, -1 after each prompt's last
 
     def __post_init__(self) -> None:
@@ -129,12 +160,15 @@ class Reference:
             )
         if (self.hidden is None) == (self.logits is None):
             raise ValueError("a reference holds either hidden states or logits")
-        states = self.logits.shifted if self.logits is not None else self.hidden
-        assert states is not None
-        if states.dim() != 2 or states.shape[0] != self.rows:
+        if self.hidden is not None and self.hidden.dim() != 2:
+            raise ValueError(f"hidden states must be (rows, D), got {tuple(self.hidden.shape)}")
+        rows = self.hidden.shape[0] if self.hidden is not None else 0
+        if self.logits is not None:
+            rows = self.logits.rows
+        if rows != self.rows:
             raise ValueError(
                 f"hidden states or logits must be ({self.rows}, ...) to fit the mask's scored "
-                f"positions, got {tuple(states.shape)}"
+                f"positions, got {rows} rows"
             )
 
     @classmethod
@@ -208,6 +242,7 @@ class Reference:
         rows = int(mask.sum())
         logits = None
         if self.logits is not None:
+            assert isinstance(self.logits, StoredLogits)
             logits = StoredLogits(*(column[:rows] for column in self.logits))
         return replace(
             self,
@@ -238,23 +273,66 @@ class Reference:
             MeasurementError: A row of logits holds NaN or +inf, or only -inf.
         """
         other_head = head if candidate_head is None else candidate_head
-        if self.hidden is not None:
-            rows = chunked_row_statistics(
-                head,
-                self.hidden,
-                candidate_hidden,
-                self.row_tokens,
-                candidate_head=other_head,
+        if candidate_hidden.shape[:1] != (self.rows,):
+            raise ValueError(
+                f"candidate_hidden must be ({self.rows}, D), got {tuple(candidate_hidden.shape)}"
+            )
+        if self.hidden is not None and other_head.vocabulary != head.vocabulary:
+            raise ValueError(
+                f"both heads must have one vocabulary, got {head.vocabulary} and "
+                f"{other_head.vocabulary}"
+            )
+        places = torch.arange(self.rows)
+        return self.measure_blocks(
+            (
+                LogitBlock(places[block], other_head.logits(candidate_hidden[block]))
+                for block in row_blocks(self.rows, other_head.vocabulary, max_elements)
+            ),
+            head=head,
+            divergence=divergence,
+            temperature=temperature,
+        )
+
+    def measure_blocks(
+        self,
+        blocks: Iterable[LogitBlock],
+        *,
+        head: Head | None = None,
+        divergence: Divergence = "forward_kl",
+        temperature: float = 1.0,
+    ) -> KLTable:
+        """Return the (P, N) table of a candidate whose logits come block by block, in nats.
+
+        Holds no more logits than those of one block, of reference and candidate.
+
+        Args:
+            blocks: All rows, each once, in any order.
+            head: Puts stored hidden states in the same blocks as the candidate's.
+            divergence: Which divergence.
+            temperature: Both logits are divided by it.
+
+        Raises:
+            ValueError: Shapes do not fit, or rows are missing.
+            MeasurementError: A row of logits holds NaN or +inf, or only -inf.
+        """
+        statistics = empty_rows(self.rows, torch.device("cpu"))
+        tokens, missing = self.row_tokens, torch.ones(self.rows, dtype=torch.bool)
+        for rows, logits in blocks:
+            part = row_statistics(
+                self._logits_of(rows, head).to(logits.device),
+                logits,
+                tokens[rows],
                 divergence=divergence,
                 temperature=temperature,
-                max_elements=max_elements,
             )
-        else:
-            rows = self._against_logits(
-                candidate_hidden, other_head, divergence, temperature, max_elements
-            )
+            # Kept results of a few bytes among freed chunks of megabytes would fragment the heap.
+            for column, values in zip(statistics, part, strict=True):
+                column[rows] = values.to(column.device)
+            missing[rows] = False
+        if bool(missing.any()):
+            raise ValueError(f"{int(missing.sum())} of {self.rows} rows are missing")
         return KLTable.from_rows(
-            rows,
+            statistics,
             self.prompt_index,
             self.position,
             self.mask.shape[0],
@@ -262,6 +340,15 @@ class Reference:
             divergence=divergence,
             temperature=temperature,
         )
+
+    def _logits_of(self, rows: Tensor, head: Head | None) -> Tensor:
+        """Return the reference's logits (n, V) of rows (n,)."""
+        if self.logits is not None:
+            return self.logits.of(rows)
+        if head is None:
+            raise ValueError("hidden states need a head")
+        assert self.hidden is not None
+        return head.logits(self.hidden[rows.to(self.hidden.device)])
 
     def save(self, path: str | Path) -> None:
         """Write the reference as safetensors, in one step."""
@@ -271,6 +358,8 @@ class Reference:
         if self.prompts is not None:
             tensors["prompts"] = self.prompts
         if self.logits is not None:
+            if not isinstance(self.logits, StoredLogits):
+                raise MeasurementError("only logits that are held in memory can be stored")
             tensors.update(self.logits._asdict())
         facts = {**asdict(self.identity), "settings": dict(self.identity.settings)}
         save_tensors(path, _KIND, tensors, facts)
@@ -295,37 +384,6 @@ class Reference:
             logits=stored,
             prompts=tensors.get("prompts"),
         )
-
-    def _against_logits(
-        self,
-        candidate_hidden: Tensor,
-        head: Head,
-        divergence: Divergence,
-        temperature: float,
-        max_elements: int,
-    ) -> RowStatistics:
-        """Return row statistics against the stored logits, in chunks of rows."""
-        assert self.logits is not None
-        if candidate_hidden.shape[:1] != (self.rows,):
-            raise ValueError(
-                f"candidate_hidden must be ({self.rows}, D), got {tuple(candidate_hidden.shape)}"
-            )
-        tokens = self.row_tokens
-        parts = []
-        for block in row_blocks(self.rows, head.vocabulary, max_elements):
-            candidate = head.logits(candidate_hidden[block])
-            stored = self.logits.shifted[block].to(candidate.device, torch.float32)
-            normalizer = self.logits.log_normalizer[block].to(candidate.device, torch.float32)
-            parts.append(
-                row_statistics(
-                    stored - normalizer.unsqueeze(-1),
-                    candidate,
-                    tokens[block],
-                    divergence=divergence,
-                    temperature=temperature,
-                )
-            )
-        return concatenate_rows(parts)
 
 
 def vocabulary_hash(

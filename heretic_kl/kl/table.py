@@ -36,6 +36,7 @@ class KLTable:
     top1_agreement: Tensor  # (P, N) bool
     divergence: Divergence = "forward_kl"
     temperature: float = 1.0
+    clusters: Tensor | None = None  # (P,) integer: which rows depend on each other; None: none
 
     def __post_init__(self) -> None:
         """Raise `ValueError` unless all columns are (P, N) of one shape."""
@@ -51,6 +52,10 @@ class KLTable:
                 )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool, got {self.mask.dtype}")
+        if self.clusters is not None and self.clusters.shape != self.values.shape[:1]:
+            raise ValueError(
+                f"clusters must be ({self.prompts},), got {tuple(self.clusters.shape)}"
+            )
 
     @property
     def prompts(self) -> int:
@@ -122,13 +127,15 @@ class KLTable:
         return KLTable(
             divergence=self.divergence,
             temperature=self.temperature,
+            clusters=None if self.clusters is None else self.clusters[prompts],
             **{name: column[prompts] for name, column in self.columns().items()},
         )
 
     def save(self, path: str | Path) -> None:
         """Write the table as safetensors, in one step."""
         facts = {"divergence": self.divergence, "temperature": self.temperature}
-        save_tensors(path, _KIND, self.columns(), facts)
+        clusters = {} if self.clusters is None else {"clusters": self.clusters}
+        save_tensors(path, _KIND, {**self.columns(), **clusters}, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> "KLTable":

@@ -15,7 +15,7 @@ from heretic_kl.report.details import BAR_WIDTH, MOST_BARS, DetailSection, detai
 from heretic_kl.report.wording import MISSING
 
 if TYPE_CHECKING:
-    from heretic_kl.kl import Divergence, KLSummary, PairedComparison
+    from heretic_kl.kl import Divergence, GroupMean, KLSummary, PairedComparison
 
 WIDTH: Final = 80
 
@@ -36,6 +36,10 @@ class MeasuredCandidate:
     summary: KLSummary
     against_first: PairedComparison | None = None
     """This candidate minus the first one; None for the first."""
+    groups: tuple[GroupMean, ...] = ()
+    """Over text: by file or category."""
+    macro: GroupMean | None = None
+    """Of these."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,8 @@ class MeasurementReport:
     reference: str
     """As the user gave it."""
     reference_dtype: str | None
-    responses: str
-    """`greedy` or `sampled(SEED)`."""
-    prompts: str
-    """Where they come from, for people."""
-    positions: int
-    """N."""
+    inputs: tuple[tuple[str, str], ...]
+    """What all models read: labels and lines for people."""
     rounding_floor: float | None
     position_decay: float
     candidates: tuple[MeasuredCandidate, ...]
@@ -65,7 +65,8 @@ def measurement_sections(
     """
     sections = [_compared(report)]
     numbered = list(enumerate(report.candidates, 1))
-    for rows in (_figure_rows, _profile_rows):
+    by_group = bool(report.candidates[0].groups)
+    for rows in (_figure_rows, _group_rows if by_group else _profile_rows):
         start = 0
         while start < len(numbered):
             section, taken = _widest(report, numbered[start:], rows, width)
@@ -78,7 +79,11 @@ def measurement_sections(
 
 def measurement_footnotes(report: MeasurementReport) -> list[str]:
     """What a reader of the sections has to know."""
+    by_group = any(candidate.groups for candidate in report.candidates)
     notes = ["After ±: one standard error, clustered by prompt. In parentheses: counted."]
+    if by_group:
+        notes[0] = "After ±: one standard error over clusters. In parentheses: positions."
+        notes.append("Clusters: documents, or the windows of a group that is one document.")
     summaries = [candidate.summary for candidate in report.candidates]
     if summaries and summaries[0].noise_floor is not None:
         notes.append("Floors: the reference against itself, batched or rounded differently.")
@@ -115,9 +120,7 @@ def _compared(report: MeasurementReport) -> DetailSection:
         title = f"candidate {number}" if several else "candidate"
         named.append((title, candidate.name, candidate.dtype))
     rows = [(title, f"{name} ({dtype})" if dtype else name) for title, name, dtype in named]
-    rows.append(("prompts", report.prompts))
-    first = "first token" if report.positions == 1 else f"first {report.positions} tokens"
-    rows.append(("responses", f"{report.responses}, of the reference; {first} of each"))
+    rows.extend(report.inputs)
     measure = f"{_MEASURES[summary.divergence]}, temperature {summary.temperature:g}"
     if report.position_decay != 1.0:
         measure += f", each position weighs {report.position_decay:g} of the one before"
@@ -142,6 +145,9 @@ def _beside(report: MeasurementReport, numbered: Sequence[_Numbered], rows: _Row
     if rows is _profile_rows:
         corner = "position"
         title += ", by position of the response"
+    if rows is _group_rows:
+        corner = "group"
+        title += ", by file or category"
     columns = [rows(report, candidate) for _, candidate in numbered]
     labels = list(dict.fromkeys(row.label for column in columns for row in column))
     cells = [dict(column) for column in columns]
@@ -168,10 +174,12 @@ def _figure_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> lis
         title = "median" if level == 0.5 else f"{100 * level:g}% of positions below"
         rows.append(_Row(title, f"{value:.3g}"))
     rows.append(_Row("same best token", f"{summary.top1_agreement:.1%}"))
-    rows.append(_Row("p(response token)", f"{_signed(summary.mean_probability_change)} on average"))
+    token = "p(response token)" if not candidate.groups else "p(token of the text)"
+    rows.append(_Row(token, f"{_signed(summary.mean_probability_change)} on average"))
     rows.append(_Row("from near ties", f"{summary.near_tie_share:.0%} of the mean"))
     rows.append(_Row("infinite positions", str(summary.infinite_count)))
-    rows.append(_Row("prompts, positions", f"{summary.prompts}, {summary.rows}"))
+    units = "prompts" if not candidate.groups else "clusters"
+    rows.append(_Row(f"{units}, positions", f"{summary.prompts}, {summary.rows}"))
     return rows
 
 
@@ -211,6 +219,15 @@ def _profile_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> li
     return rows
 
 
+def _group_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> list[_Row]:
+    several = candidate.groups[1:] and candidate.macro is not None
+    means = [*candidate.groups, *([candidate.macro] if several and candidate.macro else [])]
+    return [
+        _Row(group.name, f"{_with_error(group.mean, group.standard_error)} ({group.rows})")
+        for group in means
+    ]
+
+
 def _pairs(numbered: Sequence[_Numbered]) -> DetailSection:
     rows: list[tuple[str, ...]] = [("candidate", "difference", "95% interval", "")]
     for number, candidate in numbered:
@@ -222,7 +239,8 @@ def _pairs(numbered: Sequence[_Numbered]) -> DetailSection:
             interval = f"{comparison.interval.low:+.3g} to {comparison.interval.high:+.3g}"
         difference = _with_error(comparison.mean_difference, comparison.standard_error, sign="+")
         rows.append((str(number), difference, interval, _verdict(comparison)))
-    title = "Minus candidate 1, paired by prompt (negative: nearer to the reference)"
+    unit = "cluster" if numbered[0][1].groups else "prompt"
+    title = f"Minus candidate 1, paired by {unit} (negative: nearer to the reference)"
     return DetailSection(title, tuple(rows))
 
 

@@ -8,5 +8,15 @@ from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.preflight import check_models
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike
 from heretic_kl.score.teacher_forced_kl import TeacherForcedKL
+from heretic_kl.score.text import Document, TextKL, load_documents
 
-__all__ = ["DEFAULT_PROMPTS", "Measurement", "PromptsLike", "TeacherForcedKL", "check_models"]
+__all__ = [
+    "DEFAULT_PROMPTS",
+    "Document",
+    "Measurement",
+    "PromptsLike",
+    "TeacherForcedKL",
+    "TextKL",
+    "check_models",
+    "load_documents",
+]

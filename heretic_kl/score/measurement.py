@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from heretic_kl.engine import NoiseFloor
-from heretic_kl.kl import KLSummary, KLTable, PairedComparison, compare_paired, geometric_weights
+from heretic_kl.kl import (
+    GroupMean,
+    KLSummary,
+    KLTable,
+    PairedComparison,
+    compare_paired,
+    geometric_weights,
+    macro_average,
+)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `TeacherForcedKL.score` found; prints as one line."""
+    """What `TeacherForcedKL.score` and `TextKL.score` return; prints as one line."""
 
     summary: KLSummary
     table: KLTable
@@ -23,11 +31,21 @@ class Measurement:
     """What the reference computed in, for instance `bfloat16`."""
     candidate_dtype: str | None = None
     """Where it is another, part of the KL is rounding."""
+    groups: tuple[GroupMean, ...] = ()
+    """Over text: by file or category, in order."""
 
     @property
     def kl(self) -> float:
-        """Nats; mean over finite positions, then over prompts."""
+        """Nats; mean over finite positions, then over prompts, or over documents of a text.
+
+        Over the windows of each group of text that is a single document.
+        """
         return self.summary.mean
+
+    @property
+    def macro_average(self) -> GroupMean | None:
+        """The mean of the groups' means, each counting alike; None without groups."""
+        return macro_average(self.groups) if self.groups else None
 
     def compare(self, other: Measurement) -> PairedComparison:
         """How this candidate differs from another, paired by prompt; negative if it is closer.
@@ -39,15 +57,23 @@ class Measurement:
         return compare_paired(self.table, other.table, position_weights=weights)
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary, both floors and both dtypes, JSON-ready."""
+        """The summary, both floors and both dtypes, JSON-ready.
+
+        Over text by group, without the profile over positions, which are a window's there.
+        """
         floor = self.noise_floor
-        return {
+        plain = {
             **self.summary.to_dict(),
             "position_decay": self.position_decay,
             "rounding_floor": None if floor is None else floor.rounding,
             "reference_dtype": self.reference_dtype,
             "candidate_dtype": self.candidate_dtype,
         }
+        if self.groups:
+            del plain["profile"]
+            plain["groups"] = [group._asdict() for group in self.groups]
+            plain["macro_average"] = macro_average(self.groups)._asdict()
+        return plain
 
     def __str__(self) -> str:
         summary = self.summary
@@ -59,8 +85,9 @@ class Measurement:
         if summary.noise_floor is not None:
             below = "below the " if summary.below_noise_floor else ""
             floor = f", {below}noise floor {summary.noise_floor:.1g}"
+        units = "clusters" if self.groups else "prompts"
         infinite = f", {summary.infinite_count} positions infinite" * bool(summary.infinite_count)
         return (
             f"{summary.mean:.4g}{error} nats{interval}{floor}{infinite} "
-            f"({summary.prompts} prompts, {summary.rows} positions)"
+            f"({summary.prompts} {units}, {summary.rows} positions)"
         )

@@ -6,17 +6,25 @@ trained or dropped afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, get_args
 
-from torch import Tensor
+import torch
 
 from heretic_kl.engine import MemoryLimits, Runner, forced_sequences, model_identity, reference_from
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
+from heretic_kl.engine.teacher_forcing.forward import forced_portions
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl import DivergenceReduction, Head, KLTable, Reference, ReferenceIdentity
+from heretic_kl.kl import (
+    DivergenceReduction,
+    Head,
+    KLTable,
+    LogitBlock,
+    Reference,
+    ReferenceIdentity,
+)
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel, DtypeName, evaluating
@@ -113,15 +121,26 @@ class ReferenceRun:
         )
         if own_tokenizer:
             self._require(tokenizer_hash=lm.tokenizer_hash())
-        hidden = self._hidden_states(lm)
         head, candidate_head = self._heads(lm.head)
-        table = self.reference.measure(
-            hidden,
-            head=head,
-            candidate_head=candidate_head,
-            divergence=reduction.divergence,
-            temperature=reduction.temperature,
-        )
+        limits = MemoryLimits(self.batch_size, notify=self.notify)
+        if not self.share_prefix:  # as the reference ran
+            lm = lm.limited(prefix_problem="the reference does not share it")
+        runner = Runner(lm, limits, trees=False)
+        with evaluating(lm.model), torch.no_grad():
+            table = limits.run(
+                lambda: self.reference.measure_blocks(
+                    self._blocks(runner, candidate_head),
+                    head=head,
+                    divergence=reduction.divergence,
+                    temperature=reduction.temperature,
+                )
+            )
+        if limits.batch_size != self.batch_size:
+            raise MeasurementError(
+                f"out of memory: the reference ran in batches of {self.batch_size}, the candidate "
+                f"only fits in {limits.batch_size}; measure both with batch size "
+                f"{limits.batch_size}"
+            )
         return CandidateTable(table, lm.dtype_name)
 
     def with_logits(self) -> Reference:
@@ -152,20 +171,11 @@ class ReferenceRun:
         by_name: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
         return by_name.get(self.dtype) if self.loader.dtype == "auto" else None
 
-    def _hidden_states(self, lm: CausalModel) -> Tensor:
-        """(rows, D) of a candidate, in the reference's batches."""
-        limits = MemoryLimits(self.batch_size, notify=self.notify)
-        with evaluating(lm.model):
-            if not self.share_prefix:  # as the reference ran
-                lm = lm.limited(prefix_problem="the reference does not share it")
-            hidden = Runner(lm, limits, trees=False).hidden_states(self.sequences)
-        if limits.batch_size != self.batch_size:
-            raise MeasurementError(
-                f"out of memory: the reference ran in batches of {self.batch_size}, the candidate "
-                f"only fits in {limits.batch_size}; measure both with batch size "
-                f"{limits.batch_size}"
-            )
-        return hidden
+    def _blocks(self, runner: Runner, head: Head) -> Iterator[LogitBlock]:
+        """A candidate's logits, in the reference's batches."""
+        for rows, hidden in forced_portions(runner.lm, runner.laid_out(self.sequences)):
+            for block in row_blocks(len(rows), head.vocabulary, MAX_LOGIT_ELEMENTS):
+                yield LogitBlock(rows[block], head.logits(hidden[0, block]))
 
     def _heads(self, candidate_head: Head) -> tuple[Head, Head]:
         """Reference's and candidate's head, on the candidate's device, of one vocabulary."""

@@ -153,6 +153,51 @@ class TestResults:
         assert len(plain["candidates"]) == 1 and "out of memory" in plain["failure"]
 
 
+class TestText:
+    @pytest.fixture
+    def words(self, here):
+        (here / "wiki.raw").write_text(PROMPTS.replace("\n", " ") * 4)
+        rows = [{"text": line, "category": "ask"} for line in PROMPTS.splitlines()[:4]]
+        (here / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return ["--text", "wiki.raw", "--text", "t.jsonl", "--context", "16", "--stride", "8"]
+
+    def test_a_table_by_file_and_category(self, words, here, capsys):
+        assert score(*words, "--json", "o.json", candidates=["b", "a"], prompts=()) == 0
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= 80 and "by position" not in out
+        assert "16 of 16 tokens" not in out and "of 16 tokens, the last 8 of each scored" in out
+        shown = [line.split() for line in out.splitlines()]
+        groups = {line[0]: line for line in shown if line[:1] in (["wiki.raw"], ["ask"])}
+        plain = json.loads((here / "o.json").read_text())
+        first, second = plain["candidates"]
+        by_name = {group["name"]: group for group in first["groups"]}
+        for name, line in groups.items():
+            assert line[1] == f"{by_name[name]['mean']:.4g}"
+        assert len(groups) == 2 and any(line[:1] == ["macro-average"] for line in shown)
+        assert second["mean"] == 0.0 and "paired by cluster" in out
+        assert plain["text"]["files"] == ["wiki.raw", "t.jsonl"] and "prompts" not in plain
+        assert plain["settings"]["stride"] == 8
+
+    @pytest.mark.parametrize(
+        ("more", "expected"),
+        [
+            (["--stride", "16"], "--stride 16 must be less than --context 16"),
+            (["--prompts", "p.txt"], "--prompts has no effect with --text"),
+            (["--save-reference", "r.safetensors"], "--save-reference has no effect with --text"),
+        ],
+    )
+    def test_flags_that_do_not_fit_are_refused(self, words, more, expected, capsys, nothing):
+        assert expected in one_line(capsys, score(*words, *more, prompts=()), 2)
+
+    def test_window_flags_need_text(self, capsys, nothing):
+        line = one_line(capsys, score("--stride", "8"), 2)
+        assert "--stride has no effect without --text FILE" in line
+
+    def test_text_is_checked_before_anything_runs(self, capsys, nothing):
+        line = one_line(capsys, score("--text", "gone.txt", prompts=()))
+        assert "gone.txt: no such text file" in line
+
+
 class TestStoredReferences:
     def test_they_measure_as_the_model_did(self, here, capsys):
         assert score("--save-reference", "r.safetensors", "--json", "-", candidates=["a"]) == 0

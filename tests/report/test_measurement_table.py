@@ -44,9 +44,10 @@ def report(*candidates: MeasuredCandidate, **changes: object) -> MeasurementRepo
     made = MeasurementReport(
         reference="org/original",
         reference_dtype="float32",
-        responses="greedy",
-        prompts="64 prompts of builtin:harmless report",
-        positions=3,
+        inputs=(
+            ("prompts", "64 prompts of builtin:harmless report"),
+            ("responses", "greedy, of the reference; first 3 tokens of each"),
+        ),
         rounding_floor=6.8e-5,
         position_decay=1.0,
         candidates=candidates or (MeasuredCandidate("./fine-tune", "float32", summary()),),
@@ -138,7 +139,7 @@ def test_one_prompt_has_no_error() -> None:
 
 
 def test_long_profiles_are_averaged_by_runs() -> None:
-    shown = text(report(MeasuredCandidate("x", None, summary(positions=64)), positions=64))
+    shown = text(report(MeasuredCandidate("x", None, summary(positions=64))))
     assert "1-4" in shown and "61-64" in shown
     lines = [line for line in shown.splitlines() if "1-4 " in line]
     mean = sum(0.4123 * (1 + at) * (64 - at) for at in range(4)) / (64 + 63 + 62 + 61)
@@ -147,10 +148,10 @@ def test_long_profiles_are_averaged_by_runs() -> None:
 
 def test_settings_are_named() -> None:
     other = summary(divergence="reverse_kl", temperature=0.7)
-    of = report(MeasuredCandidate("x", None, other), responses="sampled(3)", position_decay=0.9)
+    of = report(MeasuredCandidate("x", None, other), position_decay=0.9)
     shown = text(of)
     assert "KL(candidate || reference), temperature 0.7" in shown
-    assert "each position weighs 0.9 of the one before" in shown and "sampled(3)" in shown
+    assert "each position weighs 0.9 of the one before" in shown
     drawn = summary(divergence="jensen_shannon")
     assert "Jensen-Shannon" in text(report(MeasuredCandidate("x", None, drawn)))
 

@@ -1,4 +1,4 @@
-"""What `heretic-kl score` measurement, as tables and as JSON. Measures and writes nothing."""
+"""What `heretic-kl score` measured, as tables and as JSON. Measures and writes nothing."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from heretic_kl.cli.score.settings import FIXED_BY_A_STORED_REFERENCE, ScoreSettings
+from heretic_kl.cli.score.settings import (
+    FIXED_BY_A_STORED_REFERENCE,
+    UNUSED_OVER_TEXT,
+    USED_OVER_TEXT,
+    ScoreSettings,
+)
 from heretic_kl.errors import HereticKLError
 from heretic_kl.prompts import Prompt, fingerprint
 
 if TYPE_CHECKING:
     from heretic_kl.report import MeasurementReport
-    from heretic_kl.score import Measurement, TeacherForcedKL
+    from heretic_kl.score import Measurement, TeacherForcedKL, TextKL
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What was measured, in the order of the candidates."""
 
-    kl: TeacherForcedKL
+    kl: TeacherForcedKL | TextKL
     measurements: Sequence[Measurement]
     failure: HereticKLError | None
     """Why a later candidate, and those after it, are not among them."""
@@ -36,19 +41,13 @@ def report(
 
     first, *_ = outcome.measurements
     floor = first.noise_floor
-    count = f"{outcome.kl.prompts} prompt{'s' if outcome.kl.prompts > 1 else ''}"
-    of = "the stored reference"
-    if prompts is not None:
-        of = replace(settings.dataset, limit=None).describe()
     name = settings.name
     if settings.stored and (stored := _reference_settings(outcome).get("model")) is not None:
         name = f"{name}, stored from {stored}"
     return MeasurementReport(
         reference=name,
         reference_dtype=first.reference_dtype,
-        responses=str(_reference_settings(outcome)["responses"]),
-        prompts=f"{count} of {of}",
-        positions=outcome.kl.kl_tokens,
+        inputs=_inputs(settings, prompts, outcome),
         rounding_floor=None if floor is None else floor.rounding,
         position_decay=first.position_decay,
         candidates=tuple(
@@ -57,9 +56,32 @@ def report(
                 measurement.candidate_dtype,
                 measurement.summary,
                 None if measurement is first else measurement.compare(first),
+                measurement.groups,
+                measurement.macro_average,
             )
             for name, measurement in zip(settings.candidate, outcome.measurements, strict=False)
         ),
+    )
+
+
+def _inputs(
+    settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome
+) -> tuple[tuple[str, str], ...]:
+    """What all models read, as labels and lines for people."""
+    sequences, positions = outcome.kl.reference.mask.shape
+    if settings.text:
+        files = ", ".join(map(str, settings.text))
+        windows = f"{sequences} of {settings.context} tokens, the last {positions} of each scored"
+        return (("text", files), ("windows", windows))
+    count = f"{sequences} prompt{'s' if sequences > 1 else ''}"
+    of = "the stored reference"
+    if prompts is not None:
+        of = replace(settings.dataset, limit=None).describe()
+    first = "first token" if positions == 1 else f"first {positions} tokens"
+    responses = _reference_settings(outcome)["responses"]
+    return (
+        ("prompts", f"{count} of {of}"),
+        ("responses", f"{responses}, of the reference; {first} of each"),
     )
 
 
@@ -88,21 +110,35 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
             "dtype": first.reference_dtype,
             "tokenizer_hash": outcome.kl.reference.identity.tokenizer_hash,
         },
-        "prompts": {
-            "source": None if stored else settings.dataset.describe(),
-            "count": outcome.kl.prompts,
-            "sha256": stored_settings["prompts"] if prompts is None else fingerprint(prompts),
-        },
-        "kl_tokens": outcome.kl.kl_tokens,
-        "response": stored_settings["responses"],
-        "divergence": outcome.kl.divergence,
-        "temperature": outcome.kl.temperature,
-        "position_decay": outcome.kl.position_decay,
+        **_described_inputs(settings, prompts, outcome),
+        "divergence": first.summary.divergence,
+        "temperature": first.summary.temperature,
+        "position_decay": first.position_decay,
         "settings": _plain_settings(settings),
         "candidates": candidates,
         "failure": None if outcome.failure is None else str(outcome.failure),
     }
     return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def _described_inputs(
+    settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome
+) -> dict[str, Any]:
+    """What all models read, by source and hash."""
+    facts = _reference_settings(outcome)
+    sequences, positions = outcome.kl.reference.mask.shape
+    if settings.text:
+        text = {"files": [str(path) for path in settings.text], "sha256": facts["text"]}
+        return {"text": {**text, "windows": sequences, "scored": outcome.kl.reference.rows}}
+    return {
+        "prompts": {
+            "source": settings.dataset.describe() if prompts is not None else None,
+            "count": sequences,
+            "sha256": facts["prompts"] if prompts is None else fingerprint(prompts),
+        },
+        "kl_tokens": positions,
+        "response": facts["responses"],
+    }
 
 
 def _plain_pair(pair: Any) -> dict[str, Any]:
@@ -113,6 +149,9 @@ def _plain_pair(pair: Any) -> dict[str, Any]:
 def _plain_settings(settings: ScoreSettings) -> dict[str, Any]:
     """The settings in force; of a stored reference only those that still had a say."""
     left_out = {"reference", "candidate", "response", "quiet", "debug", "prompts"}
+    if settings.text:
+        return settings.model_dump(mode="json", exclude={*left_out, *UNUSED_OVER_TEXT})
+    left_out |= {"text", *USED_OVER_TEXT}
     if settings.stored:
         return settings.model_dump(mode="json", exclude={*left_out, *FIXED_BY_A_STORED_REFERENCE})
     return {

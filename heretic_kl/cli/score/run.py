@@ -23,7 +23,7 @@ from heretic_kl.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
     from heretic_kl.events import Observer
-    from heretic_kl.score import Measurement, TeacherForcedKL
+    from heretic_kl.score import Measurement, TeacherForcedKL, TextKL
 
 
 def run(words: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def run(words: Sequence[str]) -> int:
     """
     settings = read_score_settings(words)
     _check_targets(settings)
-    prompts = None if settings.stored else load_prompts(settings.dataset)
+    prompts = None if settings.stored or settings.text else load_prompts(settings.dataset)
 
     from heretic_kl.events import Result
     from heretic_kl.ui.measurement import print_measurement, print_raw
@@ -69,7 +69,8 @@ def _check_targets(settings: ScoreSettings) -> None:
         ConfigError: which, and why.
     """
     taken: dict[Path, str] = {}
-    for name in (settings.name, *settings.candidate, settings.dataset.source):
+    read = (settings.name, *settings.candidate, settings.dataset.source, *map(str, settings.text))
+    for name in read:
         if Path(name).expanduser().is_file():
             taken[Path(name).expanduser().resolve()] = "is read"
     targets = [("--table", path) for path in _table_paths(settings)]
@@ -135,6 +136,8 @@ def _measure(
 ) -> Outcome:
     import torch
 
+    from heretic_kl.score import TeacherForcedKL
+
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with _stage(observer, "Checking the models"):
@@ -142,7 +145,7 @@ def _measure(
     name = settings.name
     with _stage(observer, f"Measuring the reference {name}"), _within_memory(name):
         kl = _reference(settings, prompts, observer)
-    if settings.save_reference is not None:
+    if settings.save_reference is not None and isinstance(kl, TeacherForcedKL):
         # At once: a candidate that fails later must not cost what was computed here.
         with _writing("--save-reference", settings.save_reference):
             kl.save(settings.save_reference, store=settings.store)
@@ -162,9 +165,9 @@ def _measure(
 
 def _reference(
     settings: ScoreSettings, prompts: Sequence[Prompt] | None, observer: Observer
-) -> TeacherForcedKL:
+) -> TeacherForcedKL | TextKL:
     from heretic_kl.events import Notice
-    from heretic_kl.score import TeacherForcedKL
+    from heretic_kl.score import TeacherForcedKL, TextKL
 
     loading: dict[str, Any] = {
         "base": settings.base,
@@ -174,6 +177,19 @@ def _reference(
         "trust_remote_code": settings.trust_remote_code,
         "notify": lambda message: observer(Notice(message)),
     }
+    if settings.text:
+        return TextKL(
+            settings.name,
+            settings.text,
+            context=settings.context,
+            stride=settings.stride,
+            column=settings.text_column,
+            divergence=settings.divergence,
+            temperature=settings.temperature,
+            batch_size=settings.batch_size,
+            noise_floor=settings.noise_floor,
+            **loading,
+        )
     if prompts is None:
         return TeacherForcedKL.load(os.path.expanduser(settings.name), **loading)
     return TeacherForcedKL(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -23,6 +23,12 @@ FIXED_BY_A_STORED_REFERENCE: Final = (
     *("noise_floor", "dtype", "save_reference", "store", *KLOptions.model_fields),
 )
 
+UNUSED_OVER_TEXT: Final = (
+    *("prompts", "kl_tokens", "response", "position_decay", "chat_template", "enable_thinking"),
+    *("response_prefix", "save_reference", "store"),
+)
+USED_OVER_TEXT: Final = ("context", "stride", "text_column")
+
 
 class ScoreSettings(CommonSettings, KLOptions):
     """What is measured, how, and where the result goes."""
@@ -32,7 +38,7 @@ class ScoreSettings(CommonSettings, KLOptions):
         "Models": ("reference", "candidate"),
         "What is measured": (
             *("kl_tokens", "prompts", "divergence", "temperature", "position_decay"),
-            *("response", "noise_floor"),
+            *("response", "noise_floor", "text", "context", "stride", "text_column"),
         ),
         "Output": ("json_file", "table", "save_reference", "store", "quiet", "debug"),
         "Loading": (
@@ -56,6 +62,19 @@ class ScoreSettings(CommonSettings, KLOptions):
     )
     kl_tokens: Whole = setting(8, KL_TOKENS, ge=1, le=1024, short="t")
     prompts: PromptSource = PromptSource()
+    text: Annotated[tuple[Location, ...], NoDecode, BeforeValidator(array)] = setting(
+        (),
+        "Measure over the text of these files (.txt, .jsonl, .csv, .parquet, any plain text) "
+        "instead of responses; a column named category groups the rows of a table",
+        metavar="FILE ...",
+    )
+    context: Whole = setting(512, "Tokens of each window of the text", ge=2)
+    stride: Whole = setting(
+        256, "Tokens at the end of each window that are scored; windows begin so far apart", ge=1
+    )
+    text_column: Text | None = setting(
+        None, "Column of the text in tables (default: text, or the only one of strings)"
+    )
     noise_floor: bool = setting(True, "Measure what an unchanged model shows")
     json_file: Location | None = setting(
         None,
@@ -126,12 +145,33 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
     if "store" in set_by_flags and "save_reference" not in set_by_flags:
         raise ConfigError("--store has no effect without --save-reference: pass both, or neither")
     if settings.stored:
-        for name in FIXED_BY_A_STORED_REFERENCE:
-            if name in set_by_flags:
-                hint = "; candidates have --candidate-dtype" if name == "dtype" else ""
-                flag = "--no-noise-floor" if name == "noise_floor" else f"--{name}"
-                raise ConfigError(
-                    f"{flag.replace('_', '-')} has no effect on a stored reference "
-                    f"({settings.reference}): leave it out, or measure from the model itself{hint}"
-                )
+        _refuse_with_a_stored_reference(settings, set_by_flags)
+    if settings.text:
+        _refuse(set_by_flags, UNUSED_OVER_TEXT, "with --text: leave out one of the two")
+        if settings.stride >= settings.context:
+            raise ConfigError(
+                f"--stride {settings.stride} must be less than --context {settings.context}: "
+                "what is scored needs text before it"
+            )
+    else:
+        _refuse(set_by_flags, USED_OVER_TEXT, "without --text FILE")
     return settings
+
+
+def _refuse_with_a_stored_reference(settings: ScoreSettings, set_by_flags: Set[str]) -> None:
+    why = (
+        f"on a stored reference ({settings.reference}): leave it out, or measure from the model "
+        "itself"
+    )
+    if "dtype" in set_by_flags:
+        why += "; candidates have --candidate-dtype"
+    _refuse(set_by_flags, FIXED_BY_A_STORED_REFERENCE, why)
+    _refuse({"text"} if settings.text else (), ("text",), why)
+
+
+def _refuse(set_by_flags: Collection[str], names: Sequence[str], why: str) -> None:
+    """Reject the first of the flags that were passed and change nothing."""
+    for name in names:
+        if name in set_by_flags:
+            flag = "--no-noise-floor" if name == "noise_floor" else f"--{name}"
+            raise ConfigError(f"{flag.replace('_', '-')} has no effect {why}")

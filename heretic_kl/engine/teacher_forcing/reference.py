@@ -41,33 +41,20 @@ def model_identity(
     )
 
 
-def respond_and_force(
-    runner: Runner,
-    encoded: Sequence[Sequence[int]],
-    tokens: int,
-    identity: ReferenceIdentity,
-    sampling: Sampling | None = None,
-) -> Reference:
-    """Have a model respond, then feed it its own responses as every candidate will be fed them.
-
-    Args:
-        runner: of the unedited model.
-        encoded: token ids of the prompts.
-        tokens: N, most tokens of a response; the end token is the last of one.
-        identity: of the model, see `model_identity`.
-        sampling: how responses are drawn; None: greedy.
-    """
-    sequences = with_responses(runner, encoded, tokens, sampling)
-    return reference_from(sequences, tokens, runner.hidden_states(sequences), identity)
-
-
 def with_responses(
     runner: Runner,
     encoded: Sequence[Sequence[int]],
     tokens: int,
     sampling: Sampling | None = None,
 ) -> tuple[ForcedSequence, ...]:
-    """Prompts with the model's own responses; see `respond_and_force`."""
+    """Prompts with the model's own responses, which every candidate will be fed.
+
+    Args:
+        runner: of the unedited model.
+        encoded: token ids of the prompts.
+        tokens: N, most tokens of a response; the end token is the last of one.
+        sampling: how responses are drawn; None: greedy.
+    """
     responses = runner.responses(encoded, tokens, sampling=sampling)
     return tuple(
         ForcedSequence(tuple(prompt), tuple(response.reference_tokens(tokens)))
@@ -94,7 +81,7 @@ def reference_from(
 
 def forced_sequences(reference: Reference) -> tuple[ForcedSequence, ...]:
     """What a reference feeds to every model."""
-    assert reference.prompts is not None  # `respond_and_force` keeps them
+    assert reference.prompts is not None  # `reference_from` keeps them
     prompts, responses = reference.prompts.tolist(), reference.tokens.tolist()
     lengths = reference.mask.sum(dim=1).tolist()
     return tuple(
