@@ -24,12 +24,12 @@ SCORES = ("refusals", "teacher_forced_kl", "false_refusals")
 
 
 def run_once(folder: Path, threads: int) -> tuple[float, dict]:
-    """One run; seconds, and the content of heretic-kl.json."""
+    """One run; seconds, and the content of reproduce.json."""
     words = [sys.executable, "-m", "heretic_kl", "demo", "--threads", str(threads), "--quiet"]
     start = time.perf_counter()
     subprocess.run(words, cwd=folder, check=True)
     seconds = time.perf_counter() - start
-    facts = (folder / "heretic-kl-demo" / "model" / "heretic-kl.json").read_text(encoding="utf-8")
+    facts = (folder / "heretic-kl-demo" / "model" / "reproduce.json").read_text(encoding="utf-8")
     return seconds, json.loads(facts)
 
 

@@ -16,6 +16,7 @@ and what to do.
     ├── SessionError            a session used outside its `with` block
     ├── SelectionError          a pick rule that is unknown
     │   └── NoTrialError        a pick rule that no trial meets
+    ├── ReproductionError       a reproduction file that cannot be read or trusted
     ├── ExportError             a model that could not be saved or did not verify
     ├── CacheError              no writable cache folder
     └── DemoModelError          the demo model could not be fetched or built
@@ -78,6 +79,10 @@ class NoTrialError(SelectionError):
     def __init__(self, message: str, nearest: int | None = None) -> None:
         super().__init__(message)
         self.nearest = nearest
+
+
+class ReproductionError(HereticKLError):
+    """A reproduction file cannot be read, or names what a file from elsewhere may not."""
 
 
 class ExportError(HereticKLError):

@@ -142,7 +142,7 @@ def _save_again(
 
 def saved_trial(folder: Path) -> int | None:
     """The number of the trial that a saved model holds; None where there is none."""
-    file = folder / "heretic-kl.json"
+    file = folder / "reproduce.json"
     if not file.exists():
         return None
     return int(json.loads(file.read_text(encoding="utf-8"))["trial"]["number"])

@@ -20,13 +20,17 @@ SUMMARIES: Final = {
     "trials": "List the trials of a study",
     "show": "Show one trial of a study",
     "save": "Save the model of a trial of a study",
+    "reproduce": "Rebuild a saved model from its reproduce.json, and compare",
     "score": "Measure any models against a reference",
     "inspect": "Show a model's layers and sites, and what a run would edit",
     "config": "Print the default configuration for a config.toml",
     "events": "Print the JSON schema of what --json writes",
 }
 """Every command; each is a module, imported when it is called."""
-_FOLDERS: Final = dict.fromkeys(("trials", "show", "save"), "study.")
+_FOLDERS: Final = {
+    **dict.fromkeys(("trials", "show", "save"), "study."),
+    "reproduce": "edits.",
+}
 """Of the modules of commands that share one."""
 _VALUES: Final = (
     "Lists are words with commas or a JSON array; null unsets an optional setting. Flags override "

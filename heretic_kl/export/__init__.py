@@ -19,16 +19,20 @@ from heretic_kl.export.lora import portable_base, save_lora
 from heretic_kl.export.merge import MergedSaved, save_merged
 from heretic_kl.export.portable import portable, portable_text
 from heretic_kl.export.reload import SavedForm, saved_model
-from heretic_kl.export.reproduce import write_card, write_reproduction
+from heretic_kl.export.reproduce import LEARNED_FILE, file_index, write_card, write_reproduction
+from heretic_kl.export.reproduction import Reproduction, read_reproduction
 
 __all__ = [
+    "LEARNED_FILE",
     "ExportFacts",
     "LoraFacts",
     "MergedSaved",
     "PromptFacts",
+    "Reproduction",
     "SavedForm",
     "ScoreFacts",
     "check_target",
+    "file_index",
     "installed_versions",
     "machine",
     "model_card",
@@ -36,6 +40,7 @@ __all__ = [
     "portable",
     "portable_base",
     "portable_text",
+    "read_reproduction",
     "save_lora",
     "save_merged",
     "saved_model",

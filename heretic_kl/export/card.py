@@ -186,7 +186,8 @@ def _reproduction(facts: ExportFacts) -> Iterator[str]:
     versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
     yield (
         f"Seed {facts.seed}; {versions}; {facts.platform}. All settings, scores, full fingerprints "
-        "and the sha256 of every file are in `heretic-kl.json`. Other hardware and versions round "
+        "and the sha256 of every file are in `reproduce.json`, from which "
+        "`heretic-kl reproduce` rebuilds the model. Other hardware and versions round "
         "differently and can lead the search elsewhere; the trial's parameters fix the edit."
     )
 

@@ -17,7 +17,12 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 """Formats that can run code when they are read: never copied."""
 OTHER_WEIGHTS = (".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".tflite", ".ot")
 """Formats that hold the same weights again, unedited: not copied either."""
-RENAMED = {"README.md": "README.original", "heretic-kl.json": "heretic-kl.original"}
+RENAMED = {
+    "README.md": "README.original",
+    "reproduce.json": "reproduce.original",
+    "heretic-kl.json": "heretic-kl.original",
+    "reproduce/learned.safetensors": "reproduce/learned.original",
+}
 """Files of the original whose names ours take; they are kept under these stems."""
 
 

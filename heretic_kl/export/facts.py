@@ -31,6 +31,8 @@ class PromptFacts:
     count: int
     sha256: str
     """Fingerprint of the prompts in order, hex."""
+    revision: str | None = None
+    """Commit of a dataset of the hub, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ class ExportFacts:
     license: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     """What the original's card states: `license`, `license_name`, `license_link`."""
     lora: LoraFacts | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprints of all that the edit depends on: weights, tokenizer, prompts, scorers."""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    """What the run found out: dtype, batch size, response prefix, device, threads, prompt set."""
 
 
 def installed_versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`heretic-kl.json`: what it takes to do a saved edit again, and to check its files."""
+"""`reproduce.json`: what it takes to do a saved edit again, and to check its files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from heretic_kl.export.portable import portable
 from heretic_kl.files import sha256_file
 from heretic_kl.scoring import Score
 
-REPRODUCTION_FILE = "heretic-kl.json"
+REPRODUCTION_FILE = "reproduce.json"
+LEARNED_FILE = "reproduce/learned.safetensors"
+"""Learned operators, in a folder of their own: some programs load every safetensors file they see
+beside a model's."""
 CARD_FILE = "README.md"
-FORMAT = 2
+FORMAT = 3
+"""2: named heretic-kl.json, without `identity` and `calibration`."""
 
 
 def write_card(folder: Path, facts: ExportFacts) -> Path:
@@ -33,7 +37,7 @@ def write_card(folder: Path, facts: ExportFacts) -> Path:
 
 
 def write_reproduction(folder: Path, facts: ExportFacts) -> Path:
-    """Write heretic-kl.json into a saved model's folder, with an index of the other files.
+    """Write reproduce.json into a saved model's folder, with an index of the other files.
 
     Raises:
         ExportError: a file cannot be read or written.
@@ -81,6 +85,8 @@ def reproduction(facts: ExportFacts) -> dict[str, Any]:
         },
         "lora": None if facts.lora is None else vars(facts.lora),
         "prompts": [vars(used) for used in facts.prompts],
+        "identity": facts.identity,
+        "calibration": facts.calibration,
         "seed": facts.seed,
         "settings": facts.settings,
         "versions": facts.versions,

@@ -3,6 +3,7 @@
 `datasets` is imported only when a source needs it: built-in sets and .txt files do not.
 """
 
+from heretic_kl.prompts.hub import dataset_revision
 from heretic_kl.prompts.loading import Prompt, fingerprint, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
 from heretic_kl.prompts.source import DatasetSpec, PromptSource
@@ -25,6 +26,7 @@ __all__ = [
     "Use",
     "USES",
     "KINDS",
+    "dataset_revision",
     "fingerprint",
     "load_prompt_sets",
     "load_prompts",

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,20 @@ def is_cached(name: str) -> bool:
 
         folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
     return any(folder.glob("*/*/*/dataset_info.json"))
+
+
+def dataset_revision(name: str) -> str | None:
+    """The commit of a hub dataset that `datasets` prepared last; None: it is no such dataset."""
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or Path(name).exists():
+        return None
+    with quiet_datasets():
+        import datasets
+
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    infos = folder.glob("*/*/*/dataset_info.json")
+    newest = max(infos, key=lambda path: path.stat().st_mtime, default=None)
+    commit = "" if newest is None else newest.parent.name
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
 
 
 def hub_problem(names: Sequence[str], timeout: float) -> str | None:

@@ -66,10 +66,11 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
         baseline = suite.evaluate(engine, None)
     tell(BaselineMeasured("validation", baseline))
     space = SearchSpace(len(engine.lm.architecture.layers), loaded.components, settings.edit.norm)
+    identity = study_fingerprint(facts, calibration, suite)
     study = SearchStudy(
         storage,
         name,
-        fingerprint=study_fingerprint(facts, calibration, suite),
+        fingerprint=identity,
         space=space,
         objectives=suite.objectives,
         seed=settings.seed,
@@ -92,6 +93,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
         suite=suite,
         baseline=baseline,
         study=study,
+        identity=identity,
         plans=PlanStore(settings.study_dir, name),
     )
     record_run(run, directions, loaded.components)

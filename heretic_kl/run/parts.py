@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from heretic_kl.ablation import Directions, EditParameters, Plan, SiteFacts, SiteKey, build_plan
 from heretic_kl.config import Settings
@@ -39,6 +39,8 @@ class RunParts:
     baseline: Mapping[str, Score]
     """The unedited model on the validation prompts."""
     study: SearchStudy
+    identity: Mapping[str, Any]
+    """Fingerprints of all that trials depend on: what ties them to their study."""
     plans: PlanStore
     """Learned operators of the study's refined trials."""
 

@@ -17,7 +17,7 @@ from heretic_kl.export import (
     portable,
     portable_base,
 )
-from heretic_kl.prompts import Kind, Prompt
+from heretic_kl.prompts import Kind, Prompt, dataset_revision
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.requests import ResponseRequest, ResponseResult
 from heretic_kl.run.command import reproducing_command
@@ -101,7 +101,14 @@ def prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
     """Every set of prompts that the run uses."""
     prints, sources = prompts.fingerprints(), prompts.sources()
     return tuple(
-        PromptFacts(kind, use, sources[f"{kind}.{use}"], len(members), prints[f"{kind}.{use}"])
+        PromptFacts(
+            kind,
+            use,
+            sources[f"{kind}.{use}"],
+            len(members),
+            prints[f"{kind}.{use}"],
+            dataset_revision(prompts.specs[kind, use].source),
+        )
         for (kind, use), members in prompts.prompts.items()
     )
 

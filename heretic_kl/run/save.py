@@ -15,6 +15,7 @@ from heretic_kl.ablation import Plan
 from heretic_kl.engine import mean_kl
 from heretic_kl.events import ModelSaved
 from heretic_kl.export import (
+    LEARNED_FILE,
     ExportFacts,
     LoraFacts,
     SavedForm,
@@ -35,6 +36,7 @@ from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.record import prompt_facts
 from heretic_kl.run.test import test_baseline, test_one
+from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
 
 
@@ -47,8 +49,11 @@ def save_trial(
     *,
     overwrite: bool,
     pick_rule: str | None,
+    trials: int | None = None,
 ) -> ModelSaved:
     """Write the model, measure what was written, and put a card and a reproduction file beside it.
+
+    `trials` is how many there were to pick from; None: those of the study.
 
     Raises:
         ExportError: it cannot be written, or does not load again.
@@ -57,25 +62,16 @@ def save_trial(
     original, trial_scores = test_baseline(run), test_one(run, record.number)
     engine.release()  # a second model is about to be loaded
     lora = _write(run, plan, folder, form, overwrite=overwrite)
-    positions = run.prompts["harmless", "test"], run.settings.kl_tokens
-    reference = engine.reference_under(plan, *positions)
-    # Before the adapter's hooks are on the original: references are the unedited model's.
-    engine.prepare(run.test_suite.requests())
-    options = replace(run.engine_options, batch_size=engine.batch_size)
-    with saved_model(folder, form, engine.lm) as saved:
-        reread = build_engine(saved, options, notify=run.tell.notice, original=engine)
-        saved_scores = run.test_suite.evaluate(reread, {})
-        merge_kl = mean_kl(
-            reference,
-            reread.hidden_states({}, *positions),
-            head=engine.lm.head,
-            candidate_head=saved.head,
-        )
+    saved_scores, merge_kl = measure_saved(run, plan, folder, form)
     scores = {
         name: ScoreFacts(original.get(name), score, saved_scores.get(name))
         for name, score in trial_scores.items()
     }
     facts = _facts(run, record, folder, form, scores, merge_kl, lora, pick_rule)
+    if trials is not None:
+        facts = replace(facts, trials=trials)
+    if record.edit is not None and record.edit.refinement is not None:
+        run.plans.copy(record.edit.refinement.sha256, folder / LEARNED_FILE)
     write_card(folder, facts)
     write_reproduction(folder, facts)
     floor = run.calibration.noise_floor
@@ -87,6 +83,35 @@ def save_trial(
         merge_kl=merge_kl,
         noise_floor=max(floor.rounding or 0.0, floor.batching),
     )
+
+
+def measure_saved(
+    run: RunParts, plan: Plan, folder: Path, form: SavedForm
+) -> tuple[dict[str, Score], float]:
+    """A saved model's scores on the test prompts, and how far it is from a plan's operators.
+
+    Returns:
+        The scores, and KL(operators || saved model) in nats, mean over positions, then prompts.
+
+    Raises:
+        ExportError: it does not load, or does not fit.
+    """
+    engine = run.engine
+    positions = run.prompts["harmless", "test"], run.settings.kl_tokens
+    reference = engine.reference_under(plan, *positions)
+    # Before the adapter's hooks are on the original: references are the unedited model's.
+    engine.prepare(run.test_suite.requests())
+    options = replace(run.engine_options, batch_size=engine.batch_size)
+    with saved_model(folder, form, engine.lm) as saved:
+        reread = build_engine(saved, options, notify=run.tell.notice, original=engine)
+        scores = run.test_suite.evaluate(reread, {})
+        kl = mean_kl(
+            reference,
+            reread.hidden_states({}, *positions),
+            head=engine.lm.head,
+            candidate_head=saved.head,
+        )
+    return scores, kl
 
 
 def _write(
@@ -154,4 +179,13 @@ def _facts(
         platform=machine(),
         license=stated_license(folder),
         lora=lora,
+        identity=run.identity,
+        calibration={
+            "dtype": run.calibration.dtype,
+            "device": run.calibration.device,
+            "threads": run.calibration.threads,
+            "batch_size": run.calibration.batch_size,
+            "response_prefix": run.calibration.response_prefix,
+            "prompt_set": run.prompts.prompt_set,
+        },
     )

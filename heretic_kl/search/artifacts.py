@@ -38,6 +38,20 @@ class PlanStore:
             ) from error
         return digest
 
+    def copy(self, digest: str, target: Path) -> None:
+        """Write the plan with this sha256 to another file.
+
+        Raises:
+            StudyError: it is not there, or cannot be written.
+        """
+        try:
+            with files.new_file(target) as partial:
+                partial.write_bytes((self.folder / digest).read_bytes())
+        except OSError as error:
+            raise StudyError(
+                f"cannot copy the learned edit {digest[:12]} to {str(target)!r}: {error.strerror}"
+            ) from error
+
     def load(self, digest: str) -> Plan:
         """The plan with this sha256.
 

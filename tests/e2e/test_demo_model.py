@@ -105,7 +105,7 @@ def test_no_two_trials_have_the_same_parameters(run):
 
 def test_the_edit_works_and_its_cost_is_written_down(run):
     folder, _, done = run
-    facts = json.loads((folder / "out" / "heretic-kl.json").read_text())
+    facts = json.loads((folder / "out" / "reproduce.json").read_text())
     refusals, kl = facts["test_scores"]["refusals"], facts["test_scores"]["teacher_forced_kl"]
     assert refusals["original"]["value"] >= 0.7
     assert refusals["saved"]["value"] <= 0.25
@@ -118,7 +118,7 @@ def test_the_edit_works_and_its_cost_is_written_down(run):
 
 def test_saved_weights_reproduce_the_trial(run):
     folder, _, _ = run
-    facts = json.loads((folder / "out" / "heretic-kl.json").read_text())
+    facts = json.loads((folder / "out" / "reproduce.json").read_text())
     measurement = facts["measurement"]
     assert measurement["merge_kl_nats"] <= measurement["rounding_floor_nats"]
     trial, saved = (facts["test_scores"]["teacher_forced_kl"][k] for k in ("trial", "saved"))

@@ -140,7 +140,7 @@ def test_the_card_states_cost_edit_prompts_and_limits():
 def test_no_path_of_this_machine_and_no_secret_reaches_card_or_file(tmp_path):
     write_card(tmp_path, facts())
     write_reproduction(tmp_path, facts())
-    for name in ("README.md", "heretic-kl.json"):
+    for name in ("README.md", "reproduce.json"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         for leak in ("/home", "/var/lib", "~/", "hunter2", "hf_abc", str(tmp_path), '"abc"'):
             assert leak not in text, (name, leak)

@@ -235,7 +235,7 @@ def test_a_gguf_source_is_written_from_memory_with_its_tokenizer(build, unchange
 def test_other_files_come_along_and_pickles_do_not(build, tmp_path):
     lm = build()
     original = tmp_path / "original"
-    for name in ("LICENSE", "README.md", "heretic-kl.json", "notes/figure.svg", "x.py"):
+    for name in ("LICENSE", "README.md", "reproduce.json", "notes/figure.svg", "x.py"):
         (original / name).parent.mkdir(exist_ok=True)
         (original / name).write_text(name)
     for name in ("pytorch_model.bin", "extra/optimizer.pt", "a.pkl", "b.pth", "model.gguf"):
@@ -253,7 +253,7 @@ def test_other_files_come_along_and_pickles_do_not(build, tmp_path):
     assert {
         "LICENSE",
         "README.original.md",
-        "heretic-kl.original.json",
+        "reproduce.original.json",
         "notes/figure.svg",
         "x.py",
         "voice.safetensors",
@@ -261,7 +261,7 @@ def test_other_files_come_along_and_pickles_do_not(build, tmp_path):
         "chat_template.jinja",
         "generation_config.json",
     } <= names
-    assert not {"README.md", "heretic-kl.json", ".git/config"} & names
+    assert not {"README.md", "reproduce.json", ".git/config"} & names
     left_out = {
         "a.pkl",
         "b.pth",

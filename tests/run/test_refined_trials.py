@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from heretic_kl import Session, Settings, events
-from heretic_kl.errors import StudyError
+from heretic_kl.errors import ReproductionError, StudyError
+from heretic_kl.export import read_reproduction
+from heretic_kl.run.reproduce import rebuild
 from heretic_kl.search import PlanStore
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
@@ -101,7 +103,7 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(workplace, tmp_path
             assert result.merge_kl <= max(result.noise_floor, 1e-6)
     card = (tmp_path / "merged/README.md").read_text(encoding="utf-8")
     assert f"the {form} of every site's operator was learned" in " ".join(card.split())
-    facts = json.loads((tmp_path / "merged/heretic-kl.json").read_text(encoding="utf-8"))
+    facts = json.loads((tmp_path / "merged/reproduce.json").read_text(encoding="utf-8"))
     assert facts["trial"]["edit"]["refinement"]["sha256"] == first.edit.refinement.sha256
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
     assert any("probability of opening with a refusal" in notice for notice in notices)
@@ -111,6 +113,15 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(workplace, tmp_path
         again.refine()  # nothing is left to do
         assert [r.number for r in again.parts.study.refined] == [first.number, second.number]
         assert len(again.trials) == 5
+    anew, _ = session(workplace, tmp_path / "anew", markers, refinement=table)
+    with anew:
+        for how in ("merged", "lora"):
+            wanted = read_reproduction(tmp_path / how)
+            _, comparison = rebuild(anew.parts, wanted, tmp_path / f"{how}-2", overwrite=False)
+            assert (comparison.verdict, comparison.differences) == ("bit for bit", ())
+    (tmp_path / "merged/reproduce/learned.safetensors").write_bytes(b"other")
+    with pytest.raises(ReproductionError, match="holds other operators"):
+        read_reproduction(tmp_path / "merged").learned()
 
 
 def test_a_learned_edit_that_is_missing_or_changed_is_one_line(tmp_path):

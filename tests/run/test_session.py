@@ -104,10 +104,10 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
     ):
         assert kind in kinds, kind
     assert kinds.count(events.TrialFinished) == 9
-    facts = json.loads((tmp_path / "out" / "heretic-kl.json").read_text())
+    facts = json.loads((tmp_path / "out" / "reproduce.json").read_text())
     assert facts["trial"]["number"] == record.number and facts["seed"] == 0
     assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
-    assert str(workplace) not in (tmp_path / "out" / "heretic-kl.json").read_text()
+    assert str(workplace) not in (tmp_path / "out" / "reproduce.json").read_text()
     (path,) = (tmp_path / "studies").glob("*.report.json")
     recorded = json.loads(path.read_text())
     assert str(workplace) not in path.read_text()
@@ -223,7 +223,7 @@ def test_the_command_of_a_saved_model_makes_it_again(workplace, tmp_path, monkey
         session.search()
         record = [trial for trial in session.trials if trial.state == "complete"][-1]
         session.save(record, tmp_path / "out", "lora")
-    facts = json.loads((tmp_path / "out" / "heretic-kl.json").read_text())
+    facts = json.loads((tmp_path / "out" / "reproduce.json").read_text())
     monkeypatch.chdir(workplace)  # the command names files without their folders
     words = [*shlex.split(facts["command"])[1:], "--device", "cpu"]
     again = load_settings([*words, "--study-dir", str(tmp_path / "anew")])

@@ -1,0 +1,1 @@
+"""Commands on edits that exist already, whoever made them: reproduce, evaluate."""
