@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -180,12 +181,11 @@ def _facts(
         license=stated_license(folder),
         lora=lora,
         identity=run.identity,
-        calibration={
-            "dtype": run.calibration.dtype,
-            "device": run.calibration.device,
-            "threads": run.calibration.threads,
-            "batch_size": run.calibration.batch_size,
-            "response_prefix": run.calibration.response_prefix,
-            "prompt_set": run.prompts.prompt_set,
-        },
+        calibration=_found_out(run),
     )
+
+
+def _found_out(run: RunParts) -> dict[str, Any]:
+    names = ("dtype", "device", "threads", "batch_size", "response_prefix")
+    values = {name: getattr(run.calibration, name) for name in names}
+    return {**values, "prompt_set": run.prompts.prompt_set}
