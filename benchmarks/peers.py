@@ -118,7 +118,7 @@ def edits_to_generate(lm: Any, harmful: tuple, harmless: tuple) -> list[dict]:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=SEED))
     for start in space.known_good()[:KNOWN_GOOD]:
         study.enqueue_trial(start)
-    edits = [space.edit(space.suggest(study.ask())) for _ in range(KNOWN_GOOD + RANDOM)]
+    edits = [space.edit(study.ask(space.distributions).params) for _ in range(KNOWN_GOOD + RANDOM)]
     return [build_plan(edit, directions, lm.architecture.facts()) for edit in edits]
 
 

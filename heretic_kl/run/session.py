@@ -127,12 +127,18 @@ class Session:
         search(self.parts, self.settings.trials if until is None else until)
 
     def refine(self) -> None:
-        """Learn edits from the best trials, as many as the settings say; they join the study."""
-        refine_front(self.parts)
+        """Learn edits from the best trials, as many as the settings say; they join the study.
+
+        One process at a time refines. Another one that runs the same study waits, and finds
+        everything learned, or goes on where the first one died.
+        """
+        with self.parts.study.sole("refine"):
+            refine_front(self.parts)
 
     def test(self) -> None:
         """Measure the front on the test prompts: at most `test_trials` of it, spread over it."""
-        test_front(self.parts)
+        with self.parts.study.sole("test"):  # test prompts are used once
+            test_front(self.parts)
 
     def test_one(self, number: int) -> Mapping[str, Score]:
         """A trial's scores on the test prompts, measured now if they were not before."""

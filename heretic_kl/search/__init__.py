@@ -1,14 +1,14 @@
 """The search: space, sampler, study, records, Pareto front. Optuna lives here and nowhere else."""
 
-from heretic_kl.search.artifacts import PlanStore
+from heretic_kl.search.identity import stored_batch_size
 from heretic_kl.search.pareto import check_rule, knee, pareto_front, pick, spread
 from heretic_kl.search.records import UNEDITED, TrialRecord
 from heretic_kl.search.run_file import RunFile
 from heretic_kl.search.sampler import quiet_optuna
 from heretic_kl.search.space import SearchSpace
-from heretic_kl.search.storage import check_storage, open_storage, without_password
+from heretic_kl.search.storage import PlanStore, check_storage, open_storage, without_password
 from heretic_kl.search.stored import StoredStudy, keep_run, read_study
-from heretic_kl.search.study import SearchStudy, stored_batch_size
+from heretic_kl.search.study import SearchStudy
 
 __all__ = [
     "UNEDITED",

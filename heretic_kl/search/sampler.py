@@ -1,20 +1,22 @@
-"""Which parameters come next. A trial's random numbers depend on the seed and its number alone.
+"""Which parameters come next. Random numbers depend on the seed, the trial's number and the worker.
 
 A sampler that is seeded once and resumed draws the numbers of its first trials again. Here every
-trial has a generator of its own, so a study that was interrupted and continued draws what it would
-have drawn, and never the same twice.
+draw has a generator of its own, so a study that was interrupted and continued draws what it would
+have drawn, and never the same twice. Drawing writes nothing: a trial is stored with its
+parameters, at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Container, Mapping
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.study import Study
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 ERROR = "error"
@@ -22,57 +24,82 @@ INTERRUPTED = "interrupted"
 """A trial's attribute for its error, and what stands there where a trial was not finished."""
 
 
-class NumberedSampler(BaseSampler):
+class Drawer:
     """`startup_trials` drawn at random, then multivariate tree-structured Parzen estimators.
 
-    Source: Bergstra et al. 2011; for several objectives Ozaki et al. 2020.
+    Trials that run count as bad ones where they are (constant liar), so that several workers do
+    not draw the same. Source: Bergstra et al. 2011; for several objectives Ozaki et al. 2020.
     """
 
-    def __init__(self, seed: int, startup_trials: int) -> None:
-        self._seed = seed
-        self._startup_trials = startup_trials
-        self._current: tuple[int, BaseSampler] | None = None
+    def __init__(self, seed: int, startup_trials: int, objectives: int) -> None:
+        self._seed, self._startup_trials = seed, startup_trials
+        self._snapshot = _Snapshot()
+        directions = [optuna.study.StudyDirection.MINIMIZE] * objectives
+        self._snapshot.create_new_study(directions, _Snapshot.NAME)
 
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Parameters that are drawn together."""
-        return self._of(study, trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Draw them."""
-        return self._of(study, trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
+    def draw(
         self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Draw one parameter that is not among them."""
-        sampler = self._of(study, trial)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        trials: list[FrozenTrial],
+        distributions: Mapping[str, BaseDistribution],
+        worker: int,
+    ) -> dict[str, Any]:
+        """Parameters of one more trial.
 
-    def _of(self, study: Study, trial: FrozenTrial) -> BaseSampler:
-        if self._current is None or self._current[0] != trial.number:
-            earlier = study.get_trials(deepcopy=False)[: trial.number]
-            finished = sum(1 for other in earlier if _is_finished(other))
-            sampler = trial_sampler(self._seed, trial.number, finished, self._startup_trials)
-            self._current = trial.number, sampler
-        return self._current[1]
+        Args:
+            trials: all that there are, by number.
+            distributions: what may be drawn, in order.
+            worker: no two that draw at the same time have the same number.
+        """
+        finished = sum(1 for trial in trials if is_finished(trial))
+        seed = trial_seed(self._seed, len(trials), worker)
+        sampler = trial_sampler(seed, finished, self._startup_trials)
+        self._snapshot.trials = trials
+        study = optuna.Study(_Snapshot.NAME, self._snapshot, sampler)
+        trial = optuna.create_trial(state=TrialState.RUNNING)
+        trial.number = len(trials)
+        space = sampler.infer_relative_search_space(study, trial)
+        drawn = sampler.sample_relative(study, trial, space)
+        for name, distribution in distributions.items():
+            if name not in drawn:
+                drawn[name] = sampler.sample_independent(study, trial, name, distribution)
+        return {name: drawn[name] for name in distributions}
 
 
-def trial_sampler(seed: int, number: int, finished: int, startup_trials: int) -> BaseSampler:
+class _Snapshot(InMemoryStorage):
+    """Trials as they were read once, for a sampler to look at; takes nothing in."""
+
+    NAME = "snapshot"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trials: list[FrozenTrial] = []
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """Those in one of the states; never copied."""
+        return [trial for trial in self.trials if states is None or trial.state in states]
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """The sampler would tell other processes what it drew; they see the trial instead."""
+
+
+def trial_sampler(seed: int, finished: int, startup_trials: int) -> BaseSampler:
     """The sampler for one trial; `finished` trials are there to learn from."""
-    own_seed = trial_seed(seed, number)
     if finished < startup_trials:
-        return RandomSampler(seed=own_seed)
+        return RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(seed=own_seed, multivariate=True, n_startup_trials=0, n_ei_candidates=64)
+        return TPESampler(
+            seed=seed,
+            multivariate=True,
+            n_startup_trials=0,
+            n_ei_candidates=64,
+            constant_liar=True,
+        )
 
 
 def quiet_optuna() -> None:
@@ -80,13 +107,12 @@ def quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def trial_seed(seed: int, number: int) -> int:
-    """A 32-bit seed for one trial, unrelated to its neighbours'."""
-    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")
+def trial_seed(seed: int, number: int, worker: int = 0) -> int:
+    """A 32-bit seed for one trial of one worker, unrelated to its neighbours'."""
+    text = f"{seed}:{number}" + (f":{worker}" if worker else "")
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
-def _is_finished(trial: FrozenTrial) -> bool:
-    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
-        return False
-    return trial.user_attrs.get(ERROR) != INTERRUPTED
+def is_finished(trial: FrozenTrial) -> bool:
+    """Whether a trial ran to an end, be it a failure."""
+    return trial.state.is_finished() and trial.user_attrs.get(ERROR) != INTERRUPTED

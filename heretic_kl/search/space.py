@@ -1,4 +1,4 @@
-"""What a trial may vary, and the only calls to `suggest_*`. Knows nothing about models' insides.
+"""What a trial may vary. Draws nothing, and knows nothing about models' insides.
 
 Ranges are fixed: what depends on another parameter is derived afterwards, so that one
 multivariate sampler can learn from every trial.
@@ -16,7 +16,6 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import BaseTrial
 
 from heretic_kl.ablation import Component, EditParameters, NormMode, Refinement, WeightKernel
 
@@ -43,15 +42,16 @@ class SearchSpace:
     components: tuple[Component, ...] = ("attention", "mlp")
     norm: NormMode = "none"
 
-    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
-        """Let the sampler choose every parameter."""
-        chosen: dict[str, Any] = {
-            "direction.scope": trial.suggest_categorical("direction.scope", SCOPES),
-            "direction.position": trial.suggest_float("direction.position", *POSITION),
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Every parameter, in the order in which it is drawn, and what it may be."""
+        chosen: dict[str, BaseDistribution] = {
+            "direction.scope": CategoricalDistribution(SCOPES),
+            "direction.position": FloatDistribution(*POSITION),
         }
         for component in self.components:
             for name, bounds in _kernel_ranges(component).items():
-                chosen[name] = trial.suggest_float(name, *bounds)
+                chosen[name] = FloatDistribution(*bounds)
         return chosen
 
     def edit(self, chosen: Mapping[str, Any]) -> EditParameters:

@@ -23,8 +23,8 @@ from heretic_kl.search.records import (
     scores_to_json,
 )
 from heretic_kl.search.space import SearchSpace
-from heretic_kl.search.storage import JOURNAL_SUFFIX, storage_for_reading
-from heretic_kl.search.study import OVER, TEST_SCORES
+from heretic_kl.search.storage import JOURNAL_SUFFIX, storage_for_reading, study_names
+from heretic_kl.search.study import TEST_SCORES
 
 RUN = "heretic-kl:run"
 """Attribute of a study: what its latest run was made with."""
@@ -126,7 +126,9 @@ def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
         space=space,
         roles=content["roles"],
         records=tuple(
-            read_record(trial, space) for trial in study.get_trials(deepcopy=False, states=OVER)
+            read_record(trial, space)
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state.is_finished()
         ),
         baseline=scores_from_json(content["baseline"]),
         test_baseline=tested.pop(UNEDITED, None),
@@ -153,7 +155,7 @@ def _journal(study: str | None, folder: Path) -> Path:
 
 
 def _only(study: str | None, storage: BaseStorage) -> str:
-    names = optuna.get_all_study_names(storage)
+    names = study_names(storage)
     if study is not None:
         return study
     if len(names) != 1:
@@ -162,7 +164,7 @@ def _only(study: str | None, storage: BaseStorage) -> str:
 
 
 def _names_in(storage: BaseStorage) -> str:
-    names = optuna.get_all_study_names(storage)
+    names = study_names(storage)
     return f"the storage holds {', '.join(names) or 'none'}"
 
 

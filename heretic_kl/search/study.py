@@ -1,10 +1,14 @@
-"""The ask-and-tell loop around Optuna: resumable, one record a trial. Runs no model itself."""
+"""One study: its trials so far, and the loop that runs more. Measures nothing itself.
+
+Any number of processes may run the same study at the same time: what each does is stored at once,
+and whatever one leaves undone another one does.
+"""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import optuna
@@ -14,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import StudyError
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
-from heretic_kl.search.lease import is_abandoned, lease_attributes, renewing
+from heretic_kl.search.identity import BATCH_SIZE, check_fingerprint, reason
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import (
     REFINEMENT,
@@ -29,20 +33,23 @@ from heretic_kl.search.records import (
     scores_from_json,
     scores_to_json,
 )
-from heretic_kl.search.sampler import ERROR, INTERRUPTED, NumberedSampler
+from heretic_kl.search.sampler import Drawer, is_finished
 from heretic_kl.search.space import (
     REFINE,
     SearchSpace,
     refinement_distributions,
     refinement_parameters,
 )
+from heretic_kl.search.storage import Heartbeat, Roles, Watch
+from heretic_kl.search.trials import RunningTrial, StudyTrials
 
-FINGERPRINT = "heretic-kl:fingerprint"
-BATCH_SIZE = "heretic-kl:batch-size"
 TEST_SCORES = "heretic-kl:test:"
-"""Attributes of a study; the last one is followed by a trial's number."""
-OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+"""Attribute of a study, followed by a trial's number."""
 MOST_FAILURES_IN_A_ROW = 5
+WAIT_SECONDS = 0.2
+"""Between two looks at the trials that other processes run, where none is left to begin."""
+MOST_WORKERS = 256
+"""Where more trials than this are missing, no two workers begin the same last one."""
 
 Evaluate = Callable[[Sequence[EditParameters]], Sequence[Outcome]]
 """Measures K >= 1 edits on the validation prompts; one outcome each, in order."""
@@ -95,26 +102,39 @@ class SearchStudy:
         self._objectives = tuple(objectives)
         self._limits = dict(limits or {})
         self._records: dict[int, TrialRecord] = {}
+        self._storage = storage
+        heartbeat, watch = Heartbeat(storage), Watch()
         try:
             self._study = optuna.create_study(
                 storage=storage,
                 study_name=name,
                 directions=["minimize"] * len(self._objectives),
                 load_if_exists=True,
-                sampler=NumberedSampler(seed, startup_trials),
+                sampler=optuna.samplers.RandomSampler(),  # never asked: see `Drawer`
             )
+            self._roles = Roles(storage, name, heartbeat, watch)
         except Exception as error:  # each storage raises its own
-            raise StudyError(f"cannot open study {name!r}: {_reason(error)}") from error
-        self._check_fingerprint(fingerprint)
-        if batch_size is not None and BATCH_SIZE not in self._study.user_attrs:
-            self._study.set_user_attr(BATCH_SIZE, batch_size)
-        self._end_abandoned()
+            raise StudyError(f"cannot open study {name!r}: {reason(error)}") from error
+        self._trials = StudyTrials(
+            storage,
+            self._study._study_id,
+            space=space,
+            drawer=Drawer(seed, startup_trials, len(self._objectives)),
+            roles=self._roles,
+            heartbeat=heartbeat,
+            watch=watch,
+        )
+        with self.sole("opening"):
+            check_fingerprint(self._study, fingerprint)
+            if batch_size is not None and BATCH_SIZE not in self._study.user_attrs:
+                self._study.set_user_attr(BATCH_SIZE, batch_size)
+        self._trials.settle(queue=False)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Every trial that was started and is over, by number; each is parsed once."""
-        trials = self._study.get_trials(deepcopy=False, states=OVER)
-        return tuple(self._record(trial) for trial in trials)
+        trials = self._trials.read()
+        return tuple(self._record(trial) for trial in trials if trial.state.is_finished())
 
     @property
     def front(self) -> tuple[TrialRecord, ...]:
@@ -127,8 +147,7 @@ class SearchStudy:
 
         Refined trials are not among them: see `refined`.
         """
-        finished = (record for record in self.records if record.state != "interrupted")
-        return sum(1 for record in finished if not _is_refined(record))
+        return _finished(self._trials.read())
 
     @property
     def refined(self) -> tuple[TrialRecord, ...]:
@@ -148,25 +167,26 @@ class SearchStudy:
         """
         self._check(outcome)
         assert not isinstance(outcome, Stopped)  # nothing races against it
-        before = self._study.get_trials(deepcopy=False)
-        start_distributions = before[start.number].distributions
+        start_distributions = self._trials.read()[start.number].distributions
         distributions = {n: d for n, d in start_distributions.items() if not n.startswith(REFINE)}
         parameters = {name: start.parameters[name] for name in distributions}
-        self._study.add_trial(
-            optuna.create_trial(
-                values=self._values(outcome),
-                params={**parameters, **refinement_parameters(refinement)},
-                distributions={**distributions, **refinement_distributions()},
-                constraints=self._excesses(outcome),
-                user_attrs={
-                    SECONDS: seconds,
-                    **refinement_attributes(refinement),
-                    **outcome_attributes(outcome),
-                },
-            )
+        template = optuna.create_trial(
+            values=self._values(outcome),
+            params={**parameters, **refinement_parameters(refinement)},
+            distributions={**distributions, **refinement_distributions()},
+            constraints=self._excesses(outcome),
+            user_attrs={
+                SECONDS: seconds,
+                **refinement_attributes(refinement),
+                **outcome_attributes(outcome),
+            },
         )
-        added = self._study.get_trials(deepcopy=False)[len(before) :]
-        return next(r for t in added if REFINEMENT in t.user_attrs for r in [self._record(t)])
+        trial_id = self._storage.create_new_trial(self._study._study_id, template)
+        return self._record(self._storage.get_trial(trial_id))
+
+    def sole(self, role: str) -> AbstractContextManager[None]:
+        """A block that one process at a time is in, of all that have opened the study."""
+        return self._roles.hold(role)
 
     def run(
         self,
@@ -177,10 +197,11 @@ class SearchStudy:
         notify: Notify = lambda message: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[TrialRecord]:
-        """Run trials until the study holds `until` finished ones.
+        """Run trials until the study holds `until` finished ones, whoever runs them.
 
-        A trial that raises is recorded as failed, with its traceback, and the search goes on.
-        Where several candidates cannot be measured together, each is measured alone.
+        Trials that other processes run count as done until they turn out not to be. A trial that
+        raises is recorded as failed, with its traceback, and the search goes on. Where several
+        candidates cannot be measured together, each is measured alone.
 
         Args:
             until: finished trials to hold in the end.
@@ -196,16 +217,24 @@ class SearchStudy:
         Raises:
             StudyError: several trials in a row failed.
         """
-        self._enqueue_known_good()
-        failures = 0
-        while (missing := until - self.finished) > 0 and not stop():
-            if self._end_abandoned():
-                self._enqueue_known_good()
-            for record in self._run_group(max(1, min(candidates, missing)), evaluate, notify):
-                failures = failures + 1 if record.state == "failed" else 0
-                yield record
-                if failures >= MOST_FAILURES_IN_A_ROW:
-                    raise StudyError(f"{failures} trials in a row failed; the last: {record.error}")
+        with self._roles.hold_numbered("worker") as worker:
+            failures = 0
+            while not stop():
+                trials = self._trials.settle()
+                missing = until - _finished(trials)
+                if missing <= 0:
+                    return
+                free = missing - sum(1 for t in trials if t.state == TrialState.RUNNING)
+                if free <= 0:
+                    time.sleep(WAIT_SECONDS)
+                    continue
+                running = self._begin(trials, min(candidates, free), until, worker)
+                for record in self._run_group(running, evaluate, notify):
+                    failures = failures + 1 if record.state == "failed" else 0
+                    yield record
+                    if failures >= MOST_FAILURES_IN_A_ROW:
+                        last = f"the last: {record.error}"
+                        raise StudyError(f"{failures} trials in a row failed; {last}")
 
     def test_scores(self, number: int) -> dict[str, Score] | None:
         """A trial's scores on the test prompts, if they were measured."""
@@ -218,36 +247,40 @@ class SearchStudy:
 
     # --- running -----------------------------------------------------------------------------
 
-    def _enqueue_known_good(self) -> None:
-        """Queue what is neither queued nor measured; an interrupted trial was not measured."""
-        queued = [
-            dict(trial.system_attrs.get("fixed_params", trial.params))
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.user_attrs.get(ERROR) != INTERRUPTED
-        ]
-        for parameters in self._space.known_good():
-            if parameters not in queued:
-                self._study.enqueue_trial(parameters)
-
-    def _run_group(self, count: int, evaluate: Evaluate, notify: Notify) -> Iterator[TrialRecord]:
-        """Ask for trials, measure them, tell; what does not get that far is marked interrupted."""
-        running: list[optuna.Trial] = []
-        edits = []
+    def _begin(
+        self, trials: list[FrozenTrial], count: int, until: int, worker: int
+    ) -> list[RunningTrial]:
+        """Begin trials, but no more than the study needs whatever other processes just began."""
+        running: list[RunningTrial] = []
         try:
-            for _ in range(count):
-                trial = self._study.ask()
-                running.append(trial)
-                _set(trial, lease_attributes())
-                edits.append(self._space.edit(self._space.suggest(trial)))
-            with renewing(lambda: _renew(tuple(running))):
-                measured = self._measure(edits, evaluate, notify)
-                for trial, result in zip(tuple(running), measured, strict=True):
-                    self._tell(trial, result)
-                    running.remove(trial)
-                    yield self._record(self._study.get_trials(deepcopy=False)[trial.number])
-        finally:
+            while len(running) < count:
+                running.append(self._trials.begin(trials, worker))
+                if count == 1 and until - _finished(trials) > MOST_WORKERS:
+                    break
+                trials = self._trials.read()
+                before = [t for t in trials[: running[-1].number] if t.state == TrialState.RUNNING]
+                if _finished(trials) + len(before) >= until:
+                    self._trials.hand_back(running.pop())
+                    break
+        except BaseException:
             for trial in running:
-                self._interrupt(trial)
+                self._trials.hand_back(trial)
+            raise
+        return running
+
+    def _run_group(
+        self, running: list[RunningTrial], evaluate: Evaluate, notify: Notify
+    ) -> Iterator[TrialRecord]:
+        """Measure trials and tell; what does not get that far is handed back."""
+        try:
+            edits = [self._space.edit(trial.parameters) for trial in running]
+            for result in self._measure(edits, evaluate, notify) if edits else ():
+                trial = self._tell(running[0], result)
+                running.pop(0)
+                yield self._record(trial)
+        finally:
+            for left in running:
+                self._trials.hand_back(left)
 
     def _measure(
         self, edits: Sequence[EditParameters], evaluate: Evaluate, notify: Notify
@@ -276,24 +309,24 @@ class SearchStudy:
         if not isinstance(outcome, Stopped):
             self._values(outcome)
 
-    def _tell(self, trial: optuna.Trial, measured: _Measured) -> None:
-        try:
-            trial.set_user_attr(SECONDS, measured.seconds)
-            if measured.outcome is None:
-                assert measured.error is not None
-                _set(trial, error_attributes(measured.error))
-                self._study.tell(trial, state=TrialState.FAIL)
-                return
-            _set(trial, outcome_attributes(measured.outcome))
-            if isinstance(measured.outcome, Stopped):
-                # Pruned trials have no value: to the sampler they are worse than finished ones.
-                self._study.tell(trial, state=TrialState.PRUNED)
-            else:
-                for name, excess in self._excesses(measured.outcome).items():
-                    trial.set_constraint(name, excess)
-                self._study.tell(trial, self._values(measured.outcome))
-        except optuna.exceptions.UpdateFinishedTrialError:
-            pass  # the lease expired (a machine that slept) and another process ended the trial
+    def _tell(self, trial: RunningTrial, measured: _Measured) -> FrozenTrial:
+        attributes: dict[str, Any] = {SECONDS: measured.seconds}
+        outcome = measured.outcome
+        if outcome is None:
+            assert measured.error is not None
+            attributes |= error_attributes(measured.error)
+            return self._trials.end(trial, TrialState.FAIL, attributes)
+        attributes |= outcome_attributes(outcome)
+        if isinstance(outcome, Stopped):
+            # Pruned trials have no value: to the sampler they are worse than finished ones.
+            return self._trials.end(trial, TrialState.PRUNED, attributes)
+        return self._trials.end(
+            trial,
+            TrialState.COMPLETE,
+            attributes,
+            values=self._values(outcome),
+            excesses=self._excesses(outcome),
+        )
 
     def _excesses(self, scores: Mapping[str, Score]) -> dict[str, float]:
         """By how much scores exceed their limits; at most 0 where they do not."""
@@ -313,75 +346,10 @@ class SearchStudy:
             self._records[trial.number] = read_record(trial, self._space)
         return self._records[trial.number]
 
-    # --- resuming ----------------------------------------------------------------------------
-
-    def _check_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
-        stored_text = self._study.user_attrs.get(FINGERPRINT)
-        if stored_text is None:
-            self._study.set_user_attr(FINGERPRINT, json.dumps(fingerprint, sort_keys=True))
-            return
-        stored, wanted = json.loads(stored_text), json.loads(json.dumps(fingerprint))
-        keys = stored.keys() | wanted.keys()
-        different = sorted(key for key in keys if stored.get(key) != wanted.get(key))
-        if different:
-            raise StudyError(
-                f"study {self.name!r} was made with other settings ({', '.join(different)}): its "
-                "scores cannot be compared; use those settings or another --study-name"
-            )
-
-    def _end_abandoned(self) -> bool:
-        """End trials whose owner is gone; whether there were any."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        abandoned = [trial for trial in running if _is_abandoned(trial)]
-        for trial in abandoned:
-            self._interrupt(optuna.Trial(self._study, trial._trial_id))
-        return bool(abandoned)
-
-    def _interrupt(self, trial: optuna.Trial) -> None:
-        """End a trial without an outcome, unless it is over."""
-        if self._study.get_trials(deepcopy=False)[trial.number].state.is_finished():
-            return
-        try:
-            trial.set_user_attr(ERROR, INTERRUPTED)
-            self._study.tell(trial.number, state=TrialState.FAIL)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            pass  # another process was faster
-
-
-def stored_batch_size(storage: BaseStorage, name: str) -> int | None:
-    """The batch size that a study was begun with; None where there is no such study.
-
-    Raises:
-        StudyError: the storage cannot be read.
-    """
-    try:
-        if name not in optuna.get_all_study_names(storage):
-            return None
-        attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
-    except Exception as error:  # each storage raises its own
-        raise StudyError(f"cannot open study {name!r}: {_reason(error)}") from error
-    stored = attributes.get(BATCH_SIZE)
-    return None if stored is None else int(stored)
-
 
 def _is_refined(record: TrialRecord) -> bool:
     return record.edit is not None and record.edit.refinement is not None
 
 
-def _renew(trials: Sequence[optuna.Trial]) -> None:
-    for trial in trials:
-        _set(trial, lease_attributes())
-
-
-def _set(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
-    for name, value in attributes.items():
-        trial.set_user_attr(name, value)
-
-
-def _is_abandoned(trial: FrozenTrial) -> bool:
-    started = None if trial.datetime_start is None else trial.datetime_start.timestamp()
-    return is_abandoned(trial.user_attrs, started)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _finished(trials: Sequence[FrozenTrial]) -> int:
+    return sum(1 for t in trials if is_finished(t) and REFINEMENT not in t.user_attrs)

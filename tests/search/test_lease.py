@@ -2,7 +2,8 @@
 
 import json
 import os
-import platform
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,8 +11,8 @@ import optuna
 import pytest
 from test_study import SPACE, evaluate, study
 
-from heretic_kl.search import lease as lease_module
 from heretic_kl.search import open_storage
+from heretic_kl.search.storage import lease as lease_module
 
 
 @pytest.fixture(params=["journal", "sqlite"])
@@ -21,34 +22,77 @@ def storage(request, tmp_path):
         yield opened
 
 
+def lease(owner, age=0.0):
+    return {"owner": owner, "renewed": time.time() - age}
+
+
 def start_trial(storage, owner, age):
     """A trial of a known-good edit that an owner began and last renewed `age` seconds ago."""
-    ours = study(storage)
-    ours._study.enqueue_trial(SPACE.known_good()[0])
-    trial = ours._study.ask()
-    SPACE.suggest(trial)
-    trial.set_user_attr("owner", owner)
-    trial.set_user_attr("renewed", time.time() - age)
-    return trial.number
+    template = optuna.create_trial(
+        state=optuna.trial.TrialState.RUNNING,
+        params=SPACE.known_good()[0],
+        distributions=SPACE.distributions,
+        user_attrs={"lease": lease(owner, age)},
+    )
+    opened = study(storage)._study
+    return storage.get_trial(storage.create_new_trial(opened._study_id, template)).number
 
 
-HERE, ELSEWHERE = platform.node(), "another-host"
+HERE, ELSEWHERE = lease_module._host(), "another-host"
+PARENT = lease_module._process(os.getppid())
 
 
 @pytest.mark.parametrize(
     ("owner", "age", "abandoned"),
     [
-        (f"{HERE}:{os.getppid()}", 0, False),
-        (f"{HERE}:{os.getppid()}", 10_000, True),  # another process has the number now
-        (f"{HERE}:999999999", 0, True),
+        (f"{HERE}:{PARENT}", 0, False),
+        (f"{HERE}:{PARENT}", 10_000, True),
+        (f"{HERE}:{PARENT}1", 0, True),  # another process has the number now
+        (f"{HERE}:999999999.1", 0, True),
         (f"{ELSEWHERE}:1", 0, False),
         (f"{ELSEWHERE}:1", 10_000, True),
     ],
+    ids=["lives", "does not renew", "number given again", "died", "elsewhere", "elsewhere, silent"],
 )
 def test_only_trials_whose_owner_is_gone_are_ended(storage, owner, age, abandoned):
     number = start_trial(storage, owner, age)
     states = [(record.number, record.state) for record in study(storage).records]
     assert states == ([(number, "interrupted")] if abandoned else [])
+
+
+def test_a_lease_that_stands_still_is_over_whatever_the_clocks_say(storage, monkeypatch):
+    number = start_trial(storage, f"{ELSEWHERE}:1", -300)  # its clock is five minutes ahead
+    watch = lease_module.Watch()
+    trial = study(storage)._trials.read()[number]
+    assert not watch.abandoned(trial) and not watch.abandoned(trial)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + lease_module.EXPIRY_SECONDS + 1)
+    trial.user_attrs["lease"]["renewed"] += 20
+    assert not watch.abandoned(trial)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * lease_module.EXPIRY_SECONDS + 2)
+    assert watch.abandoned(trial)
+
+
+def test_a_killed_child_is_gone_before_its_parent_has_looked():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = lease_module._process(child.pid)
+    assert lease_module._runs(process)
+    child.kill()
+    while lease_module._runs(process):
+        pass  # a zombie until it is waited for
+    child.communicate()
+    assert not lease_module._runs(process)
+
+
+def test_an_edit_over_which_processes_keep_dying_fails(storage):
+    for _ in range(5):
+        start_trial(storage, f"{HERE}:999999999.1", 0)
+    records = study(storage).records
+    assert [record.state for record in records] == ["interrupted"] * 4 + ["failed"]
+    assert records[-1].error == "the process died, 5 times in all"
+    list(study(storage).run(len(SPACE.known_good()), evaluate))
+    parameters = [record.parameters for record in study(storage).records]
+    assert parameters.count(SPACE.known_good()[0]) == 5
 
 
 def test_the_start_edit_of_an_owner_killed_on_another_host_is_measured(storage):
@@ -64,8 +108,8 @@ def test_a_lease_that_expires_during_the_search_frees_its_edit(storage):
     for record in ours.run(len(SPACE.known_good()), evaluate):
         if record.number == number + 2:
             (trial,) = ours._study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-            live = optuna.Trial(ours._study, trial._trial_id)
-            live.set_user_attr("renewed", time.time() - 10_000)
+            gone = lease(f"{ELSEWHERE}:1", 10_000)
+            storage.set_trial_user_attr(trial._trial_id, "lease", gone)
     measured = [json.dumps(r.parameters, sort_keys=True) for r in ours.records if r.scores]
     assert json.dumps(SPACE.known_good()[0], sort_keys=True) in measured
 
@@ -76,7 +120,7 @@ def test_a_running_trial_is_renewed_while_it_is_measured(storage, monkeypatch):
 
     def renewed():
         (trial,) = ours._study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-        return trial.user_attrs["renewed"]
+        return trial.user_attrs["lease"]["renewed"]
 
     def slow(edits):
         first, pause = renewed(), threading.Event()

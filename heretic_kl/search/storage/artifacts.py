@@ -11,14 +11,14 @@ from heretic_kl import files
 from heretic_kl.ablation import Plan, plan_from_tensors, tensors_from_plan
 from heretic_kl.errors import StudyError
 
-SUFFIX = ".artifacts"
+ARTIFACTS_SUFFIX = ".artifacts"
 
 
 class PlanStore:
     """Plans of the study of this name, in the folder of studies."""
 
     def __init__(self, folder: Path | str, name: str) -> None:
-        self.folder = Path(folder) / f"{name}{SUFFIX}"
+        self.folder = Path(folder) / f"{name}{ARTIFACTS_SUFFIX}"
 
     def save(self, plan: Plan) -> str:
         """Keep a plan; its sha256 finds it again. An equal plan is kept once.

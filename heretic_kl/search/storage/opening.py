@@ -1,18 +1,22 @@
-"""Where a study is kept: a journal file that survives kill -9, or any Optuna storage URL."""
+"""Opens storages: a journal file, a database, a proxy in front of one. Reads no study."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
-from filelock import FileLock, Timeout
-from optuna.storages import BaseStorage, get_storage
+from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+from sqlalchemy import Connection, event
 
 from heretic_kl.errors import StudyError
+from heretic_kl.search.storage.artifacts import ARTIFACTS_SUFFIX
+from heretic_kl.search.storage.journal import SharedJournalFile
+from heretic_kl.search.storage.proxy import PROXY_SCHEME, connect
+from heretic_kl.search.storage.roles import ROLES_SUFFIX
 
 DRIVER_PACKAGES = {
     "MySQLdb": "mysqlclient",
@@ -22,44 +26,41 @@ DRIVER_PACKAGES = {
 }
 """Module that a database needs -> the package that holds it, where the names differ."""
 
-
+LOCKED_SECONDS = 60.0
+"""How long a writer waits for SQLite while others write."""
 JOURNAL_SUFFIX = ".journal"
+HELPERS = (ROLES_SUFFIX, ARTIFACTS_SUFFIX)
+"""What names of studies end with that hold something else than trials."""
 
 
 @contextmanager
 def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[BaseStorage]:
-    """The storage of one study; a journal file is held by this process alone meanwhile.
-
-    The lock file beside the journal stays: were it removed, a process that had opened it before
-    and one that makes it anew could both hold the study.
+    """The storage of one study, which other processes may use at the same time.
 
     Args:
-        url: any Optuna storage URL; None: a journal file `folder/name.journal`.
+        url: any Optuna storage URL, or `grpc://HOST:PORT`; None: a journal file
+            `folder/name.journal`.
         folder: where journal files are kept; made if missing.
         name: the study's name.
 
     Raises:
-        StudyError: the storage cannot be read or written, or another process holds it.
+        StudyError: the storage cannot be read or written.
     """
     if url is not None:
-        yield _storage_from_url(url)
+        storage = connect(url) if url.startswith(PROXY_SCHEME) else database(url)
+        try:
+            yield storage
+        finally:
+            storage.remove_session()
         return
-    path = Path(folder) / f"{name}{JOURNAL_SUFFIX}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.in-use")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StudyError(
-            f"study {path} is in use by another process: wait for it, or choose another "
-            "--study-name"
-        ) from None
+        Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"cannot write studies in {str(folder)!r}: {error.strerror}") from error
-    try:
-        yield _journal(path)
-    finally:
-        lock.release()
+    path = Path(folder) / f"{name}{JOURNAL_SUFFIX}"
+    with _journal_problems(path):
+        storage = JournalStorage(SharedJournalFile(path))
+    yield storage
 
 
 def storage_for_reading(place: Path | str) -> BaseStorage:
@@ -69,7 +70,7 @@ def storage_for_reading(place: Path | str) -> BaseStorage:
         StudyError: it cannot be read.
     """
     if isinstance(place, str):
-        return _storage_from_url(place)
+        return connect(place) if place.startswith(PROXY_SCHEME) else database(place)
     with _journal_problems(place):
         return JournalStorage(JournalFileBackend(str(place), JournalFileOpenLock(str(place))))
 
@@ -90,11 +91,10 @@ def check_storage(url: str | None, folder: Path | str, name: str | None) -> None
         raise StudyError(f"cannot write studies in {str(folder)!r}: {error.strerror}") from error
 
 
-def _journal(path: Path) -> BaseStorage:
-    with _journal_problems(path):
-        repair_journal(path)
-        backend = JournalFileBackend(str(path), JournalFileOpenLock(str(path)))
-        return JournalStorage(backend)
+def study_names(storage: BaseStorage) -> list[str]:
+    """The studies of a storage, those that only help others left out."""
+    names = (study.study_name for study in storage.get_all_studies())
+    return [name for name in names if not name.endswith(HELPERS)]
 
 
 @contextmanager
@@ -109,32 +109,39 @@ def _journal_problems(path: Path) -> Iterator[None]:
         ) from error
 
 
-def repair_journal(path: Path) -> None:
-    """Undo what a process killed in the middle of a write leaves behind.
+def database(url: str) -> BaseStorage:
+    """A database, with the cache without which each call would read the whole study.
 
-    A last line without its end would swallow the next one, and a lock file of a dead process
-    would make every write wait. Call it only while no other process writes.
+    Raises:
+        StudyError: it cannot be opened.
     """
-    Path(f"{path}.lock").unlink(missing_ok=True)
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _storage_from_url(url: str) -> BaseStorage:
     try:
-        return get_storage(url)
+        return get_storage(_sqlite(url) if url.startswith("sqlite") else _server(url))
     except Exception as error:  # each database driver raises its own
         shown = without_password(url)
         raise StudyError(
             f"cannot open storage {shown!r}: {_storage_problem(url, error)}"
         ) from error
+
+
+def _server(url: str) -> RDBStorage:
+    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # a lost connection is replaced
+
+
+def _sqlite(url: str) -> RDBStorage:
+    """SQLite has no row locks: a transaction that reads before it writes takes the whole file."""
+    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}})
+
+    def begin_nothing(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(storage.engine, "connect", begin_nothing)
+    event.listen(storage.engine, "begin", begin)
+    storage.engine.dispose()  # connections made before
+    return storage
 
 
 def _storage_problem(url: str, error: Exception) -> str:

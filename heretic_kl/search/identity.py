@@ -1,0 +1,75 @@
+"""What makes the trials of a study comparable, and what differs where they are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+
+from heretic_kl.errors import StudyError
+
+FINGERPRINT = "heretic-kl:fingerprint"
+BATCH_SIZE = "heretic-kl:batch-size"
+"""Attributes of a study."""
+
+
+def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
+    """Tie a new study to what makes its scores comparable, or compare it with what is stored.
+
+    Raises:
+        StudyError: they differ.
+    """
+    wanted = json.loads(json.dumps({**fingerprint, "optuna": optuna.__version__.split(".")[0]}))
+    stored_text = study.user_attrs.get(FINGERPRINT)
+    if stored_text is None:
+        study.set_user_attr(FINGERPRINT, json.dumps(wanted, sort_keys=True))
+        return
+    # Studies that do not say so were made with the only version there was.
+    stored = {"optuna": "5", **json.loads(stored_text)}
+    if different := tuple(differences(stored, wanted)):
+        raise StudyError(
+            f"study {study.study_name!r} was made with other settings "
+            f"({', '.join(different)}): its scores cannot be compared; use those settings or "
+            "another --study-name"
+        )
+
+
+def differences(stored: Any, wanted: Any, name: str = "") -> Iterator[str]:
+    """What differs between two fingerprints, in words: `edit.norm: row there, none here`."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted(stored.keys() | wanted.keys()):
+            inner = f"{name}.{key}" if name else key
+            yield from differences(stored.get(key), wanted.get(key), inner)
+    elif stored != wanted:
+        values = f": {_shown(stored)} there, {_shown(wanted)} here"
+        yield name + (values if len(values) < 100 else "")
+
+
+def stored_batch_size(storage: BaseStorage, name: str) -> int | None:
+    """The batch size that a study was begun with; None where there is no such study.
+
+    Raises:
+        StudyError: the storage cannot be read.
+    """
+    try:
+        if name not in optuna.get_all_study_names(storage):
+            return None
+        attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
+    except Exception as error:  # each storage raises its own
+        raise StudyError(f"cannot open study {name!r}: {reason(error)}") from error
+    stored = attributes.get(BATCH_SIZE)
+    return None if stored is None else int(stored)
+
+
+def _shown(value: Any) -> str:
+    """A value of a fingerprint, hashes cut short."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:8] if len(text) == 64 else text or "none"
+
+
+def reason(error: Exception) -> str:
+    """The first line of whatever a storage raised."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,29 @@
+"""Where a study is kept, and how several processes share it. Knows nothing about models."""
+
+from heretic_kl.search.storage.artifacts import PlanStore
+from heretic_kl.search.storage.lease import Heartbeat, Watch, lease_attributes
+from heretic_kl.search.storage.opening import (
+    JOURNAL_SUFFIX,
+    check_storage,
+    open_storage,
+    storage_for_reading,
+    study_names,
+    without_password,
+)
+from heretic_kl.search.storage.proxy import serve
+from heretic_kl.search.storage.roles import Roles
+
+__all__ = [
+    "JOURNAL_SUFFIX",
+    "Heartbeat",
+    "PlanStore",
+    "Roles",
+    "Watch",
+    "check_storage",
+    "lease_attributes",
+    "open_storage",
+    "serve",
+    "storage_for_reading",
+    "study_names",
+    "without_password",
+]

@@ -1,0 +1,172 @@
+"""Several workers run one study: nothing is lost, nothing is measured twice."""
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from test_study import SPACE, evaluate, study
+
+from heretic_kl.search import open_storage
+from heretic_kl.search.storage import Heartbeat, Roles, Watch
+
+STARTS = len(SPACE.known_good())
+
+
+@pytest.fixture
+def place(request, tmp_path):
+    """What `open_storage` is given; each worker opens it for itself."""
+    url = f"sqlite:///{tmp_path / 'x.db'}" if getattr(request, "param", "") == "sqlite" else None
+    with open_storage(url, tmp_path, "s") as storage:
+        study(storage)
+    return url, tmp_path, "s"
+
+
+def in_threads(count, work):
+    errors = []
+
+    def guarded(number):
+        try:
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+
+
+def texts(records):
+    return [json.dumps(record.parameters, sort_keys=True) for record in records]
+
+
+@pytest.mark.parametrize("place", ["journal", "sqlite"], indirect=True)
+def test_workers_share_the_trials_of_a_study(place):
+    ran = [0, 0, 0]
+
+    def work(number):
+        with open_storage(*place) as storage:
+            for _ in study(storage).run(STARTS + 4, evaluate):
+                ran[number] += 1
+
+    in_threads(3, work)
+    with open_storage(*place) as storage:
+        records = study(storage).records
+    complete = [record for record in records if record.state == "complete"]
+    assert len(complete) == STARTS + 4 == sum(ran)
+    assert len(set(texts(complete))) == len(complete)
+    assert {json.dumps(p, sort_keys=True) for p in SPACE.known_good()} <= set(texts(complete))
+
+
+def test_a_worker_waits_for_the_last_trial_of_another(place):
+    """And goes on where the other one gives it back."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def stopping(edits):
+        begun.set()
+        go_on.wait()
+        raise KeyboardInterrupt
+
+    def work(number):
+        with open_storage(*place) as storage:
+            if number == 0:
+                with pytest.raises(KeyboardInterrupt):
+                    list(study(storage).run(1, stopping))
+                return
+            begun.wait()
+            opened = study(storage)
+            waits = opened.run(1, evaluate, stop=lambda: go_on.set() is not None)
+            assert [record.state for record in waits] == ["complete"]
+
+    in_threads(2, work)
+    with open_storage(*place) as storage:
+        first, second = study(storage).records
+    assert (first.state, second.state) == ("interrupted", "complete")
+
+
+def test_an_interrupted_draw_is_measured_with_the_same_parameters(place):
+    def interrupted(edits):
+        raise KeyboardInterrupt
+
+    with open_storage(*place) as storage:
+        opened = study(storage)
+        list(opened.run(STARTS + 1, evaluate))
+        with pytest.raises(KeyboardInterrupt):
+            list(opened.run(STARTS + 2, interrupted))
+        (again,) = opened.run(STARTS + 2, evaluate)
+        assert opened.records[-2].state == "interrupted"
+        assert opened.records[-2].parameters == again.parameters
+
+
+@pytest.mark.parametrize("place", ["journal", "sqlite"], indirect=True)
+def test_one_process_at_a_time_has_a_role(place):
+    inside, most, numbers = [0], [0], []
+
+    def work(number):
+        with open_storage(*place) as storage:
+            roles = Roles(storage, "s", Heartbeat(storage), Watch())
+            for _ in range(3):
+                with roles.hold("refine"):
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                    time.sleep(0.005)
+                    inside[0] -= 1
+            with roles.hold_numbered("worker") as mine:
+                numbers.append(mine)
+                barrier.wait()
+
+    barrier = threading.Barrier(3)
+    in_threads(3, work)
+    assert most == [1]
+    assert sorted(numbers) == [0, 1, 2]
+
+
+def worker(place, finished, until):
+    """The life of a forked worker, which says what it was told is finished."""
+    with open_storage(*place) as storage:
+        for record in study(storage).run(until, slowly):
+            os.write(finished, f"{record.number}\n".encode())
+
+
+def slowly(edits):
+    time.sleep(0.01)
+    return evaluate(edits)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_killed_workers_lose_no_finished_trial_and_repeat_none(tmp_path):
+    place, until, chance = (None, tmp_path, "s"), 40, random.Random(5)
+    finished = os.open(tmp_path / "finished", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    children = []
+    for _ in range(10):
+        while len(children) < 3:
+            child = os.fork()
+            if child == 0:
+                try:
+                    worker(place, finished, until)
+                finally:
+                    os._exit(0)
+            children.append(child)
+        time.sleep(chance.uniform(0.02, 0.3))
+        victim = children.pop(chance.randrange(3))
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+    with open_storage(*place) as storage:
+        opened = study(storage)
+        list(opened.run(until, evaluate))
+        complete = [record for record in opened.records if record.state == "complete"]
+    for child in children:
+        os.waitpid(child, 0)
+    reported = [int(line) for line in (tmp_path / "finished").read_text().split()]
+    assert len(complete) == until
+    assert set(reported) <= {record.number for record in complete}
+    assert len(set(reported)) == len(reported)
+    assert len(set(texts(complete))) == until
