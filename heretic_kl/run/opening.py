@@ -96,7 +96,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
         identity=identity,
         plans=PlanStore(settings.study_dir, name),
     )
-    record_run(run, directions, loaded.components)
+    record_run(run, directions)
     return run
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from heretic_kl.ablation import Component, Plan, Projection, Separation
+from heretic_kl.ablation import Plan, Projection, Separation
 from heretic_kl.engine import Engine
 from heretic_kl.errors import StudyError
 from heretic_kl.export import (
@@ -35,19 +35,11 @@ KEPT_KINDS: Mapping[str, tuple[Kind, ...]] = {
 """Setting `keep_responses` -> kinds of prompts whose responses are recorded."""
 
 
-def record_run(run: RunParts, directions: FoundDirections, components: Sequence[Component]) -> None:
-    """Record model, settings and separation; costs a notice where the file cannot be written."""
-    calibration, settings = run.calibration, run.settings
+def record_run(run: RunParts, directions: FoundDirections) -> None:
+    """Record model and separation; costs a notice where the file cannot be written."""
+    calibration = run.calibration
     entries = {
         "model": portable_base(run.lm.source),
-        "layers": len(run.lm.architecture.layers),
-        "components": list(components),
-        "norm": settings.edit.norm,
-        "scorers": [
-            {"name": s.name, "role": s.role, "unit": run.suite.scorers[s.name].unit}
-            for s in run.suite.specs
-        ],
-        "settings": portable(settings.model_dump(mode="json")),
         "versions": installed_versions(),
         "machine": machine(),
         "calibration": {
@@ -58,7 +50,6 @@ def record_run(run: RunParts, directions: FoundDirections, components: Sequence[
             "response prefix": calibration.response_prefix,
             "noise floor": calibration.noise_floor.text,
         },
-        "baseline": {name: score.to_dict() for name, score in run.baseline.items()},
         "prompts": portable([vars(facts) for facts in prompt_facts(run.prompts)]),
         "test_prompts": {
             kind: [prompt.user for prompt in prompts]

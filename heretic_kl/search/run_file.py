@@ -1,6 +1,6 @@
 """What a study itself does not hold of its run, as JSON beside it: `STUDY.report.json`.
 
-Model, settings, separation of the directions, responses. Measures nothing, draws nothing.
+Model, machine, separation of the directions, prompts, responses. Measures and draws nothing.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
     (path,) = (tmp_path / "studies").glob("*.report.json")
     recorded = json.loads(path.read_text())
     assert str(workplace) not in path.read_text()
-    assert recorded["layers"] == len(recorded["directions"]["layers"]["auroc"])
+    assert len(recorded["directions"]["layers"]["auroc"]) == 2 and recorded["test_prompts"]
     assert recorded["responses"].keys() >= {"reference", str(record.number)}
     shown = recorded["responses"][str(record.number)]
     assert [*shown] == ["harmless"] and len(shown["harmless"]) == 3
