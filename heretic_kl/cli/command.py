@@ -20,6 +20,7 @@ SUMMARIES: Final = {
     "trials": "List the trials of a study",
     "show": "Show one trial of a study",
     "save": "Save the model of a trial of a study",
+    "report": "Write one HTML page about a study",
     "reproduce": "Rebuild a saved model from its reproduce.json, and compare",
     "score": "Measure any models against a reference",
     "inspect": "Show a model's layers and sites, and what a run would edit",
@@ -28,7 +29,7 @@ SUMMARIES: Final = {
 }
 """Every command; each is a module, imported when it is called."""
 _FOLDERS: Final = {
-    **dict.fromkeys(("trials", "show", "save"), "study."),
+    **dict.fromkeys(("trials", "show", "save", "report"), "study."),
     "reproduce": "edits.",
 }
 """Of the modules of commands that share one."""

@@ -6,6 +6,7 @@ from heretic_kl.report.details import (
     profile_bars,
     trial_details,
 )
+from heretic_kl.report.drawing import png
 from heretic_kl.report.front_table import (
     FrontRow,
     front_footnotes,
@@ -20,6 +21,8 @@ from heretic_kl.report.measurement_table import (
     measurement_footnotes,
     measurement_sections,
 )
+from heretic_kl.report.page import Page, render
+from heretic_kl.report.study_page import StudyReport, pictures
 from heretic_kl.report.wording import (
     align,
     cell,
@@ -37,6 +40,8 @@ __all__ = [
     "FrontRow",
     "MeasuredCandidate",
     "MeasurementReport",
+    "Page",
+    "StudyReport",
     "align",
     "cell",
     "compact",
@@ -51,7 +56,10 @@ __all__ = [
     "label",
     "measurement_footnotes",
     "measurement_sections",
+    "pictures",
+    "png",
     "profile_bars",
+    "render",
     "scores_line",
     "stopped_line",
     "to_ascii",

@@ -88,6 +88,11 @@ def record_test(run: RunParts, record: TrialRecord, plan: Plan) -> None:
     _write(run, entries)
 
 
+def record_saved(run: RunParts, number: int) -> None:
+    """Record which trial's model was saved last: the report is about it."""
+    _write(run, {"saved": {"trial": number}})
+
+
 def prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
     """Every set of prompts that the run uses."""
     prints, sources = prompts.fingerprints(), prompts.sources()

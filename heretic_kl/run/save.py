@@ -35,7 +35,7 @@ from heretic_kl.export import (
 from heretic_kl.run.command import reproducing_command
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts
-from heretic_kl.run.record import prompt_facts
+from heretic_kl.run.record import prompt_facts, record_saved
 from heretic_kl.run.test import test_baseline, test_one
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
@@ -75,6 +75,7 @@ def save_trial(
         run.plans.copy(record.edit.refinement.sha256, folder / LEARNED_FILE)
     write_card(folder, facts)
     write_reproduction(folder, facts)
+    record_saved(run, record.number)
     floor = run.calibration.noise_floor
     return ModelSaved(
         folder=folder,

@@ -1,6 +1,7 @@
 """The search: space, sampler, study, records, Pareto front. Optuna lives here and nowhere else."""
 
 from heretic_kl.search.identity import stored_batch_size
+from heretic_kl.search.importance import importances
 from heretic_kl.search.pareto import check_rule, knee, pareto_front, pick, spread
 from heretic_kl.search.records import UNEDITED, TrialRecord
 from heretic_kl.search.run_file import RunFile
@@ -20,6 +21,7 @@ __all__ = [
     "TrialRecord",
     "check_rule",
     "check_storage",
+    "importances",
     "keep_run",
     "knee",
     "open_storage",

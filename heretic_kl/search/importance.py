@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -34,9 +35,10 @@ def importances(trials: Sequence[FrozenTrial], objectives: int) -> list[dict[str
     for index in range(objectives):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental; low values count, as they should
-            shares.append(
-                optuna.importance.get_param_importances(
-                    study, target=lambda trial, at=index: float(trial.values[at])
-                )
-            )
+            of_objective = partial(_objective, index)
+            shares.append(optuna.importance.get_param_importances(study, target=of_objective))
     return shares
+
+
+def _objective(index: int, trial: FrozenTrial) -> float:
+    return float(trial.values[index])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 from heretic_kl.errors import StudyError
 from heretic_kl.scoring import Role, Score, ScorerSpec
@@ -50,6 +51,8 @@ class StoredStudy:
     """The same on the test prompts, if they were measured."""
     tested: Mapping[int, Mapping[str, Score]]
     """Scores on the test prompts of every trial that has them, by trial number."""
+    trials: tuple[FrozenTrial, ...] = field(default=(), repr=False, compare=False)
+    """The records as Optuna keeps them."""
 
     @property
     def front(self) -> tuple[TrialRecord, ...]:
@@ -119,20 +122,18 @@ def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
         for key, text in attributes.items()
         if key.startswith(TEST_SCORES)
     }
+    trials = tuple(t for t in study.get_trials(deepcopy=False) if t.state.is_finished())
     return StoredStudy(
         name=name,
         folder=folder,
         settings=content["settings"],
         space=space,
         roles=content["roles"],
-        records=tuple(
-            read_record(trial, space)
-            for trial in study.get_trials(deepcopy=False)
-            if trial.state.is_finished()
-        ),
+        records=tuple(read_record(trial, space) for trial in trials),
         baseline=scores_from_json(content["baseline"]),
         test_baseline=tested.pop(UNEDITED, None),
         tested=tested,
+        trials=trials,
     )
 
 

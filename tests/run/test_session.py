@@ -113,6 +113,7 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
     assert str(workplace) not in path.read_text()
     assert len(recorded["directions"]["layers"]["auroc"]) == 2 and recorded["test_prompts"]
     assert recorded["responses"].keys() >= {"reference", str(record.number)}
+    assert recorded["saved"] == {"trial": record.number}
     shown = recorded["responses"][str(record.number)]
     assert [*shown] == ["harmless"] and len(shown["harmless"]) == 3
     assert f"trial={record.number}" in recorded["commands"][str(record.number)]

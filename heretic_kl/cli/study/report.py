@@ -1,0 +1,117 @@
+"""`heretic-kl report`: one HTML page from a study, finished or running. Loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from heretic_kl.cli.command import SUMMARIES, Command
+from heretic_kl.cli.output import observing, writes_json
+from heretic_kl.cli.study.settings import StudySettings, read_named
+from heretic_kl.config import read_settings
+from heretic_kl.config.presets import DEMO_PRESET
+from heretic_kl.config.tables import Location, Text, setting
+from heretic_kl.errors import ExportError
+
+
+class ReportSettings(StudySettings):
+    """Which study, and where the report goes."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Report": ("output", "png", "pick", "harmful_responses"),
+        "Study": ("study", "study_dir", "storage"),
+        "Output": ("quiet", "debug"),
+    }
+    shown_first: ClassVar[tuple[str, ...]] = ("Report", "Study", "Output")
+
+    output: Location | None = setting(
+        None, "File of the report (default: STUDY.html beside the study)", metavar="FILE", short="o"
+    )
+    png: Location | None = setting(
+        None, "Write the main charts as PNG into this folder, for a model card", metavar="FOLDER"
+    )
+    pick: Text | None = setting(
+        None, "Trial that it is about (default: saved last): knee, trial=17", metavar="RULE"
+    )
+    harmful_responses: bool = setting(
+        False, "Show responses to harmful prompts that --keep-responses all kept"
+    )
+
+
+def run(words: Sequence[str]) -> int:
+    """Write the report; return the exit code.
+
+    Raises:
+        HereticKLError: there is no such study, or a file cannot be written; one line each.
+    """
+    settings = _with_folder(read_settings(ReportSettings, words))
+    study = read_named(settings)
+
+    from heretic_kl.events import Result
+    from heretic_kl.export import portable
+    from heretic_kl.report import StudyReport, pictures, png, render
+    from heretic_kl.search import PlanStore, RunFile, importances
+    from heretic_kl.ui.terminal import make_console, say
+
+    beside = study.folder or settings.study_dir
+    report = StudyReport(
+        study,
+        run=RunFile(beside, study.name).read(),
+        plans=PlanStore(beside, study.name),
+        importances=importances(study.trials, len(study.roles)),
+        settings=portable(dict(study.settings)),
+        rule=settings.pick,
+        harmful=settings.harmful_responses,
+    )
+    page = report.page()
+    target = settings.output or beside / f"{study.name}.html"
+    files = {target: render(page).encode("utf-8", "backslashreplace")}
+    if settings.png is not None:
+        for figure in pictures(page):
+            files[settings.png / f"{figure.name}.png"] = png(figure.drawing)
+    for path, content in files.items():
+        _write(path, content)
+    with observing(quiet=settings.quiet) as observer:
+        observer(Result("report", {"study": study.name, "files": [str(path) for path in files]}))
+    if not writes_json():
+        for path in files:
+            say(make_console(), str(path))
+    return 0
+
+
+def _with_folder(settings: ReportSettings) -> ReportSettings:
+    """The settings, STUDY a name or a journal file.
+
+    A folder in its place is the folder of studies. Where nothing is named and there is no folder
+    of studies, that of the demo is taken.
+    """
+    if settings.study is not None and Path(settings.study).is_dir():
+        changes = {"study": None, "study_dir": Path(settings.study)}
+        return settings.model_copy(update=changes)
+    demo = Path(DEMO_PRESET["study_dir"])
+    default = settings.study_dir == StudySettings.model_fields["study_dir"].default
+    if default and settings.storage is None and not settings.study_dir.is_dir() and demo.is_dir():
+        return settings.model_copy(update={"study_dir": demo})
+    return settings
+
+
+def _write(path: Path, content: bytes) -> None:
+    from heretic_kl.files import new_file
+
+    try:
+        with new_file(path) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise ExportError(f"cannot write {str(path)!r}: {error.strerror}") from error
+
+
+COMMAND = Command(
+    "report [STUDY] [-o FILE] [--png FOLDER] [--FLAG VALUE ...]",
+    f"{SUMMARIES['report']}, finished or still running: the Pareto front, the search, KL at each "
+    "position, the edit, the directions, responses side by side, every trial and setting. No model "
+    "is loaded.",
+    run,
+    ReportSettings,
+    first_word="--study",
+)

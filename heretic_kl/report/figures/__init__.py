@@ -1,0 +1,30 @@
+"""Rows of plain values as figures: a title, a text, a data table, a Vega-Lite specification.
+
+Measures nothing and draws nothing; see `study_data` and `run_data` for the rows, `drawing` for the
+pictures.
+"""
+
+from heretic_kl.report.figures.figure import Figure
+from heretic_kl.report.figures.measured import comparison_figure, positions_figure, strength_figure
+from heretic_kl.report.figures.progress import (
+    history_figure,
+    hypervolume_figure,
+    importance_figure,
+)
+from heretic_kl.report.figures.residuals import norms_figure, projection_figure, separation_figure
+from heretic_kl.report.figures.trade_off import front_figure, refinement_figure
+
+__all__ = [
+    "Figure",
+    "comparison_figure",
+    "front_figure",
+    "history_figure",
+    "hypervolume_figure",
+    "importance_figure",
+    "norms_figure",
+    "positions_figure",
+    "projection_figure",
+    "refinement_figure",
+    "separation_figure",
+    "strength_figure",
+]

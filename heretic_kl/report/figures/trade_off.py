@@ -1,0 +1,161 @@
+"""The front, and what refinement gained. Draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from heretic_kl.report.drawing import COLOURS
+from heretic_kl.report.figures.figure import (
+    LINKED,
+    QUIET_RULE,
+    WIDTH,
+    Figure,
+    Row,
+    Spec,
+    log_where_wide,
+    nominal,
+)
+
+KINDS: Final = (
+    "searched, dominated",
+    "searched, on the front",
+    "refined, dominated",
+    "refined, on the front",
+)
+
+
+_FRONT: Final = {
+    KINDS[0]: (COLOURS[5], "circle"),
+    KINDS[1]: (COLOURS[0], "circle"),
+    KINDS[2]: (COLOURS[3], "diamond"),
+    KINDS[3]: (COLOURS[1], "diamond"),
+}
+
+
+def front_figure(rows: Sequence[Row], titles: tuple[str, str], limits: Row) -> Figure:
+    """The Pareto front: the first objective against the last one.
+
+    Args:
+        rows: see `front_rows_of`.
+        titles: of x and of y, with units.
+        limits: `baseline` and `target` on the y axis, where there are any.
+    """
+    x_title, y_title = titles
+    x = _x(x_title, scale=log_where_wide([row["x"] for row in rows]))
+    y = _y(y_title, rows, limits)
+    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
+    points = {
+        "mark": {"type": "point", "filled": True, "size": 64},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "color": nominal("kind", kinds, [_FRONT[kind][0] for kind in kinds]),
+            "shape": nominal("kind", kinds, [_FRONT[kind][1] for kind in kinds]),
+            "opacity": {
+                "condition": {"test": "datum.front", "value": 1},
+                "value": 0.55,
+            },
+            **LINKED,
+        },
+    }
+    on_front = {"transform": [{"filter": "datum.front"}]}
+    channels = {"x": x, "y": y}
+    bars: list[Spec] = []
+    for axis in channels:
+        low = {axis: {**channels[axis], "field": f"{axis}_low"}}
+        high = {f"{axis}2": {"field": f"{axis}_high"}}
+        bars.append({**on_front, "mark": QUIET_RULE, "encoding": {**channels, **low, **high}})
+    line = {
+        **on_front,
+        "mark": {"type": "line", "strokeWidth": 1, "color": COLOURS[0], "aria": False},
+        "encoding": {"x": x, "y": y, "order": {"field": "x"}},
+    }
+    front = [row for row in rows if row["front"]]
+    best = "; ".join(row["text"] for row in sorted(front, key=lambda row: row["y"])[:6])
+    rules = [_rule(name, value) for name, value in limits.items()]
+    return Figure(
+        name="front",
+        title="Pareto front",
+        caption=f"{y_title} against {x_title} of every complete trial on the validation prompts; "
+        "lower left is better. Bars of trials on the front are 95% intervals. Select a point to "
+        "go to its trial.",
+        summary=f"{len(rows)} complete trials, {len(front)} on the front. {best}.",
+        columns={
+            **{"trial": "trial", "kind": "kind", "x": x_title, "x_low": "low", "x_high": "high"},
+            **{"y": y_title, "y_low": "low", "y_high": "high"},
+        },
+        rows=rows,
+        spec={"width": WIDTH, "height": 280, "layer": [*rules, line, *bars, points]},
+    )
+
+
+def refinement_figure(rows: Sequence[Row], titles: tuple[str, str]) -> Figure:
+    """Every refined trial, joined to the trial that it started from."""
+    x_title, y_title = titles
+    values = [row[key] for row in rows for key in ("x", "x_before")]
+    x, y = _x(x_title, scale=log_where_wide(values)), _y(y_title, rows, {})
+    before = {"x": {**x, "field": "x_before"}, "y": {**y, "field": "y_before"}}
+    ends = {"x2": {"field": "x"}, "y2": {"field": "y"}}
+    hollow = {"type": "point", "size": 60, "color": COLOURS[5]}
+    label = {"type": "text", "dy": -10, "fontSize": 11, "color": "currentColor", "aria": False}
+    return Figure(
+        name="refined",
+        title="Refined against unrefined",
+        caption="From the trial that refinement started from (circle) to the refined trial "
+        "(diamond, numbered), on the validation prompts; lower left is better.",
+        summary=" ".join(
+            f"Trial {row['trial']}, refined from trial {row['start']} in {row['steps']} steps: "
+            f"{y_title} {row['y_before_text']} before, {row['y_text']} after; "
+            f"{x_title} {row['x_before_text']} before, {row['x_text']} after."
+            for row in rows
+        ),
+        columns={
+            **{"trial": "trial", "start": "from trial", "form": "learned", "steps": "steps"},
+            **{"mass_limit": "refusal mass limit"},
+            **{"y_before_text": f"{y_title} before", "y_text": "after"},
+            **{"x_before_text": f"{x_title} before", "x_text": "after"},
+        },
+        rows=rows,
+        spec={
+            "width": WIDTH,
+            "height": 220,
+            "layer": [
+                {"mark": QUIET_RULE, "encoding": {**before, **ends}},
+                {"mark": hollow, "encoding": {**before, "description": {"field": "start"}}},
+                {
+                    "mark": {**hollow, "filled": True, "shape": "diamond", "color": COLOURS[1]},
+                    "encoding": {"x": x, "y": y, "description": {"field": "trial"}},
+                },
+                {"mark": label, "encoding": {"x": x, "y": y, "text": {"field": "trial"}}},
+            ],
+        },
+    )
+
+
+def _x(title: str, scale: Spec) -> Spec:
+    return {"field": "x", "type": "quantitative", "title": title, **scale}
+
+
+def _y(title: str, rows: Sequence[Row], limits: Row) -> Spec:
+    values = [
+        v for row in rows for k, v in row.items() if k in ("y", "y_low", "y_high", "y_before")
+    ]
+    values = [value for value in (*values, *limits.values()) if value is not None]
+    axis = {"axis": {"format": ".0%"}} if title.endswith("(share)") else {}
+    domain = {"domain": [min(0.0, *values), max(values)]} if values else {}
+    return {"field": "y", "type": "quantitative", "title": title, "scale": domain, **axis}
+
+
+def _rule(name: str, value: float) -> Spec:
+    at = {"y": {"datum": value}}
+    text = {"type": "text", "align": "left", "dx": 3, "dy": -6, "fontSize": 10}
+    return {
+        "layer": [
+            {"mark": {**QUIET_RULE, "strokeDash": [4, 4]}, "encoding": at},
+            {
+                "mark": {**text, "color": "currentColor", "aria": False},
+                "encoding": {**at, "x": {"value": 0}, "text": {"value": name}},
+            },
+        ]
+    }

@@ -1,0 +1,295 @@
+"""Trials of a study as rows of plain values, for figures and tables. Draws nothing.
+
+A row is a mapping of names to numbers and text, JSON-ready; `None` where nothing was measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from heretic_kl.ablation import EditParameters, Plan
+from heretic_kl.errors import SelectionError, StudyError
+from heretic_kl.report.wording import compact, label
+from heretic_kl.scoring import Score
+from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, knee, pick, spread
+from heretic_kl.search.hypervolume import hypervolume_history
+
+Row = Mapping[str, Any]
+MOST_COMPARED: Final = 4
+"""Trials that are told apart in one chart."""
+REFUSALS: Final = "refusals"
+Z_95: Final = 1.959964
+"""Standard errors to either side of a mean that hold 95% of a normal distribution."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The trial that the report is about."""
+
+    number: int
+    reason: str
+    """`saved as model`, `picked by max-refusals=0.05`."""
+
+
+def choose(study: StoredStudy, saved: int | None, rule: str | None) -> Chosen | None:
+    """The trial that a rule picks; without one, the saved trial, the target's or the knee's.
+
+    Raises:
+        SelectionError: no trial satisfies the given rule.
+    """
+    front, numbers = study.front, {record.number for record in study.records}
+    if rule is not None:
+        return Chosen(pick(rule, front, study.records).number, f"picked by {rule}")
+    if saved in numbers:
+        assert saved is not None
+        return Chosen(saved, "the trial that was saved last")
+    if not front:
+        return None
+    target = f"max-{REFUSALS}={float(study.settings.get('target_refusals', 0.05)):g}"
+    try:
+        return Chosen(pick(target, front, study.records).number, f"what {target} picks")
+    except SelectionError:
+        return Chosen(knee(front).number, "the knee of the front")
+
+
+def compared(study: StoredStudy, chosen: Chosen | None) -> tuple[TrialRecord, ...]:
+    """At most four trials to compare, the chosen one among them: tested ones, else of the front."""
+    tested = [record for record in study.records if record.number in study.tested]
+    tested.sort(key=lambda record: (record.objectives, record.number))
+    others = spread(tested or study.front, MOST_COMPARED)
+    first = [r for r in study.records if chosen is not None and r.number == chosen.number]
+    more = [record for record in others if record not in first]
+    shown = [*first, *more][:MOST_COMPARED]
+    return tuple(sorted(shown, key=lambda record: (record.objectives, record.number)))
+
+
+def is_refined(record: TrialRecord) -> bool:
+    """Whether the trial's edit was learned."""
+    return record.edit is not None and record.edit.refinement is not None
+
+
+def front_rows_of(study: StoredStudy) -> list[dict[str, Any]]:
+    """Every complete trial with the scores that span the front: y is the first, x the last.
+
+    Each with its 95% interval. Sorted by kind, so that the front is drawn last.
+    """
+    names = list(study.roles)
+    on_front = {record.number for record in study.front}
+    rows = []
+    for record in _complete(study):
+        x, y = record.scores.get(names[-1]), record.scores.get(names[0])
+        if x is None or y is None or x.value is None or y.value is None:
+            continue
+        kind = "refined" if is_refined(record) else "searched"
+        where = "on the front" if record.number in on_front else "dominated"
+        rows.append(
+            {
+                "trial": record.number,
+                "kind": f"{kind}, {where}",
+                "front": record.number in on_front,
+                **_with_interval("x", x),
+                **_with_interval("y", y),
+                "text": f"Trial {record.number}, {kind}, {where}: "
+                f"{label(names[0])} {compact(y)}, {label(names[-1])} {compact(x)}",
+                "link": f"#trial-{record.number}",
+            }
+        )
+    return sorted(rows, key=lambda row: (row["front"], row["kind"]))
+
+
+def refinement_rows(study: StoredStudy) -> list[dict[str, Any]]:
+    """Every refined trial beside the trial that it started from."""
+    names = list(study.roles)
+    by_number = {record.number: record for record in study.records}
+    rows = []
+    for record in _complete(study):
+        start = None
+        if record.edit is not None and record.edit.refinement is not None:
+            start = by_number.get(record.edit.refinement.start)
+        if start is None or record.edit is None or record.edit.refinement is None:
+            continue
+        row: dict[str, Any] = {
+            "trial": record.number,
+            "start": start.number,
+            "form": record.edit.refinement.form,
+            "steps": record.edit.refinement.steps,
+            "mass_limit": record.edit.refinement.mass_limit,
+        }
+        for axis, name in (("y", names[0]), ("x", names[-1])):
+            before, after = start.scores.get(name), record.scores.get(name)
+            row[f"{axis}_before"] = None if before is None else before.value
+            row[axis] = None if after is None else after.value
+            row[f"{axis}_before_text"] = "–" if before is None else compact(before)
+            row[f"{axis}_text"] = "–" if after is None else compact(after)
+        rows.append(row)
+    return rows
+
+
+def history_rows(study: StoredStudy) -> list[dict[str, Any]]:
+    """Every trial's objectives in the order of trials, with the best so far, one row a score."""
+    rows: list[dict[str, Any]] = []
+    best: dict[str, float] = {}
+    for record in _complete(study):
+        for name, role in study.roles.items():
+            score = record.scores.get(name)
+            if score is None or score.value is None:
+                continue
+            better = max if role == "maximize" else min
+            best[name] = better(best.get(name, score.value), score.value)
+            rows.append(
+                {
+                    "trial": record.number,
+                    "score": axis_title(name, score),
+                    "value": score.value,
+                    "best": best[name],
+                    "kind": "refined" if is_refined(record) else "searched",
+                    "text": f"Trial {record.number}: {label(name)} {compact(score)}",
+                    "link": f"#trial-{record.number}",
+                }
+            )
+    return rows
+
+
+def hypervolume_rows(study: StoredStudy) -> list[dict[str, Any]]:
+    """The share of the box of all objectives that the front dominates, over the trials' time."""
+    points = [r.objectives if r.state == "complete" else None for r in study.records]
+    seconds = 0.0
+    rows = []
+    for record, volume in zip(study.records, hypervolume_history(points), strict=True):
+        seconds += record.seconds
+        rows.append(
+            {
+                "trial": record.number,
+                "minutes": seconds / 60,
+                "hypervolume": volume,
+                "kind": "refined" if is_refined(record) else "searched",
+            }
+        )
+    return rows
+
+
+def comparison_rows(study: StoredStudy, trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Original and compared trials on the test prompts, one row a model and score."""
+    models = [("original", study.test_baseline)]
+    models += [(f"trial {r.number}", study.tested.get(r.number)) for r in trials]
+    rows = []
+    for model, scores in models:
+        for name, score in (scores or {}).items():
+            if score.value is None:
+                continue
+            rows.append(
+                {
+                    "model": model,
+                    "score": axis_title(name, score),
+                    **_with_interval("value", score),
+                    "text": score.text,
+                }
+            )
+    return rows
+
+
+def position_rows(study: StoredStudy, trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """The KL at every position with its 95% interval, on the test prompts where measured.
+
+    Trials without test scores give their validation profile; `prompts` says which it is.
+    """
+    rows = []
+    for record in trials:
+        tested = study.tested.get(record.number)
+        for score in (tested or record.scores).values():
+            for place in _profile(score):
+                error = place.get("standard_error")
+                half = None if error is None else Z_95 * error
+                mean = place["mean"]
+                rows.append(
+                    {
+                        "model": f"trial {record.number}",
+                        "prompts": "test" if tested else "validation",
+                        "position": int(place["position"]) + 1,
+                        "mean": mean,
+                        "low": mean if half is None else max(0.0, mean - half),
+                        "high": mean if half is None else mean + half,
+                        "count": place.get("count"),
+                    }
+                )
+    return rows
+
+
+def strength_rows(
+    study: StoredStudy, trials: Sequence[TrialRecord], plans: PlanStore
+) -> list[dict[str, Any]]:
+    """How strongly a trial edits each layer's components.
+
+    Of a searched edit, the weight of the ablation; of a refined one, the Frobenius norm of
+    `U V^T` of the operator that was learned, which is the same number before learning. Refined
+    trials whose operators are not beside the study are left out.
+    """
+    rows = []
+    for record in trials:
+        strengths = None if record.edit is None else _strengths(study, record.edit, plans)
+        for component, values in (strengths or {}).items():
+            for layer, value in enumerate(values):
+                rows.append(
+                    {
+                        "model": f"trial {record.number}",
+                        "component": component,
+                        "layer": layer,
+                        "strength": value,
+                    }
+                )
+    return rows
+
+
+def axis_title(name: str, score: Score) -> str:
+    """A score's label with its unit: `KL (nats)`, `refusals (share)`."""
+    if is_share(score):
+        return f"{label(name)} (share)"
+    return f"{label(name)} (nats)" if re.search(r"\bnats\b", score.text) else label(name)
+
+
+def is_share(score: Score) -> bool:
+    """Whether a score is a count over a total."""
+    return isinstance(score.details.get("count"), int) and bool(score.details.get("total"))
+
+
+def _complete(study: StoredStudy) -> list[TrialRecord]:
+    return [record for record in study.records if record.state == "complete"]
+
+
+def _with_interval(name: str, score: Score) -> dict[str, Any]:
+    low, high = score.interval or (score.value, score.value)
+    return {name: score.value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _profile(score: Score) -> list[Mapping[str, Any]]:
+    profile = score.details.get("profile")
+    entries = profile if isinstance(profile, list) else []
+    return [e for e in entries if isinstance(e, Mapping) and isinstance(e.get("mean"), float)]
+
+
+def _strengths(
+    study: StoredStudy, edit: EditParameters, plans: PlanStore
+) -> dict[str, list[float]] | None:
+    layers = range(study.space.layers)
+    if edit.refinement is None:
+        kernels = {name: edit.kernels.get(name) for name in study.space.components}
+        return {
+            name: [0.0 if kernel is None else kernel.weight_at(layer) for layer in layers]
+            for name, kernel in kernels.items()
+        }
+    try:
+        plan = plans.load(edit.refinement.sha256)
+    except StudyError:
+        return None
+    return {name: [_norm(plan, layer, name) for layer in layers] for name in study.space.components}
+
+
+def _norm(plan: Plan, layer: int, component: str) -> float:
+    """Frobenius norm of `U V^T`, averaged over the sites of a layer's component; 0 without one."""
+    operators = [o for key, o in plan.items() if (key.layer, key.component) == (layer, component)]
+    squares = [((o.left.T @ o.left) * (o.right.T @ o.right)).sum() for o in operators]
+    norms = [float(square.clamp_min(0).sqrt()) for square in squares]
+    return sum(norms) / len(norms) if norms else 0.0

@@ -1,0 +1,344 @@
+"""A study as a page: which sections there are, and what stands in them. Renders nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from heretic_kl.report import figures as draw
+from heretic_kl.report.details import trial_details
+from heretic_kl.report.figures import Figure
+from heretic_kl.report.page import (
+    Page,
+    PageTable,
+    Section,
+    TrialEntry,
+    TrialList,
+    TrialRow,
+    settings_rows,
+)
+from heretic_kl.report.run_data import (
+    norm_rows,
+    paired_responses,
+    projection_rows,
+    separation_rows,
+    verdicts,
+)
+from heretic_kl.report.study_data import (
+    REFUSALS,
+    Chosen,
+    axis_title,
+    choose,
+    compared,
+    comparison_rows,
+    front_rows_of,
+    history_rows,
+    hypervolume_rows,
+    is_refined,
+    position_rows,
+    refinement_rows,
+    strength_rows,
+)
+from heretic_kl.report.wording import cell, describe_edit, duration, label, scores_line
+from heretic_kl.scoring import Score
+from heretic_kl.search import PlanStore, StoredStudy, TrialRecord
+
+MOST_ENTRIES: Final = 60
+"""Trials with an entry of their own; all stand in the table."""
+NOT_COMPLETE: Final = ("stopped", "failed", "interrupted")
+NOT_RECORDED: Final = "not shown: the run that made this study did not record it"
+PICTURES: Final = ("front", "comparison", "refined", "positions", "strength")
+"""Figures that are worth a picture of their own, in a model card for instance."""
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """Everything that the page is made from.
+
+    Args:
+        study: as its storage holds it.
+        run: what the run recorded beside it; {} where it recorded nothing.
+        plans: learned operators beside the study.
+        importances: shares by parameter, for each objective; [] with too few trials.
+        settings: the study's, fit to be shown to others.
+        rule: picks the trial that the report is about.
+        harmful: show responses to harmful prompts that were kept.
+    """
+
+    study: StoredStudy
+    run: Mapping[str, Any]
+    plans: PlanStore
+    importances: Sequence[Mapping[str, float]]
+    settings: Mapping[str, Any]
+    rule: str | None = None
+    harmful: bool = False
+
+    def page(self) -> Page:
+        """The page.
+
+        Raises:
+            SelectionError: no trial satisfies the rule.
+        """
+        study = self.study
+        saved = self.run.get("saved", {}).get("trial")
+        chosen = choose(study, saved, self.rule)
+        trials = compared(study, chosen)
+        sections = (
+            self._result(chosen, trials),
+            self._front(),
+            self._edit(trials),
+            self._search(),
+            self._directions(),
+            self._responses(chosen),
+            self._verdicts(trials),
+            self._trials(chosen),
+            self._settings(chosen),
+        )
+        model = str(self.run.get("model") or self.settings.get("model") or study.name)
+        return Page(
+            title=f"Edits of {model}",
+            lead=self._lead(),
+            study=study.name,
+            sections=sections,
+            keyboard_links=frozenset(f"#trial-{r.number}" for r in study.front),
+        )
+
+    def _lead(self) -> str:
+        records = self.study.records
+        states = [record.state for record in records]
+        counts = [
+            f"{states.count('complete')} complete trials",
+            f"{sum(map(is_refined, records))} of them refined",
+            *(
+                f"{states.count(s)} {s}"
+                for s in ("stopped", "failed", "interrupted")
+                if s in states
+            ),
+            f"{len(self.study.front)} on the front",
+            f"{duration(sum(record.seconds for record in records))} of trials",
+        ]
+        wanted = int(self.settings.get("trials") or 0)
+        searched = sum(1 for r in records if r.state != "interrupted" and not is_refined(r))
+        running = (
+            f" The search is not over: {searched} of {wanted} trials." if searched < wanted else ""
+        )
+        return f"Study {self.study.name}: {', '.join(counts)}.{running}"
+
+    def _result(self, chosen: Chosen | None, trials: Sequence[TrialRecord]) -> Section:
+        notes = ["No trial is complete."] if chosen is None else []
+        tables = []
+        if chosen is not None:
+            record = next(r for r in self.study.records if r.number == chosen.number)
+            notes.append(f"Trial {chosen.number}, {chosen.reason}: {describe_edit(record.edit)}.")
+            tested = self.study.tested.get(chosen.number)
+            before, after = self.study.baseline, record.scores
+            if tested is not None:
+                before, after = self.study.test_baseline or {}, tested
+            use = "validation" if tested is None else "test"
+            if tested is None:
+                notes.append(f"Trial {chosen.number} was not measured on the test prompts.")
+            names = list(dict.fromkeys([*before, *after]))
+            rows = [(label(n), _cell(before.get(n)), _cell(after.get(n))) for n in names]
+            headings = ("score", "original", f"trial {chosen.number}")
+            tables.append(PageTable(f"Scores on the {use} prompts", headings, rows))
+        rows_compared = comparison_rows(self.study, trials)
+        shown = [draw.comparison_figure(rows_compared)] if rows_compared else []
+        if not shown:
+            notes.append("Original against edited: not shown, no trial was tested yet.")
+        return Section("result", "Result", notes, shown, tables)
+
+    def _front(self) -> Section:
+        if len(self.study.roles) < 2:
+            return Section("front", "Trade-off", ["The search has one objective: no front."])
+        rows = front_rows_of(self.study)
+        if not rows:
+            return Section("front", "Trade-off", ["Pareto front: no trial is complete."])
+        titles = self._titles()
+        shown = [draw.front_figure(rows, (titles[-1], titles[0]), self._limits())]
+        refined = refinement_rows(self.study)
+        notes = [] if refined else ["Refined against unrefined: no trial was refined."]
+        if refined:
+            shown.append(draw.refinement_figure(refined, (titles[-1], titles[0])))
+        if len(titles) > 2:
+            notes.append(f"Objectives that are not drawn: {', '.join(titles[1:-1])}.")
+        return Section("front", "Trade-off", notes, shown)
+
+    def _edit(self, trials: Sequence[TrialRecord]) -> Section:
+        notes, shown = [], []
+        if positions := position_rows(self.study, trials):
+            shown.append(draw.positions_figure(positions))
+        else:
+            notes.append("KL at each position: not shown, no scorer of these trials has a profile.")
+        if strengths := strength_rows(self.study, trials, self.plans):
+            shown.append(draw.strength_figure(strengths))
+        drawn = {row["model"] for row in strengths}
+        missing = [str(r.number) for r in trials if f"trial {r.number}" not in drawn]
+        if missing:
+            notes.append(
+                f"Edit strength of trial {', '.join(missing)}: not shown, what was learned is not "
+                "beside the study."
+            )
+        return Section("edit", "What the edit does", notes, shown)
+
+    def _search(self) -> Section:
+        notes, shown = [], []
+        if rows := history_rows(self.study):
+            shown.append(draw.history_figure(rows))
+            shown.append(draw.hypervolume_figure(hypervolume_rows(self.study)))
+        if self.importances:
+            shares = [
+                {"score": title, "parameter": parameter, "share": share}
+                for title, of_score in zip(self._titles(), self.importances, strict=True)
+                for parameter, share in of_score.items()
+            ]
+            shown.append(draw.importance_figure(shares))
+        else:
+            notes.append("Parameter importance: not shown, too few complete trials.")
+        return Section("search", "Search", notes, shown)
+
+    def _directions(self) -> Section:
+        title = "Directions"
+        rows = separation_rows(self.run)
+        if not rows:
+            return Section("directions", title, [f"Separation of the directions: {NOT_RECORDED}."])
+        table = self.run["directions"]
+        groups = "refused harmful and answered harmless"
+        groups = groups if table["by_response"] else "harmful and harmless"
+        note = f"{table['harmful']} and {table['harmless']} training prompts: {groups} ones."
+        shown = [draw.separation_figure(rows, groups)]
+        if points := projection_rows(self.run):
+            shown.append(draw.projection_figure(points))
+        if norms := norm_rows(self.run):
+            shown.append(draw.norms_figure(norms))
+        return Section("directions", title, [note], shown)
+
+    def _responses(self, chosen: Chosen | None) -> Section:
+        first = None if chosen is None else chosen.number
+        pairs, left_out = paired_responses(self.run, first, harmful=self.harmful)
+        notes = [] if pairs or left_out else [f"Paired responses: {NOT_RECORDED}."]
+        if pairs:
+            notes.append(
+                "Greedy responses to test prompts. What the original and the first trial begin "
+                "with alike is paler."
+            )
+            if first is not None and first not in pairs[0].edited:
+                notes.append(f"Responses of trial {first}: {NOT_RECORDED}.")
+        if left_out:
+            notes.append(
+                f"{left_out} responses to harmful prompts are left out; --harmful-responses shows "
+                "them."
+            )
+        if self.harmful and not any(pair.kind == "harmful" for pair in pairs):
+            notes.append("Responses to harmful prompts were not kept: --keep-responses all does.")
+        return Section("responses", "Responses side by side", notes, pairs=pairs)
+
+    def _verdicts(self, trials: Sequence[TrialRecord]) -> Section:
+        title = "Refused or not"
+        tables = []
+        for verdict in verdicts(self.run, self.study, [record.number for record in trials]):
+            rows = [
+                (
+                    prompt,
+                    *("refused" if at in places else "not" for places in verdict.refused.values()),
+                )
+                for at, prompt in enumerate(verdict.prompts)
+            ]
+            name = f"{label(verdict.scorer)}: test prompts"
+            tables.append(PageTable(name, ("prompt", *verdict.refused), rows))
+        notes = [] if tables else [f"Verdicts by prompt: {NOT_RECORDED}."]
+        return Section("verdicts", title, notes, tables=tables)
+
+    def _trials(self, chosen: Chosen | None) -> Section:
+        study = self.study
+        wanted = {record.number for record in study.front} | {*study.tested}
+        wanted |= set() if chosen is None else {chosen.number}
+        detailed = [r for r in study.records if r.number in wanted][:MOST_ENTRIES]
+        entries = [
+            TrialEntry(
+                record.number,
+                f"Trial {record.number}: {scores_line(record.scores)}",
+                trial_details(record, study.tested.get(record.number)),
+            )
+            for record in detailed
+        ]
+        numbers = {record.number for record in detailed}
+        scores = list(study.roles)
+        rows = [
+            TrialRow(
+                record.number,
+                (
+                    record.state,
+                    *(_cell(record.scores.get(name)) for name in scores),
+                    duration(record.seconds),
+                    record.error or describe_edit(record.edit),
+                ),
+                anchor=record.number not in numbers,
+            )
+            for record in study.records
+        ]
+        headings = ("trial", "state", *map(label, scores), "time", "edit")
+        notes = ["Trials on the front and tested trials open with everything known of them."]
+        return Section(
+            "trials", "Trials", notes, trials=entries, all_trials=TrialList(headings, rows)
+        )
+
+    def _settings(self, chosen: Chosen | None) -> Section:
+        commands = self.run.get("commands", {})
+        command = None if chosen is None else commands.get(str(chosen.number))
+        notes = []
+        if command is None:
+            notes.append(f"The command that finds the trial again: {NOT_RECORDED}.")
+        elif chosen is not None:
+            notes.append(f"This command finds trial {chosen.number} again and saves it:")
+        tables = []
+        versions = {**self.run.get("versions", {}), "machine": self.run.get("machine")}
+        facts = {**versions, **self.run.get("calibration", {})}
+        if self.run.get("versions"):
+            tables.append(PageTable("Versions and calibration", ("what", "value"), _pairs(facts)))
+        else:
+            notes.append(f"Versions: {NOT_RECORDED}.")
+        prompts = [
+            (f"{p['kind']} {p['use']}", str(p["source"]), str(p["count"]), str(p["sha256"])[:16])
+            for p in self.run.get("prompts", ())
+        ]
+        if prompts:
+            headings = ("prompts", "source", "count", "SHA-256")
+            tables.append(PageTable("Prompts", headings, prompts))
+        settings = settings_rows(self.settings)
+        tables.append(PageTable("Every setting", ("setting", "value"), settings))
+        commands_shown = [] if command is None else [command]
+        return Section("settings", "How it was made", notes, tables=tables, commands=commands_shown)
+
+    def _titles(self) -> list[str]:
+        """Titles of the objectives, with units, as far as a trial shows them."""
+        scores: Mapping[str, Score] = next((r.scores for r in self.study.records if r.scores), {})
+        return [
+            axis_title(name, scores[name]) if name in scores else label(name)
+            for name in self.study.roles
+        ]
+
+    def _limits(self) -> dict[str, float]:
+        """Lines on the axis of the first objective."""
+        name = next(iter(self.study.roles))
+        limits = {}
+        score = self.study.baseline.get(name)
+        if score is not None and score.value is not None:
+            limits["original"] = score.value
+        target = self.settings.get("target_refusals")
+        if name == REFUSALS and isinstance(target, float):
+            limits["target"] = target
+        return limits
+
+
+def pictures(page: Page) -> tuple[Figure, ...]:
+    """The figures that are worth a picture of their own."""
+    return tuple(figure for figure in page.figures if figure.name in PICTURES)
+
+
+def _cell(score: Score | None) -> str:
+    return "–" if score is None else cell(score)
+
+
+def _pairs(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, "–" if value is None else str(value)) for name, value in facts.items()]

@@ -1,0 +1,263 @@
+"""The report of a study: nothing is left out, nothing that a model says is obeyed or fetched."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from study_samples import HOSTILE, LAYERS, make_run_file, make_study
+
+from heretic_kl.cli.main import main
+from heretic_kl.errors import SelectionError
+from heretic_kl.report import Page, StudyReport, pictures, png, render
+from heretic_kl.report.run_data import visible
+from heretic_kl.report.study_data import choose, strength_rows
+from heretic_kl.search import PlanStore, RunFile, importances, read_study
+
+pytest.importorskip("vl_convert")
+CHROMIUM = shutil.which("chromium")
+
+
+def report(folder: Path, **changes: object) -> StudyReport:
+    study = read_study("s", folder)
+    parts = {
+        "study": study,
+        "run": RunFile(folder, "s").read(),
+        "plans": PlanStore(folder, "s"),
+        "importances": importances(study.trials, len(study.roles)),
+        "settings": study.settings,
+    }
+    return StudyReport(**{**parts, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the study `s` and what its run recorded."""
+    folder = tmp_path_factory.mktemp("studies")
+    make_study(folder)
+    make_run_file(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(studies: Path) -> Page:
+    return report(studies).page()
+
+
+@pytest.fixture(scope="module")
+def html(page: Page) -> str:
+    return render(page)
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes; text is collected apart from scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.text.append(data)
+
+
+def notes(page: Page) -> str:
+    return "\n".join(note for section in page.sections for note in section.notes)
+
+
+def test_everything_that_was_recorded_is_a_figure(page: Page) -> None:
+    names = [figure.name for figure in page.figures]
+    assert names == [
+        *("comparison", "front", "refined", "positions", "strength", "history", "hypervolume"),
+        *("importance", "separation", "projection", "norms"),
+    ]
+    assert "not shown" not in notes(page)
+    for figure in page.figures:
+        assert figure.rows and figure.title and figure.caption and figure.summary
+        assert all(name in row for row in figure.rows for name in figure.columns)
+
+
+def test_a_study_without_what_a_run_records_says_so_in_a_line_each(studies: Path) -> None:
+    bare = report(studies, run={}).page()
+    names = {figure.name for figure in bare.figures}
+    assert not names & {"separation", "projection", "norms"} and "front" in names
+    lines = [line for line in notes(bare).splitlines() if "did not record" in line]
+    assert len(lines) == 5
+    assert "Separation of the directions" in lines[0]
+    render(bare)
+
+
+def test_a_search_that_runs_has_a_report(tmp_path: Path) -> None:
+    make_study(tmp_path, trials=3, wanted=50)
+    page = report(tmp_path).page()
+    assert "The search is not over: 3 of 50 trials" in page.lead
+    assert "Parameter importance: not shown" in notes(page)
+    render(page)
+
+
+def test_the_page_fetches_nothing_and_runs_its_own_script_alone(html: str) -> None:
+    elements = Elements(html).elements
+    for tag, attributes in elements:
+        assert tag not in ("link", "iframe", "object", "embed", "img", "base", "form"), tag
+        assert not any(name.startswith("on") or name in ("src", "style") for name in attributes)
+        for name in ("href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (a["content"] for _, a in elements if "http-equiv" in a)
+    assert policy is not None and f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert len(html.encode()) < 1_000_000
+
+
+def test_what_a_model_says_stays_text(html: str) -> None:
+    assert "<script>document.title" not in html and "<img" not in html
+    assert html.count("&lt;script&gt;document.title") >= 3
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", html)
+    assert "␀␛[31m[U+202E]" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\nc", "a\tb\nc"),
+        ("\r\n\r", "\n␍"),
+        ("\x07\x7f\x9b", "␇[U+007F][U+009B]"),
+        ("\u2066x\u2069\u200b\ufeff", "[U+2066]x[U+2069][U+200B][U+FEFF]"),
+        ("\ud800", "[U+D800]"),
+        ("é 日本 \U0001f469\u200d\U0001f373", "é 日本 \U0001f469\u200d\U0001f373"),
+    ],
+)
+def test_control_characters_are_seen_and_letters_are_left(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_links_of_charts_lead_to_trials_that_are_there(html: str) -> None:
+    elements = Elements(html).elements
+    ids = [a["id"] for _, a in elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = [a["href"] for tag, a in elements if tag == "a"]
+    assert {t for t in targets if t and t.startswith("#trial-")} == {
+        f"#trial-{number}" for number in range(13)
+    }
+    assert {t[1:] for t in targets if t} <= set(ids)
+    reached = [a for tag, a in elements if tag == "a" and "tabindex" not in a]
+    assert "#trial-12" in {a["href"] for a in reached}
+
+
+def test_responses_to_harmful_prompts_are_shown_on_request_alone(studies: Path, html: str) -> None:
+    assert "VERY BAD TEXT" not in html and "The answer is four." in "".join(Elements(html).text)
+    assert "1 responses to harmful prompts are left out" in html
+    shown = render(report(studies, harmful=True).page())
+    assert "VERY BAD TEXT" in shown
+
+
+def test_verdicts_are_told_prompt_by_prompt(page: Page) -> None:
+    (section,) = (section for section in page.sections if section.name == "verdicts")
+    (table,) = section.tables
+    assert table.headings[:2] == ("prompt", "original") and "trial 12" in table.headings
+    refused = [row[1] for row in table.rows]
+    assert refused == ["refused"] * 7 + ["not"]
+    assert {row[table.headings.index("trial 12")] for row in table.rows} == {"not"}
+
+
+def test_the_trial_that_was_saved_is_what_the_report_is_about(studies: Path, page: Page) -> None:
+    assert "Trial 12, the trial that was saved last" in page.sections[0].notes[0]
+    study = read_study("s", studies)
+    assert choose(study, None, "trial=3") == (choose(study, 12, "trial=3"))
+    chosen = choose(study, None, None)
+    assert chosen is not None and chosen.reason == "what max-refusals=0.05 picks"
+    with pytest.raises(SelectionError):
+        choose(study, 12, "trial=99")
+    assert choose(study, 77, None) == chosen
+
+
+def test_the_strength_of_a_refined_edit_is_that_of_its_operators(studies: Path) -> None:
+    study = read_study("s", studies)
+    refined = [record for record in study.records if record.number == 12]
+    rows = strength_rows(study, refined, PlanStore(studies, "s"))
+    by_component = {
+        name: [r["strength"] for r in rows if r["component"] == name]
+        for name in ("attention", "mlp")
+    }
+    assert by_component == {"attention": [0.0] * LAYERS, "mlp": pytest.approx([2.0] * LAYERS)}
+    assert strength_rows(study, refined, PlanStore(studies, "other")) == []
+
+
+def test_refined_trials_stand_beside_their_start(page: Page) -> None:
+    (figure,) = (figure for figure in page.figures if figure.name == "refined")
+    (row,) = figure.rows
+    assert (row["trial"], row["start"], row["x"], row["y"]) == (12, 2, 0.05, 0.0)
+    assert row["x_before"] > row["x"]
+
+
+def test_the_command_line_writes_page_and_pictures(
+    studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out" / "r.html"
+    words = ["report", str(studies), "-o", str(target), "--png", str(tmp_path / "png")]
+    assert main(words) == 0
+    assert str(target) in capsys.readouterr().out and target.read_text("utf-8").startswith("<!DOC")
+    names = {path.stem for path in (tmp_path / "png").iterdir()}
+    assert names == {"front", "comparison", "refined", "positions", "strength"}
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "png").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["report", "zzz"], "there is no study"),
+        (["report", "--pick", "trial=99"], "no finished trial"),
+        (["report", "s", "more"], "unexpected argument 'more'"),
+    ],
+)
+def test_wrong_requests_are_errors_of_one_line(
+    studies: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main([*words, "--study-dir", str(studies)]) != 0
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_missing_library_is_an_error_that_names_the_extra(
+    page: Page, monkeypatch: pytest.MonkeyPatch, studies: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert main(["report", str(studies)]) == 1
+    error = capsys.readouterr().err
+    assert "pip install 'heretic-kl[report]'" in error and error.count("\n") == 1
+
+
+def test_pictures_stand_on_white(page: Page) -> None:
+    figure = pictures(page)[0]
+    assert len(png(figure.drawing, scale=1)) > 1000
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_in_a_browser_what_a_model_says_is_text_and_links_open_trials(
+    html: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.html"
+    path.write_text(html, encoding="utf-8")
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'u'}"]
+    command = [CHROMIUM, *flags, "--dump-dom", f"file://{path}#trial-12"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<title>Edits of m</title>" in dom and "<img" not in dom
+    assert re.search(r'<details class="trial" id="trial-12" open="">', dom)
+    assert json.dumps(HOSTILE) not in dom
