@@ -18,6 +18,7 @@ from heretic_kl.kl import (
     RowStatistics,
     geometric_weights,
     lowest_mean,
+    prompt_means,
     summarize,
 )
 from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
@@ -121,6 +122,14 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
                 "set_aside_kl": None if apart is None else apart.mean,
             },
         )
+
+    def per_prompt(self, results: Sequence[Result]) -> Sequence[float]:
+        """Mean KL over the positions of each prompt that is not set aside."""
+        (result,) = results
+        assert isinstance(result, TeacherForcedResult)
+        chosen = self._table(result).select_prompts(torch.tensor(self._kept))
+        means: list[float] = prompt_means(chosen, position_weights=self._weights).tolist()
+        return means
 
     def bounds(self, results: Sequence[SoFar]) -> Bounds:
         """No position's KL is negative: a sum over some prompts is a lower bound."""

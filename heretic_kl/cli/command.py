@@ -22,6 +22,7 @@ SUMMARIES: Final = {
     "save": "Save the model of a trial of a study",
     "report": "Write one HTML page about a study",
     "reproduce": "Rebuild a saved model from its reproduce.json, and compare",
+    "evaluate": "Measure edits that exist already, with every scorer",
     "score": "Measure any models against a reference",
     "inspect": "Show a model's layers and sites, and what a run would edit",
     "config": "Print the default configuration for a config.toml",
@@ -30,7 +31,7 @@ SUMMARIES: Final = {
 """Every command; each is a module, imported when it is called."""
 _FOLDERS: Final = {
     **dict.fromkeys(("trials", "show", "save", "report"), "study."),
-    "reproduce": "edits.",
+    **dict.fromkeys(("reproduce", "evaluate"), "edits."),
 }
 """Of the modules of commands that share one."""
 _VALUES: Final = (

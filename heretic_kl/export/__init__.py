@@ -18,7 +18,7 @@ from heretic_kl.export.folder import check_target
 from heretic_kl.export.lora import portable_base, save_lora
 from heretic_kl.export.merge import MergedSaved, save_merged
 from heretic_kl.export.portable import portable, portable_text
-from heretic_kl.export.reload import SavedForm, saved_model
+from heretic_kl.export.reload import SavedForm, other_model, saved_model
 from heretic_kl.export.reproduce import LEARNED_FILE, file_index, write_card, write_reproduction
 from heretic_kl.export.reproduction import Reproduction, read_reproduction
 
@@ -37,6 +37,7 @@ __all__ = [
     "machine",
     "model_card",
     "original_commit",
+    "other_model",
     "portable",
     "portable_base",
     "portable_text",

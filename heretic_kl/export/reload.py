@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from heretic_kl.errors import ExportError, ModelError
+from heretic_kl.errors import ExportError, MeasurementError, ModelError
 from heretic_kl.export.lora import LoraFactors, read_lora
 from heretic_kl.model import LanguageModel, ModelSource, load_model
 from heretic_kl.model.loading.devices import DtypeName
@@ -37,9 +37,50 @@ def saved_model(folder: Path, form: SavedForm, like: LanguageModel) -> Iterator[
         with _adapter_applied(like, read_lora(folder)):
             yield like
         return
+    with _loaded_meanwhile(like, lambda device: load_merged(folder, like, device)) as loaded:
+        yield loaded
+
+
+@contextmanager
+def other_model(
+    source: ModelSource,
+    like: LanguageModel,
+    *,
+    base: ModelSource | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[LanguageModel]:
+    """Any model with the tokenizer of another, prompted and computed as that one.
+
+    Args:
+        source: where it comes from; the folder of a PEFT adapter counts.
+        like: the original, which gives dtype, device, chat template and response prefix.
+        base: what an adapter is put on; None: the original.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ModelError: it does not load.
+        MeasurementError: its tokenizer is another one.
+    """
+
+    def load(device: torch.device) -> LanguageModel:
+        loaded = _load_like(source, like, device, base or like.source, trust_remote_code)
+        if loaded.chat.tokenizer.get_vocab() != like.chat.tokenizer.get_vocab():
+            raise MeasurementError(
+                f"{source.name!r} cannot be compared with the original: another tokenizer"
+            )
+        return replace(loaded, chat=like.chat)
+
+    with _loaded_meanwhile(like, load) as loaded:
+        yield loaded
+
+
+@contextmanager
+def _loaded_meanwhile(
+    like: LanguageModel, load: Callable[[torch.device], LanguageModel]
+) -> Iterator[LanguageModel]:
     device = like.device
     with _out_of_the_way(like):
-        loaded = load_merged(folder, like, device)
+        loaded = load(device)
         try:
             yield loaded
         finally:
@@ -68,23 +109,33 @@ def load_merged(folder: Path, like: LanguageModel, device: torch.device) -> Lang
     Raises:
         ExportError: it does not load.
     """
-    dtype = str(like.dtype).removeprefix("torch.")
-    spread = getattr(like.model, "hf_device_map", None) is not None
     own_code = type(like.model).__module__.startswith("transformers_modules")
     try:
-        loaded = load_model(
-            ModelSource(str(folder)),
-            dtype=cast(DtypeName, dtype),
-            device=str(device),
-            device_map="auto" if spread else None,
-            quantization=like.quantization,
-            trust_remote_code=own_code,
-            template="none",
-        )
+        loaded = _load_like(ModelSource(str(folder)), like, device, None, own_code)
     except ModelError as error:
         raise ExportError(f"the saved model does not load again: {error}") from error
     _check_same_shape(loaded, like)
     return replace(loaded, chat=replace(like.chat, tokenizer=loaded.chat.tokenizer))
+
+
+def _load_like(
+    source: ModelSource,
+    like: LanguageModel,
+    device: torch.device,
+    base: ModelSource | None,
+    trust_remote_code: bool,
+) -> LanguageModel:
+    spread = getattr(like.model, "hf_device_map", None) is not None
+    return load_model(
+        source,
+        base=base,
+        dtype=cast(DtypeName, str(like.dtype).removeprefix("torch.")),
+        device=str(device),
+        device_map="auto" if spread else None,
+        quantization=like.quantization,
+        trust_remote_code=trust_remote_code,
+        template="none",
+    )
 
 
 def _check_same_shape(loaded: LanguageModel, like: LanguageModel) -> None:

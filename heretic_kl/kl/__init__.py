@@ -32,7 +32,7 @@ from heretic_kl.kl.divergence import (
     reverse_kl,
 )
 from heretic_kl.kl.head import Head, chunked_row_statistics
-from heretic_kl.kl.intervals import Interval, bootstrap_interval, wilson_interval
+from heretic_kl.kl.intervals import Interval, bootstrap_interval, standard_error, wilson_interval
 from heretic_kl.kl.loss import kl_divergence_loss
 from heretic_kl.kl.measurement import (
     GroupMean,
@@ -44,6 +44,7 @@ from heretic_kl.kl.measurement import (
     group_means,
     lowest_mean,
     macro_average,
+    prompt_means,
     summarize,
 )
 from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Divergence
@@ -86,6 +87,7 @@ __all__ = [
     "bootstrap_interval",
     "chunked_row_statistics",
     "compare_paired",
+    "prompt_means",
     "lowest_mean",
     "concatenate_rows",
     "forward_kl",
@@ -99,5 +101,6 @@ __all__ = [
     "row_statistics",
     "summarize",
     "vocabulary_hash",
+    "standard_error",
     "wilson_interval",
 ]

@@ -290,6 +290,25 @@ def compare_paired(
     )
 
 
+def prompt_means(
+    table: KLTable,
+    *,
+    position_weights: Tensor | None = None,  # (N,) non-negative
+) -> Tensor:
+    """Return each prompt's mean over its finite positions, nats; `KLSummary.mean` is their mean.
+
+    Prompts without a position that counts are left out.
+
+    Raises:
+        ValueError: `position_weights` is not (N,), or negative.
+        MeasurementError: no position is left, or one is NaN.
+    """
+    weights = _position_weights(table, position_weights)
+    finite = table.mask & ~table.infinite
+    _require_something(table, finite, weights)
+    return _prompt_means(table, table.values, finite, weights)
+
+
 def _position_weights(table: KLTable, weights: Tensor | None) -> Tensor:
     """Return (N,) float64 weights, or raise `ValueError`."""
     if weights is None:

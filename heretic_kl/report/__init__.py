@@ -7,6 +7,7 @@ from heretic_kl.report.details import (
     trial_details,
 )
 from heretic_kl.report.drawing import png
+from heretic_kl.report.evaluation_table import evaluation_footnotes, evaluation_sections
 from heretic_kl.report.front_table import (
     FrontRow,
     front_footnotes,
@@ -48,6 +49,8 @@ __all__ = [
     "describe_edit",
     "details_lines",
     "duration",
+    "evaluation_footnotes",
+    "evaluation_sections",
     "front_footnotes",
     "front_lines",
     "front_rows",

@@ -25,6 +25,7 @@ from heretic_kl.scoring.loader import (
     documented_settings,
     scorer_code,
 )
+from heretic_kl.scoring.paired import PairedDifference, paired_difference
 from heretic_kl.scoring.racing import Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
 from heretic_kl.scoring.refusal_rule import RefusalRule
@@ -44,6 +45,7 @@ __all__ = [
     "sampling_seed",
     "Bounds",
     "MeasuringEngine",
+    "PairedDifference",
     "PartialResponses",
     "PartialRows",
     "PromptKind",
@@ -72,5 +74,6 @@ __all__ = [
     "build_scorer",
     "built_in_scorers",
     "documented_settings",
+    "paired_difference",
     "scorer_code",
 ]

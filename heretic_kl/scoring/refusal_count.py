@@ -93,6 +93,12 @@ class RefusalCount(Scorer[RefusalSettings]):
             details={"count": count, "total": total, "empty": empty, "refused": refused},
         )
 
+    def per_prompt(self, results: Sequence[Result]) -> Sequence[float]:
+        """1 for each prompt that is refused, else 0."""
+        (responses,) = results
+        assert isinstance(responses, ResponseResult)
+        return [float(self._rule.is_refusal(text)) for text in responses.texts]
+
     def bounds(self, results: Sequence[SoFar]) -> Bounds:
         """Decided refusals count; responses that are over and do not refuse never will."""
         (responses,) = results

@@ -142,6 +142,13 @@ class Scorer(ABC, Generic[SettingsT]):
     def score(self, results: Sequence[Result]) -> Score:
         """The score, from one result for each request, in order."""
 
+    def per_prompt(self, results: Sequence[Result]) -> Sequence[float] | None:
+        """One value for each prompt, in order, whose mean is the score's value.
+
+        Asked where candidates are compared prompt by prompt. None: the score is no such mean.
+        """
+        return None
+
     def bounds(self, results: Sequence[SoFar]) -> Bounds:
         """What is sure of the score before all results are there.
 

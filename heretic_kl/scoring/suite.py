@@ -102,10 +102,27 @@ class Suite:
             MeasurementError: an objective has no value.
             ScorerError: a scorer raised.
         """
+        return self.evaluate_by_prompt(engine, plan)[0]
+
+    def evaluate_by_prompt(
+        self, engine: MeasuringEngine, plan: Plan | None
+    ) -> tuple[dict[str, Score], dict[str, tuple[float, ...]]]:
+        """The same with every prompt's value, by scorer; see `Scorer.per_prompt`.
+
+        Scorers whose score is no mean over prompts have no entry there.
+        """
         flat, places = self._asked(self.specs)
         with _blamed_on(", ".join(places)):
             results = engine.measure(plan, flat)
-        return {spec.name: self._score(spec, results[places[spec.name]]) for spec in self.specs}
+        scores, values = {}, {}
+        for spec in self.specs:
+            part = results[places[spec.name]]
+            scores[spec.name] = self._score(spec, part)
+            with _blamed_on(spec.name):
+                per_prompt = self.scorers[spec.name].per_prompt(part)
+            if per_prompt is not None:
+                values[spec.name] = tuple(per_prompt)
+        return scores, values
 
     def evaluate_objectives(
         self,

@@ -110,6 +110,16 @@ class ScorerContract:
         backwards = [scorer.score(one) for one in reversed(results)]
         assert forwards == backwards[::-1]
 
+    def test_the_mean_of_the_prompts_is_the_score(self) -> None:
+        """Paired comparisons rest on values for each prompt, where a scorer has them."""
+        scorer = self._prepared()
+        for plan in self.plans():
+            results = self._results(scorer, plan)
+            values, value = scorer.per_prompt(results), scorer.score(results).value
+            if values is not None:
+                assert value is not None
+                assert math.isclose(math.fsum(values) / len(values), value, rel_tol=1e-9)
+
     def test_bounds_hold_whatever_is_still_to_be_measured(self) -> None:
         """From no results to all but one prompt, the final objective lies between the bounds."""
         scorer = self._prepared()

@@ -10,6 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from heretic_kl.cli.config import default_configuration
+from heretic_kl.cli.edits.evaluate import EvaluateSettings
+from heretic_kl.cli.edits.reproduce import ReproduceSettings
 from heretic_kl.cli.inspect import InspectSettings
 from heretic_kl.cli.score.settings import ScoreSettings
 from heretic_kl.cli.study.settings import SaveSettings, ShowSettings, TrialsSettings
@@ -426,7 +428,17 @@ def test_help_all_lists_every_setting_with_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Settings, InspectSettings, ScoreSettings, TrialsSettings, ShowSettings, SaveSettings]
+    "kind",
+    [
+        Settings,
+        InspectSettings,
+        ScoreSettings,
+        TrialsSettings,
+        ShowSettings,
+        SaveSettings,
+        ReproduceSettings,
+        EvaluateSettings,
+    ],
 )
 def test_every_setting_stands_below_one_heading(kind: type[ProgramSettings]) -> None:
     listed = [name for names in kind.headings.values() for name in names]

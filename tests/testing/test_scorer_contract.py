@@ -82,7 +82,7 @@ def broken_laws(tested):
 
 
 def test_a_good_plug_in_keeps_every_law(tmp_path):
-    assert len(LAWS) == 9
+    assert len(LAWS) == 10
     assert broken_laws(contract(tmp_path)) == []
 
 
@@ -101,6 +101,11 @@ def test_a_good_plug_in_keeps_every_law(tmp_path):
             "def requests",
             "def bounds(self, _): return Bounds(high=1.0)\n\n    def requests",
             "bounds",
+        ),
+        (
+            "def requests",
+            "def per_prompt(self, results): return [0.0, 1.0]\n\n    def requests",
+            "mean_of_the_prompts",
         ),
         (
             "def requests",

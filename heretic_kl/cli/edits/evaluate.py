@@ -1,0 +1,133 @@
+"""`heretic-kl evaluate`: every scorer on edits that exist already, whoever made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
+from pydantic_settings import NoDecode
+
+from heretic_kl.cli.command import SUMMARIES, Command
+from heretic_kl.cli.optimize import settle_process
+from heretic_kl.cli.output import STDOUT, observing, writes_json
+from heretic_kl.config import Settings, read_settings
+from heretic_kl.config.tables import Location, Text, array, setting
+from heretic_kl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from heretic_kl.run.evaluate import Evaluation
+
+
+class EvaluateSettings(Settings):
+    """The settings of a run on the original, the candidates, and where the result goes."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Models": ("candidate",),
+        "Output": ("use", "json_file"),
+        **Settings.headings,
+    }
+    shown_first: ClassVar[tuple[str, ...]] = ("Models", "Output", "Basics")
+
+    candidate: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
+        (), "Edited models; later ones are also compared with the first", metavar="MODEL ..."
+    )
+    use: Literal["validation", "test"] = setting("test", "Which prompts")
+    json_file: Location | None = setting(
+        None,
+        "Write everything as JSON to a file, or to stdout (-) in place of the tables",
+        metavar="FILE",
+        short="json",
+    )
+
+
+def run(words: Sequence[str]) -> int:
+    """Evaluate as the command line says; return the exit code.
+
+    Raises:
+        HereticKLError: a wrong flag, model, scorer or target; one line each.
+    """
+    settings = read_settings(EvaluateSettings, words)
+    if settings.model is None:
+        raise ConfigError("no original given: name it with --model")
+    if not settings.candidate:
+        raise ConfigError("no edit given: name what is measured with --candidate")
+    target = settings.json_file
+    if target not in (None, STDOUT) and not target.absolute().parent.is_dir():
+        raise ConfigError(f"--json {target}: there is no folder {str(target.parent)!r}")
+    plain = Settings(**settings.model_dump(exclude={"candidate", "use", "json_file"}))
+    plain = plain.model_copy(update={"save": None, "pick": None})
+
+    from heretic_kl.events import Result
+    from heretic_kl.model import ModelSource, check_to_measure
+    from heretic_kl.run.evaluate import evaluate
+    from heretic_kl.run.load import model_source
+    from heretic_kl.run.telling import Teller
+
+    settle_process(plain)
+    original = model_source(plain)
+    for source in map(ModelSource, settings.candidate):
+        base = original if plain.base is None else ModelSource(plain.base)
+        check_to_measure(source, base=base, trust_remote_code=plain.trust_remote_code)
+    with observing(quiet=settings.quiet) as observer:
+        evaluation = evaluate(plain, settings.candidate, settings.use, Teller(observer))
+        observer.settle()
+        observer(Result("evaluate", _document(settings, evaluation)))
+        if target is not None and target != STDOUT:
+            _write(settings, evaluation)
+        if not writes_json():
+            _print(settings, evaluation)
+    return 0
+
+
+def _document(settings: EvaluateSettings, evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that the tables show, and what it was measured with."""
+    from heretic_kl.export import installed_versions, machine
+
+    document = {
+        **asdict(evaluation),
+        "settings": settings.model_dump(mode="json", exclude={"candidate", "json_file"}),
+        "versions": installed_versions(),
+        "machine": machine(),
+    }
+    document["scores"] = {name: s.to_dict() for name, s in evaluation.scores.items()}
+    return document
+
+
+def _text(settings: EvaluateSettings, evaluation: Evaluation) -> str:
+    return json.dumps(_document(settings, evaluation), indent=2, allow_nan=False) + "\n"
+
+
+def _write(settings: EvaluateSettings, evaluation: Evaluation) -> None:
+    from heretic_kl.export.folder import write_text
+
+    assert settings.json_file is not None
+    write_text(settings.json_file, _text(settings, evaluation))
+
+
+def _print(settings: EvaluateSettings, evaluation: Evaluation) -> None:
+    from heretic_kl.report import evaluation_footnotes, evaluation_sections
+    from heretic_kl.ui.measurement import print_raw, print_sections
+    from heretic_kl.ui.terminal import make_console, say
+
+    console = make_console()
+    if settings.json_file == STDOUT:
+        print_raw(console, _text(settings, evaluation))
+        return
+    candidates = evaluation.candidates
+    print_sections(console, evaluation_sections(evaluation.scores, candidates, evaluation.use))
+    console.print()
+    for note in evaluation_footnotes(candidates):
+        say(console, note, "dim")
+
+
+COMMAND = Command(
+    "evaluate --model ORIGINAL --candidate MODEL [--candidate MODEL ...] [--SETTING VALUE ...]",
+    f"{SUMMARIES['evaluate']}: refusals, teacher-forced KL and whatever the settings name, on the "
+    "original and on each candidate, with differences paired by prompt. Candidates are hub ids, "
+    "folders (safetensors), .gguf files and folders with a PEFT adapter.",
+    run,
+    EvaluateSettings,
+)

@@ -1,0 +1,110 @@
+"""Measures edits that exist already, whoever made them, with every scorer. Searches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from heretic_kl.config import Settings
+from heretic_kl.events import BaselineMeasured
+from heretic_kl.export import other_model
+from heretic_kl.model import ModelSource
+from heretic_kl.run.calibrate import Calibrated, calibrate
+from heretic_kl.run.engines import build_engine
+from heretic_kl.run.load import load
+from heretic_kl.run.opening import check_settings
+from heretic_kl.run.parts import measuring_context
+from heretic_kl.run.telling import Teller
+from heretic_kl.scoring import PairedDifference, Score, Suite, paired_difference
+
+Values = Mapping[str, tuple[float, ...]]
+"""A value for each prompt, by scorer."""
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """One candidate beside the original."""
+
+    name: str
+    scores: Mapping[str, Score]
+    minus_original: Mapping[str, PairedDifference]
+    """By scorer whose score is a mean over prompts."""
+    minus_first: Mapping[str, PairedDifference]
+    """The same, minus the first candidate; empty for that one."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The original and every candidate, on the same prompts."""
+
+    original: str
+    use: Literal["validation", "test"]
+    prompts: Mapping[str, int]
+    """How many, by kind."""
+    scores: Mapping[str, Score]
+    """Of the original."""
+    candidates: tuple[EvaluatedModel, ...]
+
+
+def evaluate(
+    settings: Settings,
+    candidates: Sequence[str],
+    use: Literal["validation", "test"],
+    tell: Teller,
+) -> Evaluation:
+    """Measure the original and candidates, one loaded after the other.
+
+    Args:
+        settings: of a run on the original; what concerns searching and saving has no say.
+        candidates: hub ids, folders, .gguf files and folders of PEFT adapters.
+        use: which prompts.
+        tell: told what happens.
+
+    Raises:
+        HereticKLError: anything the user can mend about a model, prompts or scorers.
+    """
+    suite, prompts = check_settings(settings)
+    for notice in prompts.notices:
+        tell.notice(notice)
+    loaded = load(settings, tell)
+    with tell.stage("calibrate", "Calibrating"):
+        calibrated = calibrate(loaded, settings, prompts, tell, None)
+    engine = calibrated.engine
+    with tell.stage("baseline", "Measuring the original model"):
+        calibration = calibrated.calibration
+        suite.prepare(measuring_context(settings, engine, calibration, prompts, suite, use))
+        scores, values = suite.evaluate_by_prompt(engine, None)
+    tell(BaselineMeasured(use, scores))
+    evaluated: list[EvaluatedModel] = []
+    first: Values = {}
+    for name in candidates:
+        with tell.stage("measure", f"Measuring {name}"):
+            their_scores, theirs = _measure(name, settings, calibrated, suite, tell)
+        minus_first = _paired(theirs, first) if evaluated else {}
+        first = first or theirs
+        evaluated.append(EvaluatedModel(name, their_scores, _paired(theirs, values), minus_first))
+    counts: dict[str, int] = {kind: len(members) for kind, members in prompts.of(use).items()}
+    return Evaluation(str(settings.model), use, counts, scores, tuple(evaluated))
+
+
+def _measure(
+    name: str, settings: Settings, calibrated: Calibrated, suite: Suite, tell: Teller
+) -> tuple[dict[str, Score], Values]:
+    engine = calibrated.engine
+    engine.release()
+    # Before the original leaves a GPU: a candidate is measured against its references.
+    engine.prepare(suite.requests())
+    options = replace(calibrated.options, batch_size=engine.batch_size)
+    base = None if settings.base is None else ModelSource(settings.base)
+    with other_model(
+        ModelSource(name), engine.lm, base=base, trust_remote_code=settings.trust_remote_code
+    ) as lm:
+        theirs = build_engine(lm, options, notify=tell.notice, original=engine)
+        return suite.evaluate_by_prompt(theirs, {})
+
+
+def _paired(values: Values, others: Values) -> dict[str, PairedDifference]:
+    return {
+        name: paired_difference(values[name], others[name]) for name in values if name in others
+    }

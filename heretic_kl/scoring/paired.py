@@ -1,0 +1,47 @@
+"""Two candidates measured on the same prompts, prompt by prompt. Runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from heretic_kl.kl import bootstrap_interval, standard_error
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The mean over prompts of one candidate's value minus another's, in the scorer's unit."""
+
+    mean: float
+    standard_error: float | None
+    """None for one prompt."""
+    interval: tuple[float, float] | None
+    """95%, percentile bootstrap over prompts."""
+    prompts: int
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+def paired_difference(values: Sequence[float], others: Sequence[float]) -> PairedDifference:
+    """How values differ from others on the same prompts, in the same order.
+
+    Raises:
+        ValueError: they are not as many, or none.
+    """
+    if len(values) != len(others) or not values:
+        raise ValueError(f"{len(values)} values and {len(others)} others are no pairs")
+    difference = torch.tensor(values, dtype=torch.float64) - torch.tensor(
+        others, dtype=torch.float64
+    )
+    interval = bootstrap_interval(difference)
+    return PairedDifference(
+        mean=float(difference.mean()),
+        standard_error=standard_error(difference),
+        interval=None if interval is None else (interval.low, interval.high),
+        prompts=len(values),
+    )

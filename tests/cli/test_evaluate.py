@@ -1,0 +1,79 @@
+"""Edits that exist already, whoever made them, measured beside the original and paired."""
+
+import json
+import shutil
+
+import pytest
+
+from heretic_kl.scoring import paired_difference
+
+
+@pytest.fixture(scope="module")
+def edits(workplace, searched):
+    """Folders of a merged edit, an adapter of the same edit, and a copy of the original."""
+    import contextlib
+    import io
+    import os
+
+    from heretic_kl.cli import main as cli
+
+    before = os.getcwd()
+    os.chdir(workplace)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for form in ("merged", "lora"):
+            words = ["--save", f"edit-{form}", "--save-as", form]
+            assert cli.main(["save", "mine", "--trial", "2", *words]) == 0
+    os.chdir(before)
+    shutil.copytree(workplace / "model", workplace / "copy")
+    return ["edit-merged", "edit-lora", "copy"]
+
+
+def test_candidates_stand_beside_the_original_paired_by_prompt(edits, call, workplace):
+    words = [word for name in edits for word in ("--candidate", name)]
+    code, out, _ = call("evaluate", "--model", "model", *words, "--json", "e.json")
+    document = json.loads((workplace / "e.json").read_text())
+    assert code == 0 and document["use"] == "test" and document["prompts"]["harmful"] == 3
+    merged, adapter, copy = document["candidates"]
+    saved = json.loads((workplace / "edit-merged" / "reproduce.json").read_text())
+    for name in ("refusals", "teacher_forced_kl", "false_refusals"):
+        expected = saved["test_scores"][name]["saved"]["value"]
+        assert merged["scores"][name]["value"] == pytest.approx(expected, rel=1e-6), name
+        assert adapter["scores"][name]["value"] == pytest.approx(expected, rel=1e-3), name
+        assert copy["minus_original"][name]["mean"] == 0
+        pair = merged["minus_original"][name]
+        difference = merged["scores"][name]["value"] - document["scores"][name]["value"]
+        assert pair["mean"] == pytest.approx(difference, abs=1e-12)
+    assert copy["scores"]["teacher_forced_kl"]["value"] == 0
+    assert merged["minus_first"] == {}
+    back = copy["minus_first"]["teacher_forced_kl"]["mean"]
+    assert back == pytest.approx(-merged["minus_original"]["teacher_forced_kl"]["mean"])
+    for line in (
+        "refusals on the test prompts",
+        "edit-lora",
+        "minus the first",
+        "paired by prompt",
+    ):
+        assert line in out
+
+
+def test_another_tokenizer_and_missing_models_are_one_line(edits, call, workplace):
+    assert "name what is measured with --candidate" in call("evaluate", "--model", "model")[2]
+    code, _, err = call("evaluate", "--model", "model", "--candidate", "./nothing")
+    assert code == 1 and "no model at './nothing'" in err
+    other = workplace / "stranger"
+    shutil.copytree(workplace / "model", other)
+    text = (other / "tokenizer.json").read_text().replace('"cake"', '"cakes"')
+    (other / "tokenizer.json").write_text(text)
+    code, _, err = call("evaluate", "--model", "model", "--candidate", "stranger")
+    assert code == 1 and "cannot be compared with the original: another tokenizer" in err
+
+
+def test_a_paired_difference_is_of_the_same_prompts():
+    pair = paired_difference([1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0])
+    assert pair.mean == 0.5 and pair.prompts == 4
+    assert pair.interval[0] <= 0.5 <= pair.interval[1]
+    swapped = paired_difference([0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0])
+    assert swapped.mean == -pair.mean
+    assert not paired_difference([1.0, 2.0], [1.0, 2.0]).distinguishable
+    with pytest.raises(ValueError, match="no pairs"):
+        paired_difference([1.0], [1.0, 2.0])
