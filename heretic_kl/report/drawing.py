@@ -36,7 +36,6 @@ THEME: Final[Mapping[str, Any]] = {
         "orient": "top",
         "columnPadding": 24,
         "symbolOpacity": 1,
-        "columns": 2,
     },
     "header": {
         **{f"{part}Color": "currentColor" for part in ("label", "title")},

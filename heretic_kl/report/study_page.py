@@ -121,7 +121,7 @@ class StudyReport:
         wanted = int(self.settings.get("trials") or 0)
         searched = sum(1 for r in records if r.state != "interrupted" and not is_refined(r))
         running = (
-            f" The search is not over: {searched} of {wanted} trials." if searched < wanted else ""
+            f" The search holds {searched} of {wanted} trials so far." if searched < wanted else ""
         )
         return f"Study {self.study.name}: {', '.join(counts)}.{running}"
 

@@ -47,6 +47,6 @@ def hypervolume_history(points: Sequence[Point | None]) -> list[float]:
         if point is not None and all(span > 0 for span in spans):
             scaled = tuple((v - low) / s for v, low, s in zip(point, lows, spans, strict=True))
             front = [*(p for p in front if not all(map(float.__ge__, p, scaled))), scaled]
-            volume = hypervolume(front, (1.0,) * len(spans))
+            volume = max(volume, hypervolume(front, (1.0,) * len(spans)))  # rounding
         history.append(volume)
     return history

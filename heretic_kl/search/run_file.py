@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optuna.storages.journal import JournalFileOpenLock
+
 from heretic_kl import files
 from heretic_kl.errors import StudyError
 
@@ -47,22 +49,35 @@ class RunFile:
     def update(self, entries: Mapping[str, Any]) -> None:
         """Put entries into the file; a table is merged with the table that is there.
 
+        Processes that share a study take turns.
+
         Args:
             entries: JSON-ready, tensors' numbers as floats; NaN and infinity become null.
 
         Raises:
             StudyError: the file cannot be read or written.
         """
-        content = {**self.read(), "format": FORMAT}
-        for key, value in entries.items():
-            before = content.get(key)
-            merges = isinstance(before, dict) and isinstance(value, Mapping)
-            content[key] = {**before, **value} if merges and before else value
-        text = json.dumps(_finite(content), separators=(",", ":"), allow_nan=False)
+        turn = JournalFileOpenLock(str(self.path))
         try:
-            files.write_text(self.path, text + "\n")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            turn.acquire()
+            try:
+                content = _merged(self.read(), entries)
+                text = json.dumps(_finite(content), separators=(",", ":"), allow_nan=False)
+                files.write_text(self.path, text + "\n")
+            finally:
+                turn.release()
         except OSError as error:
             raise StudyError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
+
+
+def _merged(content: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**content, "format": FORMAT}
+    for key, value in entries.items():
+        before = merged.get(key)
+        merges = isinstance(before, dict) and isinstance(value, Mapping)
+        merged[key] = {**before, **value} if merges and before else value
+    return merged
 
 
 def _finite(value: Any) -> Any:

@@ -105,7 +105,7 @@ def test_a_study_without_what_a_run_records_says_so_in_a_line_each(studies: Path
 def test_a_search_that_runs_has_a_report(tmp_path: Path) -> None:
     make_study(tmp_path, trials=3, wanted=50)
     page = report(tmp_path).page()
-    assert "The search is not over: 3 of 50 trials" in page.lead
+    assert "The search holds 3 of 50 trials so far" in page.lead
     assert "Parameter importance: not shown" in notes(page)
     render(page)
 
@@ -165,6 +165,14 @@ def test_responses_to_harmful_prompts_are_shown_on_request_alone(studies: Path, 
     assert "1 responses to harmful prompts are left out" in html
     shown = render(report(studies, harmful=True).page())
     assert "VERY BAD TEXT" in shown
+
+
+def test_original_and_chosen_trial_stand_side_by_side(html: str) -> None:
+    (sides, *_) = re.findall(r'<div class="sides">(.*?)<details>', html, re.DOTALL)
+    text = " ".join(" ".join(Elements(sides).text).split())
+    assert text == "original The answer is 4. trial 12 The answer is four."
+    assert '<span class="same">The answer is </span>' in sides
+    assert "A lemon." in html and "A lemon." not in sides
 
 
 def test_verdicts_are_told_prompt_by_prompt(page: Page) -> None:

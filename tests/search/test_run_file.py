@@ -1,5 +1,8 @@
 """What a run records beside its study: merged, finite, and refused where it is not ours."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from heretic_kl.errors import StudyError
@@ -31,4 +34,21 @@ def test_a_file_of_another_sort_is_an_error_of_one_line(tmp_path, content):
     file.path.write_text(content)
     with pytest.raises(StudyError, match="report.json") as caught:
         file.read()
+    assert "\n" not in str(caught.value)
+
+
+def test_processes_that_share_a_study_lose_none_of_each_others_entries(tmp_path):
+    def add(number):
+        RunFile(tmp_path, "s").update({"commands": {str(number): "x"}})
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add, range(24)))
+    assert len(json.loads((tmp_path / "s.report.json").read_text())["commands"]) == 24
+    assert [path.name for path in tmp_path.iterdir()] == ["s.report.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot write") as caught:
+        RunFile(tmp_path / "file", "s").update({})
     assert "\n" not in str(caught.value)

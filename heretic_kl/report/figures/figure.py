@@ -54,9 +54,9 @@ def whole(field: str, values: Sequence[int]) -> Spec:
 
 
 def log_where_wide(values: Sequence[float | None]) -> Spec:
-    """A logarithmic scale where positive values span more than a factor of 20."""
+    """A logarithmic scale where positive values span a factor of 8 or more."""
     numbers = [value for value in values if value is not None]
-    if not numbers or min(numbers) <= 0 or max(numbers) < 20 * min(numbers):
+    if not numbers or min(numbers) <= 0 or max(numbers) < 8 * min(numbers):
         return {}
     low = min(numbers) / 2
     return {
@@ -68,7 +68,8 @@ def log_where_wide(values: Sequence[float | None]) -> Spec:
 def nominal(field: str, names: Sequence[str], range_: Sequence[Any]) -> Spec:
     """A colour, shape or dash for each name of a field."""
     scale = {"domain": list(names), "range": list(range_)}
-    return {"field": field, "type": "nominal", "title": None, "scale": scale}
+    legend = {"columns": 2 if max(map(len, names), default=0) > 12 else 4}
+    return {"field": field, "type": "nominal", "title": None, "scale": scale, "legend": legend}
 
 
 def by_model(models: Sequence[str], offset: int = 0) -> Spec:
