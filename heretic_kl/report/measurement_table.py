@@ -40,6 +40,8 @@ class MeasuredCandidate:
     """Over text: by file or category."""
     macro: GroupMean | None = None
     """Of these."""
+    back_end_floor: float | None = None
+    """Nats between the reference's back end and the candidate's, on the candidate itself."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def measurement_footnotes(report: MeasurementReport) -> list[str]:
     summaries = [candidate.summary for candidate in report.candidates]
     if summaries and summaries[0].noise_floor is not None:
         notes.append("Floors: the reference against itself, batched or rounded differently.")
+    if any(candidate.back_end_floor is not None for candidate in report.candidates):
+        notes.append("Across back ends: the candidate's own file, in both.")
     if any(summary.near_tie_share for summary in summaries):
         notes.append(
             f"Near ties: the reference's two best tokens are within {summaries[0].near_tie_margin}."
@@ -168,7 +172,10 @@ def _figure_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> lis
         rows.append(_Row("noise floor, batching", f"{summary.noise_floor:.2g}"))
         if report.rounding_floor is not None:
             rows.append(_Row("noise floor, bfloat16", f"{report.rounding_floor:.2g}"))
-        rows.append(_Row("the mean is", _standing(summary, report.rounding_floor)))
+    if candidate.back_end_floor is not None:
+        rows.append(_Row("floor across back ends", f"{candidate.back_end_floor:.2g}"))
+    if summary.noise_floor is not None:
+        rows.append(_Row("the mean is", _standing(candidate, report.rounding_floor)))
     levels = [(level, value) for level, value in summary.quantiles]
     for level, value in sorted([*levels, (0.5, summary.median)]):
         title = "median" if level == 0.5 else f"{100 * level:g}% of positions below"
@@ -183,10 +190,13 @@ def _figure_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> lis
     return rows
 
 
-def _standing(summary: KLSummary, rounding_floor: float | None) -> str:
-    if summary.below_noise_floor:
+def _standing(candidate: MeasuredCandidate, rounding_floor: float | None) -> str:
+    mean = candidate.summary.mean
+    if candidate.summary.below_noise_floor:
         return "below the noise floor"
-    if rounding_floor is not None and summary.mean <= rounding_floor:
+    if candidate.back_end_floor is not None and mean <= candidate.back_end_floor:
+        return "below the floor across back ends"
+    if rounding_floor is not None and mean <= rounding_floor:
         return "below bfloat16's floor"
     return "above the noise floor"
 

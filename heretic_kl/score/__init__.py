@@ -4,6 +4,7 @@ Dimensions: P prompts, N scored positions, V vocabulary, D width of the final hi
 are the scored positions of all prompts. Units are nats.
 """
 
+from heretic_kl.score.loader import Loading
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.preflight import check_models
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike
@@ -13,6 +14,7 @@ from heretic_kl.score.text import Document, TextKL, load_documents
 __all__ = [
     "DEFAULT_PROMPTS",
     "Document",
+    "Loading",
     "Measurement",
     "PromptsLike",
     "TeacherForcedKL",

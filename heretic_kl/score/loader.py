@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from torch import nn
+from typing_extensions import TypedDict
 
 from heretic_kl.errors import ModelError, ModelNotFoundError
 from heretic_kl.model import (
@@ -24,25 +25,56 @@ from heretic_kl.model import (
     load_to_measure,
     load_tokenizer,
 )
+from heretic_kl.score.llama.model import llama_available
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
-@dataclass
-class ModelLoader:
-    """How models are loaded that are given by name; remembers which one is the reference.
+Backend = Literal["auto", "transformers", "llama.cpp"]
+"""What runs a .gguf file; `auto` is llama.cpp for candidates if its binding is installed."""
 
-    It keeps none of them: what its caller lets go of is out of memory before the next is loaded.
+
+class Loading(TypedDict, total=False):
+    """How models that are given by name are loaded; arguments of every class that measures.
+
+    base: what adapters are put on, a path or hub id; None: what each names, or the reference where
+        that is not to be found.
+    dtype: see `heretic_kl.model.load_model`. So are the next three. Candidates are loaded in the
+        reference's dtype if this is `auto`.
+    device: where loaded models run; `cpu` keeps llama.cpp there too.
+    device_map: how loaded models are spread over devices.
+    trust_remote_code: run code from a model's repository.
+    backend: what runs .gguf files.
+    gguf_cache_type: as what llama.cpp stores keys and values, see `llama.CACHE_TYPES`.
+    notify: told, in words, what the user should know.
     """
 
+    base: Any
     dtype: DtypeName
     device: str
     device_map: str | None
     trust_remote_code: bool
+    backend: Backend
+    gguf_cache_type: str
     notify: Callable[[str], None]
-    """Told, in words, which base an adapter was put on."""
-    default_base: Any = None
-    """What adapters are put on, a path or hub id; None: what each names."""
+
+
+@dataclass
+class ModelLoader:
+    """Loads models that are given by name; remembers which one is the reference.
+
+    It keeps none of them: what its caller lets go of is out of memory before the next is loaded.
+    The fields are those of `Loading`.
+    """
+
+    base: Any = None
+    dtype: DtypeName = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    trust_remote_code: bool = False
+    backend: Backend = "auto"
+    gguf_cache_type: str = "f16"
+    notify: Callable[[str], None] = lambda message: None
     _reference: ModelSource | None = field(default=None, init=False)
     _probed: WeakKeyDictionary[nn.Module, Capabilities] = field(
         default_factory=WeakKeyDictionary, init=False
@@ -94,7 +126,7 @@ class ModelLoader:
     def take_reference(self, source: ModelSource) -> ModelSource | None:
         """Remember the reference; return what it is put on if it is an adapter."""
         self._reference = source
-        return self._base(source, as_source(self.default_base))
+        return self._base(source, as_source(self.base))
 
     def candidate(
         self,
@@ -107,7 +139,7 @@ class ModelLoader:
     ) -> tuple[CausalModel, bool]:
         """A candidate, and whether it came with a tokenizer of its own.
 
-        An adapter is put on `base`; None: `default_base`, or what it names. `fallback` is the
+        An adapter is put on `base`; None: the loader's, or what it names. `fallback` is the
         reference's tokenizer.
         """
         if isinstance(model, CausalModel):
@@ -129,9 +161,25 @@ class ModelLoader:
             self._probed[model] = lm.capabilities
         return lm, tokenizer is not None
 
+    def in_llama(self, source: ModelSource) -> bool:
+        """Whether a candidate is run by llama.cpp.
+
+        Raises:
+            ModelError: that is asked for, and its binding is not installed.
+        """
+        if source.gguf_file is None or self.backend == "transformers":
+            return False
+        if self.backend == "auto" and not llama_available():
+            self.notify(
+                f"{source.name!r} is run by transformers, its weights unpacked: install "
+                "heretic-kl[gguf] to measure it in llama.cpp itself"
+            )
+            return False
+        return True
+
     def base_of(self, source: ModelSource, base: Any = None) -> ModelSource | None:
         """What a candidate is put on if it is an adapter."""
-        return self._base(source, as_source(self.default_base if base is None else base))
+        return self._base(source, as_source(self.base if base is None else base))
 
     def check(self, source: ModelSource, base: ModelSource | None) -> None:
         """Find what would keep a model from loading, as far as that shows without its weights.
@@ -143,7 +191,7 @@ class ModelLoader:
             check_to_measure(source, base=base, trust_remote_code=self.trust_remote_code)
         except ModelNotFoundError as error:
             stated = None if source.adapter is None else adapter_base(source.adapter)
-            if base is None or base.name != stated or self.default_base is not None:
+            if base is None or base.name != stated or self.base is not None:
                 raise
             raise ModelNotFoundError(
                 f"adapter {source.name!r} names {base.name!r} as its base, which is not to be "

@@ -33,6 +33,8 @@ class Measurement:
     """Where it is another, part of the KL is rounding."""
     groups: tuple[GroupMean, ...] = ()
     """Over text: by file or category, in order."""
+    back_end_floor: float | None = None
+    """Nats between the two back ends on the candidate itself; None: not measured, or only one."""
 
     @property
     def kl(self) -> float:
@@ -68,6 +70,7 @@ class Measurement:
             "rounding_floor": None if floor is None else floor.rounding,
             "reference_dtype": self.reference_dtype,
             "candidate_dtype": self.candidate_dtype,
+            "back_end_floor": self.back_end_floor,
         }
         if self.groups:
             del plain["profile"]

@@ -6,32 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Reference, vocabulary_hash
 from heretic_kl.model import ModelSource, load_tokenizer
-from heretic_kl.score.loader import ModelLoader, as_source, has_tokenizer
+from heretic_kl.score.loader import Loading, ModelLoader, as_source, has_tokenizer
 
 
 def check_models(
     reference: str | Path | Reference,
     candidates: Sequence[str | Path],
-    *,
-    base: str | Path | None = None,
-    trust_remote_code: bool = False,
+    **loading: Unpack[Loading],
 ) -> None:
     """Refuse models that could not be measured, while that still costs seconds.
 
     Args:
         reference: a model, or a stored reference.
         candidates: models by name; adapters count.
-        base: what adapters are put on; None: what each names, or the reference.
-        trust_remote_code: run code from a model's repository.
+        loading: see `Loading`.
 
     Raises:
         ModelError: one of them is not there or cannot be read.
         MeasurementError: a candidate has another tokenizer.
     """
-    loader = ModelLoader("auto", "auto", None, trust_remote_code, lambda message: None, base)
+    loader = ModelLoader(**loading)
     if isinstance(reference, Reference):
         expected = reference.identity.tokenizer_hash
     else:
@@ -45,6 +44,8 @@ def check_models(
         assert source is not None
         put_on = loader.base_of(source)
         loader.check(source, put_on)
+        if loader.in_llama(source):  # which has a tokenizer of its own, checked once it is loaded
+            continue
         if has_tokenizer(source) and (tokenizer_hash := _hash(source, loader)) != expected:
             raise MeasurementError(
                 f"{source.name!r} cannot be compared with the reference: another tokenizer "

@@ -28,7 +28,8 @@ from heretic_kl.kl import (
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel, DtypeName, evaluating
-from heretic_kl.score.loader import ModelLoader
+from heretic_kl.score.llama.candidate import compare_natively
+from heretic_kl.score.loader import ModelLoader, as_source
 
 
 class CandidateTable(NamedTuple):
@@ -36,6 +37,8 @@ class CandidateTable(NamedTuple):
 
     table: KLTable
     dtype: str
+    back_end_floor: float | None = None
+    """Nats between two back ends on the candidate itself; None: not measured, or one back end."""
 
 
 @dataclass
@@ -110,14 +113,22 @@ class ReferenceRun:
         reduction: DivergenceReduction,
         base: Any = None,
         dtype: DtypeName | None = None,
+        floor: bool = True,
     ) -> CandidateTable:
-        """Run a candidate over the same sequences; see `TeacherForcedKL.score`."""
+        """Run a candidate over the same sequences; see `TeacherForcedKL.score`.
+
+        With `floor`, one in another back end than the reference is also run in the reference's.
+        """
+        source = as_source(candidate)
+        if source is not None and self.loader.in_llama(source):
+            floor = floor and self.head is not None  # of a stored one the model may not fit here
+            return compare_natively(self, source, reduction, floor=floor)
         lm, own_tokenizer = self.loader.candidate(
             candidate,
             tokenizer,
             base,
             fallback=self.tokenizer,
-            dtype=dtype or self._dtype_for_candidates(),
+            dtype=dtype or self.dtype_for_candidates(),
         )
         if own_tokenizer:
             self._require(tokenizer_hash=lm.tokenizer_hash())
@@ -164,12 +175,30 @@ class ReferenceRun:
             prompts=stored.prompts,
         )
 
-    # --- parts -------------------------------------------------------------------------------
+    def head_for(self, vocabulary: int) -> tuple[Head | None, int]:
+        """The reference's head, and how many of so many tokens of a candidate it can be told from.
 
-    def _dtype_for_candidates(self) -> DtypeName | None:
+        None: the reference has logits.
+        """
+        if self.reference.logits is not None:
+            self._require(vocabulary_size=vocabulary)
+            return None, vocabulary
+        if self.head is None:
+            raise MeasurementError(
+                "a stored reference of hidden states cannot be compared with a .gguf file in "
+                "llama.cpp, which does not show its head: store logits (--store logits)"
+            )
+        if vocabulary == self.head.vocabulary:
+            return self.head, vocabulary
+        size = self._common_size(vocabulary)
+        return replace(self.head, vocabulary_size=size), size
+
+    def dtype_for_candidates(self) -> DtypeName | None:
         """The reference's where no other is asked for: a KL should not measure two dtypes."""
         by_name: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
         return by_name.get(self.dtype) if self.loader.dtype == "auto" else None
+
+    # --- parts -------------------------------------------------------------------------------
 
     def _blocks(self, runner: Runner, head: Head) -> Iterator[LogitBlock]:
         """A candidate's logits, in the reference's batches."""
@@ -190,23 +219,26 @@ class ReferenceRun:
             return candidate_head, candidate_head
         head = self.head.to(candidate_head.weight.device)
         if candidate_head.vocabulary != self.reference.identity.vocabulary_size:
-            return self._cut_to_tokenizer(head, candidate_head)
+            size = self._common_size(candidate_head.vocabulary)
+            cut = replace(candidate_head, vocabulary_size=size)
+            return replace(head, vocabulary_size=size), cut
         return (candidate_head if head.same_as(candidate_head) else head), candidate_head
 
-    def _cut_to_tokenizer(self, head: Head, candidate_head: Head) -> tuple[Head, Head]:
-        """Heads padded to different sizes, without their padding."""
+    def _common_size(self, vocabulary: int) -> int:
+        """Tokens that both have where the heads are padded to different sizes."""
+        identity = self.reference.identity
         size = 0 if self.tokenizer is None else len(self.tokenizer)
         used = int(self.reference.tokens.max())
-        if not used < size <= min(head.vocabulary, candidate_head.vocabulary):
+        if not used < size <= min(identity.vocabulary_size, vocabulary):
             raise MeasurementError(
-                f"the models have different vocabularies: {head.vocabulary} tokens in the "
-                f"reference, {candidate_head.vocabulary} in the candidate"
+                f"the models have different vocabularies: {identity.vocabulary_size} tokens in the "
+                f"reference, {vocabulary} in the candidate"
             )
         self.notify(
-            f"the heads have {head.vocabulary} and {candidate_head.vocabulary} columns; the "
+            f"the heads have {identity.vocabulary_size} and {vocabulary} columns; the "
             f"tokenizer's {size} tokens are compared"
         )
-        return replace(head, vocabulary_size=size), replace(candidate_head, vocabulary_size=size)
+        return size
 
     def _require(self, **facts: Any) -> None:
         identity = self.reference.identity

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import Unpack
+
 from heretic_kl.engine import NoiseFloor, Runner, measure_noise_floor, with_responses
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError
@@ -25,7 +27,7 @@ from heretic_kl.kl_options import checked_options, sampling_seed
 from heretic_kl.model import CausalModel, DtypeName, likely_layers
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
-from heretic_kl.score.loader import ModelLoader
+from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
 from heretic_kl.score.reference_run import ReferenceRun
@@ -65,14 +67,7 @@ class TeacherForcedKL:
         enable_thinking: for chat templates that know the switch.
         response_prefix: text put at the start of every response.
         noise_floor: also measure what an unchanged model shows.
-        base: what adapters that are given by name are put on; None: what each names, or the
-            reference where that is not to be found.
-        dtype: for models that are loaded; see `heretic_kl.model.load_model`. So are the next three.
-            Candidates are loaded in the reference's dtype if this is `auto`.
-        device: where loaded models run.
-        device_map: how loaded models are spread over devices.
-        trust_remote_code: run code from a model's repository.
-        notify: told, in words, what the user should know.
+        loading: base, dtype, device, backend and so on, see `Loading`.
 
     Raises:
         HereticKLError: model or prompts cannot be used.
@@ -95,12 +90,7 @@ class TeacherForcedKL:
         enable_thinking: bool | None = None,
         response_prefix: str = "",
         noise_floor: bool = True,
-        base: Any = None,
-        dtype: DtypeName = "auto",
-        device: str = "auto",
-        device_map: str | None = None,
-        trust_remote_code: bool = False,
-        notify: Callable[[str], None] = lambda message: None,
+        **loading: Unpack[Loading],
     ) -> None:
         options = checked_options(
             kl_tokens=kl_tokens,
@@ -113,7 +103,7 @@ class TeacherForcedKL:
         self.position_decay = position_decay
         self._reduction = DivergenceReduction(divergence, temperature)
         self.noise_floor: NoiseFloor | None = None
-        loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify, base)
+        loader = ModelLoader(**loading)
         lm = loader.reference(
             reference,
             tokenizer,
@@ -122,7 +112,7 @@ class TeacherForcedKL:
             response_prefix=response_prefix,
         )
         if template == "model" and lm.chat.template is None:
-            notify("the reference has no chat template: prompts are given as plain text")
+            loader.notify("the reference has no chat template: prompts are given as plain text")
         self._run = ReferenceRun.over(
             lm,
             _responding(lm, chosen, kl_tokens, options.response),
@@ -208,19 +198,29 @@ class TeacherForcedKL:
                 logits; memory ran out.
             ModelError: it cannot be loaded.
         """
-        table, candidate_dtype = self._run.compare(
-            candidate, tokenizer, reduction=self._reduction, base=base, dtype=dtype
+        floor = self.noise_floor
+        compared = self._run.compare(
+            candidate,
+            tokenizer,
+            reduction=self._reduction,
+            base=base,
+            dtype=dtype,
+            floor=floor is not None,
         )
         weights = geometric_weights(self.kl_tokens, self.position_decay)
-        floor = None if self.noise_floor is None else self.noise_floor.value
-        summary = summarize(table, position_weights=weights, noise_floor=floor)
+        summary = summarize(
+            compared.table,
+            position_weights=weights,
+            noise_floor=None if floor is None else floor.value,
+        )
         return Measurement(
             summary,
-            table,
-            self.noise_floor,
+            compared.table,
+            floor,
             self.position_decay,
             reference_dtype=self.reference_dtype,
-            candidate_dtype=candidate_dtype,
+            candidate_dtype=compared.dtype,
+            back_end_floor=compared.back_end_floor,
         )
 
     # --- storing -----------------------------------------------------------------------------
@@ -256,25 +256,14 @@ class TeacherForcedKL:
         cls,
         path: str | Path,
         tokenizer: Any = None,
-        *,
-        base: Any = None,
-        dtype: DtypeName = "auto",
-        device: str = "auto",
-        device_map: str | None = None,
-        trust_remote_code: bool = False,
-        notify: Callable[[str], None] = lambda message: None,
+        **loading: Unpack[Loading],
     ) -> TeacherForcedKL:
         """A saved reference, ready to measure candidates as the one that was saved.
 
         Args:
             path: what `save` wrote.
             tokenizer: of the reference, to read its responses with; not needed to measure.
-            base: as for the constructor. So are the rest.
-            dtype: for candidates.
-            device: where they run.
-            device_map: how they are spread over devices.
-            trust_remote_code: run code from their repositories.
-            notify: told, in words, what the user should know.
+            loading: as for the constructor.
 
         Raises:
             MeasurementError: no such file, no reference, or of another metric version.
@@ -288,13 +277,14 @@ class TeacherForcedKL:
         self.position_decay = float(facts["position_decay"])
         floor = facts.get("batching_floor")
         self.noise_floor = None if floor is None else NoiseFloor(floor, facts["rounding_floor"])
+        loader = ModelLoader(**loading)
         self._run = ReferenceRun(
             stored,
-            ModelLoader(dtype, device, device_map, trust_remote_code, notify, base),
+            loader,
             int(facts["batch_size"]),
             bool(facts["share_prefix"]),
             tokenizer=tokenizer,
-            notify=notify,
+            notify=loader.notify,
         )
         return self
 

@@ -58,6 +58,7 @@ def report(
                 None if measurement is first else measurement.compare(first),
                 measurement.groups,
                 measurement.macro_average,
+                measurement.back_end_floor,
             )
             for name, measurement in zip(settings.candidate, outcome.measurements, strict=False)
         ),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from heretic_kl.cli.command import Command
 from heretic_kl.cli.output import STDOUT, observing, writes_json
@@ -23,7 +23,7 @@ from heretic_kl.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
     from heretic_kl.events import Observer
-    from heretic_kl.score import Measurement, TeacherForcedKL, TextKL
+    from heretic_kl.score import Loading, Measurement, TeacherForcedKL, TextKL
 
 
 def run(words: Sequence[str]) -> int:
@@ -123,9 +123,20 @@ def _check_models(settings: ScoreSettings) -> None:
     check_models(
         Reference.load(os.path.expanduser(settings.name)) if settings.stored else settings.name,
         settings.candidate,
-        base=settings.base,
-        trust_remote_code=settings.trust_remote_code,
+        **_loading(settings),
     )
+
+
+def _loading(settings: ScoreSettings) -> Loading:
+    return {
+        "base": settings.base,
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "device_map": settings.device_map,
+        "trust_remote_code": settings.trust_remote_code,
+        "backend": settings.backend,
+        "gguf_cache_type": settings.gguf_cache_type,
+    }
 
 
 # --- measuring ------------------------------------------------------------------------------
@@ -169,14 +180,8 @@ def _reference(
     from heretic_kl.events import Notice
     from heretic_kl.score import TeacherForcedKL, TextKL
 
-    loading: dict[str, Any] = {
-        "base": settings.base,
-        "dtype": settings.dtype,
-        "device": settings.device,
-        "device_map": settings.device_map,
-        "trust_remote_code": settings.trust_remote_code,
-        "notify": lambda message: observer(Notice(message)),
-    }
+    loading = _loading(settings)
+    loading["notify"] = lambda message: observer(Notice(message))
     if settings.text:
         return TextKL(
             settings.name,

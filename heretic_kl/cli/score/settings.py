@@ -17,6 +17,7 @@ from heretic_kl.errors import ConfigError
 from heretic_kl.kl_options import KLOptions
 from heretic_kl.prompts import BUILTIN_SPECS, DatasetSpec, PromptSource
 
+CacheType = Literal["f16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
 STORED_SUFFIX: Final = ".safetensors"
 FIXED_BY_A_STORED_REFERENCE: Final = (
     *("prompts", "batch_size", "chat_template", "enable_thinking", "response_prefix"),
@@ -43,7 +44,8 @@ class ScoreSettings(CommonSettings, KLOptions):
         "Output": ("json_file", "table", "save_reference", "store", "quiet", "debug"),
         "Loading": (
             *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
-            *("chat_template", "enable_thinking", "response_prefix"),
+            *("chat_template", "enable_thinking", "response_prefix", "backend"),
+            *("gguf_cache_type",),
         ),
         "Performance": ("batch_size", "device_map", "threads"),
     }
@@ -100,6 +102,13 @@ class ScoreSettings(CommonSettings, KLOptions):
     candidate_dtype: Dtype | None = setting(
         None, "Type of the candidates' weights (default: the reference's)"
     )
+    backend: Literal["auto", "transformers", "llama.cpp"] = setting(
+        "auto",
+        "What runs .gguf candidates; auto is llama.cpp itself where heretic-kl[gguf] is installed",
+    )
+    gguf_cache_type: CacheType = setting(
+        "f16", "As what llama.cpp stores keys and values of .gguf candidates"
+    )
     response_prefix: str = setting("", "Start of every response")
     batch_size: Whole = setting(16, "Most sequences at once; halved where memory runs out", ge=1)
 
@@ -142,6 +151,11 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
     if not settings.candidate:
         raise ConfigError("no candidate given: name what is measured against it with --candidate")
     set_by_flags = given_flags(ScoreSettings, words)
+    ggufs = [name for name in settings.candidate if name.lower().endswith(".gguf")]
+    if not ggufs:
+        _refuse(set_by_flags, ("backend", "gguf_cache_type"), "without a .gguf candidate")
+    if settings.backend == "transformers":
+        _refuse(set_by_flags, ("gguf_cache_type",), "with --backend transformers")
     if "store" in set_by_flags and "save_reference" not in set_by_flags:
         raise ConfigError("--store has no effect without --save-reference: pass both, or neither")
     if settings.stored:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from heretic_kl.engine import NoiseFloor, Runner, measure_noise_floor
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Divergence, DivergenceReduction, Reference, group_means, summarize
 from heretic_kl.kl_options import checked_options
 from heretic_kl.model import DtypeName, likely_layers
-from heretic_kl.score.loader import ModelLoader
+from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.reference_run import ReferenceRun
 from heretic_kl.score.text.documents import Document, load_documents
@@ -53,12 +54,7 @@ class TextKL:
         temperature: of both distributions.
         batch_size: most windows at once; fewer where they are long, halved where memory runs out.
         noise_floor: also measure what an unchanged model shows.
-        base: as for `TeacherForcedKL`. So are the rest.
-        dtype: for models that are loaded.
-        device: where loaded models run.
-        device_map: how loaded models are spread over devices.
-        trust_remote_code: run code from a model's repository.
-        notify: told, in words, what the user should know.
+        loading: base, dtype, device, backend and so on, see `Loading`.
 
     Raises:
         HereticKLError: model or text cannot be used.
@@ -78,12 +74,7 @@ class TextKL:
         temperature: float = 1.0,
         batch_size: int = 16,
         noise_floor: bool = True,
-        base: Any = None,
-        dtype: DtypeName = "auto",
-        device: str = "auto",
-        device_map: str | None = None,
-        trust_remote_code: bool = False,
-        notify: Callable[[str], None] = lambda message: None,
+        **loading: Unpack[Loading],
     ) -> None:
         checked_options(divergence=divergence, temperature=temperature)
         if not 1 <= stride < context:
@@ -92,7 +83,7 @@ class TextKL:
         self.context, self.stride = context, stride
         self.noise_floor: NoiseFloor | None = None
         self._reduction = DivergenceReduction(divergence, temperature)
-        loader = ModelLoader(dtype, device, device_map, trust_remote_code, notify, base)
+        loader = ModelLoader(**loading)
         lm = loader.reference(
             reference, tokenizer, template="none", enable_thinking=None, response_prefix=""
         )
@@ -134,18 +125,24 @@ class TextKL:
         dtype: DtypeName | None = None,
     ) -> Measurement:
         """Measure a candidate; see `TeacherForcedKL.score`."""
-        table, candidate_dtype = self._run.compare(
-            candidate, tokenizer, reduction=self._reduction, base=base, dtype=dtype
+        floor = self.noise_floor
+        compared = self._run.compare(
+            candidate,
+            tokenizer,
+            reduction=self._reduction,
+            base=base,
+            dtype=dtype,
+            floor=floor is not None,
         )
-        table = replace(table, clusters=self._clusters)
-        floor = None if self.noise_floor is None else self.noise_floor.value
+        table = replace(compared.table, clusters=self._clusters)
         return Measurement(
-            summarize(table, noise_floor=floor),
+            summarize(table, noise_floor=None if floor is None else floor.value),
             table,
-            self.noise_floor,
+            floor,
             reference_dtype=self._run.dtype,
-            candidate_dtype=candidate_dtype,
+            candidate_dtype=compared.dtype,
             groups=group_means(table, self._groups),
+            back_end_floor=compared.back_end_floor,
         )
 
     def _measure_floor(self, runner: Runner, reference: Reference) -> None:

@@ -1,0 +1,122 @@
+"""A GGUF file in llama.cpp, measured beside a reference; and how far two back ends are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
+from heretic_kl.errors import ModelError
+from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, summarize
+from heretic_kl.model import ModelSource
+from heretic_kl.score.llama.model import LlamaModel
+from heretic_kl.score.llama.tokens import check_hash, check_vocabulary, texts_split_otherwise
+
+if TYPE_CHECKING:
+    from heretic_kl.score.reference_run import CandidateTable, ReferenceRun
+
+FLOOR_TOKENS = 4096
+"""So many tokens are enough to see how far two back ends are apart."""
+
+
+def open_model(run: ReferenceRun, source: ModelSource) -> LlamaModel:
+    """A file, as the loader says, with room for every sequence, its tokens checked.
+
+    Raises:
+        ModelError: llama.cpp cannot load it.
+        MeasurementError: another tokenizer.
+    """
+    path = source.gguf_file
+    assert path is not None
+    model = LlamaModel(
+        path,
+        context=max(len(sequence.fed) for sequence in run.sequences),
+        cache_type=run.loader.gguf_cache_type,
+        on_gpu=run.loader.device != "cpu",
+    )
+    if run.tokenizer is None:
+        check_hash(model, run.reference.identity.tokenizer_hash)
+        return model
+    check_vocabulary(model, run.tokenizer)
+    sample = [sequence.fed for sequence in run.sequences[:64]]
+    differing = texts_split_otherwise(model, run.tokenizer, sample)
+    if differing:
+        run.notify(
+            f"llama.cpp splits {differing} of {len(sample)} texts into other tokens than the "
+            f"reference's tokenizer; {model.name!r} is fed the reference's"
+        )
+    return model
+
+
+def compare_natively(
+    run: ReferenceRun, source: ModelSource, reduction: DivergenceReduction, *, floor: bool
+) -> CandidateTable:
+    """Measure a file in llama.cpp.
+
+    Args:
+        run: the reference's side.
+        source: a GGUF file.
+        reduction: what is measured.
+        floor: also run the file in `transformers`, as the reference ran, and compare the two.
+    """
+    from heretic_kl.score.reference_run import CandidateTable
+
+    beside = _in_transformers(run, source) if floor else None
+    model = open_model(run, source)
+    try:
+        table = _table(run, model, reduction)
+        apart = None if beside is None else summarize(_table(beside, model, reduction)).mean
+    finally:
+        model.close()
+    cache = run.loader.gguf_cache_type
+    kind = f"{model.quantization}{'' if cache == 'f16' else f', {cache} cache'}, llama.cpp"
+    return CandidateTable(table, kind, apart)
+
+
+def _table(run: ReferenceRun, model: LlamaModel, reduction: DivergenceReduction) -> KLTable:
+    head, size = run.head_for(model.vocabulary)
+    return run.reference.measure_blocks(
+        _blocks(model, run.sequences, size),
+        head=head,
+        divergence=reduction.divergence,
+        temperature=reduction.temperature,
+    )
+
+
+def _blocks(
+    model: LlamaModel, sequences: Sequence[ForcedSequence], size: int
+) -> Iterator[LogitBlock]:
+    """Logits of the first `size` tokens, sequence by sequence."""
+    row = 0
+    for sequence in sequences:
+        for logits in model.blocks(sequence):
+            yield LogitBlock(torch.arange(row, row + len(logits)), logits[:, :size])
+            row += len(logits)
+
+
+def _in_transformers(run: ReferenceRun, source: ModelSource) -> ReferenceRun | None:
+    """The same file, run as the reference was over the first of its sequences."""
+    count, tokens = 0, 0
+    while count < len(run.sequences) and tokens < FLOOR_TOKENS:
+        tokens += len(run.sequences[count].fed)
+        count += 1
+    try:
+        lm, _own_tokenizer = run.loader.candidate(
+            source, run.tokenizer, None, fallback=run.tokenizer, dtype=run.dtype_for_candidates()
+        )
+    except ModelError as error:
+        run.notify(f"the floor across back ends is not measured: {error}")
+        return None
+    positions = int(run.reference.mask.shape[1])
+    beside = type(run).over(
+        lm,
+        lambda runner: run.sequences[:count],
+        positions,
+        {},
+        loader=run.loader,
+        batch_size=run.batch_size,
+    )
+    return replace(beside, tokenizer=run.tokenizer)
