@@ -9,6 +9,8 @@ import optuna
 import pytest
 import torch
 
+from heretic_kl.config import load_settings
+from heretic_kl.run.opening import check_settings
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -96,3 +98,15 @@ def test_rounding_to_a_bit_depth_leaves_that_many_levels(rounding):
     assert torch.allclose(few.abs().amax(dim=1), weight.abs().amax(dim=1))
     error = (few - weight).abs().amax(dim=1)
     assert bool((error <= weight.abs().amax(dim=1) / 3 / 2 * 1.0001).all())
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_configuration_of_another_behaviour_can_be_run(path, monkeypatch, folder, tmp_path):
+    """Its prompts and scorers are there, and every prompt of one use is another one."""
+    monkeypatch.chdir(EXAMPLES.parent)
+    words = ["--config", str(path), "--model", str(folder), "--study-dir", str(tmp_path)]
+    suite, prompts = check_settings(load_settings(words))
+    assert {spec.role for spec in suite.objectives} <= {"minimize", "maximize"}
+    assert len(suite.objectives) >= 2 and prompts.notices == ()
+    for prompt_set in prompts.prompts.values():
+        assert len(prompt_set) >= 16

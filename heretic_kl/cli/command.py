@@ -25,6 +25,7 @@ SUMMARIES: Final = {
     "evaluate": "Measure edits that exist already, with every scorer",
     "score": "Measure any models against a reference",
     "inspect": "Show a model's layers and sites, and what a run would edit",
+    "scorer": "Write a new scorer, or test one",
     "config": "Print the default configuration for a config.toml",
     "events": "Print the JSON schema of what --json writes",
 }
@@ -54,8 +55,8 @@ class Command:
     """Defaults other than the settings' own."""
     kept: str = ""
     """What an interrupt or a full disk leaves, for people."""
-    first_word: str = ""
-    """The flag that a first word without one stands for."""
+    first_words: tuple[str, ...] = ()
+    """Flags that the first words without one stand for."""
 
     @property
     def json_may_name_file(self) -> bool:
@@ -63,10 +64,13 @@ class Command:
         return self.settings is not None and "json_file" in self.settings.model_fields
 
     def words(self, words: Sequence[str]) -> list[str]:
-        """The arguments, the first one with its flag."""
-        if self.first_word and words and not words[0].startswith("-"):
-            return [self.first_word, *words]
-        return list(words)
+        """The arguments, the first ones with their flags."""
+        flagged: list[str] = []
+        rest = list(words)
+        for flag in self.first_words:
+            if rest and not rest[0].startswith("-"):
+                flagged += [flag, rest.pop(0)]
+        return flagged + rest
 
     def help(self, *, everything: bool, commands: bool) -> str:
         """Return what `--help` or, with `everything`, `--help-all` shows."""

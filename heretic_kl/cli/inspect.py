@@ -84,5 +84,5 @@ COMMAND = Command(
     "nothing else does, what a run would edit, and how much memory it takes.",
     run,
     InspectSettings,
-    first_word="--model",
+    first_words=("--model",),
 )

@@ -151,7 +151,7 @@ class Settings(CommonSettings):
     trials: Whole = setting(200, "Finished trials that the study holds at the end", ge=0, short="n")
     pick: Text | None = setting(
         None,
-        "Pick a trial without asking: knee, max-refusals=0.05, trial=17",
+        "Pick unasked: knee, trial=17, max-refusals=0.05,min-OTHER=0.9",
         example="knee",
         metavar="RULE",
         short="p",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from heretic_kl.errors import NoTrialError, SelectionError
 from heretic_kl.search.records import TrialRecord
@@ -60,9 +61,9 @@ def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord])
     """The trial that a rule names.
 
     Args:
-        rule: `knee`; `max-SCORER=VALUE`, for instance `max-refusals=0.05`: of the front's trials
-            whose score is at most the value, the one with the least of the other objectives;
-            `trial=NUMBER`.
+        rule: `knee`; `trial=NUMBER`; or limits with commas between them, `max-SCORER=VALUE` and
+            `min-SCORER=VALUE` (for instance `max-refusals=0.05`): of the front's trials that meet
+            them all, the one with the least of the other objectives, in their order.
         front: the Pareto front.
         trials: all trials.
 
@@ -75,12 +76,7 @@ def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord])
         return knee(front)
     if name == "trial":
         return _by_number(value, trials)
-    if name.startswith("max-"):
-        return _below(name.removeprefix("max-"), value, front)
-    raise SelectionError(
-        f"unknown pick rule {rule!r}: use knee, trial=NUMBER or max-SCORER=VALUE "
-        "(for instance max-refusals=0.05)"
-    )
+    return _within(_limits(rule), front)
 
 
 def check_rule(rule: str, objectives: Sequence[str]) -> None:
@@ -92,15 +88,53 @@ def check_rule(rule: str, objectives: Sequence[str]) -> None:
     name, _, value = rule.partition("=")
     if name == "trial" and not value.isdigit():
         raise SelectionError(f"pick rule {rule!r}: {value!r} is not a trial number")
-    if name.startswith("max-"):
-        _number(rule, value)
-        scorer = name.removeprefix("max-")
-        if scorer not in objectives:
+    if name == "trial" or rule == "knee":
+        return
+    for limit in _limits(rule):
+        if limit.scorer not in objectives:
             raise SelectionError(
-                f"pick rule {rule!r}: no objective {scorer!r}; there are {', '.join(objectives)}"
+                f"pick rule {rule!r}: no objective {limit.scorer!r}; there are "
+                f"{', '.join(objectives)}"
             )
-    elif name not in ("knee", "trial"):
-        pick(rule, (), ())
+
+
+class _Limit(NamedTuple):
+    """A bound on one score."""
+
+    scorer: str
+    value: float
+    sign: int
+    """1: at most the value; -1: at least."""
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"{self.scorer} {'at most' if self.sign > 0 else 'at least'} {self.value:g}"
+
+    def excess(self, trial: TrialRecord) -> float:
+        """By how much a trial misses it; 0 where it does not."""
+        value = trial.scores[self.scorer].value
+        return math.inf if value is None else max(0.0, self.sign * (value - self.value))
+
+
+def _limits(rule: str) -> tuple[_Limit, ...]:
+    limits = []
+    for part in rule.split(","):
+        name, _, value = part.strip().partition("=")
+        bound, dash, scorer = name.partition("-")
+        if bound not in ("max", "min") or not dash:
+            raise SelectionError(
+                f"unknown pick rule {rule!r}: use knee, trial=NUMBER, max-SCORER=VALUE or "
+                "min-SCORER=VALUE (for instance max-refusals=0.05)"
+            )
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isnan(number):
+            raise SelectionError(f"pick rule {rule!r}: {value!r} is not a number")
+        limits.append(_Limit(scorer, number, 1 if bound == "max" else -1))
+    return tuple(limits)
 
 
 def _measured(trial: TrialRecord) -> tuple[float, ...]:
@@ -124,41 +158,36 @@ def _by_number(value: str, trials: Sequence[TrialRecord]) -> TrialRecord:
     raise NoTrialError(f"no finished trial {value!r}; there are {numbers or 'none'}{more}")
 
 
-def _below(scorer: str, value: str, front: Sequence[TrialRecord]) -> TrialRecord:
-    limit = _number(f"max-{scorer}={value}", value)
+def _within(limits: Sequence[_Limit], front: Sequence[TrialRecord]) -> TrialRecord:
     if not front:
         raise NoTrialError("no finished trial to pick from")
-    names = [name for trial in front[:1] for name in trial.scores]
-    if scorer not in names:
-        raise SelectionError(f"no score {scorer!r} to pick by; there are {', '.join(names)}")
-    met = [trial for trial in front if _score(trial, scorer) <= limit]
-    if not met:
-        nearest = min(front, key=lambda trial: (_score(trial, scorer), trial.number))
+    names = list(front[0].scores)
+    for limit in limits:
+        if limit.scorer not in names:
+            raise SelectionError(
+                f"no score {limit.scorer!r} to pick by; there are {', '.join(names)}"
+            )
+    nearest = min(front, key=lambda trial: (sum(lim.excess(trial) for lim in limits), trial.number))
+    if any(limit.excess(nearest) for limit in limits):
+        wanted = " and ".join(limit.text for limit in limits)
+        values = " and ".join(_value(nearest, limit.scorer) for limit in limits)
         raise NoTrialError(
-            f"no trial has {scorer} at most {limit:g}; the nearest is trial {nearest.number} with "
-            f"{_score(nearest, scorer):g}",
+            f"no trial has {wanted}; the nearest is trial {nearest.number} with {values}",
             nearest.number,
         )
-    position = names.index(scorer)
+    limited = {names.index(limit.scorer) for limit in limits}
     return min(
-        met,
+        (trial for trial in front if not any(limit.excess(trial) for limit in limits)),
         key=lambda trial: (
-            *(v for index, v in enumerate(trial.objectives) if index != position),
+            *(v for index, v in enumerate(trial.objectives) if index not in limited),
             trial.number,
         ),
     )
 
 
-def _score(trial: TrialRecord, scorer: str) -> float:
+def _value(trial: TrialRecord, scorer: str) -> str:
     value = trial.scores[scorer].value
-    return math.inf if value is None else value
-
-
-def _number(rule: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise SelectionError(f"pick rule {rule!r}: {value!r} is not a number") from None
+    return f"{scorer} {'unknown' if value is None else f'{value:g}'}"
 
 
 def _at_least_as_good(first: tuple[float, ...], second: tuple[float, ...]) -> bool:

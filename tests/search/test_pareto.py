@@ -1,6 +1,6 @@
 import pytest
 
-from heretic_kl.errors import SelectionError
+from heretic_kl.errors import NoTrialError, SelectionError
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord, check_rule, knee, pareto_front, pick
 
@@ -47,6 +47,8 @@ def test_rules(rule, number):
     [
         ("best", "unknown pick rule 'best'"),
         ("max-refusals=few", "'few' is not a number"),
+        ("max-refusals=nan", "'nan' is not a number"),
+        ("max-refusals=0.1,knee", "unknown pick rule"),
         ("trial=x", "not a trial number"),
         ("max-speed=1", "no objective 'speed'; there are refusals, kl"),
     ],
@@ -58,12 +60,34 @@ def test_bad_rules_are_refused_before_the_search(rule, message):
 
 def test_unmet_rules_say_what_there_is():
     front = pareto_front(TRIALS[:2])
-    with pytest.raises(SelectionError, match=r"the nearest is trial 1 with 0\.5"):
+    with pytest.raises(
+        SelectionError,
+        match=r"no trial has refusals at most 0\.05; the nearest is trial 1 with refusals 0\.5",
+    ):
         pick("max-refusals=0.05", front, TRIALS)
     with pytest.raises(SelectionError, match="no score 'speed' to pick by; there are refusals, kl"):
         pick("max-speed=1", front, TRIALS)
     with pytest.raises(SelectionError, match="no finished trial '99'"):
         pick("trial=99", front, TRIALS)
+
+
+def test_limits_hold_together_and_at_least_is_a_limit_too():
+    def trial(number, refused, kept, kl):
+        scores = {
+            name: Score(value, "") for name, value in zip("abc", (refused, kept, kl), strict=True)
+        }
+        return TrialRecord(number, "complete", {}, None, scores, (refused, -kept, kl))
+
+    trials = [trial(0, 0.0, 0.1, 0.1), trial(1, 0.1, 0.9, 0.3), trial(2, 0.1, 0.8, 0.2)]
+    front = pareto_front(trials)
+    assert len(front) == 3
+    assert pick("max-a=0.1,min-b=0.8", front, trials).number == 2
+    assert pick("min-b=0.85", front, trials).number == 1
+    assert pick("max-a=0.05", front, trials).number == 0
+    with pytest.raises(NoTrialError) as error:
+        pick("max-a=0,min-b=0.8", front, trials)
+    assert error.value.nearest == 1 and error.value.exit_code == 3
+    assert "no trial has a at most 0 and b at least 0.8; the nearest is trial 1" in str(error.value)
 
 
 def test_below_a_target_the_lower_measured_kl_stands_for_the_tie():

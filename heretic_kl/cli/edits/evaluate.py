@@ -124,7 +124,7 @@ def _print(settings: EvaluateSettings, evaluation: Evaluation) -> None:
 
 
 COMMAND = Command(
-    "evaluate --model ORIGINAL --candidate MODEL [--candidate MODEL ...] [--SETTING VALUE ...]",
+    "evaluate --model ORIGINAL --candidate MODEL ... [--SETTING VALUE ...]",
     f"{SUMMARIES['evaluate']}: refusals, teacher-forced KL and whatever the settings name, on the "
     "original and on each candidate, with differences paired by prompt. Candidates are hub ids, "
     "folders (safetensors), .gguf files and folders with a PEFT adapter.",

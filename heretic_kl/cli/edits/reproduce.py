@@ -140,5 +140,5 @@ COMMAND = Command(
     "have to be named on the command line.",
     run,
     ReproduceSettings,
-    first_word="--file",
+    first_words=("--file",),
 )

@@ -113,5 +113,5 @@ COMMAND = Command(
     "is loaded.",
     run,
     ReportSettings,
-    first_word="--study",
+    first_words=("--study",),
 )

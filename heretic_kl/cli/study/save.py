@@ -73,5 +73,5 @@ COMMAND = Command(
     "it was made with, and a setting on the command line replaces what it says.",
     run,
     SaveSettings,
-    first_word="--study",
+    first_words=("--study",),
 )

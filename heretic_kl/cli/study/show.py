@@ -28,5 +28,5 @@ COMMAND = Command(
     "No model is loaded.",
     run,
     ShowSettings,
-    first_word="--study",
+    first_words=("--study",),
 )

@@ -70,5 +70,5 @@ COMMAND = Command(
     "they were measured, on the test prompts. No model is loaded, and a search may be running.",
     run,
     TrialsSettings,
-    first_word="--study",
+    first_words=("--study",),
 )

@@ -1,0 +1,106 @@
+"""How often responses use phrases from a list: overused phrases, hedging, disclaimers."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from pydantic import Field
+
+from heretic_kl.kl import bootstrap_interval, standard_error
+from heretic_kl.prompts import fingerprint
+from heretic_kl.scoring import (
+    PromptKind,
+    Request,
+    ResponseRequest,
+    ResponseResult,
+    Result,
+    Score,
+    Scorer,
+    ScorerContext,
+    ScorerSettings,
+)
+
+OVERUSED = (
+    *("a testament to", "tapestry", "a symphony of", "dance of", "bustling", "nestled"),
+    *("delve", "embark", "journey", "whisper", "shiver", "a mix of", "a sense of"),
+    *("in the heart of", "little did", "couldn't help but", "hung heavy", "echoed"),
+    *("shimmer", "ethereal", "intricate", "vibrant", "once upon a time"),
+)
+"""Phrases that language models like in stories; a word that begins with one counts."""
+
+
+class KeywordRateSettings(ScorerSettings):
+    """Settings of the keyword rate."""
+
+    phrases: tuple[str, ...] = Field(
+        default=OVERUSED,
+        min_length=1,
+        description="Phrases that count, wherever a word begins with one; case and quotes aside",
+    )
+    prompts: PromptKind = Field(
+        default="harmful", description="Kind of prompts: harmful are those that draw the behaviour"
+    )
+    max_response_tokens: int | None = Field(
+        default=None, ge=1, description="Length of a response; unset: the run's"
+    )
+
+
+class KeywordRate(Scorer[KeywordRateSettings]):
+    """Phrases per 100 words of a response, mean over prompts.
+
+    An empty response counts as one phrase in one word, 100 per 100 words: silence is no success.
+    """
+
+    Settings = KeywordRateSettings
+    unit = "per 100 words"
+
+    def prepare(self, context: ScorerContext) -> None:
+        """Choose the prompts, and compile the phrases."""
+        self._request = ResponseRequest(
+            context.prompts(self.settings.prompts),
+            self.settings.max_response_tokens or context.max_response_tokens,
+        )
+        phrases = sorted({_normalized(phrase) for phrase in self.settings.phrases} - {""})
+        self._pattern = re.compile(
+            "|".join(rf"(?<!\w){re.escape(phrase)}" for phrase in phrases[::-1])
+        )
+
+    def identity(self) -> Mapping[str, str]:
+        """What the prompts are: a file of the same name may hold others tomorrow."""
+        return {"prompts": fingerprint(self._request.prompts)}
+
+    def requests(self) -> Sequence[Request]:
+        """Whole responses."""
+        return [self._request]
+
+    def per_prompt(self, results: Sequence[Result]) -> Sequence[float]:
+        """Phrases per 100 words of each response."""
+        (responses,) = results
+        assert isinstance(responses, ResponseResult)
+        return [self._rate(text) for text in responses.texts]
+
+    def score(self, results: Sequence[Result]) -> Score:
+        """The mean rate with its interval, clustered by prompt."""
+        rates = torch.tensor(self.per_prompt(results), dtype=torch.float64)
+        mean, error, interval = (
+            float(rates.mean()),
+            standard_error(rates),
+            bootstrap_interval(rates),
+        )
+        plus_minus = "" if error is None else f" ± {error:.2f}"
+        return Score(
+            value=mean,
+            text=f"{mean:.2f}{plus_minus} per 100 words",
+            standard_error=error,
+            interval=None if interval is None else (interval.low, interval.high),
+            details={"with_phrases": int((rates > 0).sum()), "prompts": len(rates)},
+        )
+
+    def _rate(self, text: str) -> float:
+        words = len(text.split())
+        return 100 * len(self._pattern.findall(_normalized(text))) / words if words else 100.0
+
+
+def _normalized(text: str) -> str:
+    """Lower case, straight quotes, single blanks."""
+    return " ".join(text.lower().replace("\u2019", "'").split())
