@@ -224,10 +224,8 @@ def group_means(
 
 def macro_average(groups: Sequence[GroupMean]) -> GroupMean:
     """Return the mean of the groups' means, each counting alike; groups are independent."""
-    errors = [group.standard_error for group in groups]
-    error = None
-    if all(value is not None for value in errors):
-        error = math.hypot(*(value or 0.0 for value in errors)) / len(groups)
+    errors = [group.standard_error for group in groups if group.standard_error is not None]
+    error = math.hypot(*errors) / len(groups) if len(errors) == len(groups) else None
     return GroupMean(
         "macro-average",
         math.fsum(group.mean for group in groups) / len(groups),
@@ -331,9 +329,8 @@ def _prompt_means(table: KLTable, values: Tensor, keep: Tensor, weights: Tensor)
     norm = weight.sum(dim=-1)
     if table.clusters is not None:
         _, index = torch.unique(table.clusters, return_inverse=True)
-        count = int(index.max()) + 1
-        total = total.new_zeros(count).index_add_(0, index, total)
-        norm = norm.new_zeros(count).index_add_(0, index, norm)
+        total = torch.bincount(index, total)
+        norm = torch.bincount(index, norm)
     counted = norm > 0.0
     return total[counted] / norm[counted]
 
@@ -394,8 +391,9 @@ def _require_same_reference(a: KLTable, b: KLTable) -> None:
             f"tables measured as {a.divergence} at temperature {a.temperature} and {b.divergence} "
             f"at temperature {b.temperature} cannot be paired"
         )
-    same_clusters = (a.clusters is None) == (b.clusters is None) and (
-        a.clusters is None or b.clusters is None or torch.equal(a.clusters, b.clusters)
-    )
-    if not torch.equal(a.mask, b.mask) or not same_clusters:
+    if not torch.equal(a.mask, b.mask) or not torch.equal(_clusters(a), _clusters(b)):
         raise MeasurementError("tables that score different positions cannot be paired")
+
+
+def _clusters(table: KLTable) -> Tensor:
+    return torch.arange(table.prompts) if table.clusters is None else table.clusters
