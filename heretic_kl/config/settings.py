@@ -128,7 +128,7 @@ class Settings(CommonSettings):
         ),
         "Search": (
             *("target_refusals", "max_response_tokens", "startup_trials", "test_trials"),
-            *("racing", "keep_responses", "storage", "study_name", "debug"),
+            *("screening", "racing", "keep_responses", "storage", "study_name", "debug"),
         ),
         "Saving": ("save_dtype", "overwrite"),
         "Prompts": ("prompts",),
@@ -196,7 +196,8 @@ class Settings(CommonSettings):
     test_trials: Whole = setting(
         8, "Trials of the front that are measured on the test prompts", ge=0
     )
-    racing: bool = setting(False, "Stop measuring a trial once a finished one surely beats it")
+    screening: bool = setting(True, "Generate responses for promising trials only")
+    racing: bool = setting(False, "Instead, stop a trial once a finished one surely beats it")
     keep_responses: Literal["none", "harmless", "all"] = setting(
         "harmless", "Test responses kept for the report"
     )
@@ -213,7 +214,7 @@ class Settings(CommonSettings):
         metavar="NAME",
     )
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = setting(
-        "source", "Type of the saved weights; source: that of the original"
+        "source", "Saved weights; source: as they were"
     )
     overwrite: bool = setting(False, "Save into a folder that is not empty")
 

@@ -215,9 +215,11 @@ class Engine:
             self._encoded[prompt] = self.lm.chat.encode(prompt)
         return self._encoded[prompt]
 
-    def responses(self, prompts: tuple[Prompt, ...], max_tokens: int) -> list[Response]:
-        """The unedited model's whole responses."""
-        return self._responses(prompts, max_tokens, ())
+    def responses(
+        self, prompts: tuple[Prompt, ...], max_tokens: int, rule: StopRule | None = None
+    ) -> list[Response]:
+        """The unedited model's responses, whole or until a rule is decided; kept."""
+        return self._responses(prompts, max_tokens, () if rule is None else (rule,))
 
     def _respond(
         self, group: ResponseGroup, plans: Sequence[Plan | None], progress: Progress

@@ -1,12 +1,17 @@
 """Everything that refining edits of one model needs, made once: examples, openings, objective.
 
-Knows what a refusal is only through a function that it is given.
+Knows what a refusal is only through a rule that it is given.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
 
 from heretic_kl.ablation import Plan
 from heretic_kl.engine import Engine, forced_sequences
@@ -16,6 +21,7 @@ from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.refine.objective import Example, Objective
 from heretic_kl.refine.openings import mine_openings
 from heretic_kl.refine.optimize import (
+    CHECKED_AT_ONCE,
     Check,
     Prompts,
     Refined,
@@ -23,6 +29,7 @@ from heretic_kl.refine.optimize import (
     evaluate,
     refine,
 )
+from heretic_kl.requests import StopRule
 
 PURITY = 0.6
 """See `mine_openings`. At 0.9 openings of the demo model went deeper and were evaded more often."""
@@ -31,18 +38,26 @@ REMINED_PROMPTS = 64
 OPENING_TOKENS = 16
 """Tokens of those responses."""
 
-IsRefusal = Callable[[str], bool]
+
+class RefusalJudge(StopRule, Protocol):
+    """Tells refusals from other responses, and when a response needs no more tokens for that."""
+
+    def is_refusal(self, text: str) -> bool:
+        """Whether a response refuses."""
+        ...
+
+
 ByKind = Mapping[Kind, Sequence[Prompt]]
 
 
 class Refiner:
-    """Refines edits of one model. Makes its examples when it is built, with the model unedited.
+    """Refines edits of one model. Mines openings when it is built, with the model unedited.
 
     Args:
         engine: of the model.
         train: prompts by kind (`harmful`, `harmless`), for gradients.
         validation: other prompts by kind, to stop early.
-        is_refusal: whether a response's text is a refusal.
+        rule: what a refusal is.
         kl_tokens: N, scored positions of each harmless response.
         max_response_tokens: of the responses that tell what the reference refuses.
         temperature: of both distributions in the KL.
@@ -58,33 +73,58 @@ class Refiner:
         *,
         train: ByKind,
         validation: ByKind,
-        is_refusal: IsRefusal,
+        rule: RefusalJudge,
         kl_tokens: int,
         max_response_tokens: int,
         temperature: float = 1.0,
     ) -> None:
         self._engine = engine
-        self._is_refusal = is_refusal
+        self._rule = rule
         self._kl_tokens = kl_tokens
         self._max_tokens = max_response_tokens
-        refused, refusals = self._split(train["harmful"], refused=True)
-        answered, others = self._split(train["harmless"], refused=False)
-        to_check, _ = self._split(validation["harmless"], refused=False)
-        if not refused or not answered or not to_check:
+        self._refused, self._refusals = self._split(train["harmful"], refused=True)
+        self._answered, self._others = self._split(train["harmless"], refused=False)
+        self._checked, _ = self._split(validation["harmless"], refused=False)
+        self._judged = self._encoded(validation["harmful"])
+        if not any(self._refusals) or not self._answered or not self._checked:
             raise MeasurementError(
-                f"nothing to learn from: the model refuses {len(refused)} of "
-                f"{len(train['harmful'])} harmful training prompts and answers {len(answered)} of "
-                f"{len(train['harmless'])} harmless ones and {len(to_check)} of "
-                f"{len(validation['harmless'])} harmless validation prompts"
+                f"nothing to learn from: the model refuses {len(self._refused)} of "
+                f"{len(train['harmful'])} harmful training prompts and answers "
+                f"{len(self._answered)} of {len(train['harmless'])} harmless ones and "
+                f"{len(self._checked)} of {len(validation['harmless'])} harmless validation prompts"
             )
-        self._refused = refused
-        self._refusals = refusals
-        self._others = others
-        self.train = Prompts(self._examples(answered), self._encoded(refused))
-        self.validation = Prompts(self._examples(to_check), self._encoded(validation["harmful"]))
-        openings = mine_openings(refusals, others, purity=PURITY)
+        openings = mine_openings(self._refusals, self._others, purity=PURITY)
         lm = engine.lm
         self.objective = Objective(engine.runner, lm.head, openings, temperature=temperature)
+        self.first_openings = openings
+        """As the reference's own responses give them."""
+
+    @cached_property
+    def train(self) -> Prompts:
+        """What gradients come from."""
+        return Prompts(self._examples(self._answered), self._encoded(self._refused))
+
+    @cached_property
+    def validation(self) -> Prompts:
+        """What checks are made on."""
+        return Prompts(self._examples(self._checked), self._judged)
+
+    @torch.no_grad()
+    def refusal_mass(self, plan: Plan) -> Tensor:
+        """Probability of opening with one of the reference's refusals, (Q,) float64.
+
+        On the harmful validation prompts; with the first openings, whatever was mined since.
+        """
+        mined, self.objective.openings = self.objective.openings, self.first_openings
+        try:
+            with edited(self._engine.lm.architecture, plan):
+                parts = [
+                    self.objective.terms([], self._judged[first : first + CHECKED_AT_ONCE]).log_mass
+                    for first in range(0, len(self._judged), CHECKED_AT_ONCE)
+                ]
+        finally:
+            self.objective.openings = mined
+        return torch.cat(parts).double().exp()
 
     def refine(
         self,
@@ -120,19 +160,22 @@ class Refiner:
             responses = self._engine.runner.responses(self._encoded(chosen), OPENING_TOKENS)
         for response in responses:
             text = self._engine.lm.chat.decode(response.tokens)
-            pool = self._refusals if self._is_refusal(text) else self._others
+            pool = self._refusals if self._rule.is_refusal(text) else self._others
             pool.append(tuple(response.tokens))
         self.objective.openings = mine_openings(self._refusals, self._others, purity=PURITY)
 
     def _split(
         self, prompts: Sequence[Prompt], *, refused: bool
     ) -> tuple[list[Prompt], list[tuple[int, ...]]]:
-        """Prompts that the reference refuses (or answers), and its responses to them."""
-        responses = self._engine.responses(tuple(prompts), self._max_tokens)
+        """Prompts that the reference refuses (or answers), and its responses to them.
+
+        The responses end where the rule is decided: as directions and scorers ask for them.
+        """
+        responses = self._engine.responses(tuple(prompts), self._max_tokens, self._rule)
         pairs = [
             (prompt, tuple(response.tokens))
             for prompt, response in zip(prompts, responses, strict=True)
-            if self._is_refusal(self._engine.lm.chat.decode(response.tokens)) == refused
+            if self._rule.is_refusal(self._engine.lm.chat.decode(response.tokens)) == refused
         ]
         return [prompt for prompt, _ in pairs], [tokens for _, tokens in pairs]
 

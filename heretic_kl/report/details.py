@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from heretic_kl.report.wording import align, describe_edit, duration, label, number, stopped_line
+from heretic_kl.report.wording import (
+    align,
+    describe_edit,
+    duration,
+    label,
+    number,
+    predicted_line,
+    stopped_line,
+)
 from heretic_kl.search import TrialRecord
 
 if TYPE_CHECKING:
@@ -47,6 +55,8 @@ def trial_details(
     """All sections of one trial, with its scores on the test prompts if they were measured."""
     state = f"{record.state}, {duration(record.seconds)}"
     rows = [("state", state), ("edit", describe_edit(record.edit))]
+    if record.predicted:
+        rows.append(("by teacher forcing", predicted_line(record.predicted)))
     if record.stopped is not None:
         rows.append(("measured", stopped_line(record.stopped)))
     if record.error:

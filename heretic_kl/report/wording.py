@@ -73,6 +73,11 @@ def scores_line(scores: Mapping[str, Score], *, full: bool = False) -> str:
     return "  ".join(worded) or "no scores"
 
 
+def predicted_line(predicted: Mapping[str, float]) -> str:
+    """What rung 1 says: `refusals 12% predicted`."""
+    return "  ".join(f"{label(name)} {share:.0%} predicted" for name, share in predicted.items())
+
+
 def stopped_line(stopped: Stopped) -> str:
     """What was measured of a stopped trial: `refusals at least 12/40 after 24 responses; ...`."""
     measured = ", ".join(f"{label(name)} {text}" for name, text in stopped.findings.items())

@@ -13,6 +13,7 @@ from heretic_kl.engine import Calibration, Engine
 from heretic_kl.errors import ModelError
 from heretic_kl.model import LanguageModel
 from heretic_kl.prompts.sets import PromptSets
+from heretic_kl.refine import Refiner
 from heretic_kl.run.engines import EngineOptions
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import Score, ScorerContext, Suite
@@ -58,6 +59,24 @@ class RunParts:
         )
         suite.prepare(context)
         return suite
+
+    @cached_property
+    def refiner(self) -> Refiner:
+        """Learns edits, and predicts refusals by the openings of the reference's own.
+
+        Raises:
+            MeasurementError: the reference refuses or answers too little to learn from.
+        """
+        table = self.settings.refinement
+        return Refiner(
+            self.engine,
+            train=self.prompts.of("train"),
+            validation=self.prompts.of("validation"),
+            rule=self.suite.refusal_rule,
+            kl_tokens=table.kl_tokens,
+            max_response_tokens=self.settings.max_response_tokens,
+            temperature=table.kl_temperature,
+        )
 
     def plan(self, edit: EditParameters) -> Plan:
         """The operators of an edit, learned ones included.

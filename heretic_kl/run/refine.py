@@ -6,7 +6,9 @@ responses of the one before it said. Responses decide: each is measured as any o
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from heretic_kl.ablation import Plan, Refinement
@@ -21,7 +23,8 @@ from heretic_kl.refine import (
 )
 from heretic_kl.run.parts import REFUSALS, RunParts
 from heretic_kl.run.search import search_seconds
-from heretic_kl.search import TrialRecord
+from heretic_kl.scoring import Score, Stopped
+from heretic_kl.search import Screened, TrialRecord
 
 TIGHTER, LOOSER = 0.4, 1.5
 """What the mass limit is multiplied by where responses refuse too often, and where they do not."""
@@ -29,7 +32,7 @@ LOWEST_MASS_LIMIT = 1e-4
 """What the study accepts; below it no prompt is told from another."""
 SHARE_WORTH_IT = 0.4
 """Of the longest refinement: where less time is left, no other is begun."""
-STARTS = 8
+STARTS = 3
 """Trials whose loss is compared before the first one is refined."""
 
 
@@ -61,7 +64,7 @@ def refine_front(run: RunParts) -> None:
     checks = steps * (table.steps // RefineOptions.check_every + 1)
     with run.tell.stage("refine", "Refining edits", checks):
         try:
-            refiner = _refiner(run)
+            refiner = run.refiner
             aim = _first_aim(run, refiner)
         except MeasurementError as error:
             run.tell.notice(f"no edit is refined: {error}")
@@ -88,32 +91,18 @@ def _refine_until(run: RunParts, refiner: Refiner, aim: _Aim, wanted: int, deadl
         run.tell(TrialFinished(record, count, total, run.study.front, left))
 
 
-def _refiner(run: RunParts) -> Refiner:
-    table, prompts = run.settings.refinement, run.prompts
-    return Refiner(
-        run.engine,
-        train=prompts.of("train"),
-        validation=prompts.of("validation"),
-        is_refusal=run.suite.refusal_rule.is_refusal,
-        kl_tokens=table.kl_tokens,
-        max_response_tokens=run.settings.max_response_tokens,
-        temperature=table.kl_temperature,
-    )
-
-
 def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
     """The last refined trial, or the trial with the smallest loss."""
     if run.study.refined:
         record = run.study.refined[-1]
         assert record.edit is not None and record.edit.refinement is not None
         return _next_aim(run, record, _Aim(record, record.edit.refinement.mass_limit))
-    complete = [record for record in run.study.records if record.state == "complete"]
-    complete = [record for record in complete if _plan(run, record)]
-    if not complete:
+    measured = [r for r in run.study.records if r.state in ("complete", "screened")]
+    measured = [record for record in measured if _plan(run, record)]
+    if not measured:
         raise MeasurementError("no trial was measured whose edit could be refined")
-    by_kl = sorted(complete, key=lambda record: (_misses(run, record), record.objectives[-1]))
-    losses = {r.number: refiner.loss(_plan(run, r)) for r in by_kl[:STARTS]}
-    start = min(by_kl[:STARTS], key=lambda record: losses[record.number])
+    likely = sorted(measured, key=lambda record: _likely_loss(run, record))[:STARTS]
+    start = min(likely, key=lambda record: refiner.loss(_plan(run, record)))
     return _Aim(start, run.settings.refinement.mass_limit)
 
 
@@ -144,16 +133,42 @@ def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim, seconds: float) -> 
         rank=table.rank,
         mass_limit=aim.mass_limit,
     )
-    (outcome,) = run.suite.evaluate_objectives(run.engine, [refined.plan], rivals=())
+    outcome = _measured(run, refiner, refined.plan, predicted=aim.start.predicted.keys())
     record = run.study.add_refined(aim.start, refinement, outcome, time.perf_counter() - begun)
     run.tell.notice(_comparison(record, refined))
     return record
+
+
+def _measured(
+    run: RunParts, refiner: Refiner, plan: Plan, predicted: Collection[str]
+) -> Mapping[str, Score] | Screened:
+    """Scores by responses, with what rung 1 says where the study's trials have that."""
+    (scores,) = run.suite.evaluate_objectives(run.engine, [plan], rivals=())
+    assert not isinstance(scores, Stopped)  # nothing races against it
+    if not predicted:
+        return scores
+    mass = float(refiner.refusal_mass(plan).mean())
+    return Screened(scores, dict.fromkeys(predicted, mass), promoted=True)
 
 
 def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
     """Tighter where responses refuse more than the target, looser where they do not."""
     factor = TIGHTER if _misses(run, record) else LOOSER
     return _Aim(record, min(0.5, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor)))
+
+
+def _likely_loss(run: RunParts, record: TrialRecord) -> tuple[float, float]:
+    """Orders trials as the loss of refinement probably does, by what is known of them."""
+    damage = max(
+        (score.optimized or 0.0 for name, score in record.scores.items() if name != REFUSALS),
+        default=0.0,
+    )
+    mass = record.predicted.get(REFUSALS)
+    if mass is None:
+        return float(_misses(run, record)), damage
+    options = RefineOptions()
+    hinge = max(0.0, math.log(max(mass, 1e-9) / options.threshold))
+    return damage + options.multiplier * hinge, damage
 
 
 def _misses(run: RunParts, record: TrialRecord) -> bool:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from heretic_kl.ablation import EditParameters
 from heretic_kl.events import TrialFinished
 from heretic_kl.run.parts import RunParts
+from heretic_kl.run.screening import screening
 from heretic_kl.scoring import Score, Stopped
+from heretic_kl.search import Screened
 
 SHARE_OF_MINUTES = 1 / 3
 """Of the time that a user gives, where refinement follows."""
@@ -21,9 +23,14 @@ def search(run: RunParts, until: int) -> None:
         StudyError: several trials in a row failed.
     """
     study, settings = run.study, run.settings
+    rungs = screening(run)
 
-    def evaluate(edits: Sequence[EditParameters]) -> list[dict[str, Score] | Stopped]:
+    def evaluate(
+        edits: Sequence[EditParameters],
+    ) -> Sequence[dict[str, Score] | Screened | Stopped]:
         plans = [run.plan(edit) for edit in edits]
+        if rungs is not None:
+            return rungs.evaluate(plans)
         rivals = study.front if settings.racing else ()
         return run.suite.evaluate_objectives(run.engine, plans, rivals=rivals)
 
@@ -43,6 +50,8 @@ def search(run: RunParts, until: int) -> None:
             pace = (time.perf_counter() - start) / max(1, finished - before)
             seconds_left = min(pace * (until - finished), deadline - time.perf_counter())
             run.tell(TrialFinished(record, finished, until, study.front, max(0.0, seconds_left)))
+    if rungs is not None:
+        rungs.tell()
 
 
 def search_seconds(run: RunParts) -> float:

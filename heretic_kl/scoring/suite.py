@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -81,6 +81,12 @@ class Suite:
         return bool(self._refusal_counts)
 
     @property
+    def refusal_objectives(self) -> list[str]:
+        """Names of the objectives that count refusals of harmful prompts."""
+        counts = {count.name for count in self._refusal_counts}
+        return [spec.name for spec in self.objectives if spec.name in counts]
+
+    @property
     def _refusal_counts(self) -> list[RefusalCount]:
         counts = (scorer for scorer in self.scorers.values() if isinstance(scorer, RefusalCount))
         return [count for count in counts if count.kind == "harmful"]
@@ -130,16 +136,18 @@ class Suite:
         plans: Sequence[Plan],
         *,
         rivals: Sequence[Rival] = (),
+        names: Collection[str] | None = None,
     ) -> list[dict[str, Score] | Stopped]:
         """Scores of several candidates that run side by side, objectives only.
 
         A candidate that one of the rivals, finished trials, surely beats is measured no further.
+        With `names` only those objectives are measured.
 
         Raises:
             MeasurementError: an objective of any of them has no value.
             ScorerError: a scorer raised.
         """
-        specs = self.objectives
+        specs = [s for s in self.objectives if names is None or s.name in names]
         flat, places = self._asked(specs)
         judges = [
             Judge(spec.name, spec.role, partial(self._score, spec), partial(self._bounds, spec))

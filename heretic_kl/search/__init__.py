@@ -6,17 +6,31 @@ from heretic_kl.search.pareto import check_rule, knee, pareto_front, pick, sprea
 from heretic_kl.search.records import UNEDITED, TrialRecord
 from heretic_kl.search.run_file import RunFile
 from heretic_kl.search.sampler import quiet_optuna
+from heretic_kl.search.screening import (
+    FEWEST_PAIRS,
+    LEAST_CORRELATION,
+    RankCorrelation,
+    Screened,
+    Standing,
+    promotes,
+    rank_correlation,
+)
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import PlanStore, check_storage, open_storage, without_password
 from heretic_kl.search.stored import StoredStudy, keep_run, read_study
 from heretic_kl.search.study import SearchStudy
 
 __all__ = [
+    "FEWEST_PAIRS",
+    "LEAST_CORRELATION",
     "UNEDITED",
     "PlanStore",
+    "RankCorrelation",
     "RunFile",
+    "Screened",
     "SearchSpace",
     "SearchStudy",
+    "Standing",
     "StoredStudy",
     "TrialRecord",
     "check_rule",
@@ -27,7 +41,9 @@ __all__ = [
     "open_storage",
     "pareto_front",
     "pick",
+    "promotes",
     "quiet_optuna",
+    "rank_correlation",
     "read_study",
     "spread",
     "stored_batch_size",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from optuna.trial import FrozenTrial
 
 from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import HereticKLError
-from heretic_kl.scoring import Score, Stopped
+from heretic_kl.scoring import Score, ScorerSpec, Stopped
 from heretic_kl.search.sampler import ERROR, INTERRUPTED
+from heretic_kl.search.screening import Screened
 from heretic_kl.search.space import SearchSpace
 
 UNEDITED = -1
@@ -24,12 +25,15 @@ SECONDS = "seconds"
 STOPPED = "stopped"
 TRACEBACK = "traceback"
 REFINEMENT = "refinement"
+PREDICTED = "predicted"
+OBJECTIVES = "objectives"
 """Attributes of a trial."""
 TRACEBACK_CHARACTERS = 6000
 
-TrialState = Literal["complete", "stopped", "failed", "interrupted"]
-"""`stopped`: measured until a finished trial surely beat it (racing)."""
-Outcome = Mapping[str, Score] | Stopped
+TrialState = Literal["complete", "screened", "stopped", "failed", "interrupted"]
+"""`screened`: no responses were generated, as rung 1 found nothing promising. `stopped`: measured
+until a finished trial surely beat it (racing)."""
+Outcome = Mapping[str, Score] | Screened | Stopped
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class TrialRecord:
     scores: Mapping[str, Score] = field(default_factory=dict)
     """On the validation prompts, by scorer, in the order of the config."""
     objectives: tuple[float, ...] = ()
-    """What the optimizer saw, in the order of the objectives; smaller is better for all."""
+    """In the order of the objectives; smaller is better for all. The optimizer saw these, or in a
+    search with two rungs what rung 1 predicts in their place."""
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    """What rung 1 said of objectives that need responses, by scorer; empty without rungs."""
     seconds: float = 0.0
     error: str | None = None
     """Of a trial that failed, in one line."""
@@ -72,7 +79,8 @@ def read_record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         parameters=dict(trial.params),
         edit=edit,
         scores=scores_from_json(attributes.get(SCORES, "{}")),
-        objectives=tuple(trial.values or ()),
+        objectives=_objectives(trial),
+        predicted=json.loads(attributes.get(PREDICTED, "{}")),
         seconds=float(attributes.get(SECONDS, 0.0)),
         error=attributes.get(ERROR),
         stopped=None if stopped is None else Stopped.from_dict(json.loads(stopped)),
@@ -93,7 +101,52 @@ def outcome_attributes(outcome: Outcome) -> dict[str, str]:
     """
     if isinstance(outcome, Stopped):
         return {STOPPED: json.dumps(outcome.to_dict())}
+    if isinstance(outcome, Screened):
+        predicted = json.dumps(dict(outcome.predicted))
+        return {SCORES: scores_to_json(outcome.scores), PREDICTED: predicted}
     return {SCORES: scores_to_json(outcome)}
+
+
+class Outcomes:
+    """Reads outcomes by a study's objectives.
+
+    Args:
+        objectives: the scorers that steer it, in order.
+        limits: largest acceptable score by scorer.
+    """
+
+    def __init__(self, objectives: Sequence[ScorerSpec], limits: Mapping[str, float]) -> None:
+        self._objectives = tuple(objectives)
+        self._limits = dict(limits)
+
+    def attributes(self, outcome: Outcome) -> dict[str, str]:
+        """What a trial keeps; raises what storing the outcome would raise."""
+        attributes = outcome_attributes(outcome)
+        if isinstance(outcome, Stopped):
+            return attributes
+        self.values(outcome)
+        if isinstance(outcome, Screened) and outcome.promoted:
+            attributes[OBJECTIVES] = json.dumps(self.values(outcome.scores))
+        return attributes
+
+    def values(self, outcome: Mapping[str, Score] | Screened) -> list[float]:
+        """The objectives, smaller is better; of all trials of a study what the same rung says."""
+        scores, predicted = _rungs(outcome)
+        values = []
+        for spec in self._objectives:
+            value = predicted.get(spec.name)
+            if value is None:
+                value = scores[spec.name].optimized
+            assert value is not None  # the suite refuses objectives without a value
+            values.append(-value if spec.role == "maximize" else value)
+        return values
+
+    def excesses(self, outcome: Mapping[str, Score] | Screened) -> dict[str, float]:
+        """By how much scores exceed their limits; at most 0 where they do not."""
+        scores, predicted = _rungs(outcome)
+        values = {name: scores[name].value for name in self._limits if name in scores}
+        values.update({name: predicted[name] for name in self._limits if name in predicted})
+        return {n: value - self._limits[n] for n, value in values.items() if value is not None}
 
 
 def error_attributes(error: Exception) -> dict[str, str]:
@@ -125,9 +178,25 @@ def _shortened_traceback(error: Exception) -> str:
     return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
 
 
+def _objectives(trial: FrozenTrial) -> tuple[float, ...]:
+    if PREDICTED in trial.user_attrs:  # Optuna holds what rung 1 said
+        return tuple(json.loads(trial.user_attrs.get(OBJECTIVES, "[]")))
+    return tuple(trial.values or ())
+
+
 def _state(trial: FrozenTrial) -> TrialState:
     if trial.state == optuna.trial.TrialState.COMPLETE:
-        return "complete"
+        screened = PREDICTED in trial.user_attrs and OBJECTIVES not in trial.user_attrs
+        return "screened" if screened else "complete"
     if trial.state == optuna.trial.TrialState.PRUNED:
         return "stopped"
     return "interrupted" if trial.user_attrs.get(ERROR) == INTERRUPTED else "failed"
+
+
+def _rungs(
+    outcome: Mapping[str, Score] | Screened,
+) -> tuple[Mapping[str, Score], Mapping[str, float]]:
+    """Scores, and what rung 1 predicts in the place of some of them."""
+    if isinstance(outcome, Screened):
+        return outcome.scores, outcome.predicted
+    return outcome, {}

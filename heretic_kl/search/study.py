@@ -24,10 +24,10 @@ from heretic_kl.search.records import (
     REFINEMENT,
     SECONDS,
     Outcome,
+    Outcomes,
     TrialRecord,
     error_attributes,
     one_line,
-    outcome_attributes,
     read_record,
     refinement_attributes,
     scores_from_json,
@@ -99,8 +99,7 @@ class SearchStudy:
     ) -> None:
         self.name = name
         self._space = space
-        self._objectives = tuple(objectives)
-        self._limits = dict(limits or {})
+        self._outcomes = Outcomes(objectives, limits or {})
         self._records: dict[int, TrialRecord] = {}
         self._storage = storage
         heartbeat, watch = Heartbeat(storage), Watch()
@@ -108,7 +107,7 @@ class SearchStudy:
             self._study = optuna.create_study(
                 storage=storage,
                 study_name=name,
-                directions=["minimize"] * len(self._objectives),
+                directions=["minimize"] * len(objectives),
                 load_if_exists=True,
                 sampler=optuna.samplers.RandomSampler(),  # never asked: see `Drawer`
             )
@@ -119,7 +118,7 @@ class SearchStudy:
             storage,
             self._study._study_id,
             space=space,
-            drawer=Drawer(seed, startup_trials, len(self._objectives)),
+            drawer=Drawer(seed, startup_trials, len(objectives)),
             roles=self._roles,
             heartbeat=heartbeat,
             watch=watch,
@@ -165,20 +164,20 @@ class SearchStudy:
             outcome: on the validation prompts.
             seconds: of learning and measuring.
         """
-        self._check(outcome)
+        attributes = self._outcomes.attributes(outcome)
         assert not isinstance(outcome, Stopped)  # nothing races against it
         start_distributions = self._trials.read()[start.number].distributions
         distributions = {n: d for n, d in start_distributions.items() if not n.startswith(REFINE)}
         parameters = {name: start.parameters[name] for name in distributions}
         template = optuna.create_trial(
-            values=self._values(outcome),
+            values=self._outcomes.values(outcome),
             params={**parameters, **refinement_parameters(refinement)},
             distributions={**distributions, **refinement_distributions()},
-            constraints=self._excesses(outcome),
+            constraints=self._outcomes.excesses(outcome),
             user_attrs={
                 SECONDS: seconds,
                 **refinement_attributes(refinement),
-                **outcome_attributes(outcome),
+                **attributes,
             },
         )
         trial_id = self._storage.create_new_trial(self._study._study_id, template)
@@ -290,7 +289,7 @@ class SearchStudy:
         try:
             outcomes = list(evaluate(edits))
             for outcome in outcomes:
-                self._check(outcome)
+                self._outcomes.attributes(outcome)  # raise now what storing it would raise
         except Exception as error:  # plug-ins and drivers may raise anything
             if len(edits) == 1:
                 yield _Measured(None, error, time.perf_counter() - start)
@@ -303,12 +302,6 @@ class SearchStudy:
         for edit in edits:
             yield from self._measure([edit], evaluate, notify)
 
-    def _check(self, outcome: Outcome) -> None:
-        """Raise now what storing it would raise."""
-        outcome_attributes(outcome)
-        if not isinstance(outcome, Stopped):
-            self._values(outcome)
-
     def _tell(self, trial: RunningTrial, measured: _Measured) -> FrozenTrial:
         attributes: dict[str, Any] = {SECONDS: measured.seconds}
         outcome = measured.outcome
@@ -316,7 +309,7 @@ class SearchStudy:
             assert measured.error is not None
             attributes |= error_attributes(measured.error)
             return self._trials.end(trial, TrialState.FAIL, attributes)
-        attributes |= outcome_attributes(outcome)
+        attributes |= self._outcomes.attributes(outcome)
         if isinstance(outcome, Stopped):
             # Pruned trials have no value: to the sampler they are worse than finished ones.
             return self._trials.end(trial, TrialState.PRUNED, attributes)
@@ -324,22 +317,9 @@ class SearchStudy:
             trial,
             TrialState.COMPLETE,
             attributes,
-            values=self._values(outcome),
-            excesses=self._excesses(outcome),
+            values=self._outcomes.values(outcome),
+            excesses=self._outcomes.excesses(outcome),
         )
-
-    def _excesses(self, scores: Mapping[str, Score]) -> dict[str, float]:
-        """By how much scores exceed their limits; at most 0 where they do not."""
-        values = {name: scores[name].value for name in self._limits if name in scores}
-        return {n: value - self._limits[n] for n, value in values.items() if value is not None}
-
-    def _values(self, scores: Mapping[str, Score]) -> list[float]:
-        values = []
-        for spec in self._objectives:
-            value = scores[spec.name].optimized
-            assert value is not None  # the suite refuses objectives without a value
-            values.append(-value if spec.role == "maximize" else value)
-        return values
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         if trial.number not in self._records:

@@ -44,6 +44,7 @@ from heretic_kl.report import (
     front_rows,
     front_table,
     label,
+    predicted_line,
     scores_line,
     stopped_line,
     to_ascii,
@@ -183,6 +184,9 @@ class ConsoleObserver:
             if any(record.number == other.number for other in event.front):
                 parts.append("on the front")
                 style = "green"
+        elif record.state == "screened":
+            parts += [predicted_line(record.predicted), scores_line(record.scores)]
+            style = "dim"
         elif record.stopped is not None:
             parts.append(f"stopped: {stopped_line(record.stopped)}")
             style = "dim"

@@ -30,7 +30,7 @@ OBJECTIVES = (
 SPACE = SearchSpace(layers=12)
 
 
-def study(storage, *, fingerprint=None, seed=7, startup=8, objectives=OBJECTIVES, batch_size=None):
+def study(storage, *, fingerprint=None, seed=7, startup=8, objectives=OBJECTIVES, **more):
     return SearchStudy(
         storage,
         "s",
@@ -39,7 +39,7 @@ def study(storage, *, fingerprint=None, seed=7, startup=8, objectives=OBJECTIVES
         objectives=objectives,
         seed=seed,
         startup_trials=startup,
-        batch_size=batch_size,
+        **more,
     )
 
 
