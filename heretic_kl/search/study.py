@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import StudyError
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
+from heretic_kl.search.dashboard import keep_note, name_objectives
 from heretic_kl.search.identity import BATCH_SIZE, check_fingerprint, reason
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import (
@@ -125,6 +126,7 @@ class SearchStudy:
         )
         with self.sole("opening"):
             check_fingerprint(self._study, fingerprint)
+            name_objectives(self._study, [spec.name for spec in self._objectives])
             if batch_size is not None and BATCH_SIZE not in self._study.user_attrs:
                 self._study.set_user_attr(BATCH_SIZE, batch_size)
         self._trials.settle(queue=False)
@@ -181,7 +183,7 @@ class SearchStudy:
             },
         )
         trial_id = self._storage.create_new_trial(self._study._study_id, template)
-        return self._record(self._storage.get_trial(trial_id))
+        return self._ended(self._storage.get_trial(trial_id))
 
     def sole(self, role: str) -> AbstractContextManager[None]:
         """A block that one process at a time is in, of all that have opened the study."""
@@ -276,7 +278,7 @@ class SearchStudy:
             for result in self._measure(edits, evaluate, notify) if edits else ():
                 trial = self._tell(running[0], result)
                 running.pop(0)
-                yield self._record(trial)
+                yield self._ended(trial)
         finally:
             for left in running:
                 self._trials.hand_back(left)
@@ -320,6 +322,12 @@ class SearchStudy:
             values=self._outcomes.values(outcome),
             excesses=self._outcomes.excesses(outcome),
         )
+
+    def _ended(self, trial: FrozenTrial) -> TrialRecord:
+        """The record of a trial that is over now, after its note was written."""
+        record = self._record(trial)
+        keep_note(self._storage, self._study._study_id, trial._trial_id, record)
+        return record
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         if trial.number not in self._records:

@@ -1,0 +1,45 @@
+"""What optuna-dashboard shows of a study beyond its values: names of objectives, notes of trials.
+
+Written as that program stores them; nothing of it is imported or needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import optuna
+from optuna.storages import BaseStorage
+
+from heretic_kl.search.records import TrialRecord
+
+MOST_CHARACTERS = 2000
+"""Of a note: databases keep it in one column."""
+
+
+def name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
+    """Give the objectives their names, unless they have them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if study.metric_names != list(names):
+            study.set_metric_names(list(names))
+
+
+def keep_note(storage: BaseStorage, study_id: int, trial_id: int, record: TrialRecord) -> None:
+    """Write a trial's scores, or what became of it, as its note in Markdown."""
+    prefix = f"dashboard:{trial_id}:note"
+    storage.set_study_system_attr(study_id, f"{prefix}_str:0", _note(record)[:MOST_CHARACTERS])
+    storage.set_study_system_attr(study_id, f"{prefix}_ver", 1)
+
+
+def _note(record: TrialRecord) -> str:
+    lines = [f"- {name}: {score.text}" for name, score in record.scores.items()]
+    if record.edit is not None and record.edit.refinement is not None:
+        learned = record.edit.refinement
+        lines.append(f"- refined from trial {learned.start} in {learned.steps} steps")
+    if record.stopped is not None:
+        lines += [f"- {name}: {text}" for name, text in record.stopped.findings.items()]
+        lines.append(f"- stopped: trial {record.stopped.dominated_by} is better")
+    if record.error:
+        lines.append(f"- error: `{record.error}`")
+    return "\n".join(lines)
