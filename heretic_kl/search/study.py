@@ -126,7 +126,7 @@ class SearchStudy:
         )
         with self.sole("opening"):
             check_fingerprint(self._study, fingerprint)
-            name_objectives(self._study, [spec.name for spec in self._objectives])
+            name_objectives(self._study, [spec.name for spec in objectives])
             if batch_size is not None and BATCH_SIZE not in self._study.user_attrs:
                 self._study.set_user_attr(BATCH_SIZE, batch_size)
         self._trials.settle(queue=False)
