@@ -15,7 +15,7 @@ from heretic_kl.errors import SelectionError, StudyError
 from heretic_kl.report.wording import compact, label
 from heretic_kl.scoring import Score
 from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, knee, pick, spread
-from heretic_kl.search.hypervolume import hypervolume_history
+from heretic_kl.search.progress.hypervolume import hypervolume_history
 
 Row = Mapping[str, Any]
 MOST_COMPARED: Final = 4

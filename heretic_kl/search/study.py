@@ -18,9 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import StudyError
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
-from heretic_kl.search.dashboard import keep_note, name_objectives
 from heretic_kl.search.identity import BATCH_SIZE, check_fingerprint, reason
 from heretic_kl.search.pareto import pareto_front
+from heretic_kl.search.progress.dashboard import keep_note, name_objectives
 from heretic_kl.search.records import (
     REFINEMENT,
     SECONDS,

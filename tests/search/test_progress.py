@@ -5,8 +5,8 @@ import random
 import optuna
 import pytest
 
-from heretic_kl.search.hypervolume import hypervolume, hypervolume_history
-from heretic_kl.search.importance import importances
+from heretic_kl.search.progress.hypervolume import hypervolume, hypervolume_history
+from heretic_kl.search.progress.importance import importances
 
 
 @pytest.mark.parametrize(

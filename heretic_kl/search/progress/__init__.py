@@ -1,0 +1,1 @@
+"""How a search goes, for those who watch: what a front dominates, what decides, notes."""
