@@ -42,6 +42,8 @@ class MeasuredCandidate:
     """Of these."""
     back_end_floor: float | None = None
     """Nats between the reference's back end and the candidate's, on the candidate itself."""
+    llama_rows: tuple[tuple[str, ...], ...] = ()
+    """Against llama.cpp's base logits: its own figures beside ours, as cells."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ def measurement_sections(
             section, taken = _widest(report, numbered[start:], rows, width)
             sections.append(section)
             start += taken
+    for number, candidate in numbered:
+        if candidate.llama_rows:
+            whose = f" of candidate {number}" if len(numbered) > 1 else ""
+            title = f"As llama.cpp computes it{whose}, and ours; nats"
+            sections.append(DetailSection(title, candidate.llama_rows))
     if len(numbered) > 1:
         sections.append(_pairs(numbered))
     return tuple(sections)
@@ -91,6 +98,9 @@ def measurement_footnotes(report: MeasurementReport) -> list[str]:
         notes.append("Floors: the reference against itself, batched or rounded differently.")
     if any(candidate.back_end_floor is not None for candidate in report.candidates):
         notes.append("Across back ends: the candidate's own file, in both.")
+    if any(candidate.llama_rows for candidate in report.candidates):
+        notes.append("A lower bound: tokens that the file clips are left out of both models.")
+        notes.append("llama.cpp's errors treat tokens as independent, ours windows.")
     if any(summary.near_tie_share for summary in summaries):
         notes.append(
             f"Near ties: the reference's two best tokens are within {summaries[0].near_tie_margin}."

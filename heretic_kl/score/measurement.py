@@ -15,6 +15,7 @@ from heretic_kl.kl import (
     geometric_weights,
     macro_average,
 )
+from heretic_kl.score.llama.kld_rows import LlamaRows
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Measurement:
     """Over text: by file or category, in order."""
     back_end_floor: float | None = None
     """Nats between the two back ends on the candidate itself; None: not measured, or only one."""
+    llama_rows: LlamaRows | None = None
+    """Against a file of base logits: what llama.cpp's own program would print."""
 
     @property
     def kl(self) -> float:
@@ -76,6 +79,9 @@ class Measurement:
             del plain["profile"]
             plain["groups"] = [group._asdict() for group in self.groups]
             plain["macro_average"] = macro_average(self.groups)._asdict()
+        if self.llama_rows is not None:
+            plain["llama_rows"] = [row._asdict() for row in self.llama_rows.rows]
+            plain["clipped_mass"] = self.llama_rows.clipped_mass
         return plain
 
     def __str__(self) -> str:

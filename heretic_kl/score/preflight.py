@@ -15,14 +15,15 @@ from heretic_kl.score.loader import Loading, ModelLoader, as_source, has_tokeniz
 
 
 def check_models(
-    reference: str | Path | Reference,
+    reference: str | Path | Reference | None,
     candidates: Sequence[str | Path],
     **loading: Unpack[Loading],
 ) -> None:
     """Refuse models that could not be measured, while that still costs seconds.
 
     Args:
-        reference: a model, or a stored reference.
+        reference: a model, or a stored reference; None: it has no tokenizer, so that the
+            candidates must have one among themselves.
         candidates: models by name; adapters count.
         loading: see `Loading`.
 
@@ -31,9 +32,10 @@ def check_models(
         MeasurementError: a candidate has another tokenizer.
     """
     loader = ModelLoader(**loading)
+    expected: str | None = None
     if isinstance(reference, Reference):
         expected = reference.identity.tokenizer_hash
-    else:
+    elif reference is not None:
         source = as_source(reference)
         assert source is not None
         put_on = loader.take_reference(source)
@@ -46,7 +48,11 @@ def check_models(
         loader.check(source, put_on)
         if loader.in_llama(source):  # which has a tokenizer of its own, checked once it is loaded
             continue
-        if has_tokenizer(source) and (tokenizer_hash := _hash(source, loader)) != expected:
+        if not has_tokenizer(source):
+            continue
+        tokenizer_hash = _hash(source, loader)
+        expected = expected or tokenizer_hash
+        if tokenizer_hash != expected:
             raise MeasurementError(
                 f"{source.name!r} cannot be compared with the reference: another tokenizer "
                 f"(reference {expected[:12]!r}, candidate {tokenizer_hash[:12]!r}); only models "

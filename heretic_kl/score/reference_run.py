@@ -6,10 +6,10 @@ trained or dropped afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import torch
 
@@ -30,6 +30,9 @@ from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel, DtypeName, evaluating
 from heretic_kl.score.llama.candidate import compare_natively
 from heretic_kl.score.loader import ModelLoader, as_source
+
+Watch: TypeAlias = Callable[[LogitBlock], LogitBlock]
+"""Sees a candidate's logits, and says what is compared of them."""
 
 
 class CandidateTable(NamedTuple):
@@ -114,15 +117,17 @@ class ReferenceRun:
         base: Any = None,
         dtype: DtypeName | None = None,
         floor: bool = True,
+        watch: Watch | None = None,
     ) -> CandidateTable:
         """Run a candidate over the same sequences; see `TeacherForcedKL.score`.
 
         With `floor`, one in another back end than the reference is also run in the reference's.
+        All logits go through `watch` on their way to the statistics.
         """
         source = as_source(candidate)
         if source is not None and self.loader.in_llama(source):
             floor = floor and self.head is not None  # of a stored one the model may not fit here
-            return compare_natively(self, source, reduction, floor=floor)
+            return compare_natively(self, source, reduction, floor=floor, watch=watch)
         lm, own_tokenizer = self.loader.candidate(
             candidate,
             tokenizer,
@@ -139,12 +144,7 @@ class ReferenceRun:
         runner = Runner(lm, limits, trees=False)
         with evaluating(lm.model), torch.no_grad():
             table = limits.run(
-                lambda: self.reference.measure_blocks(
-                    self._blocks(runner, candidate_head),
-                    head=head,
-                    divergence=reduction.divergence,
-                    temperature=reduction.temperature,
-                )
+                lambda: self.table(self._blocks(runner, candidate_head), head, reduction, watch)
             )
         if limits.batch_size != self.batch_size:
             raise MeasurementError(
@@ -153,6 +153,21 @@ class ReferenceRun:
                 f"{limits.batch_size}"
             )
         return CandidateTable(table, lm.dtype_name)
+
+    def table(
+        self,
+        blocks: Iterable[LogitBlock],
+        head: Head | None,
+        reduction: DivergenceReduction,
+        watch: Watch | None = None,
+    ) -> KLTable:
+        """What a candidate's logits, block by block, come to beside the reference's."""
+        return self.reference.measure_blocks(
+            blocks if watch is None else map(watch, blocks),
+            head=head,
+            divergence=reduction.divergence,
+            temperature=reduction.temperature,
+        )
 
     def with_logits(self) -> Reference:
         """The reference with float16 logits in place of hidden states.

@@ -21,6 +21,7 @@ from heretic_kl.prompts import Prompt, fingerprint
 if TYPE_CHECKING:
     from heretic_kl.report import MeasurementReport
     from heretic_kl.score import Measurement, TeacherForcedKL, TextKL
+    from heretic_kl.score.llama.kld_rows import LlamaRows
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def report(
                 measurement.groups,
                 measurement.macro_average,
                 measurement.back_end_floor,
+                _llama_cells(measurement.llama_rows),
             )
             for name, measurement in zip(settings.candidate, outcome.measurements, strict=False)
         ),
@@ -69,10 +71,13 @@ def _inputs(
     settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome
 ) -> tuple[tuple[str, str], ...]:
     """What all models read, as labels and lines for people."""
-    sequences, positions = outcome.kl.reference.mask.shape
-    if settings.text:
-        files = ", ".join(map(str, settings.text))
-        windows = f"{sequences} of {settings.context} tokens, the last {positions} of each scored"
+    reference = outcome.kl.reference
+    sequences, positions = reference.mask.shape
+    if settings.over_text:
+        assert reference.prompts is not None
+        context = settings.context if settings.text else reference.prompts.shape[1] + positions
+        files = ", ".join(map(str, settings.text)) or "the tokens in the reference's file"
+        windows = f"{sequences} of {context} tokens, the last {positions} of each scored"
         return (("text", files), ("windows", windows))
     count = f"{sequences} prompt{'s' if sequences > 1 else ''}"
     of = "the stored reference"
@@ -83,6 +88,24 @@ def _inputs(
     return (
         ("prompts", f"{count} of {of}"),
         ("responses", f"{responses}, of the reference; {first} of each"),
+    )
+
+
+def _llama_cells(figures: LlamaRows | None) -> tuple[tuple[str, ...], ...]:
+    """llama.cpp's rows and ours, as cells."""
+    if figures is None:
+        return ()
+
+    def cell(value: float, error: float | None) -> str:
+        return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+
+    return (
+        ("", "llama.cpp", "ours"),
+        *(
+            (row.name, cell(row.llama, row.llama_error), cell(row.ours, row.ours_error))
+            for row in figures.rows
+        ),
+        ("clipped by the file", "", f"{figures.clipped_mass:.2g} of the probability"),
     )
 
 
@@ -128,7 +151,7 @@ def _described_inputs(
     """What all models read, by source and hash."""
     facts = _reference_settings(outcome)
     sequences, positions = outcome.kl.reference.mask.shape
-    if settings.text:
+    if settings.over_text:
         text = {"files": [str(path) for path in settings.text], "sha256": facts["text"]}
         return {"text": {**text, "windows": sequences, "scored": outcome.kl.reference.rows}}
     return {
@@ -150,7 +173,7 @@ def _plain_pair(pair: Any) -> dict[str, Any]:
 def _plain_settings(settings: ScoreSettings) -> dict[str, Any]:
     """The settings in force; of a stored reference only those that still had a say."""
     left_out = {"reference", "candidate", "response", "quiet", "debug", "prompts"}
-    if settings.text:
+    if settings.over_text:
         return settings.model_dump(mode="json", exclude={*left_out, *UNUSED_OVER_TEXT})
     left_out |= {"text", *USED_OVER_TEXT}
     if settings.stored:

@@ -34,7 +34,7 @@ def run(words: Sequence[str]) -> int:
     """
     settings = read_score_settings(words)
     _check_targets(settings)
-    prompts = None if settings.stored or settings.text else load_prompts(settings.dataset)
+    prompts = None if settings.stored or settings.over_text else load_prompts(settings.dataset)
 
     from heretic_kl.events import Result
     from heretic_kl.ui.measurement import print_measurement, print_raw
@@ -78,6 +78,8 @@ def _check_targets(settings: ScoreSettings) -> None:
         targets.append(("--json", settings.json_file))
     if settings.save_reference is not None:
         targets.append(("--save-reference", settings.save_reference))
+    if settings.write_llama_base is not None:
+        targets.append(("--write-llama-base", settings.write_llama_base))
     for flag, path in targets:
         if path.resolve() in taken:
             raise ConfigError(f"{flag} {path}: that file {taken[path.resolve()]} already")
@@ -120,11 +122,12 @@ def _check_models(settings: ScoreSettings) -> None:
             raise ConfigError("--base has no effect: none of the models is an adapter's folder")
     if settings.chat_template != "model":
         chat_template(None, settings.chat_template)
-    check_models(
-        Reference.load(os.path.expanduser(settings.name)) if settings.stored else settings.name,
-        settings.candidate,
-        **_loading(settings),
-    )
+    reference: Reference | str | None = settings.name
+    if settings.stored:
+        reference = Reference.load(os.path.expanduser(settings.name))
+    elif settings.base_logits:
+        reference = None
+    check_models(reference, settings.candidate, **_loading(settings))
 
 
 def _loading(settings: ScoreSettings) -> Loading:
@@ -147,7 +150,7 @@ def _measure(
 ) -> Outcome:
     import torch
 
-    from heretic_kl.score import TeacherForcedKL
+    from heretic_kl.score import TeacherForcedKL, TextKL
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -160,6 +163,9 @@ def _measure(
         # At once: a candidate that fails later must not cost what was computed here.
         with _writing("--save-reference", settings.save_reference):
             kl.save(settings.save_reference, store=settings.store)
+    if settings.write_llama_base is not None and isinstance(kl, TextKL):
+        with _writing("--write-llama-base", settings.write_llama_base):
+            kl.write_llama_base(settings.write_llama_base)
     measurements: list[Measurement] = []
     failure: HereticKLError | None = None
     for name in settings.candidate:
@@ -178,10 +184,16 @@ def _reference(
     settings: ScoreSettings, prompts: Sequence[Prompt] | None, observer: Observer
 ) -> TeacherForcedKL | TextKL:
     from heretic_kl.events import Notice
+    from heretic_kl.model import ModelSource, load_tokenizer
     from heretic_kl.score import TeacherForcedKL, TextKL
 
     loading = _loading(settings)
     loading["notify"] = lambda message: observer(Notice(message))
+    if settings.base_logits:
+        tokenizer = load_tokenizer(ModelSource(settings.candidate[0]), settings.trust_remote_code)
+        return TextKL.from_llama_base(
+            settings.name, tokenizer, batch_size=settings.batch_size, **loading
+        )
     if settings.text:
         return TextKL(
             settings.name,
@@ -189,6 +201,7 @@ def _reference(
             context=settings.context,
             stride=settings.stride,
             column=settings.text_column,
+            llama_windows=settings.write_llama_base is not None,
             divergence=settings.divergence,
             temperature=settings.temperature,
             batch_size=settings.batch_size,

@@ -41,7 +41,10 @@ class ScoreSettings(CommonSettings, KLOptions):
             *("kl_tokens", "prompts", "divergence", "temperature", "position_decay"),
             *("response", "noise_floor", "text", "context", "stride", "text_column"),
         ),
-        "Output": ("json_file", "table", "save_reference", "store", "quiet", "debug"),
+        "Output": (
+            *("json_file", "table", "save_reference", "store", "write_llama_base", "quiet"),
+            "debug",
+        ),
         "Loading": (
             *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
             *("chat_template", "enable_thinking", "response_prefix", "backend"),
@@ -53,7 +56,7 @@ class ScoreSettings(CommonSettings, KLOptions):
 
     reference: Text | None = setting(
         None,
-        "The original, or a file that --save-reference wrote (required)",
+        "The original, a file that --save-reference wrote, or llama.cpp's base logits (required)",
         metavar="MODEL",
         short="r",
     )
@@ -99,6 +102,12 @@ class ScoreSettings(CommonSettings, KLOptions):
         "What --save-reference keeps: hidden is small and for candidates with the reference's "
         "head; logits is large and for any",
     )
+    write_llama_base: Location | None = setting(
+        None,
+        "Over one text file: cut it as llama.cpp does, and write the reference's logits for its "
+        "--kl-divergence-base",
+        metavar="FILE",
+    )
     candidate_dtype: Dtype | None = setting(
         None, "Type of the candidates' weights (default: the reference's)"
     )
@@ -123,6 +132,20 @@ class ScoreSettings(CommonSettings, KLOptions):
         """Whether the reference is a file that --save-reference wrote."""
         path = Path(self.name).expanduser()
         return path.suffix.lower() == STORED_SUFFIX and not path.is_dir()
+
+    @property
+    def base_logits(self) -> bool:
+        """Whether the reference is llama.cpp's file of base logits."""
+        try:
+            with Path(self.name).expanduser().open("rb") as file:
+                return file.read(8) == b"_logits_"
+        except OSError:
+            return False
+
+    @property
+    def over_text(self) -> bool:
+        """Whether text is measured in place of responses."""
+        return bool(self.text) or self.base_logits
 
     @property
     def dataset(self) -> DatasetSpec:
@@ -158,18 +181,26 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
         _refuse(set_by_flags, ("gguf_cache_type",), "with --backend transformers")
     if "store" in set_by_flags and "save_reference" not in set_by_flags:
         raise ConfigError("--store has no effect without --save-reference: pass both, or neither")
-    if settings.stored:
+    if settings.stored or settings.base_logits:
         _refuse_with_a_stored_reference(settings, set_by_flags)
     if settings.text:
-        _refuse(set_by_flags, UNUSED_OVER_TEXT, "with --text: leave out one of the two")
-        if settings.stride >= settings.context:
-            raise ConfigError(
-                f"--stride {settings.stride} must be less than --context {settings.context}: "
-                "what is scored needs text before it"
-            )
+        _check_text(settings, set_by_flags)
     else:
-        _refuse(set_by_flags, USED_OVER_TEXT, "without --text FILE")
+        _refuse(set_by_flags, (*USED_OVER_TEXT, "write_llama_base"), "without --text FILE")
     return settings
+
+
+def _check_text(settings: ScoreSettings, set_by_flags: Set[str]) -> None:
+    _refuse(set_by_flags, UNUSED_OVER_TEXT, "with --text: leave out one of the two")
+    if settings.write_llama_base is not None:
+        _refuse(set_by_flags, ("stride",), "with --write-llama-base, which scores half of a window")
+        if len(settings.text) > 1:
+            raise ConfigError("--write-llama-base takes one file after --text, as llama.cpp does")
+    elif settings.stride >= settings.context:
+        raise ConfigError(
+            f"--stride {settings.stride} must be less than --context {settings.context}: what is "
+            "scored needs text before it"
+        )
 
 
 def _refuse_with_a_stored_reference(settings: ScoreSettings, set_by_flags: Set[str]) -> None:

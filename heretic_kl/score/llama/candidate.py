@@ -16,7 +16,7 @@ from heretic_kl.score.llama.model import LlamaModel
 from heretic_kl.score.llama.tokens import check_hash, check_vocabulary, texts_split_otherwise
 
 if TYPE_CHECKING:
-    from heretic_kl.score.reference_run import CandidateTable, ReferenceRun
+    from heretic_kl.score.reference_run import CandidateTable, ReferenceRun, Watch
 
 FLOOR_TOKENS = 4096
 """So many tokens are enough to see how far two back ends are apart."""
@@ -52,7 +52,12 @@ def open_model(run: ReferenceRun, source: ModelSource) -> LlamaModel:
 
 
 def compare_natively(
-    run: ReferenceRun, source: ModelSource, reduction: DivergenceReduction, *, floor: bool
+    run: ReferenceRun,
+    source: ModelSource,
+    reduction: DivergenceReduction,
+    *,
+    floor: bool,
+    watch: Watch | None = None,
 ) -> CandidateTable:
     """Measure a file in llama.cpp.
 
@@ -61,13 +66,14 @@ def compare_natively(
         source: a GGUF file.
         reduction: what is measured.
         floor: also run the file in `transformers`, as the reference ran, and compare the two.
+        watch: see `ReferenceRun.compare`.
     """
     from heretic_kl.score.reference_run import CandidateTable
 
     beside = _in_transformers(run, source) if floor else None
     model = open_model(run, source)
     try:
-        table = _table(run, model, reduction)
+        table = _table(run, model, reduction, watch)
         apart = None if beside is None else summarize(_table(beside, model, reduction)).mean
     finally:
         model.close()
@@ -76,14 +82,14 @@ def compare_natively(
     return CandidateTable(table, kind, apart)
 
 
-def _table(run: ReferenceRun, model: LlamaModel, reduction: DivergenceReduction) -> KLTable:
+def _table(
+    run: ReferenceRun,
+    model: LlamaModel,
+    reduction: DivergenceReduction,
+    watch: Watch | None = None,
+) -> KLTable:
     head, size = run.head_for(model.vocabulary)
-    return run.reference.measure_blocks(
-        _blocks(model, run.sequences, size),
-        head=head,
-        divergence=reduction.divergence,
-        temperature=reduction.temperature,
-    )
+    return run.table(_blocks(model, run.sequences, size), head, reduction, watch)
 
 
 def _blocks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,32 @@ def check_hash(model: LlamaModel, expected: str) -> None:
         raise MeasurementError(
             f"{model.name!r} cannot be compared with the reference: another tokenizer "
             f"(reference {expected[:12]!r}, candidate {own_hash[:12]!r})"
+        )
+
+
+def check_round_trip(name: str, tokenizer: Any, windows: Sequence[Sequence[int]]) -> None:
+    """Check that token ids of a text are a tokenizer's own: their text must give them again.
+
+    Args:
+        name: of what holds the ids, for the message.
+        tokenizer: whose ids they should be.
+        windows: token ids, cut anywhere.
+
+    Raises:
+        MeasurementError: fewer than nine in ten come again, in any order, so that where windows
+            are cut makes no difference.
+    """
+    stored: Counter[int] = Counter()
+    again: Counter[int] = Counter()
+    for ids in windows:
+        stored.update(ids)
+        text = tokenizer.decode(list(ids), skip_special_tokens=False)
+        again.update(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    common = (stored & again).total()
+    if common < 0.9 * stored.total():
+        raise MeasurementError(
+            f"{name} holds token ids of another tokenizer: of {stored.total()} ids {common} come "
+            "again when their text is split by the candidate's"
         )
 
 

@@ -19,14 +19,33 @@ from typing_extensions import Unpack
 
 from heretic_kl.engine import NoiseFloor, Runner, measure_noise_floor
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl import Divergence, DivergenceReduction, Reference, group_means, summarize
+from heretic_kl.files import new_file
+from heretic_kl.kl import (
+    Divergence,
+    DivergenceReduction,
+    Reference,
+    ReferenceIdentity,
+    group_means,
+    summarize,
+    vocabulary_hash,
+)
+from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
+from heretic_kl.kl.terms import row_blocks
 from heretic_kl.kl_options import checked_options
 from heretic_kl.model import DtypeName, likely_layers
+from heretic_kl.score.llama.base_logits import (
+    BaseLogits,
+    window_sequence,
+    write_head,
+    write_rows,
+)
+from heretic_kl.score.llama.kld_rows import KLDAccumulator
+from heretic_kl.score.llama.tokens import check_round_trip
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.reference_run import ReferenceRun
 from heretic_kl.score.text.documents import Document, load_documents
-from heretic_kl.score.text.windows import cut_documents
+from heretic_kl.score.text.windows import Window, cut_as_llama, cut_documents, first_token
 
 TOKENS_AT_ONCE = 8192
 """Of all windows of a batch: their attention and hidden states are in memory together."""
@@ -50,6 +69,8 @@ class TextKL:
         context: tokens of a window.
         stride: of these, the last ones that are scored; windows begin so far apart.
         column: of the texts in tables.
+        llama_windows: cut a single document as llama.cpp's program does, one window after the
+            other, the second half of each scored, in place of `stride`; see `write_llama_base`.
         divergence: `forward_kl` is KL(reference || candidate).
         temperature: of both distributions.
         batch_size: most windows at once; fewer where they are long, halved where memory runs out.
@@ -61,6 +82,9 @@ class TextKL:
         ValueError: an argument is out of range.
     """
 
+    _base: BaseLogits | None = None
+    _llama_ids: Sequence[Sequence[int]] = ()
+
     def __init__(
         self,
         reference: Any,
@@ -70,6 +94,7 @@ class TextKL:
         context: int = 512,
         stride: int = 256,
         column: str | None = None,
+        llama_windows: bool = False,
         divergence: Divergence = "forward_kl",
         temperature: float = 1.0,
         batch_size: int = 16,
@@ -77,29 +102,99 @@ class TextKL:
         **loading: Unpack[Loading],
     ) -> None:
         checked_options(divergence=divergence, temperature=temperature)
-        if not 1 <= stride < context:
+        if not llama_windows and not 1 <= stride < context:
             raise ValueError(f"stride must be from 1 to context - 1, got {stride} of {context}")
         documents = _documents(text, column)
-        self.context, self.stride = context, stride
+        if llama_windows and len(documents) != 1:
+            raise MeasurementError(f"llama.cpp reads one text file, got {len(documents)} documents")
         self.noise_floor: NoiseFloor | None = None
         self._reduction = DivergenceReduction(divergence, temperature)
         loader = ModelLoader(**loading)
         lm = loader.reference(
             reference, tokenizer, template="none", enable_thinking=None, response_prefix=""
         )
-        windows = cut_documents(documents, lm.chat.tokenizer, context=context, stride=stride)
         _require_positions(lm.model, context)
+        if llama_windows:
+            self._llama_ids = cut_as_llama(documents[0], lm.chat.tokenizer, context)
+            first = first_token(lm.chat.tokenizer)
+            windows = tuple(Window(window_sequence(ids, first), 0) for ids in self._llama_ids)
+        else:
+            windows = cut_documents(documents, lm.chat.tokenizer, context=context, stride=stride)
         self._groups = [documents[window.document].group for window in windows]
         self._clusters = _clusters([window.document for window in windows], self._groups)
         self._run = ReferenceRun.over(
             lm,
             lambda runner: [window.sequence for window in windows],
-            stride,
+            max(len(window.sequence.response) for window in windows),
             {"model": loader.reference_name, "text": _fingerprint(documents), "context": context},
             loader=loader,
             batch_size=min(batch_size, max(1, TOKENS_AT_ONCE // context)),
             then=self._measure_floor if noise_floor else lambda runner, reference: None,
         )
+
+    @classmethod
+    def from_llama_base(
+        cls, path: str | Path, tokenizer: Any, *, batch_size: int = 16, **loading: Unpack[Loading]
+    ) -> TextKL:
+        """A reference of which there is llama.cpp's file of base logits, in place of its model.
+
+        Tokens that the file clips, 16 nats below the best one, are left out of both models: what is
+        measured is a lower bound. `Measurement.llama_rows` has llama.cpp's own figures.
+
+        Args:
+            path: what `llama-perplexity --save-all-logits` or `write_llama_base` wrote.
+            tokenizer: of the candidates; that the file's token ids are its own is checked.
+            batch_size: most windows at once.
+            loading: as for the constructor.
+
+        Raises:
+            MeasurementError: it is no such file, or of another tokenizer.
+        """
+        base = BaseLogits.open(Path(path).expanduser())
+        name = Path(path).name
+        check_round_trip(name, tokenizer, base.tokens.tolist())
+        self = cls.__new__(cls)
+        self.noise_floor = None
+        self._base = base
+        self._reduction = DivergenceReduction()
+        self._groups = [name] * len(base.tokens)
+        self._clusters = torch.arange(len(base.tokens))
+        sequences = base.sequences(first_token(tokenizer))
+        tokens = torch.tensor([sequence.response for sequence in sequences])
+        identity = ReferenceIdentity(
+            vocabulary_hash(tokenizer.get_vocab()),
+            base.vocabulary,
+            settings={"model": None, "text": None, "dtype": "base logits of llama.cpp"},
+        )
+        self._run = ReferenceRun(
+            Reference(
+                tokens,
+                torch.ones_like(tokens, dtype=torch.bool),
+                identity,
+                logits=base,
+                prompts=torch.tensor([sequence.prompt for sequence in sequences]),
+            ),
+            ModelLoader(**loading),
+            min(batch_size, max(1, TOKENS_AT_ONCE // base.context)),
+            share_prefix=True,
+            tokenizer=tokenizer,
+            notify=loading.get("notify", lambda message: None),
+        )
+        return self
+
+    def write_llama_base(self, path: str | Path) -> None:
+        """Write llama.cpp's file of base logits of the reference, for `--kl-divergence-base`.
+
+        Raises:
+            ValueError: the text was not cut with `llama_windows`.
+        """
+        head, hidden = self._run.head, self.reference.hidden
+        if not self._llama_ids or head is None or hidden is None:
+            raise ValueError("a file of base logits needs a TextKL with llama_windows=True")
+        with new_file(Path(path)) as partial, partial.open("wb") as file:
+            write_head(file, self._llama_ids, head.vocabulary)
+            for block in row_blocks(len(hidden), head.vocabulary, MAX_LOGIT_ELEMENTS):
+                write_rows(file, head.logits(hidden[block]))
 
     @property
     def reference(self) -> Reference:
@@ -125,7 +220,10 @@ class TextKL:
         dtype: DtypeName | None = None,
     ) -> Measurement:
         """Measure a candidate; see `TeacherForcedKL.score`."""
-        floor = self.noise_floor
+        floor, base_logits = self.noise_floor, self._base
+        accumulator = None
+        if base_logits is not None:
+            accumulator = KLDAccumulator(base_logits, self.reference.row_tokens)
         compared = self._run.compare(
             candidate,
             tokenizer,
@@ -133,22 +231,25 @@ class TextKL:
             base=base,
             dtype=dtype,
             floor=floor is not None,
+            watch=accumulator,
         )
         table = replace(compared.table, clusters=self._clusters)
+        summary = summarize(table, noise_floor=None if floor is None else floor.value)
         return Measurement(
-            summarize(table, noise_floor=None if floor is None else floor.value),
+            summary,
             table,
             floor,
             reference_dtype=self._run.dtype,
             candidate_dtype=compared.dtype,
             groups=group_means(table, self._groups),
             back_end_floor=compared.back_end_floor,
+            llama_rows=None if accumulator is None else accumulator.result(table, summary),
         )
 
     def _measure_floor(self, runner: Runner, reference: Reference) -> None:
         self.noise_floor = measure_noise_floor(
             runner,
-            reference.first_prompts(max(1, NOISE_TOKENS // self.context)),
+            reference.first_prompts(max(1, NOISE_TOKENS // _longest(reference))),
             likely_layers(runner.lm.model),
             divergence=self._reduction.divergence,
             temperature=self._reduction.temperature,
@@ -174,6 +275,12 @@ def _clusters(
     ]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return torch.tensor([numbers[key] for key in keys])
+
+
+def _longest(reference: Reference) -> int:
+    """Tokens of the longest window."""
+    assert reference.prompts is not None
+    return int(reference.prompts.shape[1] + reference.mask.shape[1])
 
 
 def _require_positions(model: Any, context: int) -> None:

@@ -41,6 +41,20 @@ def cut_documents(
     return tuple(windows)
 
 
+def cut_as_llama(document: Document, tokenizer: Any, context: int) -> list[list[int]]:
+    """Whole windows one after the other, token ids as llama.cpp's file of base logits has them.
+
+    Raises:
+        MeasurementError: there is not one.
+    """
+    first = first_token(tokenizer)
+    ids = [*([] if first is None else [first]), *token_ids(tokenizer, document.text)]
+    windows = [ids[at : at + context] for at in range(0, len(ids) - context + 1, context)]
+    if not windows:
+        raise MeasurementError(f"the text has {len(ids)} tokens, fewer than a window of {context}")
+    return windows
+
+
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """The text alone, nothing put before or after it; text of any length, without a warning."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
