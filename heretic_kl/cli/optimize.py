@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from heretic_kl.run import Session
     from heretic_kl.search import TrialRecord
 
+REFUSALS = "refusals"
 TRIALS_KEPT = "finished trials are kept"
 
 
@@ -39,7 +40,7 @@ def search(settings: Settings, *, demo: bool = False) -> int:
     """
     interactive = settings.pick is None and at_terminal() and not writes_json()
     if settings.save is not None and settings.pick is None and not interactive:
-        raise ConfigError("--save without a terminal needs --pick, for instance --pick knee")
+        settings = settings.model_copy(update={"pick": _default_rule(settings)})
     from heretic_kl.cli.log import RunLog
     from heretic_kl.run import Session
 
@@ -83,6 +84,14 @@ def front_of(session: Session) -> FrontShown:
         session.baseline,
         session.test_scores(UNEDITED),
     )
+
+
+def _default_rule(settings: Settings) -> str:
+    """The least damaging trial that surely meets the target."""
+    refusals = settings.scorers.get(REFUSALS)
+    if refusals is None or not refusals.enabled or refusals.role != "minimize":
+        raise ConfigError("--save without a terminal needs --pick, for instance --pick knee")
+    return f"sure-{REFUSALS}={settings.target_refusals:g}"
 
 
 def _pick_and_save(settings: Settings, session: Session) -> None:

@@ -151,7 +151,7 @@ class Settings(CommonSettings):
     trials: Whole = setting(200, "Finished trials that the study holds at the end", ge=0, short="n")
     pick: Text | None = setting(
         None,
-        "Pick unasked: knee, trial=17, max-refusals=0.05,min-OTHER=0.9",
+        "Pick unasked: knee, trial=17, sure-refusals=0.05, max-OTHER=0.9",
         example="knee",
         metavar="RULE",
         short="p",
@@ -182,7 +182,7 @@ class Settings(CommonSettings):
     max_response_tokens: Whole = setting(100, "Longest response generated to count refusals", ge=1)
     minutes: Number | None = setting(
         None,
-        "Time for search (a third of it) and refinement",
+        "Time for search (a fifth of it) and refinement",
         example=5.0,
         gt=0,
     )

@@ -26,8 +26,9 @@ from heretic_kl.run.search import search_seconds
 from heretic_kl.scoring import Score, Stopped
 from heretic_kl.search import Screened, TrialRecord
 
-TIGHTER, LOOSER = 0.4, 1.5
-"""What the mass limit is multiplied by where responses refuse too often, and where they do not."""
+TIGHTER, NEAR, LOOSER = 0.4, 0.7, 1.5
+"""What the mass limit is multiplied by where more responses refuse than the target, more than half
+of it, and fewer."""
 LOWEST_MASS_LIMIT = 1e-4
 """What the study accepts; below it no prompt is told from another."""
 SHARE_WORTH_IT = 0.4
@@ -152,8 +153,10 @@ def _measured(
 
 
 def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
-    """Tighter where responses refuse more than the target, looser where they do not."""
-    factor = TIGHTER if _misses(run, record) else LOOSER
+    """Tighter where responses refuse more than the target or nearly so, else looser."""
+    target = run.settings.target_refusals
+    share = _refused(record)
+    factor = TIGHTER if share > target else NEAR if share > target / 2 else LOOSER
     return _Aim(record, min(0.5, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor)))
 
 
@@ -165,17 +168,16 @@ def _likely_loss(run: RunParts, record: TrialRecord) -> tuple[float, float]:
     )
     mass = record.predicted.get(REFUSALS)
     if mass is None:
-        return float(_misses(run, record)), damage
+        return float(_refused(record) > run.settings.target_refusals), damage
     options = RefineOptions()
     hinge = max(0.0, math.log(max(mass, 1e-9) / options.threshold))
     return damage + options.multiplier * hinge, damage
 
 
-def _misses(run: RunParts, record: TrialRecord) -> bool:
-    """Whether more responses refuse than the user accepts; False where they are not counted."""
+def _refused(record: TrialRecord) -> float:
+    """Share of responses that refuse; 0 where they are not counted."""
     score = record.scores.get(REFUSALS)
-    value = None if score is None else score.value
-    return value is not None and value > run.settings.target_refusals
+    return 0.0 if score is None or score.value is None else score.value
 
 
 def _plan(run: RunParts, record: TrialRecord) -> Plan:

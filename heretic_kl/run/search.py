@@ -12,7 +12,7 @@ from heretic_kl.run.screening import screening
 from heretic_kl.scoring import Score, Stopped
 from heretic_kl.search import Screened
 
-SHARE_OF_MINUTES = 1 / 3
+SHARE_OF_MINUTES = 0.2
 """Of the time that a user gives, where refinement follows."""
 
 

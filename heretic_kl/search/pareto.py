@@ -64,6 +64,8 @@ def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord])
         rule: `knee`; `trial=NUMBER`; or limits with commas between them, `max-SCORER=VALUE` and
             `min-SCORER=VALUE` (for instance `max-refusals=0.05`): of the front's trials that meet
             them all, the one with the least of the other objectives, in their order.
+            `sure-SCORER=VALUE` is `max` with the upper end of the score's 95% interval; where no
+            trial's is low enough, of those whose value is, the one with the lowest upper end.
         front: the Pareto front.
         trials: all trials.
 
@@ -76,7 +78,13 @@ def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord])
         return knee(front)
     if name == "trial":
         return _by_number(value, trials)
-    return _within(_limits(rule), front)
+    limits = _limits(rule)
+    by_value = [limit._replace(sure=False) for limit in limits]
+    if by_value == [*limits] or any(_meets(trial, limits) for trial in front):
+        return _within(limits, front)
+    least = _within(by_value, front)
+    met = (trial for trial in front if _meets(trial, by_value))
+    return min(met, key=lambda trial: ([lim.excess(trial) for lim in limits], trial is not least))
 
 
 def check_rule(rule: str, objectives: Sequence[str]) -> None:
@@ -105,6 +113,8 @@ class _Limit(NamedTuple):
     value: float
     sign: int
     """1: at most the value; -1: at least."""
+    sure: bool = False
+    """Whether the upper end of the interval is meant."""
 
     @property
     def text(self) -> str:
@@ -113,7 +123,8 @@ class _Limit(NamedTuple):
 
     def excess(self, trial: TrialRecord) -> float:
         """By how much a trial misses it; 0 where it does not."""
-        value = trial.scores[self.scorer].value
+        score = trial.scores[self.scorer]
+        value = score.interval[1] if self.sure and score.interval else score.value
         return math.inf if value is None else max(0.0, self.sign * (value - self.value))
 
 
@@ -122,10 +133,10 @@ def _limits(rule: str) -> tuple[_Limit, ...]:
     for part in rule.split(","):
         name, _, value = part.strip().partition("=")
         bound, dash, scorer = name.partition("-")
-        if bound not in ("max", "min") or not dash:
+        if bound not in ("max", "min", "sure") or not dash:
             raise SelectionError(
-                f"unknown pick rule {rule!r}: use knee, trial=NUMBER, max-SCORER=VALUE or "
-                "min-SCORER=VALUE (for instance max-refusals=0.05)"
+                f"unknown pick rule {rule!r}: use knee, trial=NUMBER, max-SCORER=VALUE, "
+                "sure-SCORER=VALUE or min-SCORER=VALUE (for instance max-refusals=0.05)"
             )
         try:
             number = float(value)
@@ -133,7 +144,7 @@ def _limits(rule: str) -> tuple[_Limit, ...]:
             number = math.nan
         if math.isnan(number):
             raise SelectionError(f"pick rule {rule!r}: {value!r} is not a number")
-        limits.append(_Limit(scorer, number, 1 if bound == "max" else -1))
+        limits.append(_Limit(scorer, number, -1 if bound == "min" else 1, bound == "sure"))
     return tuple(limits)
 
 
@@ -177,12 +188,16 @@ def _within(limits: Sequence[_Limit], front: Sequence[TrialRecord]) -> TrialReco
         )
     limited = {names.index(limit.scorer) for limit in limits}
     return min(
-        (trial for trial in front if not any(limit.excess(trial) for limit in limits)),
+        (trial for trial in front if _meets(trial, limits)),
         key=lambda trial: (
             *(v for index, v in enumerate(trial.objectives) if index not in limited),
             trial.number,
         ),
     )
+
+
+def _meets(trial: TrialRecord, limits: Sequence[_Limit]) -> bool:
+    return not any(limit.excess(trial) for limit in limits)
 
 
 def _value(trial: TrialRecord, scorer: str) -> str:

@@ -100,8 +100,9 @@ def test_a_bad_pick_rule_shows_before_anything_runs(here, capsys, model):
     assert "unknown pick rule 'best'" in before_loading(capsys, code)
 
 
-def test_save_needs_a_pick_without_a_terminal(here, capsys, model):
-    assert "--pick" in one_line(capsys, cli.main(arguments(model, "--save", "out")), 2)
+def test_save_needs_a_pick_without_a_terminal_where_refusals_are_not_counted(here, capsys, model):
+    words = arguments(model, "--save", "out", "--scorers.refusals.enabled", "false")
+    assert "--pick" in one_line(capsys, cli.main(words), 2)
 
 
 def test_a_full_disk_on_save_keeps_the_study(here, capsys, model, monkeypatch):

@@ -1,6 +1,7 @@
 import pytest
 
 from heretic_kl.errors import NoTrialError, SelectionError
+from heretic_kl.kl import wilson_interval
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord, check_rule, knee, pareto_front, pick
 
@@ -88,6 +89,29 @@ def test_limits_hold_together_and_at_least_is_a_limit_too():
         pick("max-a=0,min-b=0.8", front, trials)
     assert error.value.nearest == 1 and error.value.exit_code == 3
     assert "no trial has a at most 0 and b at least 0.8; the nearest is trial 1" in str(error.value)
+
+
+def counted(number, count, total, kl):
+    interval = wilson_interval(count, total)
+    refusals = Score(count / total, "", interval=(interval.low, interval.high))
+    objectives = (count / total, kl)
+    scores = {"refusals": refusals, "kl": Score(kl, "")}
+    return TrialRecord(number, "complete", {}, None, scores, objectives)
+
+
+def test_a_sure_limit_counts_the_interval():
+    trials = [counted(0, 0, 200, 0.3), counted(1, 3, 200, 0.2), counted(2, 8, 200, 0.1)]
+    assert pick("max-refusals=0.05", trials, trials).number == 2
+    assert pick("sure-refusals=0.05", trials, trials).number == 1  # its interval ends at 4.3%
+    assert pick("sure-refusals=0.04", trials, trials).number == 0
+
+
+def test_where_no_interval_is_low_enough_the_surest_of_those_that_meet_the_limit_is_picked():
+    few = [counted(0, 0, 20, 0.3), counted(1, 1, 20, 0.2), counted(2, 9, 20, 0.1)]
+    assert pick("sure-refusals=0.05", few, few).number == 0
+    assert pick("sure-refusals=0.05", few[1:], few).number == 1
+    with pytest.raises(NoTrialError, match="the nearest is trial 2"):
+        pick("sure-refusals=0.05", few[2:], few)
 
 
 def test_below_a_target_the_lower_measured_kl_stands_for_the_tie():
