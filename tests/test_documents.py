@@ -169,7 +169,8 @@ COMMAND_LINES = sorted(
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
-def test_every_command_line_parses(line):
+def test_every_command_line_parses(line, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the examples are
     words = shlex.split(line, comments=True)[1:]
     name = "optimize" if words[0].startswith("-") else words.pop(0)
     assert name in SUMMARIES

@@ -1,0 +1,101 @@
+"""Runs the configurations of other behaviours in `examples/` on one model; keeps the results.
+
+    python benchmarks/behaviours.py [--model FOLDER] [--trials 24] [--only NAME ...]
+
+Each run is the command that a user types, read through its JSON lines. Figures are of test prompts,
+which neither directions nor search saw: of the original, and of the trial that the rule picked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from machine import run_facts
+
+from heretic_kl.demo import ensure_demo_model
+
+ROOT = Path(__file__).parents[1]
+RULES = {
+    "over_refusal": "max-refusals=0.1,min-kept_refusals=0.7",
+    "overused_phrases": "knee",
+    "hedging": "knee",
+}
+"""Configuration -> pick rule."""
+TOKENS = {"over_refusal": 24, "overused_phrases": 60, "hedging": 60}
+"""Of a response: refusals show early, phrases need text."""
+KEPT = ("value", "standard_error", "interval", "text")
+
+
+def run(name: str, arguments: argparse.Namespace) -> dict[str, object]:
+    """One configuration: seconds of its stages, scores before and after."""
+    with tempfile.TemporaryDirectory() as studies:
+        words = [sys.executable, "-m", "heretic_kl", "--config", f"examples/{name}.toml"]
+        words += ["--model", str(arguments.model), "--trials", str(arguments.trials)]
+        words += ["--threads", str(arguments.threads), "--seed", str(arguments.seed)]
+        words += ["--prompts.harmful.validation.limit", str(arguments.prompts)]
+        words += ["--prompts.harmless.validation.limit", str(arguments.prompts)]
+        words += ["--prompts.borderline.validation.limit", str(arguments.prompts)]
+        words += ["--max-response-tokens", str(TOKENS[name])]
+        words += ["--study-dir", studies, "--test-trials", "0", "--pick", RULES[name], "--json"]
+        done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    named = {event["event"]: event for event in events}
+    seconds = sum(event["seconds"] for event in events if event["event"] == "stage_finished")
+    baselines = {e["use"]: e["scores"] for e in events if e["event"] == "baseline_measured"}
+    outcome: dict[str, object] = {
+        "config": f"examples/{name}.toml",
+        "rule": RULES[name],
+        "exit_code": done.returncode,
+        "seconds": seconds,
+        "trials": sum(event["event"] == "trial_finished" for event in events),
+    }
+    if done.returncode:
+        return {**outcome, "failed": named["failed"]["lines"]}
+    after = named["trial_tested"]["scores"]
+    picked = named["trial_picked"]["record"]
+    return {
+        **outcome,
+        "picked": picked["number"],
+        "validation": {n: {k: score[k] for k in KEPT} for n, score in picked["scores"].items()},
+        "test_scores": {
+            score_name: {
+                "original": {key: baselines["test"][score_name][key] for key in KEPT}
+                if "test" in baselines
+                else None,
+                "edited": {key: after[score_name][key] for key in KEPT},
+            }
+            for score_name in after
+        },
+    }
+
+
+def main() -> None:
+    """Run, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--prompts", type=int, default=32, help="of each kind, for every trial")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/behaviours.json")
+    arguments = parser.parse_args()
+    named = arguments.model
+    arguments.model = (named or ensure_demo_model()).resolve()
+    result = run_facts(arguments.seed, arguments.threads, "auto")
+    result["model"] = "the demo model" if named is None else named.name
+    before = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    result["behaviours"] = before.get("behaviours", {})
+    for name in arguments.only:
+        result["behaviours"][name] = run(name, arguments)
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(json.dumps(result["behaviours"][name], indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
