@@ -159,16 +159,16 @@ def read_study(folder: Path, started: float) -> tuple[list[Trial], float, dict[i
     first = started
     for file in sorted(folder.glob("*.journal")):
         storage = JournalStorage(JournalFileBackend(str(file)))
-        for name in optuna.get_all_study_names(storage):
-            study = optuna.load_study(study_name=name, storage=storage)
-            begun = [t.datetime_start.timestamp() for t in study.trials if t.datetime_start]
-            first = min(begun, default=started)
-            complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-            trials = [_trial(trial, started) for trial in complete]
-            for attribute, value in study.user_attrs.items():
-                number = attribute.removeprefix(TEST_SCORES)
-                if number != attribute and int(number) >= 0:
-                    tested[int(number)] = _brief(json.loads(value))
+        study = optuna.load_study(study_name=file.stem, storage=storage)
+        begun = [t.datetime_start.timestamp() for t in study.trials if t.datetime_start]
+        first = min(begun, default=started)
+        complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+        counted = [trial for trial in complete if "refusals" in trial.user_attrs["scores"]]
+        trials = [_trial(trial, started) for trial in counted]  # the others were screened out
+        for attribute, value in study.user_attrs.items():
+            number = attribute.removeprefix(TEST_SCORES)
+            if number != attribute and int(number) >= 0:
+                tested[int(number)] = _brief(json.loads(value))
     return trials, first, tested
 
 
