@@ -23,6 +23,8 @@ SUMMARIES: Final = {
     "report": "Write one HTML page about a study",
     "reproduce": "Rebuild a saved model from its reproduce.json, and compare",
     "evaluate": "Measure edits that exist already, with every scorer",
+    "worker": "Join a study that another process began",
+    "storage": "Serve a database to workers on other machines",
     "score": "Measure any models against a reference",
     "inspect": "Show a model's layers and sites, and what a run would edit",
     "scorer": "Write a new scorer, or test one",
@@ -33,6 +35,7 @@ SUMMARIES: Final = {
 _FOLDERS: Final = {
     **dict.fromkeys(("trials", "show", "save", "report"), "study."),
     **dict.fromkeys(("reproduce", "evaluate"), "edits."),
+    **dict.fromkeys(("worker", "storage"), "workers."),
 }
 """Of the modules of commands that share one."""
 _VALUES: Final = (

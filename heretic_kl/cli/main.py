@@ -2,7 +2,8 @@
 
 Exit codes, which docs/commands.md explains: 0 done, 1 an error of one line (`HereticKLError`),
 2 a wrong setting or flag, 3 no trial meets the pick rule, 4 a model that is not reproduced,
-70 an internal error, 130 interrupted (Ctrl+C), 141 the reader of the output went away.
+70 an internal error, 130 interrupted (Ctrl+C), 141 the reader of the output went
+away, 143 terminated (TERM).
 """
 
 import difflib
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from heretic_kl._version import EVENTS_VERSION, __version__
 from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command, load_command, wants_help
 from heretic_kl.cli.output import JSON_FLAG, Output, json_lines, take_json_flag
+from heretic_kl.cli.signals import Terminated, stopping_on_term
 from heretic_kl.config.retired import RETIRED_COMMANDS
 from heretic_kl.errors import ConfigError, HereticKLError
 
@@ -28,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     errors: list[str] = []
     with json_lines() as output:
-        code = _run(words, output, errors)
+        with stopping_on_term():
+            code = _run(words, output, errors)
         if output.as_json and code != BROKEN_PIPE:
             try:
                 _end_events(errors, code)
@@ -59,7 +62,7 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
             code = command.run(command.words(words))
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         more = (
             f"; {kept_on_interrupt} in the study, and the same command continues it"
             if kept_on_interrupt
@@ -67,7 +70,8 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
         )
         errors.append(f"interrupted{more}")
         print(f"\n{PROGRAM}: {errors[0]}", file=sys.stderr)
-        return 128 + signal.SIGINT
+        number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+        return 128 + number
     except BrokenPipeError:
         # `heretic-kl --help | head`: nobody reads on, which is no error. Without a new target
         # Python would report the same broken pipe again when it flushes at exit.

@@ -44,6 +44,7 @@ def search(settings: Settings, *, demo: bool = False) -> int:
     from heretic_kl.cli.log import RunLog
     from heretic_kl.run import Session
 
+    whole, settings = _first_share(settings)
     settle_process(settings)
     with ExitStack() as stack:
         observer = stack.enter_context(observing(quiet=settings.quiet))
@@ -51,7 +52,7 @@ def search(settings: Settings, *, demo: bool = False) -> int:
         if demo:
             settings = settings.model_copy(update={"model": _demo_model(log)})
         session = stack.enter_context(Session(settings, log))
-        session.search()
+        _search(whole, session, log)
         session.refine()
         session.test()
         if interactive:
@@ -59,6 +60,33 @@ def search(settings: Settings, *, demo: bool = False) -> int:
         observer(front_of(session))
         _pick_and_save(settings, session)
     return 0
+
+
+def _first_share(settings: Settings) -> tuple[Settings, Settings]:
+    """Settings of all workers together, and of this process, which is the first of them."""
+    if settings.workers == 1:
+        return settings, settings
+    import torch
+
+    from heretic_kl.cli.workers.local import shares
+
+    threads = settings.threads or torch.get_num_threads()
+    whole = settings.model_copy(update={"threads": threads})
+    return whole, whole.model_copy(update=shares(whole)[0]._asdict())
+
+
+def _search(settings: Settings, session: Session, observer: Observer) -> None:
+    """Run trials, with the other workers; afterwards this process has all threads."""
+    if settings.workers == 1:
+        session.search()
+        return
+    import torch
+
+    from heretic_kl.cli.workers.local import helpers
+
+    with helpers(settings, session, observer):
+        session.search()
+    torch.set_num_threads(settings.threads)
 
 
 def settle_process(settings: Settings) -> None:

@@ -137,7 +137,14 @@ class Settings(CommonSettings):
         "Refinement": ("refinement",),
         "Scorers": ("scorers",),
         "Performance": (
-            *("batch_size", "parallel_candidates", "cache_memory_mb", "device_map", "threads"),
+            *(
+                "batch_size",
+                "parallel_candidates",
+                "workers",
+                "cache_memory_mb",
+                "device_map",
+                "threads",
+            ),
         ),
     }
 
@@ -222,6 +229,7 @@ class Settings(CommonSettings):
     parallel_candidates: Whole = setting(
         1, "Candidates measured side by side in one batch", ge=1, le=64
     )
+    workers: Whole = setting(1, "Processes that search (0: one a GPU); CPUs are shared", ge=0)
     cache_memory_mb: Whole = setting(
         1024, "Memory for what is the same in every trial (0: off)", ge=0
     )

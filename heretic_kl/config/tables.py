@@ -118,7 +118,7 @@ class DirectionsTable(_Table):
 
     by_response: bool = setting(
         True,
-        "Use harmful prompts that are refused against harmless ones that are answered",
+        "Refused harmful prompts against answered harmless ones",
     )
     project_off_harmless: bool = setting(
         False, "Remove from each direction what it shares with the mean harmless prompt"

@@ -13,7 +13,7 @@ from heretic_kl.export import SavedForm, portable
 
 NOT_THE_TRIAL = frozenset(
     {
-        *("model", "revision", "device", "device_map", "threads", "cache_memory_mb"),
+        *("model", "revision", "device", "device_map", "threads", "workers", "cache_memory_mb"),
         *("study_dir", "storage", "study_name", "quiet", "debug", "test_trials", "keep_responses"),
         *("trials", "pick", "save", "save_as", "overwrite"),
     }

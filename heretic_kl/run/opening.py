@@ -40,7 +40,7 @@ NOT_KEPT = {
 """Settings that a study does not keep: where it is, and what is done with a trial."""
 
 
-def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
+def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool = False) -> RunParts:
     """All steps before the search, in order; `held` takes what is let go in the end.
 
     Raises:
@@ -78,8 +78,6 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
         batch_size=calibration.batch_size,
         limits={REFUSALS: settings.target_refusals},
     )
-    settings_kept = settings.model_dump(mode="json", exclude=NOT_KEPT)
-    keep_run(storage, name, settings_kept, space, suite.objectives, baseline)
     location = "the given storage" if settings.storage else str(settings.study_dir)
     tell(StudyOpened(name, location, study.finished, settings.trials))
     run = RunParts(
@@ -96,7 +94,10 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack) -> RunParts:
         identity=identity,
         plans=PlanStore(settings.study_dir, name),
     )
-    record_run(run, directions)
+    if not joins:
+        kept_settings = settings.model_dump(mode="json", exclude=NOT_KEPT)
+        keep_run(storage, name, kept_settings, space, suite.objectives, baseline)
+        record_run(run, directions)
     return run
 
 

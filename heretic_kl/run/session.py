@@ -45,6 +45,7 @@ class Session:
         settings: what the user wants; never changed. `threads` is for the command line: a
             library leaves the process as it is.
         observer: told what happens.
+        joins: the study is another process's: what it keeps of its run stays as it is.
 
     Raises:
         HereticKLError: on entering, anything the user can mend about model, prompts, scorers or
@@ -52,8 +53,11 @@ class Session:
         SessionError: a method is called outside the block.
     """
 
-    def __init__(self, settings: Settings, observer: Observer = _ignore) -> None:
+    def __init__(
+        self, settings: Settings, observer: Observer = _ignore, *, joins: bool = False
+    ) -> None:
         self.settings = settings
+        self._joins = joins
         self._tell = Teller(observer)
         self._held = ExitStack()
         self._parts: RunParts | None = None
@@ -61,7 +65,7 @@ class Session:
 
     def __enter__(self) -> Session:
         with ExitStack() as held:
-            self._parts = open_run(self.settings, self._tell, held)
+            self._parts = open_run(self.settings, self._tell, held, joins=self._joins)
             self._held = held.pop_all()
         return self
 

@@ -16,7 +16,13 @@ from heretic_kl.search.screening import (
     rank_correlation,
 )
 from heretic_kl.search.space import SearchSpace
-from heretic_kl.search.storage import PlanStore, check_storage, open_storage, without_password
+from heretic_kl.search.storage import (
+    PlanStore,
+    check_storage,
+    open_storage,
+    serve,
+    without_password,
+)
 from heretic_kl.search.stored import StoredStudy, keep_run, read_study
 from heretic_kl.search.study import SearchStudy
 
@@ -45,6 +51,7 @@ __all__ = [
     "quiet_optuna",
     "rank_correlation",
     "read_study",
+    "serve",
     "spread",
     "stored_batch_size",
     "without_password",

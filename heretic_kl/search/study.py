@@ -213,15 +213,17 @@ class SearchStudy:
             stop: asked before trials are begun; True ends the search.
 
         Yields:
-            A record a trial, as it finishes.
+            A record a trial, as it finishes, those of other processes included.
 
         Raises:
             StudyError: several trials in a row failed.
         """
         with self._roles.hold_numbered("worker") as worker:
             failures = 0
+            seen = {t.number for t in self._trials.read() if t.state.is_finished()}
             while not stop():
                 trials = self._trials.settle()
+                yield from self._unseen(trials, seen)
                 missing = until - _finished(trials)
                 if missing <= 0:
                     return
@@ -231,11 +233,19 @@ class SearchStudy:
                     continue
                 running = self._begin(trials, min(candidates, free), until, worker)
                 for record in self._run_group(running, evaluate, notify):
+                    seen.add(record.number)
                     failures = failures + 1 if record.state == "failed" else 0
                     yield record
                     if failures >= MOST_FAILURES_IN_A_ROW:
                         last = f"the last: {record.error}"
                         raise StudyError(f"{failures} trials in a row failed; {last}")
+
+    def _unseen(self, trials: Sequence[FrozenTrial], seen: set[int]) -> Iterator[TrialRecord]:
+        """Records of trials that other processes have finished meanwhile."""
+        for trial in trials:
+            if is_finished(trial) and trial.number not in seen:
+                seen.add(trial.number)
+                yield self._record(trial)
 
     def test_scores(self, number: int) -> dict[str, Score] | None:
         """A trial's scores on the test prompts, if they were measured."""

@@ -49,18 +49,24 @@ def texts(records):
 
 @pytest.mark.parametrize("place", ["journal", "sqlite"], indirect=True)
 def test_workers_share_the_trials_of_a_study(place):
-    ran = [0, 0, 0]
+    ran, seen = [0, 0, 0], [[], [], []]
 
     def work(number):
+        def counted(edits):
+            ran[number] += 1
+            return evaluate(edits)
+
         with open_storage(*place) as storage:
-            for _ in study(storage).run(STARTS + 4, evaluate):
-                ran[number] += 1
+            for record in study(storage).run(STARTS + 4, counted):
+                seen[number].append(record.number)
 
     in_threads(3, work)
     with open_storage(*place) as storage:
         records = study(storage).records
     complete = [record for record in records if record.state == "complete"]
     assert len(complete) == STARTS + 4 == sum(ran)
+    assert {record.number for record in complete} == {n for numbers in seen for n in numbers}
+    assert all(len(set(numbers)) == len(numbers) for numbers in seen)
     assert len(set(texts(complete))) == len(complete)
     assert {json.dumps(p, sort_keys=True) for p in SPACE.known_good()} <= set(texts(complete))
 
@@ -168,5 +174,4 @@ def test_killed_workers_lose_no_finished_trial_and_repeat_none(tmp_path):
     reported = [int(line) for line in (tmp_path / "finished").read_text().split()]
     assert len(complete) == until
     assert set(reported) <= {record.number for record in complete}
-    assert len(set(reported)) == len(reported)
     assert len(set(texts(complete))) == until

@@ -6,11 +6,11 @@ from heretic_kl.search.storage.opening import (
     JOURNAL_SUFFIX,
     check_storage,
     open_storage,
+    serve,
     storage_for_reading,
     study_names,
     without_password,
 )
-from heretic_kl.search.storage.proxy import serve
 from heretic_kl.search.storage.roles import Roles
 
 __all__ = [

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, create_engine, event, inspect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from heretic_kl.errors import StudyError
 from heretic_kl.search.storage.artifacts import ARTIFACTS_SUFFIX
 from heretic_kl.search.storage.journal import SharedJournalFile
-from heretic_kl.search.storage.proxy import PROXY_SCHEME, connect
+from heretic_kl.search.storage.proxy import PROXY_SCHEME, connect, run_proxy
 from heretic_kl.search.storage.roles import ROLES_SUFFIX
 
 DRIVER_PACKAGES = {
@@ -28,6 +32,7 @@ DRIVER_PACKAGES = {
 
 LOCKED_SECONDS = 60.0
 """How long a writer waits for SQLite while others write."""
+TABLE_ATTEMPTS = 8
 JOURNAL_SUFFIX = ".journal"
 HELPERS = (ROLES_SUFFIX, ARTIFACTS_SUFFIX)
 """What names of studies end with that hold something else than trials."""
@@ -47,11 +52,16 @@ def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[Bas
         StudyError: the storage cannot be read or written.
     """
     if url is not None:
-        storage = connect(url) if url.startswith(PROXY_SCHEME) else database(url)
-        try:
-            yield storage
-        finally:
-            storage.remove_session()
+        with ExitStack() as stack:
+            if url.startswith(PROXY_SCHEME):
+                proxy = connect(url)
+                stack.callback(proxy.close)
+                yield proxy
+            else:
+                backend = _database(url)
+                stack.callback(backend.engine.dispose)
+                stack.callback(backend.remove_session)
+                yield get_storage(backend)
         return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -70,9 +80,20 @@ def storage_for_reading(place: Path | str) -> BaseStorage:
         StudyError: it cannot be read.
     """
     if isinstance(place, str):
-        return connect(place) if place.startswith(PROXY_SCHEME) else database(place)
+        return connect(place) if place.startswith(PROXY_SCHEME) else get_storage(_database(place))
     with _journal_problems(place):
         return JournalStorage(JournalFileBackend(str(place), JournalFileOpenLock(str(place))))
+
+
+def serve(url: str, host: str, port: int, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve a database to `grpc://HOST:PORT` until the process is interrupted.
+
+    Raises:
+        StudyError: it is no database, cannot be opened, or the address cannot be used.
+    """
+    if url.startswith(PROXY_SCHEME):
+        raise StudyError(f"{url} is itself a proxy: serve the database behind it")
+    run_proxy(get_storage(_database(url)), host, port, ready)
 
 
 def check_storage(url: str | None, folder: Path | str, name: str | None) -> None:
@@ -109,19 +130,29 @@ def _journal_problems(path: Path) -> Iterator[None]:
         ) from error
 
 
-def database(url: str) -> BaseStorage:
-    """A database, with the cache without which each call would read the whole study.
-
-    Raises:
-        StudyError: it cannot be opened.
-    """
+def _database(url: str) -> RDBStorage:
+    """A database. `get_storage` adds a cache: without it each call reads the whole study."""
     try:
-        return get_storage(_sqlite(url) if url.startswith("sqlite") else _server(url))
+        _make_tables(url)
+        return _sqlite(url) if url.startswith("sqlite") else _server(url)
     except Exception as error:  # each database driver raises its own
         shown = without_password(url)
         raise StudyError(
             f"cannot open storage {shown!r}: {_storage_problem(url, error)}"
         ) from error
+
+
+def _make_tables(url: str) -> None:
+    """Make the tables of a new database; of processes that start together one is the first."""
+    for attempt in range(TABLE_ATTEMPTS):
+        if inspect(create_engine(url, poolclass=NullPool)).has_table("alembic_version"):
+            return  # it is the last one to be made
+        try:
+            RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+        except DBAPIError:
+            if attempt == TABLE_ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0.1, 1.0))
 
 
 def _server(url: str) -> RDBStorage:
@@ -147,9 +178,8 @@ def _sqlite(url: str) -> RDBStorage:
 def _storage_problem(url: str, error: Exception) -> str:
     """Say in one line what is wrong with a storage, and what to do."""
     scheme, separator, _ = url.partition("://")
-    missing = error.__cause__ or error.__context__
-    if isinstance(error, ImportError) and isinstance(missing, ModuleNotFoundError):
-        package = DRIVER_PACKAGES.get(missing.name or "", missing.name)
+    if isinstance(error, ModuleNotFoundError):
+        package = DRIVER_PACKAGES.get(error.name or "", error.name)
         return f"its driver is not installed: pip install '{package}'"
     if not separator or type(error).__name__ in ("NoSuchModuleError", "ArgumentError"):
         what = f"unknown scheme {scheme!r}" if separator else "not a URL"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import socket
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from urllib.parse import urlsplit
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, GrpcStorageProxy
 
 from heretic_kl.errors import StudyError
 
@@ -21,7 +22,7 @@ THREADS = 16
 MISSING = "its packages are not installed: pip install 'heretic-kl[grpc]'"
 
 
-def connect(url: str) -> BaseStorage:
+def connect(url: str) -> GrpcStorageProxy:
     """The storage behind a proxy.
 
     Args:
@@ -34,7 +35,7 @@ def connect(url: str) -> BaseStorage:
     _require_grpc(url)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+        storage = GrpcStorageProxy(host=host, port=port)
     try:
         storage.wait_server_ready(CONNECT_SECONDS)
     except ConnectionError as error:
@@ -44,13 +45,16 @@ def connect(url: str) -> BaseStorage:
     return storage
 
 
-def serve(storage: BaseStorage, host: str, port: int) -> None:
+def run_proxy(
+    storage: BaseStorage, host: str, port: int, ready: Callable[[], None] = lambda: None
+) -> None:
     """Answer for a storage until the process is interrupted.
 
     Args:
         storage: a database with its cache.
         host: the address to listen at. Whoever reaches it may read and change every study.
         port: of that address.
+        ready: called when the address is free.
 
     Raises:
         StudyError: the address cannot be used, or gRPC is not installed.
@@ -61,6 +65,7 @@ def serve(storage: BaseStorage, host: str, port: int) -> None:
             pass
     except OSError as error:
         raise StudyError(f"cannot listen at {host}:{port}: {error.strerror}") from error
+    ready()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.run_grpc_proxy_server(

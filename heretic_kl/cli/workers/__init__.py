@@ -1,0 +1,1 @@
+"""Several processes on one study: `heretic-kl worker`, `heretic-kl storage`, `--workers`."""

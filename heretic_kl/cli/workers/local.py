@@ -1,0 +1,103 @@
+"""`--workers N`: more processes of this machine on the study of this one. Searches nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, Final, NamedTuple
+
+import torch
+
+from heretic_kl.config import Settings
+from heretic_kl.config.keys import ENV_PREFIX
+from heretic_kl.events import Notice, Observer
+from heretic_kl.run import Session
+
+STOP_SECONDS: Final = 10.0
+"""A worker that was asked to stop hands its trial back within this time."""
+
+
+class Share(NamedTuple):
+    """What one of several workers runs on."""
+
+    device: str
+    threads: int
+
+
+def shares(settings: Settings) -> list[Share]:
+    """What each worker runs on: GPUs in turn, or an equal part of the CPU's `threads`."""
+    gpus = torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0
+    if settings.device_map is not None:
+        gpus = 0
+    count = settings.workers or max(1, gpus)
+    threads = max(1, settings.threads // count)
+    return [
+        Share(f"cuda:{number % gpus}" if gpus and count > 1 else settings.device, threads)
+        for number in range(count)
+    ]
+
+
+@contextmanager
+def helpers(settings: Settings, session: Session, observer: Observer) -> Iterator[None]:
+    """Run the other workers while the block searches; they are stopped when it is left.
+
+    Args:
+        settings: of this process, which is the first worker.
+        session: its open session: the others join its study.
+        observer: told of workers that ended with an error.
+    """
+    with ExitStack() as stack:
+        running = []
+        for share in shares(settings)[1:]:
+            errors = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+            running.append((_start(settings, session.parts.study.name, share, errors), errors))
+        try:
+            yield
+        finally:
+            for process, _ in running:
+                process.terminate()
+            for process, errors in running:
+                _wait(process)
+                if process.returncode not in (0, 143, 130):
+                    observer(Notice(f"a worker ended: {_last_line(errors) or process.returncode}"))
+
+
+def _start(
+    settings: Settings, study: str, share: Share, errors: IO[str]
+) -> subprocess.Popen[bytes]:
+    """A worker that takes its settings from the study, and from here what a study may not say."""
+    flags = [f"--study={study}", f"--study-dir={settings.study_dir}", "--quiet", "--no-refine"]
+    flags += [f"--device={share.device}", f"--threads={share.threads}"]
+    for name, table in settings.scorers.items():
+        if table.use is not None:
+            flags.append(f"--scorers.{name}.use={table.use}")
+    if settings.trust_remote_code:
+        flags.append("--trust-remote-code")
+    environment = dict(os.environ)
+    if settings.storage is not None:  # not on the command line, which every user can read
+        environment[f"{ENV_PREFIX}STORAGE"] = settings.storage
+    return subprocess.Popen(
+        [sys.executable, "-m", "heretic_kl", "worker", *flags],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+    )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:  # its trial runs again: its lease ends with it
+        process.kill()
+        process.wait()
+
+
+def _last_line(errors: IO[str]) -> str:
+    errors.seek(0)
+    lines = errors.read().strip().splitlines()
+    return lines[-1] if lines else ""

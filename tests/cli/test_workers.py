@@ -1,0 +1,122 @@
+"""`heretic-kl worker`, `--workers` and `storage serve`, as a user sees them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from heretic_kl.cli.workers import local, worker
+from heretic_kl.config import Settings
+from heretic_kl.search import read_study
+
+
+def test_a_worker_runs_more_trials_with_the_settings_of_the_study(there, searched, call):
+    before = read_study("mine", there / "studies")
+    code, _, errors = call("worker", "mine", "--trials", "6", "--threads", "1")
+    assert code == 0, errors
+    after = read_study("mine", there / "studies")
+    assert len(after.records) == 6
+    assert after.settings == before.settings  # those of the run that began it
+
+
+def test_a_worker_with_other_settings_is_refused_with_the_difference(there, searched, call):
+    code, _, errors = call("worker", "--study", "mine", "--kl-tokens", "2", "--seed", "5")
+    assert code == 1
+    assert "(kl_tokens: 3 there, 2 here" in errors and "seed: 0 there, 5 here" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ((), 2, "say which study: heretic-kl worker --study NAME"),
+        (("gone",), 1, "there is no study 'gone' in 'studies'"),
+        (("mine", "--storage", "grpc://"), 1, "write grpc://HOST:PORT"),
+    ],
+)
+def test_a_worker_without_a_study_is_one_line(
+    there, searched, call, monkeypatch, words, code, message
+):
+    monkeypatch.setattr(worker, "WAIT_SECONDS", -1.0)
+    assert call("worker", *words)[0] == code
+    assert message in call("worker", *words)[2]
+
+
+def test_a_worker_waits_for_a_study_that_is_not_there_yet(there, searched, call, monkeypatch):
+    journal = there / "studies" / "mine.journal"
+    away = journal.with_name("away")
+    journal.rename(away)
+    monkeypatch.setattr(worker.time, "sleep", lambda seconds: away.rename(journal))
+    code, out, errors = call("worker", "mine", "--quiet")
+    assert code == 0, errors
+    assert "there is no study" in out + errors and "waiting for it" in out + errors
+
+
+def test_a_worker_runs_no_plug_in_that_a_study_names(there, call):
+    plug_in = there / "short.py"
+    plug_in.write_text(
+        "from heretic_kl.scoring import ResponseRequest, Score, Scorer, ScorerSettings\n"
+        "class Short(Scorer[ScorerSettings]):\n"
+        "    def prepare(self, context):\n"
+        "        self.request = ResponseRequest(context.prompts('harmless'), 4)\n"
+        "    def requests(self):\n"
+        "        return [self.request]\n"
+        "    def score(self, results):\n"
+        "        return Score(value=float(len(results[0].texts)), text='x')\n"
+    )
+    flags = ("--scorers.short.use", f"{plug_in}:Short", "--scorers.short.role", "monitor")
+    assert call("--study-name", "plugged", "--trials", "1", *flags)[0] == 0
+    code, _, errors = call("worker", "plugged")
+    assert code == 2
+    assert "uses the scorer plug-in" in errors and "--scorers.short.use FILE.py:CLASS" in errors
+    assert call("worker", "plugged", *flags)[0] == 0
+
+
+def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 2)
+    assert [s.device for s in local.shares(Settings(workers=3))] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [s.device for s in local.shares(Settings(workers=0))] == ["cuda:0", "cuda:1"]
+    spread = Settings(workers=2, device_map="auto", threads=8)
+    assert local.shares(spread) == [local.Share("auto", 4)] * 2
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 0)
+    assert local.shares(Settings(workers=0, threads=8)) == [local.Share("auto", 8)]
+    assert [s.threads for s in local.shares(Settings(workers=3, threads=2))] == [1, 1, 1]
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, searched):
+    """TERM to the first one ends both, within the time they have, and leaves no trial running."""
+    words = [sys.executable, "-m", "heretic_kl", "--workers", "2", "--study-name", "two"]
+    words += ["--trials", "100000", "--startup-trials", "100000"]
+    process = subprocess.Popen(
+        words, cwd=there, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    journal, pause = there / "studies" / "two.journal", threading.Event()
+    owners: set[str] = set()
+    for _ in range(600):
+        text = journal.read_text() if journal.exists() else ""
+        trials = [line for line in text.splitlines() if '"params"' in line or '"state":0' in line]
+        owners = {line.partition('"owner":"')[2].partition('"')[0] for line in trials} - {""}
+        if len(owners) == 2 or process.poll() is not None:
+            break
+        pause.wait(0.1)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert len(owners) == 2, errors
+    assert process.returncode == 143, errors
+    for owner in owners:
+        number = int(owner.rpartition(":")[2].partition(".")[0])
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
+    states = {record.state for record in read_study("two", there / "studies").records}
+    assert "complete" in states and states <= {"complete", "interrupted"}
+
+
+def test_storage_serve_without_a_database_is_one_line(call):
+    assert "heretic-kl storage serve --storage URL" in call("storage")[2]
+    assert "name the database" in call("storage", "serve")[2]
+    code, _, errors = call("storage", "serve", "--storage", "studies.db")
+    assert code == 1 and "not a URL" in errors

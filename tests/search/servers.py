@@ -1,0 +1,59 @@
+"""Servers for tests, thrown away afterwards: PostgreSQL where it is installed, the gRPC proxy."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from heretic_kl.search import serve
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def postgresql():
+    """Yields a storage URL; skips the test where there is no server program."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = programs[-1] if programs else shutil.which("initdb")
+    if initdb is None:
+        pytest.skip("PostgreSQL is not installed")
+    # The server refuses to run as root.
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    data = Path(tempfile.mkdtemp(prefix="postgresql-"))  # its user may not enter pytest's folders
+    if as_user:
+        shutil.chown(data, "postgres")
+
+    def call(name, *words):
+        program = str(Path(initdb).with_name(name))
+        subprocess.run([*as_user, program, *words], check=True, capture_output=True, timeout=60)
+
+    port = free_port()
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -c unix_socket_directories={data}"
+    call("initdb", "-D", str(data / "db"), "-A", "trust", "-U", "me", "--no-sync", "-E", "UTF8")
+    start = ("-w", "-l", str(data / "log"), "-o", options, "start")
+    call("pg_ctl", "-D", str(data / "db"), *start)
+    try:
+        call("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "me", "studies")
+        yield f"postgresql+psycopg://me@127.0.0.1:{port}/studies"
+    finally:
+        call("pg_ctl", "-D", str(data / "db"), "-m", "immediate", "-w", "stop")
+        shutil.rmtree(data)
+
+
+def proxy(url):
+    """The URL of a proxy in front of a database, until the test process ends."""
+    port, ready = free_port(), threading.Event()
+    arguments = (url, "127.0.0.1", port, ready.set)
+    threading.Thread(target=serve, args=arguments, daemon=True).start()
+    assert ready.wait(30)
+    return f"grpc://127.0.0.1:{port}"

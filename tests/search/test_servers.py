@@ -1,0 +1,56 @@
+"""Workers on servers: PostgreSQL, and the gRPC proxy in front of a database."""
+
+import pytest
+from servers import free_port, postgresql, proxy
+from test_study import SPACE, evaluate, study
+from test_workers import in_threads, texts
+
+from heretic_kl.errors import StudyError
+from heretic_kl.search import check_storage, open_storage, serve
+from heretic_kl.search.storage import proxy as proxy_module
+
+STARTS = len(SPACE.known_good())
+
+
+@pytest.fixture(scope="module", params=["postgresql", "proxy"])
+def url(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    if request.param == "proxy":
+        yield proxy(f"sqlite:///{folder / 'x.db'}")
+        return
+    with postgresql() as server:
+        yield server
+
+
+def test_workers_share_a_study_on_a_server(url, tmp_path):
+    ran = []
+
+    def work(number):
+        with open_storage(url, tmp_path, "s") as storage:
+            list(study(storage).run(STARTS + 5, lambda edits: ran.append(1) or evaluate(edits)))
+
+    in_threads(3, work)
+    with open_storage(url, tmp_path, "s") as storage:
+        complete = [record for record in study(storage).records if record.state == "complete"]
+    assert len(complete) == len(ran) == len(set(texts(complete))) == STARTS + 5
+
+
+def test_what_is_no_proxy_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(proxy_module, "CONNECT_SECONDS", 0.1)
+    for url, message in (
+        (f"grpc://127.0.0.1:{free_port()}", "nobody answers at grpc://.*storage serve"),
+        ("grpc://", "write grpc://HOST:PORT"),
+        ("grpc://host:many", "write grpc://HOST:PORT"),
+    ):
+        with pytest.raises(StudyError, match=message):
+            check_storage(url, tmp_path, None)
+    with pytest.raises(StudyError, match="is itself a proxy"):
+        serve("grpc://host:1", "127.0.0.1", 1)
+
+
+def test_a_port_in_use_is_one_line(tmp_path):
+    taken = proxy(f"sqlite:///{tmp_path / 'x.db'}")
+    with open_storage(taken, tmp_path, "s"):
+        port = int(taken.rpartition(":")[2])
+        with pytest.raises(StudyError, match=f"cannot listen at 127.0.0.1:{port}"):
+            serve(f"sqlite:///{tmp_path / 'x.db'}", "127.0.0.1", port)
