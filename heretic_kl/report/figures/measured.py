@@ -115,7 +115,12 @@ def strength_figure(rows: Sequence[Row]) -> Figure:
         caption="1 removes the direction from what a component writes, less removes part of it. "
         "Of a refined edit: the Frobenius norm of the learned operator.",
         summary=" ".join(
-            f"{model}, {component}: strongest at layer {row['layer']} ({row['strength']:.3g})."
+            f"{model}, {component}: "
+            + (
+                f"strongest at layer {row['layer']} ({row['strength']:.3g})."
+                if row["strength"] > 0
+                else "not edited."
+            )
             for (model, component), row in peaks.items()
         ),
         columns={"model": "model", "component": "component", "layer": "layer"}

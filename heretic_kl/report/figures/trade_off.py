@@ -86,7 +86,7 @@ def front_figure(rows: Sequence[Row], titles: tuple[str, str], limits: Row) -> F
             **{"y": y_title, "y_low": "low", "y_high": "high"},
         },
         rows=rows,
-        spec={"width": WIDTH, "height": 280, "layer": [*rules, line, *bars, points]},
+        spec={"width": WIDTH, "height": 280, "layer": [line, *rules, *bars, points]},
     )
 
 
@@ -151,11 +151,12 @@ def _rule(name: str, value: float) -> Spec:
     at = {"y": {"datum": value}}
     text = {"type": "text", "align": "left", "dx": 3, "dy": -6, "fontSize": 10}
     return {
+        "data": {"values": [{}]},  # once, not once a row
         "layer": [
             {"mark": {**QUIET_RULE, "strokeDash": [4, 4]}, "encoding": at},
             {
                 "mark": {**text, "color": "currentColor", "aria": False},
                 "encoding": {**at, "x": {"value": 0}, "text": {"value": name}},
             },
-        ]
+        ],
     }
