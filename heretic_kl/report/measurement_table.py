@@ -58,6 +58,10 @@ class MeasurementReport:
     rounding_floor: float | None
     position_decay: float
     candidates: tuple[MeasuredCandidate, ...]
+    ranking: tuple[tuple[str, ...], ...] = ()
+    """Several candidates in order of their divergence, a heading first, as cells."""
+    chain: tuple[tuple[str, ...], ...] = ()
+    """Every pair of models that were made one from another, as cells."""
 
 
 def measurement_sections(
@@ -83,6 +87,10 @@ def measurement_sections(
             sections.append(DetailSection(title, candidate.llama_rows))
     if len(numbered) > 1:
         sections.append(_pairs(numbered))
+    if report.ranking:
+        sections.append(DetailSection("Nearest to the reference first", report.ranking))
+    if report.chain:
+        sections.append(DetailSection("From step to step, nats", report.chain))
     return tuple(sections)
 
 
@@ -98,6 +106,8 @@ def measurement_footnotes(report: MeasurementReport) -> list[str]:
         notes.append("Floors: the reference against itself, batched or rounded differently.")
     if any(candidate.back_end_floor is not None for candidate in report.candidates):
         notes.append("Across back ends: the candidate's own file, in both.")
+    if report.ranking:
+        notes.append("Group: candidates of one letter cannot be told from the first of it.")
     if any(candidate.llama_rows for candidate in report.candidates):
         notes.append("A lower bound: tokens that the file clips are left out of both models.")
         notes.append("llama.cpp's errors treat tokens as independent, ours windows.")

@@ -4,21 +4,27 @@ Dimensions: P prompts, N scored positions, V vocabulary, D width of the final hi
 are the scored positions of all prompts. Units are nats.
 """
 
+from heretic_kl.score.chain import ChainMeasurement, measure_chain
 from heretic_kl.score.loader import Loading
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.preflight import check_models
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike
+from heretic_kl.score.ranking import RankedCandidate, rank
 from heretic_kl.score.teacher_forced_kl import TeacherForcedKL
 from heretic_kl.score.text import Document, TextKL, load_documents
 
 __all__ = [
+    "ChainMeasurement",
     "DEFAULT_PROMPTS",
     "Document",
     "Loading",
     "Measurement",
     "PromptsLike",
+    "RankedCandidate",
     "TeacherForcedKL",
     "TextKL",
     "check_models",
     "load_documents",
+    "measure_chain",
+    "rank",
 ]

@@ -28,7 +28,7 @@ from heretic_kl.kl import (
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel, DtypeName, evaluating
-from heretic_kl.score.llama.candidate import compare_natively
+from heretic_kl.score.llama.candidate import compare_natively, reference_in_llama
 from heretic_kl.score.loader import ModelLoader, as_source
 
 Watch: TypeAlias = Callable[[LogitBlock], LogitBlock]
@@ -153,6 +153,43 @@ class ReferenceRun:
                 f"{limits.batch_size}"
             )
         return CandidateTable(table, lm.dtype_name)
+
+    def seen_by(
+        self,
+        model: Any,
+        *,
+        sequences: Sequence[ForcedSequence] | None = None,
+        dtype: DtypeName | None = None,
+        in_llama: bool | None = None,
+    ) -> ReferenceRun:
+        """The same sequences with another model as the reference, to measure a third from it.
+
+        Args:
+            model: as for `compare`.
+            sequences: other ones in their place.
+            dtype: as for `compare`.
+            in_llama: run it in llama.cpp; None: as the loader says.
+        """
+        source, fed = as_source(model), self.sequences if sequences is None else sequences
+        positions = int(self.reference.mask.shape[1])
+        settings = {**self.reference.identity.settings, "model": None}
+        if in_llama is None:
+            in_llama = source is not None and self.loader.in_llama(source)
+        if source is not None and in_llama:
+            return replace(self, reference=reference_in_llama(self, source, settings), head=None)
+        lm, own_tokenizer = self.loader.candidate(
+            model,
+            self.tokenizer if source is not None and source.gguf_file is not None else None,
+            None,
+            fallback=self.tokenizer,
+            dtype=dtype or self.dtype_for_candidates(),
+        )
+        if own_tokenizer:
+            self._require(tokenizer_hash=lm.tokenizer_hash())
+        other = ReferenceRun.over(
+            lm, lambda _: fed, positions, settings, loader=self.loader, batch_size=self.batch_size
+        )
+        return replace(other, tokenizer=self.tokenizer)
 
     def table(
         self,

@@ -7,6 +7,7 @@ see the same prefix. Runs no model itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -222,6 +223,17 @@ class TeacherForcedKL:
             candidate_dtype=compared.dtype,
             back_end_floor=compared.back_end_floor,
         )
+
+    def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> TeacherForcedKL:
+        """The same inputs with another model as the reference, to measure a third from it.
+
+        Args:
+            model: as for `score`.
+            dtype: as for `score`.
+        """
+        other = copy(self)
+        other._run = self._run.seen_by(model, dtype=dtype)
+        return other
 
     # --- storing -----------------------------------------------------------------------------
 

@@ -15,12 +15,24 @@ from heretic_kl.cli.score.settings import (
     USED_OVER_TEXT,
     ScoreSettings,
 )
+from heretic_kl.cli.score.summaries import (
+    chain_cells,
+    chain_document,
+    plain_pair,
+    ranking_cells,
+)
 from heretic_kl.errors import HereticKLError
 from heretic_kl.prompts import Prompt, fingerprint
 
 if TYPE_CHECKING:
     from heretic_kl.report import MeasurementReport
-    from heretic_kl.score import Measurement, TeacherForcedKL, TextKL
+    from heretic_kl.score import (
+        ChainMeasurement,
+        Measurement,
+        RankedCandidate,
+        TeacherForcedKL,
+        TextKL,
+    )
     from heretic_kl.score.llama.kld_rows import LlamaRows
 
 
@@ -32,6 +44,7 @@ class Outcome:
     measurements: Sequence[Measurement]
     failure: HereticKLError | None
     """Why a later candidate, and those after it, are not among them."""
+    chain: ChainMeasurement | None = None
 
 
 def report(
@@ -49,6 +62,8 @@ def report(
         reference=name,
         reference_dtype=first.reference_dtype,
         inputs=_inputs(settings, prompts, outcome),
+        ranking=ranking_cells(ranked(settings, outcome)) if outcome.measurements[1:] else (),
+        chain=() if outcome.chain is None else chain_cells(outcome.chain),
         rounding_floor=None if floor is None else floor.rounding,
         position_decay=first.position_decay,
         candidates=tuple(
@@ -65,6 +80,14 @@ def report(
             for name, measurement in zip(settings.candidate, outcome.measurements, strict=False)
         ),
     )
+
+
+def ranked(settings: ScoreSettings, outcome: Outcome) -> tuple[RankedCandidate, ...]:
+    """The candidates that were measured, nearest to the reference first."""
+    from heretic_kl.score import rank
+
+    names = settings.candidate[: len(outcome.measurements)]
+    return rank(names, outcome.measurements)
 
 
 def _inputs(
@@ -119,7 +142,7 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
     stored = prompts is None
     candidates = []
     for name, measurement in zip(settings.candidate, outcome.measurements, strict=False):
-        paired = None if measurement is first else _plain_pair(measurement.compare(first))
+        paired = None if measurement is first else plain_pair(measurement.compare(first))
         candidates.append({"name": name, **measurement.to_dict(), "against_first": paired})
     document = {
         "command": "heretic-kl score",
@@ -140,6 +163,9 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
         "position_decay": first.position_decay,
         "settings": _plain_settings(settings),
         "candidates": candidates,
+        "chain": None
+        if outcome.chain is None
+        else chain_document(outcome.chain, (settings.name, *settings.candidate)),
         "failure": None if outcome.failure is None else str(outcome.failure),
     }
     return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
@@ -165,14 +191,9 @@ def _described_inputs(
     }
 
 
-def _plain_pair(pair: Any) -> dict[str, Any]:
-    interval = None if pair.interval is None else pair.interval._asdict()
-    return {**pair._asdict(), "interval": interval}
-
-
 def _plain_settings(settings: ScoreSettings) -> dict[str, Any]:
     """The settings in force; of a stored reference only those that still had a say."""
-    left_out = {"reference", "candidate", "response", "quiet", "debug", "prompts"}
+    left_out = {"reference", "candidate", "chain", "response", "quiet", "debug", "prompts"}
     if settings.over_text:
         return settings.model_dump(mode="json", exclude={*left_out, *UNUSED_OVER_TEXT})
     left_out |= {"text", *USED_OVER_TEXT}

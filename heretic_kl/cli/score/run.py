@@ -16,14 +16,21 @@ from typing import TYPE_CHECKING
 
 from heretic_kl.cli.command import Command
 from heretic_kl.cli.output import STDOUT, observing, writes_json
-from heretic_kl.cli.score.output import Outcome, json_text, report
+from heretic_kl.cli.score.output import Outcome, json_text, ranked, report
 from heretic_kl.cli.score.settings import ScoreSettings, read_score_settings
+from heretic_kl.cli.score.summaries import ranking_text
 from heretic_kl.errors import ConfigError, ExportError, HereticKLError, MeasurementError
 from heretic_kl.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
     from heretic_kl.events import Observer
-    from heretic_kl.score import Loading, Measurement, TeacherForcedKL, TextKL
+    from heretic_kl.score import (
+        ChainMeasurement,
+        Loading,
+        Measurement,
+        TeacherForcedKL,
+        TextKL,
+    )
 
 
 def run(words: Sequence[str]) -> int:
@@ -78,6 +85,8 @@ def _check_targets(settings: ScoreSettings) -> None:
         targets.append(("--json", settings.json_file))
     if settings.save_reference is not None:
         targets.append(("--save-reference", settings.save_reference))
+    if settings.ranking is not None:
+        targets.append(("--ranking", settings.ranking))
     if settings.write_llama_base is not None:
         targets.append(("--write-llama-base", settings.write_llama_base))
     for flag, path in targets:
@@ -177,7 +186,22 @@ def _measure(
                 raise
             failure = error
             break
-    return Outcome(kl, measurements, failure)
+    chain = None
+    if settings.chain and failure is None:
+        chain = _chain(settings, kl, measurements, observer)
+    return Outcome(kl, measurements, failure, chain)
+
+
+def _chain(
+    settings: ScoreSettings,
+    kl: TeacherForcedKL | TextKL,
+    measurements: Sequence[Measurement],
+    observer: Observer,
+) -> ChainMeasurement:
+    from heretic_kl.score import measure_chain
+
+    with _stage(observer, "Measuring the chain from its later models"), _within_memory("--chain"):
+        return measure_chain(kl, settings.candidate, measurements, dtype=settings.candidate_dtype)
 
 
 def _reference(
@@ -259,6 +283,10 @@ def _write(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: O
     for path, measurement in zip(_table_paths(settings), outcome.measurements, strict=False):
         with _writing("--table", path):
             measurement.table.save(path)
+    if settings.ranking is not None:
+        with _writing("--ranking", settings.ranking):
+            settings.ranking.parent.mkdir(parents=True, exist_ok=True)
+            write_text(settings.ranking, ranking_text(ranked(settings, outcome), settings.ranking))
     if settings.json_file is not None and settings.json_file != STDOUT:
         with _writing("--json", settings.json_file):
             settings.json_file.parent.mkdir(parents=True, exist_ok=True)

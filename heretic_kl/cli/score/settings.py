@@ -36,14 +36,14 @@ class ScoreSettings(CommonSettings, KLOptions):
 
     model_config = CommonSettings.model_config
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Models": ("reference", "candidate"),
+        "Models": ("reference", "candidate", "chain"),
         "What is measured": (
             *("kl_tokens", "prompts", "divergence", "temperature", "position_decay"),
             *("response", "noise_floor", "text", "context", "stride", "text_column"),
         ),
         "Output": (
-            *("json_file", "table", "save_reference", "store", "write_llama_base", "quiet"),
-            "debug",
+            *("json_file", "table", "ranking", "save_reference", "store", "write_llama_base"),
+            *("quiet", "debug"),
         ),
         "Loading": (
             *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
@@ -63,6 +63,12 @@ class ScoreSettings(CommonSettings, KLOptions):
     candidate: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
         (),
         "What is measured against it; later ones are also compared with the first (required)",
+        metavar="MODEL ...",
+    )
+    chain: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
+        (),
+        "In place of both: an original and what was made of it, step by step; every pair is "
+        "measured, and whether the steps' costs add",
         metavar="MODEL ...",
     )
     kl_tokens: Whole = setting(8, KL_TOKENS, ge=1, le=1024, short="t")
@@ -90,6 +96,11 @@ class ScoreSettings(CommonSettings, KLOptions):
     table: Tensors | None = setting(
         None,
         "Write every prompt and position as .safetensors; several candidates are numbered",
+        metavar="FILE",
+    )
+    ranking: Location | None = setting(
+        None,
+        "Write the candidates in order of their KL, with size and bits per weight, as .csv or .md",
         metavar="FILE",
     )
     save_reference: Tensors | None = setting(
@@ -165,7 +176,7 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
     Raises:
         ConfigError: a flag is wrong, missing, or without effect; one line each.
     """
-    settings = read_settings(ScoreSettings, words)
+    settings = _with_chain(read_settings(ScoreSettings, words))
     if settings.reference is None:
         raise ConfigError(
             "no reference given: name the original with --reference (a hub id, a folder, a .gguf "
@@ -174,6 +185,8 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
     if not settings.candidate:
         raise ConfigError("no candidate given: name what is measured against it with --candidate")
     set_by_flags = given_flags(ScoreSettings, words)
+    if settings.ranking is not None and settings.ranking.suffix.lower() not in (".csv", ".md"):
+        raise ConfigError(f"--ranking {settings.ranking}: must end in .csv or .md")
     ggufs = [name for name in settings.candidate if name.lower().endswith(".gguf")]
     if not ggufs:
         _refuse(set_by_flags, ("backend", "gguf_cache_type"), "without a .gguf candidate")
@@ -188,6 +201,23 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
     else:
         _refuse(set_by_flags, (*USED_OVER_TEXT, "write_llama_base"), "without --text FILE")
     return settings
+
+
+def _with_chain(settings: ScoreSettings) -> ScoreSettings:
+    """The settings with a chain's first model as the reference, the others as candidates."""
+    if not settings.chain:
+        return settings
+    if settings.reference is not None or settings.candidate:
+        raise ConfigError("--chain names all models: leave out --reference and --candidate")
+    if len(settings.chain) < 3:
+        raise ConfigError(
+            "--chain takes at least three models; of two, use --reference, --candidate"
+        )
+    first, *others = settings.chain
+    changed = settings.model_copy(update={"reference": first, "candidate": tuple(others)})
+    if changed.stored or changed.base_logits:
+        raise ConfigError(f"--chain begins with a model, not with a stored reference ({first})")
+    return changed
 
 
 def _check_text(settings: ScoreSettings, set_by_flags: Set[str]) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import ModelError
-from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, summarize
+from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, Reference, summarize
 from heretic_kl.model import ModelSource
 from heretic_kl.score.llama.model import LlamaModel
 from heretic_kl.score.llama.tokens import check_hash, check_vocabulary, texts_split_otherwise
@@ -77,9 +77,7 @@ def compare_natively(
         apart = None if beside is None else summarize(_table(beside, model, reduction)).mean
     finally:
         model.close()
-    cache = run.loader.gguf_cache_type
-    kind = f"{model.quantization}{'' if cache == 'f16' else f', {cache} cache'}, llama.cpp"
-    return CandidateTable(table, kind, apart)
+    return CandidateTable(table, _kind(run, model), apart)
 
 
 def _table(
@@ -103,6 +101,34 @@ def _blocks(
             row += len(logits)
 
 
+def reference_in_llama(
+    run: ReferenceRun, source: ModelSource, settings: Mapping[str, Any]
+) -> Reference:
+    """What a file says over a run's sequences, as float16 logits: (rows, V) of them in memory."""
+    model = open_model(run, source)
+    try:
+        kind = _kind(run, model)
+        return Reference.from_logits(
+            run.reference.tokens,
+            run.reference.mask,
+            (block.logits for block in _blocks(model, run.sequences, model.vocabulary)),
+            replace(
+                run.reference.identity,
+                vocabulary_size=model.vocabulary,
+                head_fingerprint=None,
+                settings={**settings, "dtype": kind},
+            ),
+            prompts=run.reference.prompts,
+        )
+    finally:
+        model.close()
+
+
+def _kind(run: ReferenceRun, model: LlamaModel) -> str:
+    cache = run.loader.gguf_cache_type
+    return f"{model.quantization}{'' if cache == 'f16' else f', {cache} cache'}, llama.cpp"
+
+
 def _in_transformers(run: ReferenceRun, source: ModelSource) -> ReferenceRun | None:
     """The same file, run as the reference was over the first of its sequences."""
     count, tokens = 0, 0
@@ -110,19 +136,7 @@ def _in_transformers(run: ReferenceRun, source: ModelSource) -> ReferenceRun | N
         tokens += len(run.sequences[count].fed)
         count += 1
     try:
-        lm, _own_tokenizer = run.loader.candidate(
-            source, run.tokenizer, None, fallback=run.tokenizer, dtype=run.dtype_for_candidates()
-        )
+        return run.seen_by(source, sequences=run.sequences[:count], in_llama=False)
     except ModelError as error:
         run.notify(f"the floor across back ends is not measured: {error}")
         return None
-    positions = int(run.reference.mask.shape[1])
-    beside = type(run).over(
-        lm,
-        lambda runner: run.sequences[:count],
-        positions,
-        {},
-        loader=run.loader,
-        batch_size=run.batch_size,
-    )
-    return replace(beside, tokenizer=run.tokenizer)

@@ -76,6 +76,9 @@ class LlamaModel:
             raise ModelError(f"llama.cpp cannot load {path.name!r}{_reason()}")
         self.vocabulary_pointer = library.llama_model_get_vocab(self._model)
         self.vocabulary: int = library.llama_vocab_n_tokens(self.vocabulary_pointer)
+        kind = library.llama_ftype_name(library.llama_model_ftype(self._model))
+        self.quantization: str = "unknown" if kind is None else kind.decode()
+        """What most weights are stored as, in llama.cpp's words, for instance `Q4_K - Medium`."""
         self.block_rows = max(1, min(MOST_ROWS, BLOCK_ELEMENTS // self.vocabulary))
         options = _context_options(library, context, self.block_rows, cache_type, threads)
         self._context = library.llama_init_from_model(self._model, options)
@@ -88,13 +91,6 @@ class LlamaModel:
         self._batch = library.llama_batch_init(BATCH, 0, 1)
         self._memory = library.llama_get_memory(self._context)
         self.close = weakref.finalize(self, _free, library, self._model, self._context, self._batch)
-
-    @property
-    def quantization(self) -> str:
-        """What most weights are stored as, in llama.cpp's words, for instance `Q4_K - Medium`."""
-        kind = self.library.llama_model_ftype(self._model)
-        name: bytes | None = self.library.llama_ftype_name(kind)
-        return "unknown" if name is None else name.decode()
 
     def blocks(self, sequence: ForcedSequence) -> Iterator[Tensor]:
         """Logits at the scored positions, (n, V) float32, at most `block_rows` rows at a time.

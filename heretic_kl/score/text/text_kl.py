@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,17 @@ class TextKL:
             back_end_floor=compared.back_end_floor,
             llama_rows=None if accumulator is None else accumulator.result(table, summary),
         )
+
+    def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> TextKL:
+        """The same inputs with another model as the reference, to measure a third from it.
+
+        Args:
+            model: as for `score`.
+            dtype: as for `score`.
+        """
+        other = copy(self)
+        other._run = self._run.seen_by(model, dtype=dtype)
+        return other
 
     def _measure_floor(self, runner: Runner, reference: Reference) -> None:
         self.noise_floor = measure_noise_floor(
