@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -46,7 +47,6 @@ from heretic_kl.search import PlanStore, StoredStudy, TrialRecord
 
 MOST_ENTRIES: Final = 60
 """Trials with an entry of their own; all stand in the table."""
-NOT_COMPLETE: Final = ("stopped", "failed", "interrupted")
 NOT_RECORDED: Final = "not shown: the run that made this study did not record it"
 PICTURES: Final = ("front", "comparison", "refined", "positions", "strength")
 """Figures that are worth a picture of their own, in a model card for instance."""
@@ -106,15 +106,11 @@ class StudyReport:
 
     def _lead(self) -> str:
         records = self.study.records
-        states = [record.state for record in records]
+        states = Counter(record.state for record in records)
         counts = [
-            f"{states.count('complete')} complete trials",
+            f"{states.pop('complete', 0)} complete trials",
             f"{sum(map(is_refined, records))} of them refined",
-            *(
-                f"{states.count(s)} {s}"
-                for s in ("stopped", "failed", "interrupted")
-                if s in states
-            ),
+            *(f"{count} {state}" for state, count in sorted(states.items())),
             f"{len(self.study.front)} on the front",
             f"{duration(sum(record.seconds for record in records))} of trials",
         ]
