@@ -4,6 +4,7 @@ Dimensions: D residual width, F input width of a site, r rank of an adapter.
 """
 
 from heretic_kl.export.card import model_card
+from heretic_kl.export.card_figures import CardPicture, add_figures
 from heretic_kl.export.checkpoint import original_commit
 from heretic_kl.export.facts import (
     ExportFacts,
@@ -23,6 +24,8 @@ from heretic_kl.export.reproduce import LEARNED_FILE, file_index, write_card, wr
 from heretic_kl.export.reproduction import Reproduction, read_reproduction
 
 __all__ = [
+    "CardPicture",
+    "add_figures",
     "LEARNED_FILE",
     "ExportFacts",
     "LoraFacts",

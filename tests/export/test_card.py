@@ -11,11 +11,14 @@ import pytest
 import yaml
 
 from heretic_kl.ablation import EditParameters, WeightKernel
+from heretic_kl.errors import ExportError
 from heretic_kl.export import (
+    CardPicture,
     ExportFacts,
     LoraFacts,
     PromptFacts,
     ScoreFacts,
+    add_figures,
     installed_versions,
     machine,
     model_card,
@@ -253,3 +256,27 @@ def test_no_card_and_no_front_matter_state_no_licence(tmp_path):
     assert stated_license(tmp_path) == {} == stated_license(None)
     (tmp_path / "README.md").write_text("license: mit\n")
     assert stated_license(tmp_path) == {}
+
+
+def test_pictures_are_added_to_a_card_once(tmp_path):
+    write_card(tmp_path, facts())
+    before = (tmp_path / "README.md").read_text()
+    for count in (2, 1):
+        pictures = [CardPicture(f"p{i}", b"png", "4 [x]\ntrials", "Small.") for i in range(count)]
+        files = add_figures(tmp_path, pictures)
+        assert files == [
+            tmp_path / "README.md",
+            *(tmp_path / f"figures/p{i}.png" for i in range(count)),
+        ]
+        card = (tmp_path / "README.md").read_text()
+        assert card.count("## Figures") == 1 and card.count("![4 x trials](figures/p") == count
+    assert re.sub(r"## Figures\n.*?(?=## )", "", card, flags=re.DOTALL) == before
+    assert (tmp_path / "figures/p0.png").read_bytes() == b"png"
+
+
+def test_pictures_are_added_to_no_other_readme(tmp_path):
+    (tmp_path / "README.md").write_text("# Mine\n")
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ExportError, match="holds no card"):
+            add_figures(folder, [])
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"

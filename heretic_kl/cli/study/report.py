@@ -19,7 +19,7 @@ class ReportSettings(StudySettings):
     """Which study, and where the report goes."""
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Report": ("output", "png", "pick", "harmful_responses"),
+        "Report": ("output", "png", "card", "pick", "harmful_responses"),
         "Study": ("study", "study_dir", "storage"),
         "Output": ("quiet", "debug"),
     }
@@ -29,7 +29,10 @@ class ReportSettings(StudySettings):
         None, "File of the report (default: STUDY.html beside the study)", metavar="FILE", short="o"
     )
     png: Location | None = setting(
-        None, "Write the main charts as PNG into this folder, for a model card", metavar="FOLDER"
+        None, "Write the main charts as PNG into this folder", metavar="FOLDER"
+    )
+    card: Location | None = setting(
+        None, "Show the main charts in the card of this saved model", metavar="FOLDER"
     )
     pick: Text | None = setting(
         None, "Trial that it is about (default: saved last): knee, trial=17", metavar="RULE"
@@ -49,7 +52,7 @@ def run(words: Sequence[str]) -> int:
     study = read_named(settings)
 
     from heretic_kl.events import Result
-    from heretic_kl.export import portable
+    from heretic_kl.export import CardPicture, add_figures, portable
     from heretic_kl.report import StudyReport, pictures, png, render
     from heretic_kl.search import PlanStore, RunFile, importances
     from heretic_kl.ui.terminal import make_console, say
@@ -66,12 +69,16 @@ def run(words: Sequence[str]) -> int:
     )
     page = report.page()
     target = settings.output or beside / f"{study.name}.html"
-    files = {target: render(page).encode("utf-8", "backslashreplace")}
+    contents = {target: render(page).encode("utf-8", "backslashreplace")}
+    shown = pictures(page) if settings.png or settings.card else ()
+    drawn = [CardPicture(f.name, png(f.drawing), f.summary, f.caption) for f in shown]
     if settings.png is not None:
-        for figure in pictures(page):
-            files[settings.png / f"{figure.name}.png"] = png(figure.drawing)
-    for path, content in files.items():
+        contents |= {settings.png / f"{picture.name}.png": picture.png for picture in drawn}
+    for path, content in contents.items():
         _write(path, content)
+    files = [*contents]
+    if settings.card is not None:
+        files += add_figures(settings.card, drawn)
     with observing(quiet=settings.quiet) as observer:
         observer(Result("report", {"study": study.name, "files": [str(path) for path in files]}))
     if not writes_json():
@@ -107,7 +114,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 COMMAND = Command(
-    "report [STUDY] [-o FILE] [--png FOLDER] [--FLAG VALUE ...]",
+    "report [STUDY] [-o FILE] [--card MODEL] [--FLAG VALUE ...]",
     f"{SUMMARIES['report']}, finished or still running: the Pareto front, the search, KL at each "
     "position, the edit, the directions, responses side by side, every trial and setting. No model "
     "is loaded.",
