@@ -92,7 +92,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
         baseline=baseline,
         study=study,
         identity=identity,
-        plans=PlanStore(settings.study_dir, name),
+        plans=PlanStore(settings.study_dir, name, storage if settings.storage else None),
     )
     if not joins:
         kept_settings = settings.model_dump(mode="json", exclude=NOT_KEPT)

@@ -1,13 +1,16 @@
 """Workers on servers: PostgreSQL, and the gRPC proxy in front of a database."""
 
 import pytest
+import torch
 from servers import free_port, postgresql, proxy
 from test_study import SPACE, evaluate, study
 from test_workers import in_threads, texts
 
+from heretic_kl.ablation import SiteKey, ablation_operator
 from heretic_kl.errors import StudyError
-from heretic_kl.search import check_storage, open_storage, serve
+from heretic_kl.search import PlanStore, check_storage, open_storage, serve
 from heretic_kl.search.storage import proxy as proxy_module
+from heretic_kl.search.storage import study_names
 
 STARTS = len(SPACE.known_good())
 
@@ -33,6 +36,19 @@ def test_workers_share_a_study_on_a_server(url, tmp_path):
     with open_storage(url, tmp_path, "s") as storage:
         complete = [record for record in study(storage).records if record.state == "complete"]
     assert len(complete) == len(ran) == len(set(texts(complete))) == STARTS + 5
+
+
+def test_learned_edits_reach_machines_that_share_no_disk(url, tmp_path):
+    plan = {SiteKey(0, "mlp", "a.b"): ablation_operator(torch.randn(30_000), 0.5)}
+    with open_storage(url, tmp_path, "s") as storage:
+        digest = PlanStore(tmp_path / "here", "s", storage).save(plan)
+    with open_storage(url, tmp_path, "s") as storage:
+        elsewhere = PlanStore(tmp_path / "elsewhere", "s", storage)
+        (loaded,) = elsewhere.load(digest).values()
+        assert torch.equal(loaded.left, next(iter(plan.values())).left)
+        with pytest.raises(StudyError, match="is missing"):
+            elsewhere.load("0" * 64)
+        assert study_names(storage) in (["s"], [])
 
 
 def test_what_is_no_proxy_is_one_line(tmp_path, monkeypatch):

@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial
 
 LEASE = "lease"
 """Attribute of a trial: `{"owner": HOST:PROCESS, "renewed": seconds since 1970}`."""
-RENEW_SECONDS = 20.0
-EXPIRY_SECONDS = 120.0
+RENEW_SECONDS = 30.0
+EXPIRY_SECONDS = 150.0
 OLD_SECONDS = 900.0
 """A lease of this age is over at first sight, whatever clocks differ by."""
 

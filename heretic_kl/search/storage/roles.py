@@ -7,14 +7,15 @@ is alive holds the role; the others wait in order.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, islice
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from heretic_kl.search.storage.lease import Heartbeat, Watch, lease_attributes
 
@@ -51,8 +52,16 @@ class Roles:
 
     @contextmanager
     def hold_numbered(self, role: str) -> Iterator[int]:
-        """Hold the first free one of the roles `role:0`, `role:1`, ...; yields its number."""
-        for number in count():
+        """Hold the first free one of the roles `role:0`, `role:1`, ...; yields its number.
+
+        Where several processes reach for it at the same moment, most of them get a later one.
+        """
+        for attempt in count():
+            taken = {
+                t.user_attrs.get(ROLE) for t in self._running() if not self._watch.abandoned(t)
+            }
+            free = (number for number in count() if f"{role}:{number}" not in taken)
+            number = random.choice(list(islice(free, 1 + 4 * attempt)))
             ticket = self._draw(f"{role}:{number}")
             try:
                 if not self._somebody_is_before(ticket, f"{role}:{number}"):
@@ -60,6 +69,11 @@ class Roles:
                     return
             finally:
                 self._end(ticket)
+
+    def _running(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(
+            self._study_id, deepcopy=False, states=(TrialState.RUNNING,)
+        )
 
     def _draw(self, role: str) -> int:
         attributes = {ROLE: role, **lease_attributes()}
@@ -69,10 +83,7 @@ class Roles:
         return ticket
 
     def _somebody_is_before(self, ticket: int, role: str) -> bool:
-        tickets = self._storage.get_all_trials(
-            self._study_id, deepcopy=False, states=(TrialState.RUNNING,)
-        )
-        for other in tickets:
+        for other in self._running():
             if other._trial_id == ticket:
                 return False
             if other.user_attrs.get(ROLE) == role:
