@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -102,6 +102,32 @@ class ResponseResult:
     """Special tokens removed. A response stopped by its rule is cut where it was decided."""
 
 
+class ModelProgram(Protocol):
+    """A measurement that runs a model by itself; hashable, equal if it measures the same."""
+
+    def __call__(self, model: Any, tokenizer: Any) -> tuple[float, ...]:
+        """One value for each item, from a `transformers` model as it is and its tokenizer."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What a program that knows models finds, such as a benchmark; runs last, alone.
+
+    For what the other requests cannot say. The edit is in force meanwhile; nothing is shared with
+    other requests or candidates.
+    """
+
+    program: ModelProgram
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One value for each item of the program."""
+
+    values: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class PartialRows:
     """What of a `TeacherForcedRequest` was run so far."""
@@ -120,8 +146,8 @@ class PartialResponses:
     """Whether this is the whole response, or all that its rule needs."""
 
 
-Request: TypeAlias = TeacherForcedRequest | ResponseRequest
-Result: TypeAlias = TeacherForcedResult | ResponseResult
+Request: TypeAlias = TeacherForcedRequest | ResponseRequest | ModelRequest
+Result: TypeAlias = TeacherForcedResult | ResponseResult | ModelResult
 SoFar: TypeAlias = Result | PartialRows | PartialResponses | None
 """A result, a part of it, or nothing yet."""
 

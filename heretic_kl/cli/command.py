@@ -25,6 +25,7 @@ SUMMARIES: Final = {
     "evaluate": "Measure edits that exist already, with every scorer",
     "worker": "Join a study that another process began",
     "storage": "Serve a database to workers on other machines",
+    "bench": "Run benchmarks of lm-eval on a trial of a study and on the original",
     "score": "Measure any models against a reference",
     "inspect": "Show a model's layers and sites, and what a run would edit",
     "scorer": "Write a new scorer, or test one",
@@ -33,7 +34,7 @@ SUMMARIES: Final = {
 }
 """Every command; each is a module, imported when it is called."""
 _FOLDERS: Final = {
-    **dict.fromkeys(("trials", "show", "save", "report"), "study."),
+    **dict.fromkeys(("trials", "show", "save", "report", "bench"), "study."),
     **dict.fromkeys(("reproduce", "evaluate"), "edits."),
     **dict.fromkeys(("worker", "storage"), "workers."),
 }

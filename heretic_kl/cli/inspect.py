@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from heretic_kl.cli.command import Command
-from heretic_kl.cli.output import STDOUT, observing, writes_json
+from heretic_kl.cli.output import STDOUT, check_json_file, observing, writes_json
 from heretic_kl.config import Settings, read_settings
 from heretic_kl.config.tables import Location, setting
 from heretic_kl.errors import ConfigError, ExportError
@@ -45,8 +45,7 @@ def run(words: Sequence[str]) -> int:
     target = settings.json_file
     if settings.model is None:
         raise ConfigError(f"no model given; usage: heretic-kl {USAGE}")
-    if target not in (None, STDOUT) and not target.absolute().parent.is_dir():
-        raise ConfigError(f"--json {target}: there is no folder {str(target.parent)!r}")
+    check_json_file(target)
 
     import torch
 

@@ -11,6 +11,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heretic_kl.errors import ConfigError
+
 if TYPE_CHECKING:
     from heretic_kl.ui.console import ConsoleObserver
     from heretic_kl.ui.json_lines import JsonLinesObserver
@@ -42,6 +44,16 @@ def take_json_flag(words: Sequence[str], *, may_name_file: bool) -> tuple[list[s
         if word != JSON_FLAG or (may_name_file and not bare):
             rest.append(word)
     return rest, len(rest) < len(words)
+
+
+def check_json_file(target: Path | None) -> None:
+    """Refuse the FILE of `--json FILE` before anything is measured.
+
+    Raises:
+        ConfigError: its folder is not there.
+    """
+    if target not in (None, STDOUT) and not target.absolute().parent.is_dir():
+        raise ConfigError(f"--json {target}: there is no folder {str(target.parent)!r}")
 
 
 @contextmanager

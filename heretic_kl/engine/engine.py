@@ -18,9 +18,11 @@ from heretic_kl.engine.progress import Progress
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.requests import ForcedKey, ForcedRequests, forced_keys
 from heretic_kl.kl import Reference
-from heretic_kl.model import LanguageModel, common_prefix, last_token_residuals
+from heretic_kl.model import LanguageModel, common_prefix, edited, last_token_residuals
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
+    ModelRequest,
+    ModelResult,
     Request,
     Result,
     StopRule,
@@ -65,6 +67,7 @@ class Engine:
         self.runner: Runner = Runner(lm, self.limits)
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
         self._reference_responses: dict[_ResponsesKey, list[Response]] = {}
+        self._programs: dict[ModelRequest, ModelResult] = {}
         self._responding: dict[_ResponsesKey, CandidateResponses] = {}
         self._forced: ForcedRequests = ForcedRequests(
             lm, self.runner, self.encode, None if original is None else original._forced
@@ -135,7 +138,24 @@ class Engine:
         for group in response_groups(requests):
             if progress.going:
                 self._respond(group, plans, progress)
+        for request in dict.fromkeys(r for r in requests if isinstance(r, ModelRequest)):
+            self._run_program(request, plans, progress)
         return progress.results()
+
+    def _run_program(
+        self, request: ModelRequest, plans: Sequence[Plan | None], progress: Progress
+    ) -> None:
+        """Run a program on each candidate; the unedited model's values are kept."""
+        for candidate in tuple(progress.going):
+            plan = plans[candidate]
+            result = self._programs.get(request) if plan is None else None
+            if result is None:
+                with edited(self.lm.architecture, plan or {}), torch.inference_mode():
+                    values = request.program(self.lm.model, self.lm.chat.tokenizer)
+                result = ModelResult(values)
+            if plan is None:
+                self._programs[request] = result
+            progress.keep(candidate, {request: result})
 
     def prepare(self, requests: Sequence[Request]) -> None:
         """Compute the references of requests now, for instance before the model is edited."""

@@ -128,10 +128,10 @@ class Reproduction(_Part):
         scorers = {}
         for name, table in _table(settings.get("scorers")).items():
             use = _table(table).get("use") or name
-            if use in built_in_scorers():
+            if use in built_in_scorers() and use != "lm_eval":  # tasks may bring code
                 scorers[name] = table
             else:
-                left_out.append(f"scorer {name} is a plug-in: it is not loaded")
+                left_out.append(f"scorer {name} brings code of its own: it is not loaded")
         settings["scorers"] = scorers
         if settings.get("chat_template") not in (None, "model", "none"):
             settings.pop("chat_template")

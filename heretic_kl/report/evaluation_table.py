@@ -37,12 +37,15 @@ class EvaluatedCandidate(Protocol):
 
 
 def evaluation_sections(
-    original: Mapping[str, Score], candidates: Sequence[EvaluatedCandidate], prompts: str
+    original: Mapping[str, Score], candidates: Sequence[EvaluatedCandidate], where: str
 ) -> tuple[DetailSection, ...]:
-    """A section a scorer: the original, every candidate, and the paired differences."""
+    """A section a scorer: the original, every candidate, and the paired differences.
+
+    `where` follows the scorer's name: `on the test prompts`.
+    """
     return tuple(
         DetailSection(
-            f"{label(scorer)} on the {prompts} prompts",
+            f"{label(scorer)} {where}",
             tuple(_rows(scorer, score, candidates)),
         )
         for scorer, score in original.items()

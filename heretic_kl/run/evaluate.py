@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from heretic_kl.config import Settings
+from heretic_kl.errors import SelectionError
 from heretic_kl.events import BaselineMeasured
 from heretic_kl.export import other_model
 from heretic_kl.model import ModelSource
@@ -14,9 +15,10 @@ from heretic_kl.run.calibrate import Calibrated, calibrate
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.load import load
 from heretic_kl.run.opening import check_settings
-from heretic_kl.run.parts import measuring_context
+from heretic_kl.run.parts import RunParts, measuring_context
 from heretic_kl.run.telling import Teller
-from heretic_kl.scoring import PairedDifference, Score, Suite, paired_difference
+from heretic_kl.scoring import PairedDifference, Score, ScorerSpec, Suite, paired_difference
+from heretic_kl.search import TrialRecord
 
 Values = Mapping[str, tuple[float, ...]]
 """A value for each prompt, by scorer."""
@@ -86,6 +88,27 @@ def evaluate(
         evaluated.append(EvaluatedModel(name, their_scores, _paired(theirs, values), minus_first))
     counts: dict[str, int] = {kind: len(members) for kind, members in prompts.of(use).items()}
     return Evaluation(str(settings.model), use, counts, scores, tuple(evaluated))
+
+
+def evaluate_trial(run: RunParts, record: TrialRecord, specs: Sequence[ScorerSpec]) -> Evaluation:
+    """Measure a trial's edit and the original with other scorers than the study's.
+
+    Raises:
+        SelectionError: the trial has no edit.
+        ScorerError: a scorer cannot be built or run.
+    """
+    if record.edit is None:
+        raise SelectionError(f"trial {record.number} was interrupted and has no edit")
+    plan, suite = run.plan(record.edit), Suite(specs)
+    suite.prepare(
+        measuring_context(run.settings, run.engine, run.calibration, run.prompts, suite, "test")
+    )
+    with run.tell.stage("measure", "Measuring the original model"):
+        scores, values = suite.evaluate_by_prompt(run.engine, None)
+    with run.tell.stage("measure", f"Measuring trial {record.number}"):
+        their_scores, theirs = suite.evaluate_by_prompt(run.engine, plan)
+    model = EvaluatedModel(f"trial {record.number}", their_scores, _paired(theirs, values), {})
+    return Evaluation(str(run.settings.model), "test", {}, scores, (model,))
 
 
 def _measure(

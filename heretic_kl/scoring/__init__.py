@@ -6,6 +6,8 @@ prompts.
 
 from heretic_kl.kl_options import KLOptions, sampling_seed
 from heretic_kl.requests import (
+    ModelRequest,
+    ModelResult,
     PartialResponses,
     PartialRows,
     Request,
@@ -19,6 +21,7 @@ from heretic_kl.requests import (
     TeacherForcedRequest,
     TeacherForcedResult,
 )
+from heretic_kl.scoring.harness import HarnessTask
 from heretic_kl.scoring.loader import (
     build_scorer,
     built_in_scorers,
@@ -44,7 +47,10 @@ __all__ = [
     "KLOptions",
     "sampling_seed",
     "Bounds",
+    "HarnessTask",
     "MeasuringEngine",
+    "ModelRequest",
+    "ModelResult",
     "PairedDifference",
     "PartialResponses",
     "PartialRows",

@@ -13,6 +13,8 @@ from torch import Tensor
 from heretic_kl.ablation import Operator, Plan, SiteKey
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
+    ModelRequest,
+    ModelResult,
     Request,
     ResponseRequest,
     ResponseResult,
@@ -74,6 +76,8 @@ class FakeEngine:
         ]
 
     def _result(self, plan: Plan, request: Request) -> Result:
+        if isinstance(request, ModelRequest):
+            return ModelResult(request.program(None, None))
         if isinstance(request, ResponseRequest):
             texts = tuple(self.response(prompt, bool(plan)) for prompt in request.prompts)
             return ResponseResult(texts)

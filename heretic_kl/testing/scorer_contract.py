@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from heretic_kl.ablation import Plan
 from heretic_kl.errors import ConfigError
 from heretic_kl.requests import (
+    ModelRequest,
     PartialResponses,
     PartialRows,
     Request,
@@ -73,7 +74,7 @@ class ScorerContract:
         scorer = self._prepared()
         first = list(scorer.requests())
         assert first, "a scorer that asks for nothing measures nothing of the candidate"
-        assert all(isinstance(r, TeacherForcedRequest | ResponseRequest) for r in first)
+        assert all(isinstance(r, Request) for r in first)
         scorer.score(self._results(scorer, fake_plan()))
         assert list(scorer.requests()) == first
 
@@ -162,12 +163,16 @@ class ScorerContract:
 def _partial(requests: Sequence[Request], results: Sequence[Result], share: float) -> list[SoFar]:
     """Results so far, once a share of each request's prompts has been measured."""
     return [
-        _part_of(request, result, int(share * len(request.prompts)))
+        None
+        if isinstance(request, ModelRequest)
+        else _part_of(request, result, int(share * len(request.prompts)))
         for request, result in zip(requests, results, strict=True)
     ]
 
 
-def _part_of(request: Request, result: Result, prompts: int) -> SoFar:
+def _part_of(
+    request: TeacherForcedRequest | ResponseRequest, result: Result, prompts: int
+) -> SoFar:
     if prompts == 0:
         return None
     if isinstance(result, ResponseResult):

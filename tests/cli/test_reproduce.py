@@ -177,7 +177,11 @@ def test_nothing_in_a_file_is_run_or_written_elsewhere(saved, call, tmp_path, mo
     words = ["reproduce", str(path), "--model", "model", "--save", str(tmp_path / "again")]
     code, stdout, stderr = call(*words)
     assert code == 0 and "MATCH" in stdout
-    for line in ("scorer trap is a plug-in", "name yours with --chat-template", "brings code"):
+    for line in (
+        "scorer trap brings code of its own",
+        "name yours with --chat-template",
+        "brings code",
+    ):
         assert line in stderr
     assert {p.name for p in tmp_path.iterdir()} == before | {"again"}
     assert not list((tmp_path / "scratch").iterdir())

@@ -14,7 +14,7 @@ from heretic_kl.cli.edits.evaluate import EvaluateSettings
 from heretic_kl.cli.edits.reproduce import ReproduceSettings
 from heretic_kl.cli.inspect import InspectSettings
 from heretic_kl.cli.score.settings import ScoreSettings
-from heretic_kl.cli.study.settings import SaveSettings, ShowSettings, TrialsSettings
+from heretic_kl.cli.study.settings import BenchSettings, SaveSettings, ShowSettings, TrialsSettings
 from heretic_kl.config import DEFAULT_SCORERS, ProgramSettings, Settings, load_settings
 from heretic_kl.config.default_file import default_config_toml, toml_value
 from heretic_kl.config.help import settings_help
@@ -438,6 +438,7 @@ def test_help_all_lists_every_setting_with_its_default() -> None:
         SaveSettings,
         ReproduceSettings,
         EvaluateSettings,
+        BenchSettings,
     ],
 )
 def test_every_setting_stands_below_one_heading(kind: type[ProgramSettings]) -> None:

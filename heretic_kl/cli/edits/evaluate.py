@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
 
 from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.optimize import settle_process
-from heretic_kl.cli.output import STDOUT, observing, writes_json
+from heretic_kl.cli.output import STDOUT, check_json_file, observing, writes_json
 from heretic_kl.config import Settings, read_settings
 from heretic_kl.config.tables import Location, Text, array, setting
 from heretic_kl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from heretic_kl.run.evaluate import Evaluation
+    from heretic_kl.ui.console import ConsoleObserver
+    from heretic_kl.ui.json_lines import JsonLinesObserver
 
 
 class EvaluateSettings(Settings):
@@ -54,13 +58,10 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError("no original given: name it with --model")
     if not settings.candidate:
         raise ConfigError("no edit given: name what is measured with --candidate")
-    target = settings.json_file
-    if target not in (None, STDOUT) and not target.absolute().parent.is_dir():
-        raise ConfigError(f"--json {target}: there is no folder {str(target.parent)!r}")
+    check_json_file(settings.json_file)
     plain = Settings(**settings.model_dump(exclude={"candidate", "use", "json_file"}))
     plain = plain.model_copy(update={"save": None, "pick": None})
 
-    from heretic_kl.events import Result
     from heretic_kl.model import ModelSource, check_to_measure
     from heretic_kl.run.evaluate import evaluate
     from heretic_kl.run.load import model_source
@@ -73,54 +74,67 @@ def run(words: Sequence[str]) -> int:
         check_to_measure(source, base=base, trust_remote_code=plain.trust_remote_code)
     with observing(quiet=settings.quiet) as observer:
         evaluation = evaluate(plain, settings.candidate, settings.use, Teller(observer))
-        observer.settle()
-        observer(Result("evaluate", _document(settings, evaluation)))
-        if target is not None and target != STDOUT:
-            _write(settings, evaluation)
-        if not writes_json():
-            _print(settings, evaluation)
+        show("evaluate", evaluation, settings, observer, where=f"on the {settings.use} prompts")
     return 0
 
 
-def _document(settings: EvaluateSettings, evaluation: Evaluation) -> dict[str, Any]:
+class ShownSettings(Protocol):
+    """Settings that say where an evaluation goes."""
+
+    @property
+    def json_file(self) -> Path | None:
+        """A file, or `-`."""
+        ...
+
+    def model_dump(self, *, mode: str, exclude: set[str]) -> dict[str, Any]:
+        """All of them."""
+        ...
+
+
+def show(
+    command: str,
+    evaluation: Evaluation,
+    settings: ShownSettings,
+    observer: ConsoleObserver | JsonLinesObserver,
+    *,
+    where: str,
+) -> None:
+    """Tell the observer, write the file, print the tables; `where` says what was measured on."""
+    from heretic_kl.events import Result
+    from heretic_kl.export.folder import write_text
+    from heretic_kl.report import evaluation_footnotes, evaluation_sections
+    from heretic_kl.ui.measurement import print_raw, print_sections
+    from heretic_kl.ui.terminal import make_console, say
+
+    document = _document(settings, evaluation)
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    observer.settle()
+    observer(Result(command, document))
+    if settings.json_file is not None and settings.json_file != STDOUT:
+        write_text(settings.json_file, text)
+    if writes_json():
+        return
+    console = make_console()
+    if settings.json_file == STDOUT:
+        print_raw(console, text)
+        return
+    candidates = evaluation.candidates
+    print_sections(console, evaluation_sections(evaluation.scores, candidates, where))
+    console.print()
+    for note in evaluation_footnotes(candidates):
+        say(console, note, "dim")
+
+
+def _document(settings: ShownSettings, evaluation: Evaluation) -> dict[str, Any]:
     """Everything that the tables show, and what it was measured with."""
     from heretic_kl.export import installed_versions, machine
 
-    document = {
+    return {
         **asdict(evaluation),
         "settings": settings.model_dump(mode="json", exclude={"candidate", "json_file"}),
         "versions": installed_versions(),
         "machine": machine(),
     }
-    document["scores"] = {name: s.to_dict() for name, s in evaluation.scores.items()}
-    return document
-
-
-def _text(settings: EvaluateSettings, evaluation: Evaluation) -> str:
-    return json.dumps(_document(settings, evaluation), indent=2, allow_nan=False) + "\n"
-
-
-def _write(settings: EvaluateSettings, evaluation: Evaluation) -> None:
-    from heretic_kl.export.folder import write_text
-
-    assert settings.json_file is not None
-    write_text(settings.json_file, _text(settings, evaluation))
-
-
-def _print(settings: EvaluateSettings, evaluation: Evaluation) -> None:
-    from heretic_kl.report import evaluation_footnotes, evaluation_sections
-    from heretic_kl.ui.measurement import print_raw, print_sections
-    from heretic_kl.ui.terminal import make_console, say
-
-    console = make_console()
-    if settings.json_file == STDOUT:
-        print_raw(console, _text(settings, evaluation))
-        return
-    candidates = evaluation.candidates
-    print_sections(console, evaluation_sections(evaluation.scores, candidates, evaluation.use))
-    console.print()
-    for note in evaluation_footnotes(candidates):
-        say(console, note, "dim")
 
 
 COMMAND = Command(

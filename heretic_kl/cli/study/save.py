@@ -8,17 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import observing
-from heretic_kl.cli.study.settings import SaveSettings, picked, read_named, rule_of
-from heretic_kl.config import Settings, read_settings
+from heretic_kl.cli.study.settings import SaveSettings, picked, read_named, rule_of, settings_of
+from heretic_kl.config import read_settings
 from heretic_kl.errors import NoTrialError
-
-if TYPE_CHECKING:
-    from heretic_kl.search import StoredStudy, TrialRecord
 
 
 def run(words: Sequence[str]) -> int:
@@ -34,7 +30,9 @@ def run(words: Sequence[str]) -> int:
         raise NoTrialError(
             f"{error}: save it with --trial {error.nearest}, or run more trials", error.nearest
         ) from None
-    settings = _settings(words, named, study, record)
+    settings = settings_of(SaveSettings, words, named, study)
+    folder = settings.save or Path(f"{Path(str(settings.model)).stem}-edited-trial-{record.number}")
+    settings = settings.model_copy(update={"save": folder})
 
     from heretic_kl.cli.log import RunLog
     from heretic_kl.run import Session
@@ -48,23 +46,6 @@ def run(words: Sequence[str]) -> int:
         assert settings.save is not None
         session.save(record, settings.save, settings.save_as, overwrite=settings.overwrite)
     return 0
-
-
-def _settings(
-    words: Sequence[str], named: SaveSettings, study: StoredStudy, record: TrialRecord
-) -> Settings:
-    """What the study was made with, and what the command line says on top."""
-    again = read_settings(SaveSettings, words, stored=study.settings)
-    values = again.model_dump(exclude={"study", "trial"})
-    folder = again.save or Path(f"{Path(str(again.model)).stem}-edited-trial-{record.number}")
-    values.update(
-        study_name=study.name,
-        study_dir=study.folder or named.study_dir,
-        storage=named.storage,
-        save=folder,
-        pick=None,
-    )
-    return Settings(**values)
 
 
 COMMAND = Command(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
 
-from heretic_kl.config import ProgramSettings, Settings
-from heretic_kl.config.tables import Location, Text, Whole, setting
+from pydantic import BeforeValidator
+from pydantic_settings import NoDecode
+
+from heretic_kl.config import ProgramSettings, Settings, read_settings
+from heretic_kl.config.tables import Location, Text, Whole, array, setting
 from heretic_kl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,8 +61,8 @@ class ShowSettings(StudySettings):
     pick: Text | None = setting(None, PICK, metavar="RULE", short="p")
 
 
-class SaveSettings(Settings):
-    """Which trial is saved; whatever else is set replaces what the study was made with."""
+class TrialOfStudySettings(Settings):
+    """Which trial is run again; whatever else is set replaces what the study was made with."""
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Trial": ("study", "trial"),
@@ -69,6 +72,41 @@ class SaveSettings(Settings):
 
     study: Text | None = setting(None, STUDY_HELP, metavar="STUDY")
     trial: Whole | None = setting(None, TRIAL, ge=0)
+
+
+class SaveSettings(TrialOfStudySettings):
+    """Which trial is saved."""
+
+
+class BenchSettings(TrialOfStudySettings):
+    """Which trial is measured, by which benchmarks."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Trial": ("study", "trial"),
+        "Benchmarks": ("task", "metric", "tasks_folder", "limit", "few_shot", "chat"),
+        "Output": ("json_file",),
+        **Settings.headings,
+    }
+    shown_first: ClassVar[tuple[str, ...]] = ("Trial", "Benchmarks", "Output")
+
+    task: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
+        (), "Tasks, as lm-eval or the folder names them (required)", metavar="TASK ..."
+    )
+    metric: Text = setting("acc", "Metric whose mean over documents is shown")
+    tasks_folder: Location | None = setting(
+        None, "Folder of further tasks (YAML); their code is run", metavar="FOLDER"
+    )
+    limit: Whole = setting(100, "Most documents of a task (0: all)", ge=0)
+    few_shot: Whole | None = setting(
+        None, "Examples before each document (default: the task's own number)", ge=0
+    )
+    chat: bool = setting(False, "Put documents into the chat template")
+    json_file: Location | None = setting(
+        None,
+        "Write everything as JSON to a file, or to stdout (-) in place of the tables",
+        metavar="FILE",
+        short="json",
+    )
 
 
 class NamesStudy(Protocol):
@@ -100,6 +138,23 @@ def read_named(settings: NamesStudy) -> StoredStudy:
 
     quiet_optuna()
     return read_study(settings.study, settings.study_dir, settings.storage)
+
+
+def settings_of(
+    kind: type[TrialOfStudySettings],
+    words: Sequence[str],
+    named: TrialOfStudySettings,
+    study: StoredStudy,
+) -> Settings:
+    """What a study was made with, and what the command line says on top."""
+    values = read_settings(kind, words, stored=study.settings).model_dump()
+    values.update(
+        study_name=study.name,
+        study_dir=study.folder or named.study_dir,
+        storage=named.storage,
+        pick=None,
+    )
+    return Settings(**{name: values[name] for name in Settings.model_fields})
 
 
 def rule_of(trial: int | None, pick: str | None) -> str:

@@ -1,0 +1,67 @@
+"""`heretic-kl bench`: what a trial's edit costs, or gains, in benchmarks of lm-eval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from heretic_kl.cli.command import SUMMARIES, Command
+from heretic_kl.cli.edits.evaluate import show
+from heretic_kl.cli.optimize import settle_process
+from heretic_kl.cli.output import check_json_file, observing
+from heretic_kl.cli.study.settings import (
+    BenchSettings,
+    picked,
+    read_named,
+    rule_of,
+    settings_of,
+)
+from heretic_kl.config import read_settings
+from heretic_kl.errors import ConfigError
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the benchmarks that the command line names; return the exit code."""
+    named = read_settings(BenchSettings, words)
+    if not named.task:
+        raise ConfigError("no task given: name one with --task, as lm-eval does")
+    check_json_file(named.json_file)
+    rule = rule_of(named.trial, named.pick)
+    study = read_named(named)
+    record = picked(study, rule)
+    settings = settings_of(BenchSettings, words, named, study)
+    settings = settings.model_copy(update={"save": None})
+
+    from heretic_kl.run import Session
+    from heretic_kl.run.evaluate import evaluate_trial
+    from heretic_kl.scoring import HarnessTask, ScorerSpec
+
+    options = {
+        "metric": named.metric,
+        "tasks": None if named.tasks_folder is None else str(named.tasks_folder),
+        "limit": named.limit or None,
+        "few_shot": named.few_shot,
+        "chat": named.chat,
+    }
+    specs = [
+        ScorerSpec(task, "lm_eval", "maximize", {"task": task, **options}) for task in named.task
+    ]
+    for spec in specs:  # before a model is loaded
+        HarnessTask(spec.name, named.metric, spec.settings["tasks"]).load()
+    settle_process(settings)
+    with (
+        observing(quiet=settings.quiet) as observer,
+        Session(settings, observer) as session,
+    ):
+        evaluation = evaluate_trial(session.parts, record, specs)
+        show("bench", evaluation, named, observer, where="in lm-eval")
+    return 0
+
+
+COMMAND = Command(
+    "bench [STUDY] --trial NUMBER --task TASK ... [--SETTING VALUE ...]",
+    f"{SUMMARIES['bench']}, with the difference paired by document. Needs pip install "
+    "'heretic-kl[bench]'. The scorer lm_eval makes the same an objective of a search.",
+    run,
+    BenchSettings,
+    first_words=("--study",),
+)
