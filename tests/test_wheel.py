@@ -56,6 +56,12 @@ def test_it_runs_from_an_empty_folder(wheel, tmp_path):
     done = run("-c", code)
     where, scorers = done.stdout.splitlines()
     assert Path(where).is_relative_to(site), done.stderr
-    assert scorers.split() == ["false_refusals", "keyword_rate", "lm_eval", "refusals", "teacher_forced_kl"]
+    assert scorers.split() == [
+        "false_refusals",
+        "keyword_rate",
+        "lm_eval",
+        "refusals",
+        "teacher_forced_kl",
+    ]
     done = run("-m", "heretic_kl", "config")
     assert done.stdout == (ROOT / "config.default.toml").read_text(encoding="utf-8"), done.stderr
