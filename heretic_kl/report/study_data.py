@@ -56,13 +56,13 @@ def choose(study: StoredStudy, saved: int | None, rule: str | None) -> Chosen | 
 
 
 def compared(study: StoredStudy, chosen: Chosen | None) -> tuple[TrialRecord, ...]:
-    """At most four trials to compare, the chosen one among them: tested ones, else of the front."""
+    """At most four trials to compare: the chosen one, tested ones, those of the front."""
     tested = [record for record in study.records if record.number in study.tested]
     tested.sort(key=lambda record: (record.objectives, record.number))
-    others = spread(tested or study.front, MOST_COMPARED)
     first = [r for r in study.records if chosen is not None and r.number == chosen.number]
-    more = [record for record in others if record not in first]
-    shown = [*first, *more][:MOST_COMPARED]
+    others = (*spread(tested, MOST_COMPARED), *spread(study.front, MOST_COMPARED))
+    by_number = {record.number: record for record in (*first, *others)}
+    shown = list(by_number.values())[:MOST_COMPARED]
     return tuple(sorted(shown, key=lambda record: (record.objectives, record.number)))
 
 
@@ -121,7 +121,7 @@ def refinement_rows(study: StoredStudy) -> list[dict[str, Any]]:
         for axis, name in (("y", names[0]), ("x", names[-1])):
             before, after = start.scores.get(name), record.scores.get(name)
             row[f"{axis}_before"] = None if before is None else before.value
-            row[axis] = None if after is None else after.value
+            row |= {axis: None} if after is None else _with_interval(axis, after)
             row[f"{axis}_before_text"] = "–" if before is None else compact(before)
             row[f"{axis}_text"] = "–" if after is None else compact(after)
         rows.append(row)

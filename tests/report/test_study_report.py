@@ -218,9 +218,12 @@ def test_the_command_line_writes_page_and_pictures(
     studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "out" / "r.html"
+    (tmp_path / "README.md").write_text("# m\n\n## Limits of the measurement\n\nx\n")
     words = ["report", str(studies), "-o", str(target), "--png", str(tmp_path / "png")]
+    words += ["--card", str(tmp_path)]
     assert main(words) == 0
     assert str(target) in capsys.readouterr().out and target.read_text("utf-8").startswith("<!DOC")
+    assert "![13 complete trials" in (tmp_path / "README.md").read_text()
     names = {path.stem for path in (tmp_path / "png").iterdir()}
     assert names == {"front", "comparison", "refined", "positions", "strength"}
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "png").iterdir())

@@ -60,12 +60,7 @@ def front_figure(rows: Sequence[Row], titles: tuple[str, str], limits: Row) -> F
         },
     }
     on_front = {"transform": [{"filter": "datum.front"}]}
-    channels = {"x": x, "y": y}
-    bars: list[Spec] = []
-    for axis in channels:
-        low = {axis: {**channels[axis], "field": f"{axis}_low"}}
-        high = {f"{axis}2": {"field": f"{axis}_high"}}
-        bars.append({**on_front, "mark": QUIET_RULE, "encoding": {**channels, **low, **high}})
+    bars = [{**on_front, **bar} for bar in _error_bars(x, y)]
     line = {
         **on_front,
         "mark": {"type": "line", "strokeWidth": 1, "color": COLOURS[0], "aria": False},
@@ -97,13 +92,22 @@ def refinement_figure(rows: Sequence[Row], titles: tuple[str, str]) -> Figure:
     x, y = _x(x_title, scale=log_where_wide(values)), _y(y_title, rows, {})
     before = {"x": {**x, "field": "x_before"}, "y": {**y, "field": "y_before"}}
     ends = {"x2": {"field": "x"}, "y2": {"field": "y"}}
+    path = {"type": "rule", "color": COLOURS[0], "strokeDash": [5, 3], "aria": False}
     hollow = {"type": "point", "size": 60, "color": COLOURS[5]}
-    label = {"type": "text", "dy": -10, "fontSize": 11, "color": "currentColor", "aria": False}
+    label = {
+        "type": "text",
+        "dx": 9,
+        "dy": -9,
+        "fontSize": 11,
+        "color": "currentColor",
+        "aria": False,
+    }
     return Figure(
         name="refined",
         title="Refined against unrefined",
         caption="From the trial that refinement started from (circle) to the refined trial "
-        "(diamond, numbered), on the validation prompts; lower left is better.",
+        "(diamond, numbered, with its 95% intervals), on the validation prompts; lower left is "
+        "better.",
         summary=" ".join(
             f"Trial {row['trial']}, refined from trial {row['start']} in {row['steps']} steps: "
             f"{y_title} {row['y_before_text']} before, {row['y_text']} after; "
@@ -121,7 +125,8 @@ def refinement_figure(rows: Sequence[Row], titles: tuple[str, str]) -> Figure:
             "width": WIDTH,
             "height": 220,
             "layer": [
-                {"mark": QUIET_RULE, "encoding": {**before, **ends}},
+                *_error_bars(x, y),
+                {"mark": path, "encoding": {**before, **ends}},
                 {"mark": hollow, "encoding": {**before, "description": {"field": "start"}}},
                 {
                     "mark": {**hollow, "filled": True, "shape": "diamond", "color": COLOURS[1]},
@@ -142,9 +147,20 @@ def _y(title: str, rows: Sequence[Row], limits: Row) -> Spec:
         v for row in rows for k, v in row.items() if k in ("y", "y_low", "y_high", "y_before")
     ]
     values = [value for value in (*values, *limits.values()) if value is not None]
-    axis = {"axis": {"format": ".0%"}} if title.endswith("(share)") else {}
+    axis = {"axis": {"format": ".1~%"}} if title.endswith("(share)") else {}
     domain = {"domain": [min(0.0, *values), max(values)]} if values else {}
     return {"field": "y", "type": "quantitative", "title": title, "scale": domain, **axis}
+
+
+def _error_bars(x: Spec, y: Spec) -> list[Spec]:
+    """Layers with the interval of each row, along x and along y."""
+    channels = {"x": x, "y": y}
+    bars: list[Spec] = []
+    for axis in channels:
+        low = {axis: {**channels[axis], "field": f"{axis}_low"}}
+        high = {f"{axis}2": {"field": f"{axis}_high"}}
+        bars.append({"mark": QUIET_RULE, "encoding": {**channels, **low, **high}})
+    return bars
 
 
 def _rule(name: str, value: float) -> Spec:
