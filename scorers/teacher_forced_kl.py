@@ -5,6 +5,8 @@ other; comparing what each generates on its own would compare different inputs.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,10 +17,14 @@ from heretic_kl.kl import (
     DivergenceReduction,
     KLSummary,
     KLTable,
+    OpenerMass,
+    OpenerReduction,
     RowStatistics,
     geometric_weights,
     lowest_mean,
     prompt_means,
+    split_at_opening,
+    standard_error,
     summarize,
 )
 from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
@@ -54,7 +60,11 @@ class TeacherForcedKLSettings(KLOptions, ScorerSettings):
     kl_target: float | None = Field(
         default=None,
         ge=0,
-        description="Less KL is no gain, nats; unset: the noise floor",
+        description="Nats; less is no gain (default: the floor)",
+    )
+    objective: Literal["whole", "remainder"] = Field(
+        default="whole",
+        description="whole KL, or remainder",
     )
     set_aside_refused: bool = Field(
         default=True, description="Leave out harmless prompts that the reference itself refuses"
@@ -89,6 +99,15 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
         self._request = TeacherForcedRequest(
             prompts, self._positions, reduction, _sampling(self.settings.response)
         )
+        self._openers = None
+        if context.refusal_openers and self.settings.divergence == "forward_kl":
+            openers = OpenerReduction(context.refusal_openers, self.settings.temperature)
+            self._openers = replace(self._request, reduction=openers)
+        elif self._minimizes_remainder:
+            raise MeasurementError(
+                "no part of the KL is known to come from refusals: the remainder needs forward_kl "
+                'and a model that refuses training prompts; use objective = "whole"'
+            )
 
     def identity(self) -> Mapping[str, str]:
         """What the prompts and the rule are: a file of the same name may hold others tomorrow."""
@@ -96,11 +115,11 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
 
     def requests(self) -> Sequence[Request]:
         """One pass over every prompt, set aside or not."""
-        return [self._request]
+        return [self._request, *([self._openers] if self._openers else [])]
 
     def score(self, results: Sequence[Result]) -> Score:
         """Mean KL with its standard error, clustered by prompt."""
-        (result,) = results
+        result, *more = results
         assert isinstance(result, TeacherForcedResult)
         table = self._table(result)
         summary = self._summary(table, self._kept)
@@ -110,9 +129,11 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
                 "probability 0 to tokens that the original model allows"
             )
         apart = self._summary(table, self._set_aside) if self._set_aside else None
+        parts = self._parts(table, more)
+        minimized = parts["remainder"]["mean"] if self._minimizes_remainder else summary.mean
         return Score(
             value=summary.mean,
-            objective=max(summary.mean, self._target),
+            objective=max(minimized, self._target),
             text=_text(summary),
             standard_error=summary.standard_error,
             interval=summary.interval and (summary.interval.low, summary.interval.high),
@@ -120,12 +141,13 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
                 **summary.to_dict(),
                 "set_aside": [self._prompts[index].user for index in self._set_aside],
                 "set_aside_kl": None if apart is None else apart.mean,
+                **parts,
             },
         )
 
     def per_prompt(self, results: Sequence[Result]) -> Sequence[float]:
         """Mean KL over the positions of each prompt that is not set aside."""
-        (result,) = results
+        result = results[0]
         assert isinstance(result, TeacherForcedResult)
         chosen = self._table(result).select_prompts(torch.tensor(self._kept))
         means: list[float] = prompt_means(chosen, position_weights=self._weights).tolist()
@@ -133,8 +155,8 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
 
     def bounds(self, results: Sequence[SoFar]) -> Bounds:
         """No position's KL is negative: a sum over some prompts is a lower bound."""
-        (part,) = results
-        if part is None:
+        part = results[0]
+        if part is None or self._minimizes_remainder:
             return Bounds(low=self._target)
         assert isinstance(part, PartialRows)
         chosen = self._table(part.rows).select_prompts(torch.tensor(self._kept))
@@ -142,6 +164,25 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
         done = int(chosen.mask.any(dim=1).sum())
         text = f"at least {low:.4f} nats after {done} of {len(self._kept)} prompts"
         return Bounds(low=max(low, self._target), text=text)
+
+    @property
+    def _minimizes_remainder(self) -> bool:
+        return self.settings.objective == "remainder"
+
+    def _parts(self, table: KLTable, more: Sequence[Result]) -> dict[str, Any]:
+        """The KL of refusing or not at the first token, and the rest; empty if not told apart."""
+        if not more:
+            return {}
+        (openers,) = more
+        assert isinstance(openers, TeacherForcedResult)
+        assert isinstance(openers.columns, OpenerMass)
+        split = split_at_opening(table, openers.columns, openers.prompt_index, openers.position)
+        parts = {}
+        for name, part in split._asdict().items():
+            chosen = part.select_prompts(torch.tensor(self._kept))
+            means = prompt_means(chosen, position_weights=self._weights)
+            parts[name] = {"mean": float(means.mean()), "standard_error": standard_error(means)}
+        return parts
 
     @property
     def _target(self) -> float:

@@ -16,13 +16,13 @@ KL(reference || candidate), and a mean is over positions within the mask, then o
     rows.py         everything one position tells
     head.py         hidden states to logits in chunks
     table.py        prompts by positions
+    openers.py      the KL split into the mass of some first tokens, and the rest
     measurement.py  means with errors; two candidates compared in pairs
     intervals.py    Wilson, bootstrap
     reference.py    the original model's responses and states: given, loaded or computed
     storage.py      safetensors, written whole or not at all
     loss.py         the differentiable version
     packing.py      weights packed for the CPU's matrix products
-    metric.py       version, directions, thresholds
 """
 
 from heretic_kl.kl.divergence import (
@@ -35,6 +35,7 @@ from heretic_kl.kl.head import Head, chunked_row_statistics
 from heretic_kl.kl.intervals import Interval, bootstrap_interval, standard_error, wilson_interval
 from heretic_kl.kl.loss import kl_divergence_loss
 from heretic_kl.kl.measurement import (
+    NEAR_TIE_MARGIN,
     GroupMean,
     KLSummary,
     PairedComparison,
@@ -47,7 +48,7 @@ from heretic_kl.kl.measurement import (
     prompt_means,
     summarize,
 )
-from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Divergence
+from heretic_kl.kl.openers import OpenerMass, OpenerReduction, SplitKL, split_at_opening
 from heretic_kl.kl.reference import (
     LogitBlock,
     Reference,
@@ -64,6 +65,7 @@ from heretic_kl.kl.rows import (
     row_statistics,
 )
 from heretic_kl.kl.table import KLTable
+from heretic_kl.kl.terms import METRIC_VERSION, Divergence
 
 __all__ = [
     "METRIC_VERSION",
@@ -76,6 +78,8 @@ __all__ = [
     "KLSummary",
     "KLTable",
     "LogitBlock",
+    "OpenerMass",
+    "OpenerReduction",
     "PairedComparison",
     "PositionMean",
     "Quantile",
@@ -84,23 +88,25 @@ __all__ = [
     "ReferenceRows",
     "RowLogits",
     "RowStatistics",
+    "SplitKL",
     "bootstrap_interval",
     "chunked_row_statistics",
     "compare_paired",
-    "prompt_means",
-    "lowest_mean",
     "concatenate_rows",
     "forward_kl",
     "geometric_weights",
     "group_means",
     "jensen_shannon",
     "kl_divergence_loss",
+    "lowest_mean",
     "macro_average",
-    "reverse_kl",
+    "prompt_means",
     "reference_rows",
+    "reverse_kl",
     "row_statistics",
+    "split_at_opening",
+    "standard_error",
     "summarize",
     "vocabulary_hash",
-    "standard_error",
     "wilson_interval",
 ]

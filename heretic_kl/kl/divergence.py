@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.terms import (
+    Divergence,
     block_divergence,
     block_elements,
     distribution,

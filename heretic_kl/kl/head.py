@@ -13,7 +13,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.packing import PackedWeight, packed
 from heretic_kl.kl.rows import (
     RowStatistics,
@@ -21,7 +20,7 @@ from heretic_kl.kl.rows import (
     empty_rows,
     row_statistics,
 )
-from heretic_kl.kl.terms import row_blocks
+from heretic_kl.kl.terms import Divergence, row_blocks
 
 MAX_LOGIT_ELEMENTS: Final = 2**24
 """Logits held at once for each of reference and candidate: 64 MB in float32."""

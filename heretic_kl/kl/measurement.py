@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl.intervals import (
-    Interval,
-    bootstrap_interval,
-    sorted_quantile,
-    standard_error,
-)
-from heretic_kl.kl.metric import METRIC_VERSION, NEAR_TIE_MARGIN, Divergence
+from heretic_kl.kl.intervals import Interval, bootstrap_interval, sorted_quantile, standard_error
 from heretic_kl.kl.table import KLTable
+from heretic_kl.kl.terms import METRIC_VERSION, Divergence
+
+NEAR_TIE_MARGIN: Final = 0.1
+"""A position is a near tie if the reference's two best tokens differ by less probability."""
 
 QUANTILE_LEVELS: Final = (0.05, 0.25, 0.75, 0.9, 0.95, 0.99, 0.999)
 

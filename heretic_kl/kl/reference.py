@@ -18,11 +18,17 @@ from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS, Head
-from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.rows import empty_rows, row_statistics
 from heretic_kl.kl.storage import load_tensors, save_tensors
 from heretic_kl.kl.table import KLTable
-from heretic_kl.kl.terms import log_normalizer, require_finite, row_blocks, working, working_dtype
+from heretic_kl.kl.terms import (
+    Divergence,
+    log_normalizer,
+    require_finite,
+    row_blocks,
+    working,
+    working_dtype,
+)
 
 _KIND: Final = "heretic-kl reference"
 

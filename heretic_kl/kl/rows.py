@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from heretic_kl.kl.divergence import require_same_shape
-from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.terms import (
     Distribution,
+    Divergence,
     block_divergence,
     block_elements,
     distribution,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
 from heretic_kl.files import new_file
-from heretic_kl.kl.metric import METRIC_VERSION
+from heretic_kl.kl.terms import METRIC_VERSION
 
 
 def save_tensors(

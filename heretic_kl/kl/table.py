@@ -11,10 +11,9 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from heretic_kl.kl.metric import Divergence
 from heretic_kl.kl.rows import RowStatistics
 from heretic_kl.kl.storage import load_tensors, save_tensors
-from heretic_kl.kl.terms import require_divergence, require_temperature
+from heretic_kl.kl.terms import Divergence, require_divergence, require_temperature
 
 _KIND: Final = "heretic-kl table"
 

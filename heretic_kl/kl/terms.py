@@ -22,13 +22,21 @@ where the bounds take over from `h` when `a` is so small that it would cancel. F
 
 import math
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl.metric import DIVERGENCES, Divergence
+
+METRIC_VERSION: Final = 2
+"""Raised whenever the same two models would measure differently than before; a stored table or
+reference carries it, and two versions never mix."""
+
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+"""`forward_kl` is KL(reference || candidate), `reverse_kl` is KL(candidate || reference)."""
+
+DIVERGENCES: Final[tuple[Divergence, ...]] = ("forward_kl", "reverse_kl", "jensen_shannon")
 
 BLOCK_ELEMENTS: Final = {"cpu": 2**18}
 """Elements worked on at once, by device type: on a CPU for each thread, sized for its cache."""

@@ -9,9 +9,10 @@ from heretic_kl.refine.objective import Example, Objective
 from heretic_kl.refine.openings import OpeningSet, mine_openings
 from heretic_kl.refine.optimize import Check, Prompts, Refined, RefineOptions, evaluate, refine
 from heretic_kl.refine.parameters import Form, LearnableEdit, removes_single_directions
-from heretic_kl.refine.refiner import Refiner
+from heretic_kl.refine.refiner import PURITY, Refiner
 
 __all__ = [
+    "PURITY",
     "Check",
     "Example",
     "Form",

@@ -152,6 +152,13 @@ def _divergence_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     prompts, positions = _number(details, "prompts"), _number(details, "rows")
     if prompts is not None and positions is not None:
         rows.append(("measured on", f"{prompts:.0f} prompts, {positions:.0f} positions"))
+    for key, title in (
+        ("behaviour", "of it refusing or not"),
+        ("remainder", "everything else"),
+    ):
+        part = details.get(key)
+        if isinstance(part, Mapping) and part.get("standard_error") is not None:
+            rows.append((title, f"{part['mean']:.4f} ± {part['standard_error']:.4f} nats"))
     quantiles = _quantiles(details)
     if quantiles:
         rows.append(("quantiles", quantiles))

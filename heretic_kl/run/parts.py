@@ -13,7 +13,7 @@ from heretic_kl.engine import Calibration, Engine
 from heretic_kl.errors import ModelError
 from heretic_kl.model import LanguageModel
 from heretic_kl.prompts.sets import PromptSets
-from heretic_kl.refine import Refiner
+from heretic_kl.refine import PURITY, Refiner, mine_openings
 from heretic_kl.run.engines import EngineOptions
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import Score, ScorerContext, Suite
@@ -97,6 +97,28 @@ class RunParts:
         return self.lm.architecture.facts()
 
 
+def refusal_openers(
+    settings: Settings, engine: Engine, prompts: PromptSets, suite: Suite
+) -> tuple[int, ...]:
+    """First tokens of the reference's refusals of training prompts, told from its other responses.
+
+    Its responses are those that directions come from. Empty where nothing needs them.
+    """
+    if not suite.counts_refusals or not settings.directions.by_response:
+        return ()
+    rule = suite.refusal_rule
+    pools: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for kind in ("harmful", "harmless"):
+        chosen = prompts[kind, "train"]
+        for response in engine.responses(chosen, settings.max_response_tokens, rule):
+            pools[rule.is_refusal(engine.lm.chat.decode(response.tokens))].append(response.tokens)
+    others, refusals = pools
+    if not any(refusals):
+        return ()
+    openings = mine_openings(refusals, others, purity=PURITY).openings
+    return tuple(sorted({opening[0] for opening in openings}))
+
+
 def measuring_context(
     settings: Settings,
     engine: Engine,
@@ -113,5 +135,6 @@ def measuring_context(
         max_response_tokens=settings.max_response_tokens,
         noise_floor=calibration.noise_floor.value,
         refusal_rule=suite.refusal_rule,
+        refusal_openers=refusal_openers(settings, engine, prompts, suite),
         use=use,
     )

@@ -57,6 +57,8 @@ class ScorerContext:
     """KL in nats that an unchanged model shows; None where it was not measured."""
     refusal_rule: RefusalRule = field(default_factory=RefusalRule)
     """The run's rule, from the settings of the scorer that counts refusals."""
+    refusal_openers: tuple[int, ...] = ()
+    """Tokens with which the reference's refusals begin; empty where it refuses nothing."""
     use: Literal["validation", "test"] = "validation"
     """Whether trials or final trials are to be measured."""
 

@@ -5,7 +5,7 @@ import torch
 
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine
-from heretic_kl.errors import ConfigError
+from heretic_kl.errors import ConfigError, MeasurementError
 from heretic_kl.prompts import Prompt
 from heretic_kl.scoring import ScorerSpec, Suite, build_scorer
 from heretic_kl.testing import fake_context, load_tiny_model, save_tiny_model, tiny_llama
@@ -28,11 +28,18 @@ def plan(engine):
     return {key: ablation_operator(direction, 0.5) for key in engine.lm.architecture.facts()}
 
 
-def kl(engine, plan, *, use="validation", **settings):
+def kl(engine, plan, *, use="validation", context=None, **settings):
     suite = Suite([ScorerSpec("kl", "teacher_forced_kl", "minimize", {**KEEP_ALL, **settings})])
     prompts = {"harmful": PROMPTS, "harmless": PROMPTS}
     suite.prepare(
-        fake_context(engine, prompts_by_kind=prompts, kl_tokens=4, use=use, noise_floor=1e-12)
+        fake_context(
+            engine,
+            prompts_by_kind=prompts,
+            kl_tokens=4,
+            use=use,
+            noise_floor=1e-12,
+            **(context or {}),
+        )
     )
     return suite, suite.evaluate(engine, plan)["kl"]
 
@@ -57,6 +64,20 @@ def test_its_own_prompts_are_measured_in_their_own_split(engine, plan, tmp_path)
     _, there = kl(engine, plan, use="test", test_prompts=source)
     assert there.value == score.value
     assert suite.scorers["kl"].identity() != other.scorers["kl"].identity()
+
+
+def test_behaviour_and_remainder_add_to_the_whole_and_one_can_be_minimized(engine, plan):
+    openers = {"refusal_openers": (5, 9)}
+    _, whole = kl(engine, plan, context=openers)
+    behaviour, remainder = whole.details["behaviour"], whole.details["remainder"]
+    assert behaviour["mean"] > 0 and remainder["mean"] > behaviour["mean"]
+    assert behaviour["mean"] + remainder["mean"] == pytest.approx(whole.value, rel=1e-9)
+    assert whole.objective == whole.value == kl(engine, plan)[1].value
+    _, score = kl(engine, plan, context=openers, objective="remainder")
+    assert score.value == whole.value and score.objective == remainder["mean"]
+    assert "remainder" not in kl(engine, plan, context=openers, divergence="reverse_kl")[1].details
+    with pytest.raises(MeasurementError, match="the remainder needs forward_kl"):
+        kl(engine, plan, objective="remainder")
 
 
 def test_the_noise_floor_stands_beside_the_value(engine, plan):

@@ -75,7 +75,8 @@ MINE = """
 
 
 def test_the_scorers_of_the_package_are_found():
-    assert built_in_scorers() == ("false_refusals", "refusals", "teacher_forced_kl")
+    names = ("false_refusals", "keyword_rate", "refusals", "teacher_forced_kl")
+    assert built_in_scorers() == names
     for name in built_in_scorers():
         assert all(description for _, description in documented_settings(name).values())
 
