@@ -5,7 +5,7 @@ are the scored positions of all prompts. Units are nats.
 """
 
 from heretic_kl.score.chain import ChainMeasurement, measure_chain
-from heretic_kl.score.loader import Loading
+from heretic_kl.score.loader import Backend, Loading
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.preflight import check_models
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike
@@ -14,6 +14,7 @@ from heretic_kl.score.teacher_forced_kl import TeacherForcedKL
 from heretic_kl.score.text import Document, TextKL, load_documents
 
 __all__ = [
+    "Backend",
     "ChainMeasurement",
     "DEFAULT_PROMPTS",
     "Document",

@@ -15,6 +15,7 @@ from heretic_kl.errors import ModelError, ModelNotFoundError
 from heretic_kl.model import (
     Capabilities,
     CausalModel,
+    ChatEncoder,
     DtypeName,
     ModelSource,
     adapter_base,
@@ -25,13 +26,19 @@ from heretic_kl.model import (
     load_to_measure,
     load_tokenizer,
 )
+from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.score.llama.model import llama_available
+from heretic_kl.score.llama.reference import LlamaReference
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 Backend = Literal["auto", "transformers", "llama.cpp"]
-"""What runs a .gguf file; `auto` is llama.cpp for candidates if its binding is installed."""
+"""What runs a .gguf file.
+
+`auto` is llama.cpp for candidates, if its binding is installed, and transformers for a reference,
+which can then be compared with models of all kinds.
+"""
 
 
 class Loading(TypedDict, total=False):
@@ -98,8 +105,8 @@ class ModelLoader:
         template: str,
         enable_thinking: bool | None,
         response_prefix: str,
-    ) -> CausalModel:
-        """The reference, prompted as told.
+    ) -> CausalModel | LlamaReference:
+        """The reference, prompted as told; a .gguf file in llama.cpp if that is the back end.
 
         Raises:
             ModelError: it cannot be loaded.
@@ -112,6 +119,11 @@ class ModelLoader:
             base = self.take_reference(source)
             self.check(source, base)
             tokenizer = tokenizer or self._tokenizer_of_reference(source, base)
+            if self.backend == "llama.cpp" and source.gguf_file is not None:
+                used = chat_template(tokenizer, template)
+                chat = ChatEncoder(tokenizer, used, enable_thinking, response_prefix)
+                on_gpu, cache = self.device != "cpu", self.gguf_cache_type
+                return LlamaReference(source, chat, cache_type=cache, on_gpu=on_gpu)
             model = self._load(source, base, self.dtype)
         elif tokenizer is None:
             raise ValueError("a reference given as an object needs its tokenizer")

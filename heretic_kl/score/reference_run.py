@@ -13,7 +13,15 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 import torch
 
-from heretic_kl.engine import MemoryLimits, Runner, forced_sequences, model_identity, reference_from
+from heretic_kl.engine import (
+    MemoryLimits,
+    NoiseFloor,
+    Runner,
+    forced_sequences,
+    measure_noise_floor,
+    model_identity,
+    reference_from,
+)
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import forced_portions
 from heretic_kl.errors import MeasurementError
@@ -27,10 +35,13 @@ from heretic_kl.kl import (
 )
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
-from heretic_kl.model import CausalModel, DtypeName, evaluating
+from heretic_kl.model import CausalModel, DtypeName, evaluating, likely_layers
 from heretic_kl.score.llama.candidate import compare_natively, reference_in_llama
+from heretic_kl.score.llama.reference import LlamaReference
 from heretic_kl.score.loader import ModelLoader, as_source
 
+AnyRunner: TypeAlias = Runner | LlamaReference
+"""Runs the reference: both give its responses."""
 Watch: TypeAlias = Callable[[LogitBlock], LogitBlock]
 """Sees a candidate's logits, and says what is compared of them."""
 
@@ -63,14 +74,14 @@ class ReferenceRun:
     @classmethod
     def over(
         cls,
-        lm: CausalModel,
-        sequences: Callable[[Runner], Sequence[ForcedSequence]],
+        lm: CausalModel | LlamaReference,
+        sequences: Callable[[AnyRunner], Sequence[ForcedSequence]],
         positions: int,
         settings: dict[str, Any],
         *,
         loader: ModelLoader,
         batch_size: int,
-        then: Callable[[Runner, Reference], None] = lambda runner, reference: None,
+        then: Callable[[AnyRunner, Reference], None] = lambda runner, reference: None,
     ) -> ReferenceRun:
         """Run the reference.
 
@@ -84,6 +95,11 @@ class ReferenceRun:
             then: what else is to be measured of the reference while it is there.
         """
         notify = loader.notify
+        if isinstance(lm, LlamaReference):
+            reference = lm.reference(tuple(sequences(lm)), positions, settings)
+            then(lm, reference)
+            tokenizer = lm.chat.tokenizer
+            return cls(reference, loader, batch_size, True, tokenizer=tokenizer, notify=notify)
         with evaluating(lm.model):
             problem = lm.capabilities.prefix_problem
             if problem is not None:
@@ -310,3 +326,19 @@ class ReferenceRun:
             if "head_fingerprint" not in facts
             else "store the reference's logits instead of its hidden states",
         )
+
+
+def measure_floor(
+    runner: AnyRunner, reference: Reference, sequences: int, reduction: DivergenceReduction
+) -> NoiseFloor:
+    """What an unchanged reference shows over the first of its sequences, in either back end."""
+    if isinstance(runner, LlamaReference):
+        few = forced_sequences(reference)[:sequences]
+        return NoiseFloor(runner.noise_floor(few, reduction), None)
+    return measure_noise_floor(
+        runner,
+        reference.first_prompts(sequences),
+        likely_layers(runner.lm.model),
+        divergence=reduction.divergence,
+        temperature=reduction.temperature,
+    )

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from typing_extensions import Unpack
 
-from heretic_kl.engine import NoiseFloor, Runner, measure_noise_floor, with_responses
+from heretic_kl.engine import NoiseFloor, Runner, with_responses
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
@@ -25,13 +25,14 @@ from heretic_kl.kl import (
     summarize,
 )
 from heretic_kl.kl_options import checked_options, sampling_seed
-from heretic_kl.model import CausalModel, DtypeName, likely_layers
+from heretic_kl.model import CausalModel, DtypeName
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
+from heretic_kl.score.llama.reference import LlamaReference
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
-from heretic_kl.score.reference_run import ReferenceRun
+from heretic_kl.score.reference_run import AnyRunner, ReferenceRun, measure_floor
 
 NOISE_PROMPTS = 16
 """So many prompts are enough to see the size of a noise floor."""
@@ -300,25 +301,19 @@ class TeacherForcedKL:
         )
         return self
 
-    def _measure_floor(self, runner: Runner, reference: Reference) -> None:
-        self.noise_floor = measure_noise_floor(
-            runner,
-            reference.first_prompts(NOISE_PROMPTS),
-            likely_layers(runner.lm.model),
-            divergence=self.divergence,
-            temperature=self.temperature,
-        )
+    def _measure_floor(self, runner: AnyRunner, reference: Reference) -> None:
+        self.noise_floor = measure_floor(runner, reference, NOISE_PROMPTS, self._reduction)
 
 
 def _responding(
-    lm: CausalModel, prompts: Sequence[Prompt], kl_tokens: int, response: str
-) -> Callable[[Runner], Sequence[ForcedSequence]]:
+    lm: CausalModel | LlamaReference, prompts: Sequence[Prompt], kl_tokens: int, response: str
+) -> Callable[[AnyRunner], Sequence[ForcedSequence]]:
     """Prompts with the reference's responses, once it runs."""
     encoded = [lm.chat.encode(prompt) for prompt in prompts]
     seed = sampling_seed(response)
     sampling = None if seed is None else Sampling(seed)
-    return lambda runner: with_responses(runner, encoded, kl_tokens, sampling)
+    return lambda runner: with_responses(cast(Runner, runner), encoded, kl_tokens, sampling)
 
 
-def _nothing_else(runner: Runner, reference: Reference) -> None:
+def _nothing_else(runner: AnyRunner, reference: Reference) -> None:
     """Measure no more of the reference."""

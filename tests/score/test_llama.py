@@ -9,7 +9,7 @@ import torch
 
 from heretic_kl.cli import main as cli
 from heretic_kl.errors import MeasurementError, ModelError
-from heretic_kl.score import Document, TeacherForcedKL, TextKL
+from heretic_kl.score import Document, TeacherForcedKL, TextKL, measure_chain
 from heretic_kl.score.llama import LlamaModel, model
 from heretic_kl.testing import CHAT_TEMPLATE, WORDS, save_tiny_model, tiny_llama
 from heretic_kl.testing.gguf_file import write_llama_gguf
@@ -156,6 +156,64 @@ class TestValues:
         stop = [bpe_tokenizer().eos_token_id]
         for sequence in reference._run.sequences:
             assert tuple(opened.respond(sequence.prompt, 4, stop)) == sequence.response
+
+
+@pytest.fixture(scope="module")
+def live(models):
+    """The float32 file in llama.cpp as the reference."""
+    return TeacherForcedKL(
+        models / "f32.gguf",
+        prompts=PROMPTS,
+        kl_tokens=4,
+        backend="llama.cpp",
+        gguf_cache_type="f32",
+    )
+
+
+class TestAsTheReference:
+    def test_it_measures_what_the_safetensors_measure(self, models, live, reference):
+        assert live.responses() == reference.responses()
+        assert live.reference_dtype == "all F32, f32 cache, llama.cpp"
+        for name in ("q8_0", "q4_0"):
+            in_step, beside = (kl.score(models / f"{name}.gguf") for kl in (live, reference))
+            assert in_step.kl == pytest.approx(beside.kl, rel=1e-3)
+            assert in_step.back_end_floor is None
+        assert 0.0 <= live.noise_floor.value < 1e-9
+
+    def test_a_file_is_at_exactly_zero_from_itself(self, models, live):
+        assert live.score(models / "f32.gguf").table.values.abs().max() == 0.0
+
+    def test_over_text_in_blocks(self, models, monkeypatch):
+        monkeypatch.setattr(model, "MOST_ROWS", 7)
+        text = [Document(" ".join(WORDS * 4), "long")]
+        options = {"context": 48, "stride": 40, "gguf_cache_type": "f32"}
+        live = TextKL(models / "f32.gguf", text, backend="llama.cpp", **options)
+        beside = TextKL(models / "original", text, dtype="float32", **options)
+        in_step, apart = (kl.score(models / "q4_0.gguf") for kl in (live, beside))
+        assert torch.allclose(in_step.table.values, apart.table.values, rtol=1e-2, atol=1e-5)
+
+    def test_what_it_does_not_do(self, models, live, tmp_path):
+        with pytest.raises(MeasurementError, match="these must be .gguf files, or pass --backend"):
+            live.score(models / "original")
+        with pytest.raises(MeasurementError, match="responds greedily"):
+            TeacherForcedKL(
+                models / "f32.gguf", prompts=PROMPTS, response="sampled(1)", backend="llama.cpp"
+            )
+        with pytest.raises(MeasurementError, match="held in memory can be stored"):
+            live.save(tmp_path / "r.safetensors", store="logits")
+
+    def test_the_command_takes_files_alone(self, models, capsys):
+        words = ["-r", models / "f32.gguf", "--candidate", models / "q8_0.gguf"]
+        assert TestCommand().run(*words) == 0
+        out = capsys.readouterr().out
+        assert "(all F32, llama.cpp)" in out and "floor across back ends" not in out
+
+    def test_a_chain_ends_in_files(self, models, reference):
+        files = [models / "q8_0.gguf", models / "q4_0.gguf"]
+        chain = measure_chain(reference, files, [reference.score(file) for file in files])
+        step = chain.pairs[2].measurement
+        assert step.back_end_floor is None and 1e-4 < step.kl < 2 * chain.whole.kl
+        assert reference.seen_by(files[0]).score(files[0]).kl < 1e-6  # float16 logits
 
 
 class TestTokens:

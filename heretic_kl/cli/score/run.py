@@ -25,6 +25,7 @@ from heretic_kl.prompts import Prompt, load_prompts
 if TYPE_CHECKING:
     from heretic_kl.events import Observer
     from heretic_kl.score import (
+        Backend,
         ChainMeasurement,
         Loading,
         Measurement,
@@ -146,9 +147,20 @@ def _loading(settings: ScoreSettings) -> Loading:
         "device": settings.device,
         "device_map": settings.device_map,
         "trust_remote_code": settings.trust_remote_code,
-        "backend": settings.backend,
+        "backend": _backend(settings),
         "gguf_cache_type": settings.gguf_cache_type,
     }
+
+
+def _backend(settings: ScoreSettings) -> Backend:
+    """llama.cpp for all models where they are all .gguf files; a reference that is, is in step."""
+    from heretic_kl.score.llama import llama_available
+
+    names = (settings.name, *settings.candidate)
+    in_llama = all(name.lower().endswith(".gguf") for name in names)
+    if settings.backend == "auto" and in_llama and llama_available():
+        return "llama.cpp"
+    return settings.backend
 
 
 # --- measuring ------------------------------------------------------------------------------

@@ -124,11 +124,10 @@ class ScoreSettings(CommonSettings, KLOptions):
     )
     backend: Literal["auto", "transformers", "llama.cpp"] = setting(
         "auto",
-        "What runs .gguf candidates; auto is llama.cpp itself where heretic-kl[gguf] is installed",
+        "What runs .gguf files; auto is llama.cpp itself where heretic-kl[gguf] is installed, but "
+        "for a reference with other candidates",
     )
-    gguf_cache_type: CacheType = setting(
-        "f16", "As what llama.cpp stores keys and values of .gguf candidates"
-    )
+    gguf_cache_type: CacheType = setting("f16", "As what llama.cpp stores keys and values")
     response_prefix: str = setting("", "Start of every response")
     batch_size: Whole = setting(16, "Most sequences at once; halved where memory runs out", ge=1)
 

@@ -13,7 +13,13 @@ from heretic_kl.errors import ModelError
 from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, Reference, summarize
 from heretic_kl.model import ModelSource
 from heretic_kl.score.llama.model import LlamaModel
-from heretic_kl.score.llama.tokens import check_hash, check_vocabulary, texts_split_otherwise
+from heretic_kl.score.llama.reference import LiveLogits, kind_of
+from heretic_kl.score.llama.tokens import (
+    check_hash,
+    check_same_tokens,
+    check_vocabulary,
+    texts_split_otherwise,
+)
 
 if TYPE_CHECKING:
     from heretic_kl.score.reference_run import CandidateTable, ReferenceRun, Watch
@@ -37,6 +43,11 @@ def open_model(run: ReferenceRun, source: ModelSource) -> LlamaModel:
         cache_type=run.loader.gguf_cache_type,
         on_gpu=run.loader.device != "cpu",
     )
+    live = run.reference.logits
+    if isinstance(live, LiveLogits):  # which has no text of its tokens but the file's
+        check_same_tokens(live.model, model)
+        model.block_rows = live.model.block_rows
+        return model
     if run.tokenizer is None:
         check_hash(model, run.reference.identity.tokenizer_hash)
         return model
@@ -77,7 +88,7 @@ def compare_natively(
         apart = None if beside is None else summarize(_table(beside, model, reduction)).mean
     finally:
         model.close()
-    return CandidateTable(table, _kind(run, model), apart)
+    return CandidateTable(table, kind_of(model, run.loader.gguf_cache_type), apart)
 
 
 def _table(
@@ -107,7 +118,7 @@ def reference_in_llama(
     """What a file says over a run's sequences, as float16 logits: (rows, V) of them in memory."""
     model = open_model(run, source)
     try:
-        kind = _kind(run, model)
+        kind = kind_of(model, run.loader.gguf_cache_type)
         return Reference.from_logits(
             run.reference.tokens,
             run.reference.mask,
@@ -122,11 +133,6 @@ def reference_in_llama(
         )
     finally:
         model.close()
-
-
-def _kind(run: ReferenceRun, model: LlamaModel) -> str:
-    cache = run.loader.gguf_cache_type
-    return f"{model.quantization}{'' if cache == 'f16' else f', {cache} cache'}, llama.cpp"
 
 
 def _in_transformers(run: ReferenceRun, source: ModelSource) -> ReferenceRun | None:

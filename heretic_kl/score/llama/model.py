@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -92,25 +92,26 @@ class LlamaModel:
         self._memory = library.llama_get_memory(self._context)
         self.close = weakref.finalize(self, _free, library, self._model, self._context, self._batch)
 
-    def blocks(self, sequence: ForcedSequence) -> Iterator[Tensor]:
-        """Logits at the scored positions, (n, V) float32, at most `block_rows` rows at a time.
+    def blocks(self, sequence: ForcedSequence, rows: int | None = None) -> Iterator[Tensor]:
+        """Logits at the scored positions, (n, V) float32, at most `rows` rows at a time.
 
-        Another sequence may begin only when this one is exhausted or dropped.
+        None: `block_rows`, which is the most. Another sequence may begin only when this one is
+        exhausted or dropped.
 
         Raises:
             MeasurementError: llama.cpp cannot run it.
         """
         fed, first = sequence.fed, sequence.scored.start
         self._forget()
-        start = 0
+        start, rows = 0, rows or self.block_rows
         while start < len(fed):
-            stop = min(start + BATCH, max(first, start) + self.block_rows, len(fed))
+            stop = min(start + BATCH, max(first, start) + rows, len(fed))
             self._decode(fed[start:stop], start, first)
             if stop > first:
                 yield self._logits(stop - max(start, first))
             start = stop
 
-    def respond(self, prompt: Sequence[int], tokens: int, stop_ids: Sequence[int]) -> list[int]:
+    def respond(self, prompt: Sequence[int], tokens: int, stop_ids: Collection[int]) -> list[int]:
         """The greedy response to a prompt, with the end token where it ends within `tokens`."""
         self._forget()
         response: list[int] = []

@@ -28,14 +28,36 @@ def check_vocabulary(model: LlamaModel, tokenizer: Any) -> None:
         )
     ours = tokenizer.convert_ids_to_tokens(list(range(size)))
     theirs = [token_text(model, index) for index in range(size)]
-    other = [
-        index for index in range(size) if ours[index] is not None and ours[index] != theirs[index]
-    ]
+    _require_same(model, ours, theirs)
+
+
+def check_same_tokens(reference: LlamaModel, candidate: LlamaModel) -> None:
+    """Compare the text of every token id of two files.
+
+    Raises:
+        MeasurementError: they have another number of tokens, or other ones.
+    """
+    if reference.vocabulary != candidate.vocabulary:
+        raise MeasurementError(
+            f"{candidate.name!r} cannot be compared with the reference: it has "
+            f"{candidate.vocabulary} tokens, the reference {reference.vocabulary}"
+        )
+    ours, theirs = (
+        [token_text(model, index) for index in range(model.vocabulary)]
+        for model in (reference, candidate)
+    )
+    _require_same(candidate, ours, theirs)
+
+
+def _require_same(candidate: LlamaModel, ours: Sequence[str | None], theirs: Sequence[str]) -> None:
+    pairs = enumerate(zip(ours, theirs, strict=True))
+    other = [index for index, (text, stored) in pairs if text is not None and text != stored]
     if other:
         index = other[0]
         raise MeasurementError(
-            f"{model.name!r} cannot be compared with the reference: {len(other)} tokens differ, "
-            f"the first is {index} (reference {ours[index]!r}, candidate {theirs[index]!r})"
+            f"{candidate.name!r} cannot be compared with the reference: {len(other)} tokens "
+            f"differ, the first is {index} (reference {ours[index]!r}, candidate "
+            f"{theirs[index]!r})"
         )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from heretic_kl.engine import NoiseFloor, Runner, measure_noise_floor
+from heretic_kl.engine import NoiseFloor
 from heretic_kl.errors import MeasurementError
 from heretic_kl.files import new_file
 from heretic_kl.kl import (
@@ -33,7 +33,7 @@ from heretic_kl.kl import (
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.kl_options import checked_options
-from heretic_kl.model import DtypeName, likely_layers
+from heretic_kl.model import CausalModel, DtypeName
 from heretic_kl.score.llama.base_logits import (
     BaseLogits,
     window_sequence,
@@ -44,7 +44,7 @@ from heretic_kl.score.llama.kld_rows import KLDAccumulator
 from heretic_kl.score.llama.tokens import check_round_trip
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.measurement import Measurement
-from heretic_kl.score.reference_run import ReferenceRun
+from heretic_kl.score.reference_run import AnyRunner, ReferenceRun, measure_floor
 from heretic_kl.score.text.documents import Document, load_documents
 from heretic_kl.score.text.windows import Window, cut_as_llama, cut_documents, first_token
 
@@ -114,7 +114,8 @@ class TextKL:
         lm = loader.reference(
             reference, tokenizer, template="none", enable_thinking=None, response_prefix=""
         )
-        _require_positions(lm.model, context)
+        if isinstance(lm, CausalModel):
+            _require_positions(lm.model, context)
         if llama_windows:
             self._llama_ids = cut_as_llama(documents[0], lm.chat.tokenizer, context)
             first = first_token(lm.chat.tokenizer)
@@ -258,14 +259,9 @@ class TextKL:
         other._run = self._run.seen_by(model, dtype=dtype)
         return other
 
-    def _measure_floor(self, runner: Runner, reference: Reference) -> None:
-        self.noise_floor = measure_noise_floor(
-            runner,
-            reference.first_prompts(max(1, NOISE_TOKENS // _longest(reference))),
-            likely_layers(runner.lm.model),
-            divergence=self._reduction.divergence,
-            temperature=self._reduction.temperature,
-        )
+    def _measure_floor(self, runner: AnyRunner, reference: Reference) -> None:
+        windows = max(1, NOISE_TOKENS // _longest(reference))
+        self.noise_floor = measure_floor(runner, reference, windows, self._reduction)
 
 
 def _documents(text: Sequence[str | Path | Document], column: str | None) -> Sequence[Document]:

@@ -1,0 +1,176 @@
+"""A GGUF file in llama.cpp as the reference, run in step with each candidate. No statistics.
+
+No logits are kept: a block of the reference's is computed when the candidate's is there. So both
+files are in memory at once, mapped, and a file measured from itself is at exactly 0.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from heretic_kl.engine import reference_from
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl import DivergenceReduction, Reference, ReferenceIdentity, vocabulary_hash
+from heretic_kl.model import ChatEncoder, ModelSource
+from heretic_kl.model.loading.chat import stop_token_ids
+from heretic_kl.requests import Sampling
+from heretic_kl.score.llama.model import LlamaModel
+
+FLOOR_ROWS = 3
+"""Rows at once of the pass that shows what batching changes."""
+
+
+class LiveLogits:
+    """A `RowLogits` that runs its model, one block after the other."""
+
+    def __init__(self, model: LlamaModel, sequences: Sequence[ForcedSequence]) -> None:
+        self.model = model
+        self._sequences = sequences
+        self._starts = [0, *accumulate(len(sequence.response) for sequence in sequences)]
+        self._next = -1
+        self._blocks: Iterator[Tensor] = iter(())
+
+    @property
+    def rows(self) -> int:
+        """Number of scored positions."""
+        return self._starts[-1]
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Raw logits (n, V) of a block as `LlamaModel.blocks` makes them, of one sequence.
+
+        Raises:
+            MeasurementError: other rows are asked for, as of a candidate in another back end.
+        """
+        first = int(rows[0])
+        if first != self._next:
+            self._next = self._starts[bisect_right(self._starts, first) - 1]
+            self._blocks = self._from(self._next)
+        logits = next(self._blocks)
+        if (
+            self._next != first
+            or len(logits) != len(rows)
+            or int(rows[-1]) != first + len(rows) - 1
+        ):
+            raise MeasurementError(
+                "the reference runs in llama.cpp, in step with its candidates: these must be .gguf "
+                "files, or pass --backend transformers"
+            )
+        self._next += len(logits)
+        return logits
+
+    def _from(self, row: int) -> Iterator[Tensor]:
+        for sequence in self._sequences[self._starts.index(row) :]:
+            yield from self.model.blocks(sequence)
+
+
+class LlamaReference:
+    """A file that is to be the reference; it stands where a `CausalModel` does, and its runner.
+
+    Args:
+        source: a GGUF file.
+        chat: of its tokenizer.
+        cache_type: one of `CACHE_TYPES`.
+        on_gpu: see `LlamaModel`.
+    """
+
+    def __init__(
+        self, source: ModelSource, chat: ChatEncoder, *, cache_type: str, on_gpu: bool
+    ) -> None:
+        assert source.gguf_file is not None
+        self.chat = chat
+        self._path = source.gguf_file
+        self._cache_type = cache_type
+        self._on_gpu = on_gpu
+        self._model: LlamaModel | None = None
+        self._context = 0
+
+    def responses(
+        self,
+        encoded: Sequence[Sequence[int]],
+        max_tokens: int,
+        sampling: Sampling | None = None,
+    ) -> list[LlamaResponse]:
+        """Greedy responses, as `Runner.responses` gives them.
+
+        Raises:
+            MeasurementError: drawn ones are asked for.
+        """
+        if sampling is not None:
+            raise MeasurementError(
+                "a reference in llama.cpp responds greedily: leave out --response, or pass "
+                "--backend transformers"
+            )
+        model = self._opened(max(len(prompt) for prompt in encoded) + max_tokens)
+        stop_ids = stop_token_ids(self.chat.tokenizer, None)
+        return [LlamaResponse(model.respond(prompt, max_tokens, stop_ids)) for prompt in encoded]
+
+    def reference(
+        self,
+        sequences: Sequence[ForcedSequence],
+        positions: int,
+        settings: Mapping[str, Any],
+    ) -> Reference:
+        """What the model says over the sequences, whenever it is asked.
+
+        Args:
+            sequences: what every model is fed.
+            positions: N, most scored positions of a sequence.
+            settings: see `ReferenceIdentity`.
+        """
+        model = self._opened(max(len(sequence.fed) for sequence in sequences))
+        kind = kind_of(model, self._cache_type)
+        identity = ReferenceIdentity(
+            vocabulary_hash(self.chat.tokenizer.get_vocab()),
+            model.vocabulary,
+            settings={**settings, "dtype": kind},
+        )
+        rows = sum(len(sequence.response) for sequence in sequences)
+        shape = reference_from(sequences, positions, torch.empty(rows, 0), identity)
+        return replace(shape, hidden=None, logits=LiveLogits(model, sequences))
+
+    def noise_floor(
+        self, sequences: Sequence[ForcedSequence], reduction: DivergenceReduction
+    ) -> float:
+        """Mean KL in nats between the model and itself, a few positions at a time."""
+        model = self._opened(max(len(sequence.fed) for sequence in sequences))
+        values = []
+        for sequence in sequences:
+            whole = torch.cat(list(model.blocks(sequence)))
+            parts = torch.cat(list(model.blocks(sequence, rows=FLOOR_ROWS)))
+            tokens = torch.tensor(sequence.response)
+            values.append(reduction(whole, parts, tokens).values.mean())
+        return float(torch.stack(values).mean())
+
+    def _opened(self, context: int) -> LlamaModel:
+        if self._model is None or context > self._context:
+            if self._model is not None:
+                self._model.close()
+            self._context = context
+            self._model = LlamaModel(
+                self._path, context=context, cache_type=self._cache_type, on_gpu=self._on_gpu
+            )
+        return self._model
+
+
+class LlamaResponse(NamedTuple):
+    """A response, the end token included."""
+
+    tokens: Sequence[int]
+
+    def reference_tokens(self, most: int) -> Sequence[int]:
+        """The first tokens of it."""
+        return self.tokens[:most]
+
+
+def kind_of(model: LlamaModel, cache_type: str) -> str:
+    """What a file computes in, for people."""
+    cache = "" if cache_type == "f16" else f", {cache_type} cache"
+    return f"{model.quantization}{cache}, llama.cpp"
