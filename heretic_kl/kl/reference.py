@@ -66,11 +66,8 @@ class RowLogits(Protocol):
     def rows(self) -> int:
         """Number of rows."""
 
-    def of(
-        self,
-        rows: Tensor,  # (n,) int64
-    ) -> Tensor:
-        """Return raw logits, or log-probabilities, of some rows: (n, V)."""
+    def of(self, rows: Tensor) -> Tensor:
+        """Return raw logits, or log-probabilities, of some rows (n,) int64: (n, V)."""
 
 
 class LogitBlock(NamedTuple):
