@@ -199,6 +199,7 @@ def summarize(
 def group_means(
     table: KLTable,
     groups: Sequence[str],  # P names, in the order of the prompts
+    position_weights: Tensor | None = None,  # as in `summarize`
 ) -> tuple[GroupMean, ...]:
     """Return the mean of each group, in order of first appearance; nats.
 
@@ -211,7 +212,7 @@ def group_means(
     means = []
     for name in dict.fromkeys(groups):
         part = table.select_prompts(torch.tensor([group == name for group in groups]))
-        weights = _position_weights(part, None)
+        weights = _position_weights(part, position_weights)
         finite = part.mask & ~part.infinite
         _require_something(part, finite, weights)
         values = _prompt_means(part, part.values, finite, weights)

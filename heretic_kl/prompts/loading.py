@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,6 +25,8 @@ FILE_FORMATS = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
+PANEL = "builtin:panel"
+"""Test prompts of six categories in three scripts, for measurements that are compared."""
 _builtin_folder = files("heretic_kl") / "prompts" / "builtin"
 
 
@@ -34,6 +36,8 @@ class Prompt:
 
     user: str
     system: str | None = None
+    category: str | None = field(default=None, compare=False)
+    """Of which its figures are shown apart; None: no category."""
 
 
 def load_prompts(spec: DatasetSpec) -> list[Prompt]:
@@ -43,9 +47,10 @@ def load_prompts(spec: DatasetSpec) -> list[Prompt]:
         PromptError: With one line: what is missing or unreadable, and what there is instead.
     """
     rows = _rows(spec)
+    categories = _panel_categories(rows) if spec.source == PANEL else [None] * len(rows)
     prompts = [
-        Prompt(f"{spec.prefix}{text}{spec.suffix}", spec.system)
-        for text in rows
+        Prompt(f"{spec.prefix}{text}{spec.suffix}", spec.system, category)
+        for text, category in zip(rows, categories, strict=True)
         if text is not None and text.strip()
     ][: spec.limit]
     if not prompts:
@@ -81,18 +86,26 @@ def _rows(spec: DatasetSpec) -> Sequence[str | None]:
 
 def _builtin_rows(spec: DatasetSpec) -> list[str | None]:
     name = spec.source.partition(":")[2]
-    if name not in KINDS:
-        listed = ", ".join(f"builtin:{kind}" for kind in KINDS)
+    if name not in KINDS and spec.source != PANEL:
+        listed = ", ".join([*(f"builtin:{kind}" for kind in KINDS), PANEL])
         raise PromptError(f"{spec.source}: unknown built-in set; there are {listed}")
     if spec.column not in (None, "text"):
         raise PromptError(f"{spec.source}: no column {spec.column!r}; there is: text")
     rows: dict[str, list[str | None]] = {use: [] for use in USES}
-    text = (_builtin_folder / f"{name}.jsonl").read_text(encoding="utf-8")
-    for line in text.splitlines():
-        row = json.loads(line)
+    for row in _stored_rows(name):
         rows[row["use"]].append(row["text"])
     split, part = read_split(spec, USES)
     return rows[split][part.of(len(rows[split]))]
+
+
+def _stored_rows(name: str) -> list[dict[str, str]]:
+    text = (_builtin_folder / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _panel_categories(texts: Sequence[str | None]) -> list[str | None]:
+    by_text = {row["text"]: row["category"] for row in _stored_rows("panel")}
+    return [by_text[text or ""] for text in texts]
 
 
 def _text_rows(spec: DatasetSpec, path: Path) -> list[str | None]:

@@ -58,6 +58,8 @@ class MeasurementReport:
     rounding_floor: float | None
     position_decay: float
     candidates: tuple[MeasuredCandidate, ...]
+    over_text: bool = False
+    """Instead of responses: prompts are windows or documents, and positions theirs."""
     ranking: tuple[tuple[str, ...], ...] = ()
     """Several candidates in order of their divergence, a heading first, as cells."""
     chain: tuple[tuple[str, ...], ...] = ()
@@ -73,8 +75,12 @@ def measurement_sections(
     """
     sections = [_compared(report)]
     numbered = list(enumerate(report.candidates, 1))
-    by_group = bool(report.candidates[0].groups)
-    for rows in (_figure_rows, _group_rows if by_group else _profile_rows):
+    kinds: list[_Rows] = [_figure_rows]
+    if report.candidates[0].groups:
+        kinds.append(_group_rows)
+    if not report.over_text:
+        kinds.append(_profile_rows)
+    for rows in kinds:
         start = 0
         while start < len(numbered):
             section, taken = _widest(report, numbered[start:], rows, width)
@@ -86,7 +92,7 @@ def measurement_sections(
             title = f"As llama.cpp computes it{whose}, and ours; nats"
             sections.append(DetailSection(title, candidate.llama_rows))
     if len(numbered) > 1:
-        sections.append(_pairs(numbered))
+        sections.append(_pairs(report, numbered))
     if report.ranking:
         sections.append(DetailSection("Nearest to the reference first", report.ranking))
     if report.chain:
@@ -96,9 +102,8 @@ def measurement_sections(
 
 def measurement_footnotes(report: MeasurementReport) -> list[str]:
     """What a reader of the sections has to know."""
-    by_group = any(candidate.groups for candidate in report.candidates)
     notes = ["After ±: one standard error, clustered by prompt. In parentheses: counted."]
-    if by_group:
+    if report.over_text:
         notes[0] = "After ±: one standard error over clusters. In parentheses: positions."
         notes.append("Clusters: documents, or the windows of a group that is one document.")
     summaries = [candidate.summary for candidate in report.candidates]
@@ -201,11 +206,11 @@ def _figure_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> lis
         title = "median" if level == 0.5 else f"{100 * level:g}% of positions below"
         rows.append(_Row(title, f"{value:.3g}"))
     rows.append(_Row("same best token", f"{summary.top1_agreement:.1%}"))
-    token = "p(response token)" if not candidate.groups else "p(token of the text)"
+    token = "p(token of the text)" if report.over_text else "p(response token)"
     rows.append(_Row(token, f"{_signed(summary.mean_probability_change)} on average"))
     rows.append(_Row("from near ties", f"{summary.near_tie_share:.0%} of the mean"))
     rows.append(_Row("infinite positions", str(summary.infinite_count)))
-    units = "prompts" if not candidate.groups else "clusters"
+    units = "clusters" if report.over_text else "prompts"
     rows.append(_Row(f"{units}, positions", f"{summary.prompts}, {summary.rows}"))
     return rows
 
@@ -258,7 +263,7 @@ def _group_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> list
     ]
 
 
-def _pairs(numbered: Sequence[_Numbered]) -> DetailSection:
+def _pairs(report: MeasurementReport, numbered: Sequence[_Numbered]) -> DetailSection:
     rows: list[tuple[str, ...]] = [("candidate", "difference", "95% interval", "")]
     for number, candidate in numbered:
         comparison = candidate.against_first
@@ -269,7 +274,7 @@ def _pairs(numbered: Sequence[_Numbered]) -> DetailSection:
             interval = f"{comparison.interval.low:+.3g} to {comparison.interval.high:+.3g}"
         difference = _with_error(comparison.mean_difference, comparison.standard_error, sign="+")
         rows.append((str(number), difference, interval, _verdict(comparison)))
-    unit = "cluster" if numbered[0][1].groups else "prompt"
+    unit = "cluster" if report.over_text else "prompt"
     title = f"Minus candidate 1, paired by {unit} (negative: nearer to the reference)"
     return DetailSection(title, tuple(rows))
 

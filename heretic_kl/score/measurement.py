@@ -33,7 +33,7 @@ class Measurement:
     candidate_dtype: str | None = None
     """Where it is another, part of the KL is rounding."""
     groups: tuple[GroupMean, ...] = ()
-    """Over text: by file or category, in order."""
+    """Over text by file or category, of prompts that have one by category; in order."""
     back_end_floor: float | None = None
     """Nats between the two back ends on the candidate itself; None: not measured, or only one."""
     llama_rows: LlamaRows | None = None
@@ -75,8 +75,9 @@ class Measurement:
             "candidate_dtype": self.candidate_dtype,
             "back_end_floor": self.back_end_floor,
         }
-        if self.groups:
+        if self.table.clusters is not None:
             del plain["profile"]
+        if self.groups:
             plain["groups"] = [group._asdict() for group in self.groups]
             plain["macro_average"] = macro_average(self.groups)._asdict()
         if self.llama_rows is not None:
@@ -94,7 +95,7 @@ class Measurement:
         if summary.noise_floor is not None:
             below = "below the " if summary.below_noise_floor else ""
             floor = f", {below}noise floor {summary.noise_floor:.1g}"
-        units = "clusters" if self.groups else "prompts"
+        units = "prompts" if self.table.clusters is None else "clusters"
         infinite = f", {summary.infinite_count} positions infinite" * bool(summary.infinite_count)
         return (
             f"{summary.mean:.4g}{error} nats{interval}{floor}{infinite} "

@@ -22,6 +22,7 @@ from heretic_kl.kl import (
     DivergenceReduction,
     Reference,
     geometric_weights,
+    group_means,
     summarize,
 )
 from heretic_kl.kl_options import checked_options, sampling_seed
@@ -76,6 +77,8 @@ class TeacherForcedKL:
         ValueError: an argument is out of range.
     """
 
+    _groups: Sequence[str] = ()  # a category for each prompt, or none at all
+
     def __init__(
         self,
         reference: Any,
@@ -103,6 +106,7 @@ class TeacherForcedKL:
         )
         chosen = chosen_prompts(prompts)
         self.position_decay = position_decay
+        self._groups = _categories(chosen)
         self._reduction = DivergenceReduction(divergence, temperature)
         self.noise_floor: NoiseFloor | None = None
         loader = ModelLoader(**loading)
@@ -222,6 +226,7 @@ class TeacherForcedKL:
             self.position_decay,
             reference_dtype=self.reference_dtype,
             candidate_dtype=compared.dtype,
+            groups=group_means(compared.table, self._groups, weights) if self._groups else (),
             back_end_floor=compared.back_end_floor,
         )
 
@@ -303,6 +308,12 @@ class TeacherForcedKL:
 
     def _measure_floor(self, runner: AnyRunner, reference: Reference) -> None:
         self.noise_floor = measure_floor(runner, reference, NOISE_PROMPTS, self._reduction)
+
+
+def _categories(prompts: Sequence[Prompt]) -> list[str]:
+    """Each prompt's category; none at all unless all have one."""
+    categories = [prompt.category for prompt in prompts if prompt.category is not None]
+    return categories if len(categories) == len(prompts) else []
 
 
 def _responding(

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from heretic_kl.prompts import DatasetSpec, fingerprint, load_prompts
+
 SETS = ("harmful", "harmless", "borderline")
 USE_SIZES = {
     "harmful": {"train": 132, "validation": 64, "test": 64},
@@ -157,3 +159,17 @@ def test_harmless_prompts_vary_in_length_and_script() -> None:
     others = [text for text in texts("harmless", teach=False) if not text.isascii()]
     scripts = {unicodedata.name(text[0]).split()[0] for text in others}
     assert len(scripts) >= 6, scripts
+
+
+def test_the_panel_is_the_one_that_is_quoted():
+    panel = load_prompts(DatasetSpec("builtin:panel", "test"))
+    counts = Counter(prompt.category for prompt in panel)
+    assert set(counts) == {"chat", "code", "science", "mathematics", "chinese", "russian"}
+    assert set(counts.values()) == {32} and len(set(panel)) == len(panel)
+    # Figures over it are compared between publications: a changed prompt is another panel.
+    assert fingerprint(panel) == "899f592f5da209defb3a8fdec4a28ce34353a1dffcb6cfb6ae808db532b0c766"
+    for category, script in (("chinese", "CJK"), ("russian", "CYRILLIC")):
+        texts = [prompt.user for prompt in panel if prompt.category == category]
+        assert all(any(unicodedata.name(c, "").startswith(script) for c in t) for t in texts)
+    part = load_prompts(DatasetSpec("builtin:panel", "test[30:34]"))
+    assert [prompt.category for prompt in part] == ["chat", "chat", "code", "code"]

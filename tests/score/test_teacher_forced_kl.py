@@ -8,6 +8,7 @@ import torch
 
 from heretic_kl.errors import MeasurementError, PromptError, UnsupportedModelError
 from heretic_kl.kl import KLSummary, KLTable
+from heretic_kl.prompts import Prompt
 from heretic_kl.score import Measurement, TeacherForcedKL
 from heretic_kl.testing import save_tiny_model, tiny_llama, tiny_tokenizer
 
@@ -68,6 +69,18 @@ class TestValues:
         assert plain["reference_dtype"] == plain["candidate_dtype"] == "float32"
         own = {name: plain[name] for name in KLSummary.__dataclass_fields__}
         assert KLSummary.from_dict(own) == found.summary
+
+    def test_categories_are_shown_apart(self, original, other):
+        prompts = [Prompt(text, category="ab"[n % 2]) for n, text in enumerate(PROMPTS)]
+        measured = built(original, prompts=prompts).score(other)
+        assert [(group.name, group.clusters) for group in measured.groups] == [("a", 2), ("b", 2)]
+        of_a = built(original, prompts=PROMPTS[::2]).score(other).kl
+        assert measured.groups[0].mean == pytest.approx(of_a, rel=1e-4)
+        assert "profile" in measured.to_dict() and measured.macro_average.mean == pytest.approx(
+            sum(group.mean for group in measured.groups) / 2
+        )
+        some = [*prompts, Prompt("sorry")]
+        assert built(original, prompts=some).score(other).groups == ()
 
     def test_no_floor_if_none_is_wanted(self, original, other):
         found = built(original, noise_floor=False).score(other)

@@ -62,6 +62,7 @@ def report(
         reference=name,
         reference_dtype=first.reference_dtype,
         inputs=_inputs(settings, prompts, outcome),
+        over_text=settings.over_text,
         ranking=ranking_cells(ranked(settings, outcome)) if outcome.measurements[1:] else (),
         chain=() if outcome.chain is None else chain_cells(outcome.chain),
         rounding_floor=None if floor is None else floor.rounding,
