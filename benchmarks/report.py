@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import resource
 import shutil
@@ -35,7 +36,7 @@ SHOTS = {
 POLICY = r'<meta http-equiv="Content-Security-Policy"[^>]*>'
 """What is left out of copies of the page that have a script or a style more."""
 BLINK_SCHEME = {"dark": 0, "light": 1}
-COLOURS = 48
+COLOURS = 128
 """Of a picture: charts and text need no more."""
 
 
@@ -61,6 +62,7 @@ def report_seconds(studies: Path, page: Path, times: int) -> dict[str, object]:
         used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         processor.append(used)
     return {
+        "load_average": os.getloadavg()[0],
         "clock_median": statistics.median(clock),
         "processor_median": statistics.median(processor),
         "clock": clock,
@@ -106,7 +108,9 @@ def picture(page: Path, folder: Path, name: str) -> int:
     target = FIGURES / f"report-{name}.png"
     with Image.open(shot) as image:
         cut = image.convert("RGB").crop((0, 0, width, height))
-        cut.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+        cut.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            target, optimize=True
+        )
     return target.stat().st_size
 
 

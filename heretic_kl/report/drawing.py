@@ -18,7 +18,8 @@ _LINK: Final = re.compile(r'<a xlink:href="([^"]*)"')
 _ALPHA: Final = {"gridOpacity": 0.15, "domainOpacity": 0.6, "tickOpacity": 0.6}
 THEME: Final[Mapping[str, Any]] = {
     "background": None,
-    "font": "sans-serif",
+    "font": "Arial, Liberation Sans, sans-serif",  # the library measures with the second one
+    "padding": 8,
     "view": {"stroke": None},
     "title": {"color": "currentColor"},
     "axis": {

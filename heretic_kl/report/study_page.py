@@ -222,7 +222,7 @@ class StudyReport:
                 notes.append(f"Responses of trial {first}: {NOT_RECORDED}.")
         if left_out:
             notes.append(
-                f"{left_out} responses to harmful prompts are left out; --harmful-responses shows "
+                f"Responses to {left_out} harmful prompts are left out; --harmful-responses shows "
                 "them."
             )
         if self.harmful and not any(pair.kind == "harmful" for pair in pairs):

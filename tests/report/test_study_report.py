@@ -162,7 +162,7 @@ def test_links_of_charts_lead_to_trials_that_are_there(html: str) -> None:
 
 def test_responses_to_harmful_prompts_are_shown_on_request_alone(studies: Path, html: str) -> None:
     assert "VERY BAD TEXT" not in html and "The answer is four." in "".join(Elements(html).text)
-    assert "1 responses to harmful prompts are left out" in html
+    assert "Responses to 1 harmful prompts are left out" in html
     shown = render(report(studies, harmful=True).page())
     assert "VERY BAD TEXT" in shown
 
