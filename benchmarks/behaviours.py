@@ -21,12 +21,12 @@ from heretic_kl.demo import ensure_demo_model
 
 ROOT = Path(__file__).parents[1]
 RULES = {
-    "over_refusal": "max-refusals=0.1,min-kept_refusals=0.7",
+    "over_refusal": "min-kept_refusals=0.6",
     "overused_phrases": "knee",
     "hedging": "knee",
 }
 """Configuration -> pick rule."""
-TOKENS = {"over_refusal": 24, "overused_phrases": 60, "hedging": 60}
+TOKENS = {"over_refusal": 24, "overused_phrases": 48, "hedging": 48}
 """Of a response: refusals show early, phrases need text."""
 KEPT = ("value", "standard_error", "interval", "text")
 
@@ -41,7 +41,7 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, object]:
         words += ["--prompts.harmless.validation.limit", str(arguments.prompts)]
         words += ["--prompts.borderline.validation.limit", str(arguments.prompts)]
         words += ["--max-response-tokens", str(TOKENS[name])]
-        words += ["--study-dir", studies, "--test-trials", "0", "--pick", RULES[name], "--json"]
+        words += ["--study-dir", studies, "--test-trials", "1", "--pick", RULES[name], "--json"]
         done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     named = {event["event"]: event for event in events}
@@ -50,27 +50,33 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, object]:
     outcome: dict[str, object] = {
         "config": f"examples/{name}.toml",
         "rule": RULES[name],
+        "validation_prompts": arguments.prompts,
+        "response_tokens": TOKENS[name],
         "exit_code": done.returncode,
         "seconds": seconds,
         "trials": sum(event["event"] == "trial_finished" for event in events),
     }
     if done.returncode:
         return {**outcome, "failed": named["failed"]["lines"]}
-    after = named["trial_tested"]["scores"]
     picked = named["trial_picked"]["record"]
+    tested = {e["record"]["number"]: e["scores"] for e in events if e["event"] == "trial_tested"}
+    after = tested[picked["number"]]
     return {
         **outcome,
         "picked": picked["number"],
-        "validation": {n: {k: score[k] for k in KEPT} for n, score in picked["scores"].items()},
-        "test_scores": {
-            score_name: {
-                "original": {key: baselines["test"][score_name][key] for key in KEPT}
-                if "test" in baselines
-                else None,
-                "edited": {key: after[score_name][key] for key in KEPT},
-            }
-            for score_name in after
-        },
+        "validation_scores": beside(baselines["validation"], picked["scores"]),
+        "test_scores": beside(baselines["test"], after),
+    }
+
+
+def beside(original: dict, edited: dict) -> dict[str, dict[str, dict[str, object]]]:
+    """Both scores by scorer, without their details."""
+    return {
+        name: {
+            which: {key: scores[name][key] for key in KEPT}
+            for which, scores in (("original", original), ("edited", edited))
+        }
+        for name in edited
     }
 
 

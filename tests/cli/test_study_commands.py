@@ -98,3 +98,22 @@ def test_the_schema_is_printed(call):
         for table in event_schema()["$defs"].values()
     }
     assert {name for name in names - {None} if f"`{name}`" not in page} == set()
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        ["--scorers.refusals.enabled", "false", "--scorers.keyword_rate.use", "keyword_rate"]
+        + ["--scorers.keyword_rate.settings.phrases", '["flour", "mix"]'],
+        ["--scorers.kept_refusals.use", "false_refusals"]
+        + ["--scorers.kept_refusals.role", "maximize", "--pick", "min-kept_refusals=0"],
+    ],
+    ids=["keyword rate", "kept refusals"],
+)
+def test_another_behaviour_is_searched_for(events, behaviour):
+    code, lines = events("--trials", "2", "--test-trials", "0", *behaviour)
+    trials = [line["record"] for line in lines if line["event"] == "trial_finished"]
+    names = {word.split(".")[1] for word in behaviour if word.startswith("--scorers")}
+    assert code == 0 and len(trials) == 2
+    for trial in trials:
+        assert trial["state"] == "complete" and (names & set(trial["scores"])) - {"refusals"}
