@@ -25,6 +25,7 @@ SUMMARIES: Final = {
     "evaluate": "Measure edits that exist already, with every scorer",
     "worker": "Join a study that another process began",
     "storage": "Serve a database to workers on other machines",
+    "slurm": "Write the batch script of a study for a SLURM cluster",
     "bench": "Run benchmarks of lm-eval on a trial of a study and on the original",
     "score": "Measure any models against a reference",
     "inspect": "Show a model's layers and sites, and what a run would edit",
@@ -36,7 +37,7 @@ SUMMARIES: Final = {
 _FOLDERS: Final = {
     **dict.fromkeys(("trials", "show", "save", "report", "bench"), "study."),
     **dict.fromkeys(("reproduce", "evaluate"), "edits."),
-    **dict.fromkeys(("worker", "storage"), "workers."),
+    **dict.fromkeys(("worker", "storage", "slurm"), "workers."),
 }
 """Of the modules of commands that share one."""
 _VALUES: Final = (

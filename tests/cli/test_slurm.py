@@ -1,0 +1,77 @@
+"""`heretic-kl slurm`: the batch script of a study."""
+
+import shutil
+import stat
+import subprocess
+
+import pytest
+
+from heretic_kl.cli.workers import slurm
+from heretic_kl.config import load_settings
+
+WORDS = ("slurm", "--workers", "3", "--folder", "jobs", "--study-name", "a b", "--trials", "7")
+
+
+def lines(there):
+    return (there / "jobs" / "study.sbatch").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_script_says_what_the_settings_say(there, call):
+    url = "postgresql+psycopg://me:secret@host/db"
+    more = ("--partition", "long", "--gpus", "2", "--hours", "5", "--storage", url)
+    code, _, errors = call(*WORDS, *more, "--scorers.refusals.settings.markers", '["no, \\"x\\""]')
+    assert code == 0, errors
+    text = lines(there)
+    for line in (
+        "#SBATCH --array=0-2",
+        "#SBATCH --partition=long",
+        "#SBATCH --gpus-per-task=2",
+        "#SBATCH --time=5:00:00",
+        "#SBATCH --requeue",
+        "STUDY='a b'",
+        f"STORAGE={url}",
+    ):
+        assert line in text
+    assert stat.S_IMODE((there / "jobs" / "study.sbatch").stat().st_mode) == 0o600
+    settings = load_settings(["--config", "jobs/settings.toml"])
+    assert settings.trials == 7 and settings.workers == 1 and settings.storage is None
+    assert settings.model == str(there / "model")
+    assert settings.scorers["refusals"].settings["markers"] == ['no, "x"']
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize("name", ["study.sbatch", "sweep.sbatch", "setup-node.sh"])
+def test_scripts_are_shell(name):
+    subprocess.run(["bash", "-n", str(slurm.script_folder() / name)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(("task", "expected"), [("0", "--config"), ("2", "worker")])
+def test_each_job_of_the_array_runs_its_command(there, call, tmp_path, task, expected):
+    assert call(*WORDS)[0] == 0
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"SLURM_ARRAY_TASK_ID": task, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    out = subprocess.run(
+        ["bash", "jobs/study.sbatch"], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    assert out[:2] == ["heretic-kl", expected] and "a b" in out and "studies" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--workers", "0"), "say how many jobs"),
+        (("--save", "out"), "--save on a cluster needs --pick"),
+        (("--folder", "a.txt/jobs"), "cannot write 'a.txt/jobs'"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(there, call, words, message):
+    code, _, errors = call("slurm", *words)
+    assert code in (1, 2) and message in errors and len(errors.splitlines()) == 1
+
+
+def test_without_sbatch_the_script_is_left_to_submit(there, call, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    code, _, errors = call(*WORDS, "--submit")
+    assert code == 1 and "there is no sbatch on this machine: submit jobs/study.sbatch" in errors
