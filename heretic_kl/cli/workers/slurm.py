@@ -70,9 +70,9 @@ def write(settings: SlurmSettings) -> Path:
         StudyError: the folder cannot be written.
     """
     folder = settings.folder
-    own = set(SlurmSettings.model_fields) - set(Settings.model_fields)
+    fields = set(SlurmSettings.model_fields) - set(Settings.model_fields)
     values = settings.model_dump(
-        mode="json", exclude_defaults=True, exclude_none=True, exclude=NOT_OF_THE_RUN | own
+        mode="json", exclude_defaults=True, exclude_none=True, exclude=NOT_OF_THE_RUN | fields
     )
     try:
         for name, text in (("settings.toml", tomlkit.dumps(values)), (SCRIPT, filled(settings))):
