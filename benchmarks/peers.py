@@ -227,6 +227,7 @@ def our_search(
             startup_trials=trials // 2,
             seed=SEED,
             racing=racing,
+            screening=False,
             study_dir=folder,
             scorers=scorers,
         )

@@ -10,7 +10,7 @@ from heretic_kl.events import TrialFinished
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.screening import screening
 from heretic_kl.scoring import Score, Stopped
-from heretic_kl.search import Screened
+from heretic_kl.search import Screened, crowded_bounds
 
 SHARE_OF_MINUTES = 0.2
 """Of the time that a user gives, where refinement follows."""
@@ -52,6 +52,12 @@ def search(run: RunParts, until: int) -> None:
             run.tell(TrialFinished(record, finished, until, study.front, max(0.0, seconds_left)))
     if rungs is not None:
         rungs.tell()
+    crowded = crowded_bounds([record.parameters for record in study.front])
+    if crowded:
+        run.tell.notice(
+            f"most trials of the front lie at the end of a range ({', '.join(crowded)}): edits "
+            "beyond it, which are not searched, may be better"
+        )
 
 
 def search_seconds(run: RunParts) -> float:

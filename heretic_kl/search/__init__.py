@@ -15,7 +15,7 @@ from heretic_kl.search.screening import (
     promotes,
     rank_correlation,
 )
-from heretic_kl.search.space import SearchSpace
+from heretic_kl.search.space import SearchSpace, crowded_bounds
 from heretic_kl.search.storage import (
     PlanStore,
     check_storage,
@@ -41,6 +41,7 @@ __all__ = [
     "TrialRecord",
     "check_rule",
     "check_storage",
+    "crowded_bounds",
     "importances",
     "keep_run",
     "knee",

@@ -6,7 +6,7 @@ multivariate sampler can learn from every trial.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -122,6 +122,37 @@ _STARTS = (
     _Start("per layer", 0.7, 1.0, 0.5, 0.5, 0.6),
     _Start("per layer", 0.7, 0.6, -0.2, 0.5, 0.6),
 )
+
+
+CROWDED = 0.02
+"""Share of a range next to its end where a trial crowds it."""
+FEWEST_TO_CROWD = 3
+
+
+def crowded_bounds(front: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Ends of ranges near which most of a front lies, where a wider range might hold better edits.
+
+    Ends that mean a limit of the edit itself (no weight, the whole depth) are none.
+
+    Args:
+        front: the parameters of its trials.
+
+    Returns:
+        For people: `attention.peak_weight near 1.5`.
+    """
+    if len(front) < FEWEST_TO_CROWD:
+        return ()
+    ranges = {f"{c}.peak_weight": PEAK_WEIGHT[c] for c in PEAK_WEIGHT}
+    ranges |= {f"{c}.peak_position": PEAK_POSITION for c in PEAK_WEIGHT}
+    ends = [(name, high, high - low) for name, (low, high) in ranges.items() if high != 1.0]
+    ends += [(name, low, high - low) for name, (low, high) in ranges.items() if low > 0]
+    ends += [("direction.position", end, POSITION[1] - POSITION[0]) for end in POSITION]
+    crowded = []
+    for name, end, width in ends:
+        near = [abs(trial[name] - end) <= CROWDED * width for trial in front if name in trial]
+        if 2 * sum(near) > len(front):
+            crowded.append(f"{name} near {end:g}")
+    return tuple(crowded)
 
 
 def _kernel_ranges(component: Component) -> dict[str, Range]:
