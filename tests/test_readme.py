@@ -1,4 +1,4 @@
-"""The README's figures are those of the results files, and its tree is that of the package."""
+"""Figures in README and guides are those of the results files; the tree is that of the package."""
 
 import json
 import re
@@ -8,13 +8,22 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def guide(name):
+    """A page under docs/."""
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+SPEED, MODELS = guide("speed.md"), guide("models.md")
+MOST_README_LINES = 150
+
+
 def results(name):
     """A results file."""
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 
 
 def test_the_tree_shows_every_room_and_nothing_else():
-    tree = README.split("## What is where")[1].split("```")[1]
+    tree = guide("architecture.md").split("## What is where")[1].split("```")[1]
     rooms, others = set(), set()
     for line in tree.splitlines():
         if match := re.match(r"( *)([\w.]+)/", line):
@@ -23,6 +32,10 @@ def test_the_tree_shows_every_room_and_nothing_else():
     assert rooms == folders
     assert others == {"heretic_kl", "scorers", "examples", "benchmarks", "tests", "docs"}
     assert all((ROOT / name).is_dir() for name in others)
+
+
+def test_the_readme_is_read_in_a_minute():
+    assert len(README.splitlines()) <= MOST_README_LINES
 
 
 def test_the_demo_figures_are_those_of_the_results_file():
@@ -37,7 +50,7 @@ def test_the_demo_figures_are_those_of_the_results_file():
 def test_the_cost_of_a_measurement_is_that_of_the_results_file():
     measured = results("measurement.json")
     memory, time = measured["memory"], measured["time"]
-    text = " ".join(README.split())
+    text = " ".join(guide("measuring.md").split())
     assert f"takes {memory['median_extra_mb']:.0f} MB more than the forward pass" in text
     assert f"take {memory['all_logits_would_be_mb']:,.0f} MB" in text
     assert f"take {time['measurement_over_bare_forward']:.2f} times a bare forward" in text
@@ -47,16 +60,16 @@ def test_seconds_beside_peers_are_those_of_the_results_file():
     measured = results("peers.json")
     forced, generation = measured["teacher_forced"], measured["generation"]
     peer, ours = forced["temaq"]["median_seconds"], forced["ours"]["median_seconds"]
-    assert f"Temaq 1.1.1 {peer:.2f} s" in README
+    assert f"Temaq 1.1.1 {peer:.2f} s" in SPEED
     for name in ("0, 1", "0, 8", "8, 1", "12, 4"):
         seconds = ours[f"from layer {name} at once"]
-        assert f"{seconds:.2f} s ({peer / seconds:.1f}x faster)" in README
+        assert f"{seconds:.2f} s ({peer / seconds:.1f}x faster)" in SPEED
     peer = generation["heretic"]["median_seconds"]
-    assert f"Heretic 1.4.0 {peer:.2f} s" in README
+    assert f"Heretic 1.4.0 {peer:.2f} s" in SPEED
     for name in ("ours", "ours_4_at_once"):
         seconds = generation[name]["median_seconds"]
-        assert f"{seconds:.2f} s ({peer / seconds:.1f}x faster)" in README
-    strong, text = generation["ours"], " ".join(README.split())
+        assert f"{seconds:.2f} s ({peer / seconds:.1f}x faster)" in SPEED
+    strong, text = generation["ours"], " ".join(SPEED.split())
     seconds, left = strong["seconds"][2], strong["refusals"][2]
     assert f"{seconds:.1f} s for one that leaves {left} refusal" in text
     mean = peer / strong["mean_seconds"]
@@ -67,7 +80,7 @@ def test_float32_beside_peers_is_that_of_the_results_file():
     measured = results("peers_float32.json")
     forced, generation = measured["teacher_forced"], measured["generation"]
     ours = forced["ours"]["median_seconds"]["from layer 0, 1 at once"]
-    text = " ".join(README.split())
+    text = " ".join(SPEED.split())
     assert f"ours is {forced['temaq']['median_seconds'] / ours:.1f}x faster than Temaq with" in text
     alone, four = (
         generation["heretic"]["median_seconds"] / generation[name]["median_seconds"]
@@ -80,7 +93,7 @@ def test_float32_beside_peers_is_that_of_the_results_file():
 
 def test_verdicts_are_those_of_the_results_file():
     measured = results("verdicts.json")
-    text, control = " ".join(README.split()), "of plain generation in batches of 13"
+    text, control = " ".join(SPEED.split()), "of plain generation in batches of 13"
     for dtype in ("float32", "bfloat16"):
         ours = measured[dtype]["of a run, unlike plain generation's"]
         plain = measured[dtype][f"{control}, unlike plain generation's"]
@@ -91,14 +104,14 @@ def test_what_racing_saves_is_that_of_the_results_file():
     measured = results("racing.json")["searches"]
     whole, raced = measured["measured whole"], measured["racing by exact bounds"]
     rates = f"{raced['trials_per_minute']:.0f} a minute instead of {whole['trials_per_minute']:.0f}"
-    text = " ".join(README.split())
+    text = " ".join(SPEED.split())
     assert f"{raced['trials']} trials that generate responses it stopped" in text
     assert f"stopped {raced['stopped']} and ran {rates}" in text
 
 
 def test_coverage_and_memory_of_saving_are_those_of_the_results_files():
     measured = results("coverage.json")["summary"]
-    text = " ".join(README.split())
+    text = " ".join(MODELS.split())
     assert f"Of the {measured['types'] - measured['not built here']} decoder types" in text
     assert f"random models, {measured['passed']} pass" in text
     assert f"the same logits, and {measured['rejected']} are rejected" in text
