@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from heretic_kl.errors import ModelError, ReproductionError
 from heretic_kl.events import ModelSaved
 from heretic_kl.export import (
     Reproduction,
+    SavedForm,
     file_index,
     installed_versions,
     machine,
@@ -73,23 +74,59 @@ def rebuild(
     """
     trial = wanted.trial
     plan = _plan(run, wanted)
+    record = TrialRecord(trial.number, "complete", trial.parameters, trial.edit)
+    saved = save_from_elsewhere(
+        run,
+        record,
+        folder,
+        wanted.form,
+        overwrite=overwrite,
+        pick_rule=trial.pick_rule,
+        trials=trial.of,
+    )
+    return saved, _compare(run, wanted, plan, saved)
+
+
+def save_from_elsewhere(
+    run: RunParts,
+    record: TrialRecord,
+    folder: Path,
+    form: SavedForm,
+    *,
+    overwrite: bool,
+    pick_rule: str | None,
+    trials: int,
+) -> ModelSaved:
+    """Measure and save a trial that is not one of the run's study, all of it anew.
+
+    Args:
+        run: its plans hold what the trial learned.
+        record: the trial; its scores have no say.
+        folder: where the model goes.
+        form: merged model or adapter.
+        overwrite: a saved model that stands there may be replaced.
+        pick_rule: what picked the trial.
+        trials: how many there were.
+    """
+    assert record.edit is not None
+    plan = run.plan(record.edit)
     (validation,) = run.suite.evaluate_objectives(run.engine, [plan])
     assert isinstance(validation, dict)  # nothing races
-    run.study.keep_test_scores(trial.number, run.test_suite.evaluate(run.engine, plan))
-    record = TrialRecord(trial.number, "complete", trial.parameters, trial.edit, validation)
-    with run.tell.stage("save", "Saving and measuring the rebuilt model"):
+    run.study.keep_test_scores(record.number, run.test_suite.evaluate(run.engine, plan))
+    record = replace(record, scores=validation)
+    with run.tell.stage("save", "Saving and measuring the model"):
         saved = save_trial(
             run,
             record,
             plan,
             folder,
-            wanted.form,
+            form,
             overwrite=overwrite,
-            pick_rule=trial.pick_rule,
-            trials=trial.of,
+            pick_rule=pick_rule,
+            trials=trials,
         )
     run.tell(saved)
-    return saved, _compare(run, wanted, plan, saved)
+    return saved
 
 
 def _plan(run: RunParts, wanted: Reproduction) -> Plan:

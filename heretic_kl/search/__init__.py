@@ -21,6 +21,7 @@ from heretic_kl.search.storage import (
     check_storage,
     open_storage,
     serve,
+    storage_for_reading,
     without_password,
 )
 from heretic_kl.search.stored import StoredStudy, keep_run, read_study
@@ -54,6 +55,7 @@ __all__ = [
     "read_study",
     "serve",
     "spread",
+    "storage_for_reading",
     "stored_batch_size",
     "without_password",
 ]

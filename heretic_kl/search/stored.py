@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from heretic_kl.errors import StudyError
 from heretic_kl.scoring import Role, Score, ScorerSpec
+from heretic_kl.search.identity import BATCH_SIZE, FINGERPRINT
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import (
     UNEDITED,
@@ -53,6 +54,10 @@ class StoredStudy:
     """Scores on the test prompts of every trial that has them, by trial number."""
     trials: tuple[FrozenTrial, ...] = field(default=(), repr=False, compare=False)
     """The records as Optuna keeps them."""
+    batch_size: int | None = None
+    """What it was begun with."""
+    scorer_code: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of the code that its scores were measured with, by scorer."""
 
     @property
     def front(self) -> tuple[TrialRecord, ...]:
@@ -122,6 +127,7 @@ def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
         for key, text in attributes.items()
         if key.startswith(TEST_SCORES)
     }
+    scorers = json.loads(attributes.get(FINGERPRINT, "{}")).get("scorers", {})
     trials = tuple(t for t in study.get_trials(deepcopy=False) if t.state.is_finished())
     return StoredStudy(
         name=name,
@@ -134,6 +140,8 @@ def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
         test_baseline=tested.pop(UNEDITED, None),
         tested=tested,
         trials=trials,
+        batch_size=attributes.get(BATCH_SIZE),
+        scorer_code={name: table["code"] for name, table in scorers.items()},
     )
 
 

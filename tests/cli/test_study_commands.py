@@ -49,6 +49,24 @@ def test_save_writes_a_trial_without_a_search(searched, call, events, workplace)
     assert code == 0 and "test" in out  # what was measured on the way is kept
 
 
+def test_a_trial_is_saved_after_an_update_and_its_study_stays_as_it_is(
+    searched, events, workplace, monkeypatch
+):
+    """Other code of a scorer gives other scores, which do not stop anyone from saving an edit."""
+    assert events("save", "mine", "--trial", "2", "-o", "before")[0] == 0
+    monkeypatch.setattr("heretic_kl.scoring.scorer_code", lambda use: "of another version")
+    journal = workplace / "studies" / "mine.journal"
+    content = journal.read_bytes()
+    code, lines = events("save", "mine", "--trial", "2", "-o", "after")
+    notices = [line["message"] for line in lines if line["event"] == "notice"]
+    assert code == 0 and any("measured by other code than this" in text for text in notices)
+    assert journal.read_bytes() == content
+    weights = [
+        (workplace / name / "model.safetensors").read_bytes() for name in ("before", "after")
+    ]
+    assert weights[0] == weights[1]
+
+
 def test_a_rule_that_no_trial_meets_has_a_code_of_its_own(searched, call, events, workplace):
     for words in (["save", "mine"], ["--study-name", "mine"]):
         words = [*words, "--pick", "max-refusals=-1", "--save", "none"]

@@ -8,6 +8,7 @@ from test_workers import in_threads, texts
 
 from heretic_kl.ablation import SiteKey, ablation_operator
 from heretic_kl.errors import StudyError
+from heretic_kl.files import sha256_file
 from heretic_kl.search import PlanStore, check_storage, open_storage, serve
 from heretic_kl.search.storage import proxy as proxy_module
 from heretic_kl.search.storage import study_names
@@ -46,6 +47,8 @@ def test_learned_edits_reach_machines_that_share_no_disk(url, tmp_path):
         elsewhere = PlanStore(tmp_path / "elsewhere", "s", storage)
         (loaded,) = elsewhere.load(digest).values()
         assert torch.equal(loaded.left, next(iter(plan.values())).left)
+        elsewhere.copy(digest, tmp_path / "saved" / "learned.safetensors")
+        assert sha256_file(tmp_path / "saved" / "learned.safetensors") == digest
         with pytest.raises(StudyError, match="is missing"):
             elsewhere.load("0" * 64)
         assert study_names(storage) in (["s"], [])

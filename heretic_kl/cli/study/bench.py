@@ -8,6 +8,7 @@ from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.edits.evaluate import show
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import check_json_file, observing
+from heretic_kl.cli.study.beside import session_beside
 from heretic_kl.cli.study.settings import (
     BenchSettings,
     picked,
@@ -31,7 +32,6 @@ def run(words: Sequence[str]) -> int:
     settings = settings_of(BenchSettings, words, named, study)
     settings = settings.model_copy(update={"save": None})
 
-    from heretic_kl.run import Session
     from heretic_kl.run.evaluate import evaluate_trial
     from heretic_kl.scoring import HarnessTask, ScorerSpec
 
@@ -50,7 +50,7 @@ def run(words: Sequence[str]) -> int:
     settle_process(settings)
     with (
         observing(quiet=settings.quiet) as observer,
-        Session(settings, observer) as session,
+        session_beside(study, record, settings, observer) as session,
     ):
         evaluation = evaluate_trial(session.parts, record, specs)
         show("bench", evaluation, named, observer, where="in lm-eval")

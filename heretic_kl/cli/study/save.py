@@ -12,6 +12,7 @@ from pathlib import Path
 from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import observing
+from heretic_kl.cli.study.beside import measured_with_other_code, session_beside
 from heretic_kl.cli.study.settings import SaveSettings, picked, read_named, rule_of, settings_of
 from heretic_kl.config import read_settings
 from heretic_kl.errors import NoTrialError
@@ -35,16 +36,35 @@ def run(words: Sequence[str]) -> int:
     settings = settings.model_copy(update={"save": folder})
 
     from heretic_kl.cli.log import RunLog
+    from heretic_kl.events import Notice
     from heretic_kl.run import Session
+    from heretic_kl.run.reproduce import save_from_elsewhere
 
     settle_process(settings)
+    form, overwrite = settings.save_as, settings.overwrite
     with ExitStack() as stack:
         observer = stack.enter_context(observing(quiet=settings.quiet))
-        log = stack.enter_context(RunLog(settings, observer))
-        session = stack.enter_context(Session(settings, log))
-        record = session.pick(rule)
-        assert settings.save is not None
-        session.save(record, settings.save, settings.save_as, overwrite=settings.overwrite)
+        if not measured_with_other_code(study):
+            log = stack.enter_context(RunLog(settings, observer))
+            session = stack.enter_context(Session(settings, log))
+            session.save(session.pick(rule), folder, form, overwrite=overwrite)
+            return 0
+        observer(
+            Notice(
+                f"study {study.name} was measured by other code than this: the trial is measured "
+                "anew, and the study stays as it is"
+            )
+        )
+        session = stack.enter_context(session_beside(study, record, settings, observer))
+        save_from_elsewhere(
+            session.parts,
+            record,
+            folder,
+            form,
+            overwrite=overwrite,
+            pick_rule=rule,
+            trials=len(study.records),
+        )
     return 0
 
 

@@ -58,11 +58,12 @@ class PlanStore:
         """Write the plan with this sha256 to another file.
 
         Raises:
-            StudyError: it is not there, or cannot be written.
+            StudyError: it is not there, is not what was kept, or cannot be written.
         """
+        data = self._read(digest)
         try:
             with files.new_file(target) as partial:
-                partial.write_bytes((self.folder / digest).read_bytes())
+                partial.write_bytes(data)
         except OSError as error:
             raise StudyError(
                 f"cannot copy the learned edit {digest[:12]} to {str(target)!r}: {error.strerror}"
@@ -74,6 +75,9 @@ class PlanStore:
         Raises:
             StudyError: it is not there, or is not what was kept.
         """
+        return plan_from_tensors(safetensors.torch.load(self._read(digest)))
+
+    def _read(self, digest: str) -> bytes:
         try:
             data = (self.folder / digest).read_bytes()
         except OSError as error:
@@ -89,7 +93,7 @@ class PlanStore:
                 f"the learned edit {digest[:12]} in {str(self.folder)!r} was changed: "
                 "restore it, or refine again under another --study-name"
             )
-        return plan_from_tensors(safetensors.torch.load(data))
+        return data
 
     def _write(self, digest: str, data: bytes) -> None:
         try:

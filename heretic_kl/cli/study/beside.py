@@ -1,0 +1,59 @@
+"""A trial of a study, run again beside it: nothing is written into the study itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heretic_kl.config import Settings
+    from heretic_kl.events import Observer
+    from heretic_kl.run import Session
+    from heretic_kl.search import StoredStudy, TrialRecord
+
+
+def measured_with_other_code(study: StoredStudy) -> bool:
+    """Whether a scorer's code is not what the study was measured with, as after an update."""
+    from heretic_kl.scoring import scorer_code
+
+    uses = {name: table.get("use") or name for name, table in study.settings["scorers"].items()}
+    return any(scorer_code(uses[name]) != code for name, code in study.scorer_code.items())
+
+
+@contextmanager
+def session_beside(
+    study: StoredStudy, record: TrialRecord, settings: Settings, observer: Observer
+) -> Iterator[Session]:
+    """A session that runs as the study did, on a study of its own that is thrown away.
+
+    Args:
+        study: what the trial is one of; it may be searched meanwhile.
+        record: the trial; what it learned is brought along.
+        settings: of the study.
+        observer: told what happens.
+
+    Raises:
+        HereticKLError: see `Session`; or what was learned is missing.
+    """
+    from heretic_kl.run import Session
+    from heretic_kl.search import PlanStore, storage_for_reading
+
+    url = settings.storage
+    with TemporaryDirectory(prefix="heretic-kl-") as folder:
+        anew = settings.model_copy(
+            update={
+                "study_dir": Path(folder),
+                "study_name": None,
+                "storage": None,
+                "batch_size": settings.batch_size or study.batch_size or 0,
+            }
+        )
+        with Session(anew, observer) as session:
+            if record.edit is not None and record.edit.refinement is not None:
+                shared = None if url is None else storage_for_reading(url)
+                plans = PlanStore(settings.study_dir, study.name, shared)
+                session.parts.plans.save(plans.load(record.edit.refinement.sha256))
+            yield session
