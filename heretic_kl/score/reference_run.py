@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 import torch
+from torch import Tensor
 
 from heretic_kl.engine import (
     MemoryLimits,
@@ -34,10 +35,11 @@ from heretic_kl.kl import (
     ReferenceIdentity,
 )
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
+from heretic_kl.kl.reference import StoredLogits
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel, DtypeName, evaluating, likely_layers
 from heretic_kl.score.llama.candidate import compare_natively, reference_in_llama
-from heretic_kl.score.llama.reference import LlamaReference
+from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import ModelLoader, as_source
 
 AnyRunner: TypeAlias = Runner | LlamaReference
@@ -228,20 +230,31 @@ class ReferenceRun:
         Raises:
             MeasurementError: it was itself loaded without its head.
         """
-        stored, head = self.reference, self.head
-        if stored.logits is not None:
+        stored = self.reference
+        if isinstance(stored.logits, StoredLogits):
             return stored
-        if head is None or stored.hidden is None:
-            raise MeasurementError("logits can only be stored where the reference's head is known")
-        hidden = stored.hidden
-        blocks = row_blocks(hidden.shape[0], head.vocabulary, MAX_LOGIT_ELEMENTS)
         return Reference.from_logits(
             stored.tokens,
             stored.mask,
-            (head.logits(hidden[block]) for block in blocks),
+            self.reference_blocks(),
             replace(stored.identity, head_fingerprint=None),
             prompts=stored.prompts,
         )
+
+    def reference_blocks(self) -> Iterator[Tensor]:
+        """The reference's raw logits, (n, V) at a time, in the rows' order.
+
+        Raises:
+            MeasurementError: it was itself loaded without its head.
+        """
+        logits, head, hidden = self.reference.logits, self.head, self.reference.hidden
+        if isinstance(logits, LiveLogits):
+            yield from logits.blocks()
+        elif head is not None and hidden is not None:
+            for block in row_blocks(len(hidden), head.vocabulary, MAX_LOGIT_ELEMENTS):
+                yield head.logits(hidden[block])
+        else:
+            raise MeasurementError("logits can only be stored where the reference's head is known")
 
     def head_for(self, vocabulary: int) -> tuple[Head | None, int]:
         """The reference's head, and how many of so many tokens of a candidate it can be told from.

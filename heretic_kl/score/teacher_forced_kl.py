@@ -29,7 +29,7 @@ from heretic_kl.kl_options import checked_options, sampling_seed
 from heretic_kl.model import CausalModel, DtypeName
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
-from heretic_kl.score.llama.reference import LlamaReference
+from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
@@ -256,6 +256,11 @@ class TeacherForcedKL:
                 head.
         """
         stored = self._run.with_logits() if store == "logits" else self.reference
+        if isinstance(stored.logits, LiveLogits):
+            raise MeasurementError(
+                "a reference in llama.cpp has no hidden states to store: store logits "
+                "(--store logits)"
+            )
         settings = {
             **stored.identity.settings,
             "divergence": self.divergence,

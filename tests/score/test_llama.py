@@ -199,8 +199,20 @@ class TestAsTheReference:
             TeacherForcedKL(
                 models / "f32.gguf", prompts=PROMPTS, response="sampled(1)", backend="llama.cpp"
             )
-        with pytest.raises(MeasurementError, match="held in memory can be stored"):
-            live.save(tmp_path / "r.safetensors", store="logits")
+        with pytest.raises(MeasurementError, match="no hidden states to store: store logits"):
+            live.save(tmp_path / "r.safetensors")
+
+    def test_its_logits_can_be_kept(self, models, live, tmp_path):
+        live.save(tmp_path / "r.safetensors", store="logits")
+        stored = TeacherForcedKL.load(tmp_path / "r.safetensors", gguf_cache_type="f32")
+        assert stored.score(models / "f32.gguf").kl < 1e-6
+        (tmp_path / "wiki.txt").write_text(" ".join(WORDS * 3))
+        options = {"context": 40, "llama_windows": True, "backend": "llama.cpp"}
+        kl = TextKL(models / "f32.gguf", [tmp_path / "wiki.txt"], gguf_cache_type="f32", **options)
+        kl.write_llama_base(tmp_path / "base")
+        base = TextKL.from_llama_base(tmp_path / "base", bpe_tokenizer(), gguf_cache_type="f32")
+        near, far = (base.score(models / f"{name}.gguf") for name in ("f32", "q4_0"))
+        assert near.kl < 1e-8 and far.kl == pytest.approx(kl.score(models / "q4_0.gguf").kl, 0.01)
 
     def test_the_command_takes_files_alone(self, models, capsys):
         words = ["-r", models / "f32.gguf", "--candidate", models / "q8_0.gguf"]

@@ -66,6 +66,11 @@ class LiveLogits:
         self._next += len(logits)
         return logits
 
+    def blocks(self) -> Iterator[Tensor]:
+        """All logits in order, block by block; `of` begins anew afterwards."""
+        self._next = -1
+        return self._from(0)
+
     def _from(self, row: int) -> Iterator[Tensor]:
         for sequence in self._sequences[self._starts.index(row) :]:
             yield from self.model.blocks(sequence)

@@ -30,8 +30,6 @@ from heretic_kl.kl import (
     summarize,
     vocabulary_hash,
 )
-from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
-from heretic_kl.kl.terms import row_blocks
 from heretic_kl.kl_options import checked_options
 from heretic_kl.model import CausalModel, DtypeName
 from heretic_kl.score.llama.base_logits import (
@@ -190,13 +188,12 @@ class TextKL:
         Raises:
             ValueError: the text was not cut with `llama_windows`.
         """
-        head, hidden = self._run.head, self.reference.hidden
-        if not self._llama_ids or head is None or hidden is None:
+        if not self._llama_ids:
             raise ValueError("a file of base logits needs a TextKL with llama_windows=True")
         with new_file(Path(path)) as partial, partial.open("wb") as file:
-            write_head(file, self._llama_ids, head.vocabulary)
-            for block in row_blocks(len(hidden), head.vocabulary, MAX_LOGIT_ELEMENTS):
-                write_rows(file, head.logits(hidden[block]))
+            write_head(file, self._llama_ids, self.reference.identity.vocabulary_size)
+            for logits in self._run.reference_blocks():
+                write_rows(file, logits)
 
     @property
     def reference(self) -> Reference:
