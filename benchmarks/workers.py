@@ -106,33 +106,37 @@ def kills(place: Place, workers: int, count: int, until: int, pause: float) -> d
 
     def work() -> None:
         with open_storage(*place) as storage:
-            for record in study_in(storage, place[2]).run(until, sleeping(0.02)):
+            for record in study_in(storage, place[2]).run(until, sleeping(0.2)):
                 os.write(said, f"{record.number}\n".encode())
 
     children: list[Any] = []
-    for _ in range(count):
-        children = [child for child in children if child.is_alive()]
+    killed = 0
+    while killed < count:
         while len(children) < workers:
             children.append(FORK.Process(target=work))
             children[-1].start()
         time.sleep(chance.expovariate(1 / pause))
         victim = children.pop(chance.randrange(len(children)))
-        os.kill(victim.pid, signal.SIGKILL)
+        if victim.is_alive():  # the study may have ended
+            victim.kill()
         victim.join()
-    for child in children:
-        child.join()
+        killed += victim.exitcode == -signal.SIGKILL
+        if victim.exitcode == 0:
+            break
     with open_storage(*place) as storage:
         study = study_in(storage, place[2])
-        at_the_end = study.finished
+        when_killing_ended = study.finished
         list(study.run(until, sleeping(0.0)))
         records = study.records
+    for child in children:
+        child.join()
     done = complete(records)
     reported = {int(line) for line in log.read_text().split()}
     parameters = {json.dumps(record.parameters, sort_keys=True) for record in done}
     return {
-        "kills": count,
+        "kills": killed,
         "workers": workers,
-        "finished_by_the_survivors": at_the_end,
+        "finished_when_killing_ended": when_killing_ended,
         "interrupted": sum(record.state == "interrupted" for record in records),
         "complete": len(done),
         "wanted": until,
@@ -386,7 +390,7 @@ def main() -> None:
         def killing() -> Any:
             return {
                 f"{name}, {workers} at a time": kills(
-                    (url, folder, f"kills-{name}-{workers}"), workers, share, 150, pause
+                    (url, folder, f"kills-{name}-{workers}"), workers, share, 300 * workers, pause
                 )
                 for name, url, pause in (("journal", None, 0.7), ("postgresql", server, 2.0))
                 for workers in (1, 3)

@@ -47,7 +47,7 @@ from heretic_kl.search.trials import RunningTrial, StudyTrials
 TEST_SCORES = "heretic-kl:test:"
 """Attribute of a study, followed by a trial's number."""
 MOST_FAILURES_IN_A_ROW = 5
-WAIT_SECONDS = 0.2
+WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 2.0
 """Between two looks at the trials that other processes run, where none is left to begin."""
 MOST_WORKERS = 256
 """Where more trials than this are missing, no two workers begin the same last one."""
@@ -219,7 +219,7 @@ class SearchStudy:
             StudyError: several trials in a row failed.
         """
         with self._roles.hold_numbered("worker") as worker:
-            failures = 0
+            failures, pause = 0, WAIT_SECONDS
             seen = {t.number for t in self._trials.read() if t.state.is_finished()}
             while not stop():
                 trials = self._trials.settle()
@@ -229,8 +229,10 @@ class SearchStudy:
                     return
                 free = missing - sum(1 for t in trials if t.state == TrialState.RUNNING)
                 if free <= 0:
-                    time.sleep(WAIT_SECONDS)
+                    time.sleep(pause)
+                    pause = min(1.3 * pause, LONGEST_WAIT_SECONDS)
                     continue
+                pause = WAIT_SECONDS
                 running = self._begin(trials, min(candidates, free), until, worker)
                 for record in self._run_group(running, evaluate, notify):
                     seen.add(record.number)
