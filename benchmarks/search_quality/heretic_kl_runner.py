@@ -57,7 +57,7 @@ def run(task: Task, *, refine: bool, reserve: float, more: str) -> tuple[dict[st
     (minutes,) = task.minutes
     left = max(SHORTEST_MINUTES, minutes - reserve / 60)
     words = [*_words(task, refine, more), "--trials", str(task.trials), "--minutes", f"{left:g}"]
-    pick = _saving(f"sure-refusals={task.target:g}")
+    pick = _saving(f"likely-refusals={task.target:g}")
     env = environment(task.threads, PYTHONPATH=str(CHECKOUT))
     started = time.time()
     code = commit()  # before the run: the checkout may change during it

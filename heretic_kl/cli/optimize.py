@@ -115,11 +115,11 @@ def front_of(session: Session) -> FrontShown:
 
 
 def _default_rule(settings: Settings) -> str:
-    """The least damaging trial that surely meets the target."""
+    """The least damaging trial that is likely to meet the target."""
     refusals = settings.scorers.get(REFUSALS)
     if refusals is None or not refusals.enabled or refusals.role != "minimize":
         raise ConfigError("--save without a terminal needs --pick, for instance --pick knee")
-    return f"sure-{REFUSALS}={settings.target_refusals:g}"
+    return f"likely-{REFUSALS}={settings.target_refusals:g}"
 
 
 def _pick_and_save(settings: Settings, session: Session) -> None:

@@ -16,6 +16,6 @@ DEMO_PRESET: Final[dict[str, Any]] = {
     "study_dir": "heretic-kl-demo/studies",
     "save": "heretic-kl-demo/model",
     "overwrite": True,
-    "pick": "sure-refusals=0.05",
+    "pick": "likely-refusals=0.05",
 }
 """What `heretic-kl demo` sets below config.toml, the environment and the command line."""

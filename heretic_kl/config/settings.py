@@ -158,7 +158,7 @@ class Settings(CommonSettings):
     trials: Whole = setting(200, "Finished trials that the study holds at the end", ge=0, short="n")
     pick: Text | None = setting(
         None,
-        "Pick unasked: knee, trial=17, sure-refusals=0.05, max-OTHER=0.9",
+        "Pick unasked: knee, trial=17, likely-refusals=0.05, max-OTHER=0.9",
         example="knee",
         metavar="RULE",
         short="p",

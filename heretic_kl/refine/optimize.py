@@ -1,7 +1,7 @@
 """Learns an edit: minimises KL on harmless prompts under a constraint on refusal mass.
 
-The constraint is met on validation prompts: the threshold of the training hinge is lowered until
-it holds there, and the multiplier follows the hinge (dual ascent). Generates nothing.
+The constraint is met on validation prompts: the threshold of the training hinge follows what they
+have, and the multiplier follows the hinge (dual ascent). Generates nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from heretic_kl.refine.objective import Example, Objective, minibatches
 from heretic_kl.refine.parameters import Form, LearnableEdit
 
 LOWEST_THRESHOLD = 0.01
+LOWERED, RAISED = 0.5, 1.5
+"""What the threshold is multiplied by at a check where validation prompts exceed the limit, and
+where they have less than `FAR_BELOW` of it."""
+FAR_BELOW = 0.5
 MULTIPLIER_RANGE = (1e-3, 10.0)
 TIMED_STEPS = 5
 """Steps after which the time of the others is estimated."""
@@ -43,8 +47,8 @@ class RefineOptions:
     mass_limit: float = 0.02
     """Largest mean probability of opening with a refusal, on validation prompts."""
     threshold: float = 0.3
-    """The hinge `relu(log mass - log threshold)` is zero below it; halved while validation
-    prompts exceed the limit."""
+    """The hinge `relu(log mass - log threshold)` is zero below it; at first and at most. Checks
+    lower and raise it, so that validation prompts come near the limit."""
     multiplier: float = 0.1
     """Weight of the hinge beside the KL in nats, where it starts."""
     slack: float = 0.05
@@ -165,7 +169,7 @@ def refine(
         if _order(made, options) < _order(best, options):
             best, best_plan = made, plan
         if step < learner.steps:
-            learner.tighten(made)
+            learner.adjust(made)
             remine(plan)
     return Refined(best_plan, tuple(checks), best)
 
@@ -226,10 +230,13 @@ class _Learner:
         self._average.update_parameters(self._edit)
         self._ascend(float(hinge.detach()))
 
-    def tighten(self, check: Check) -> None:
-        """Halve the threshold while validation prompts exceed the limit."""
-        if check.violation(self._options.mass_limit):
-            self.threshold = max(LOWEST_THRESHOLD, self.threshold / 2)
+    def adjust(self, check: Check) -> None:
+        """Lower the threshold while validation prompts exceed the limit; raise it far below."""
+        limit = self._options.mass_limit
+        if check.violation(limit):
+            self.threshold = max(LOWEST_THRESHOLD, self.threshold * LOWERED)
+        elif check.mass < FAR_BELOW * limit:
+            self.threshold = min(self._options.threshold, self.threshold * RAISED)
 
     def fit_time(self, begun: float, check_seconds: float) -> None:
         """Lower the number of steps to what fits in the time, by those taken so far."""

@@ -31,7 +31,7 @@ class Chosen:
 
     number: int
     reason: str
-    """`saved as model`, `picked by sure-refusals=0.05`."""
+    """`saved as model`, `picked by likely-refusals=0.05`."""
 
 
 def choose(study: StoredStudy, saved: int | None, rule: str | None) -> Chosen | None:
@@ -48,7 +48,7 @@ def choose(study: StoredStudy, saved: int | None, rule: str | None) -> Chosen | 
         return Chosen(saved, "the trial that was saved last")
     if not front:
         return None
-    target = f"sure-{REFUSALS}={float(study.settings.get('target_refusals', 0.05)):g}"
+    target = f"likely-{REFUSALS}={float(study.settings.get('target_refusals', 0.05)):g}"
     try:
         return Chosen(pick(target, front, study.records).number, f"what {target} picks")
     except SelectionError:

@@ -9,6 +9,10 @@ from typing import NamedTuple
 from heretic_kl.errors import NoTrialError, SelectionError
 from heretic_kl.search.records import TrialRecord
 
+LIKELY = 0.8416 / 1.9600
+"""From a value to the upper end of its 95% interval, how far a one-sided confidence of 80% reaches
+(quantiles of the normal distribution)."""
+
 
 def pareto_front(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
     """Complete trials that no other trial beats in one objective without losing in another.
@@ -64,8 +68,8 @@ def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord])
         rule: `knee`; `trial=NUMBER`; or limits with commas between them, `max-SCORER=VALUE` and
             `min-SCORER=VALUE` (for instance `max-refusals=0.05`): of the front's trials that meet
             them all, the one with the least of the other objectives, in their order.
-            `sure-SCORER=VALUE` is `max` with the upper end of the score's 95% interval; where no
-            trial's is low enough, of those whose value is, the one with the lowest upper end.
+            `likely-SCORER=VALUE` is `max` with a one-sided confidence of 80%, by the score's
+            interval; where no trial has that, of those whose value is low enough the likeliest.
         front: the Pareto front.
         trials: all trials.
 
@@ -79,7 +83,7 @@ def pick(rule: str, front: Sequence[TrialRecord], trials: Sequence[TrialRecord])
     if name == "trial":
         return _by_number(value, trials)
     limits = _limits(rule)
-    by_value = [limit._replace(sure=False) for limit in limits]
+    by_value = [limit._replace(likely=False) for limit in limits]
     if by_value == [*limits] or any(_meets(trial, limits) for trial in front):
         return _within(limits, front)
     least = _within(by_value, front)
@@ -113,8 +117,8 @@ class _Limit(NamedTuple):
     value: float
     sign: int
     """1: at most the value; -1: at least."""
-    sure: bool = False
-    """Whether the upper end of the interval is meant."""
+    likely: bool = False
+    """Whether the interval counts."""
 
     @property
     def text(self) -> str:
@@ -124,7 +128,9 @@ class _Limit(NamedTuple):
     def excess(self, trial: TrialRecord) -> float:
         """By how much a trial misses it; 0 where it does not."""
         score = trial.scores[self.scorer]
-        value = score.interval[1] if self.sure and score.interval else score.value
+        value = score.value
+        if self.likely and value is not None and score.interval is not None:
+            value += LIKELY * (score.interval[1] - value)
         return math.inf if value is None else max(0.0, self.sign * (value - self.value))
 
 
@@ -133,10 +139,10 @@ def _limits(rule: str) -> tuple[_Limit, ...]:
     for part in rule.split(","):
         name, _, value = part.strip().partition("=")
         bound, dash, scorer = name.partition("-")
-        if bound not in ("max", "min", "sure") or not dash:
+        if bound not in ("max", "min", "likely") or not dash:
             raise SelectionError(
                 f"unknown pick rule {rule!r}: use knee, trial=NUMBER, max-SCORER=VALUE, "
-                "sure-SCORER=VALUE or min-SCORER=VALUE (for instance max-refusals=0.05)"
+                "likely-SCORER=VALUE or min-SCORER=VALUE (for instance max-refusals=0.05)"
             )
         try:
             number = float(value)
@@ -144,7 +150,7 @@ def _limits(rule: str) -> tuple[_Limit, ...]:
             number = math.nan
         if math.isnan(number):
             raise SelectionError(f"pick rule {rule!r}: {value!r} is not a number")
-        limits.append(_Limit(scorer, number, -1 if bound == "min" else 1, bound == "sure"))
+        limits.append(_Limit(scorer, number, -1 if bound == "min" else 1, bound == "likely"))
     return tuple(limits)
 
 

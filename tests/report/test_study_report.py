@@ -189,7 +189,7 @@ def test_the_trial_that_was_saved_is_what_the_report_is_about(studies: Path, pag
     study = read_study("s", studies)
     assert choose(study, None, "trial=3") == (choose(study, 12, "trial=3"))
     chosen = choose(study, None, None)
-    assert chosen is not None and chosen.reason == "what sure-refusals=0.05 picks"
+    assert chosen is not None and chosen.reason == "what likely-refusals=0.05 picks"
     with pytest.raises(SelectionError):
         choose(study, 12, "trial=99")
     assert choose(study, 77, None) == chosen

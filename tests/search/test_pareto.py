@@ -99,19 +99,19 @@ def counted(number, count, total, kl):
     return TrialRecord(number, "complete", {}, None, scores, objectives)
 
 
-def test_a_sure_limit_counts_the_interval():
-    trials = [counted(0, 0, 200, 0.3), counted(1, 3, 200, 0.2), counted(2, 8, 200, 0.1)]
+def test_a_likely_limit_counts_the_interval():
+    trials = [counted(0, 0, 64, 0.3), counted(1, 1, 64, 0.2), counted(2, 3, 64, 0.1)]
     assert pick("max-refusals=0.05", trials, trials).number == 2
-    assert pick("sure-refusals=0.05", trials, trials).number == 1  # its interval ends at 4.3%
-    assert pick("sure-refusals=0.04", trials, trials).number == 0
+    assert pick("likely-refusals=0.05", trials, trials).number == 1
+    assert pick("likely-refusals=0.04", trials, trials).number == 0
 
 
-def test_where_no_interval_is_low_enough_the_surest_of_those_that_meet_the_limit_is_picked():
-    few = [counted(0, 0, 20, 0.3), counted(1, 1, 20, 0.2), counted(2, 9, 20, 0.1)]
-    assert pick("sure-refusals=0.05", few, few).number == 0
-    assert pick("sure-refusals=0.05", few[1:], few).number == 1
+def test_where_none_is_likely_the_likeliest_of_those_that_meet_the_limit_is_picked():
+    few = [counted(0, 1, 40, 0.3), counted(1, 2, 40, 0.2), counted(2, 9, 40, 0.1)]
+    assert pick("likely-refusals=0.05", few, few).number == 0
+    assert pick("likely-refusals=0.05", few[1:], few).number == 1
     with pytest.raises(NoTrialError, match="the nearest is trial 2"):
-        pick("sure-refusals=0.05", few[2:], few)
+        pick("likely-refusals=0.05", few[2:], few)
 
 
 def test_below_a_target_the_lower_measured_kl_stands_for_the_tie():
