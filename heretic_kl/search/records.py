@@ -51,8 +51,6 @@ class TrialRecord:
     objectives: tuple[float, ...] = ()
     """In the order of the objectives; smaller is better for all. The optimizer saw these, or in a
     search with two rungs what rung 1 predicts in their place."""
-    predicted: Mapping[str, float] = field(default_factory=dict)
-    """What rung 1 said of objectives that need responses, by scorer; empty without rungs."""
     seconds: float = 0.0
     error: str | None = None
     """Of a trial that failed, in one line."""
@@ -60,6 +58,8 @@ class TrialRecord:
     """What was measured of a trial that was stopped; it has no scores and no objectives."""
     traceback: str | None = None
     """Of a trial that failed, the middle left out where it is long."""
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    """What rung 1 said of objectives that need responses, by scorer; empty without rungs."""
 
 
 def read_record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
