@@ -176,3 +176,7 @@ def test_footnotes_say_what_a_reader_has_to_know() -> None:
     odd = report(MeasuredCandidate("x", "bfloat16", summary(infinite_count=2)))
     notes = " ".join(measurement_footnotes(odd))
     assert "Dtypes differ" in notes and "Infinite positions" in notes
+    files = report(MeasuredCandidate("x", "Q8_0, llama.cpp", summary()))
+    assert "Dtypes differ" in " ".join(measurement_footnotes(files))
+    files = replace(files, reference_dtype="F16, llama.cpp")
+    assert "Dtypes differ" not in " ".join(measurement_footnotes(files))
