@@ -16,8 +16,15 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOT_OURS_TO_DECLARE = {"heretic"}  # the plug-in file runs inside Heretic
-MODULES = {"tomli": "tomli", "yaml": "pyyaml", "pydantic_core": "pydantic"}
-"""Import name -> package that brings it: not installed here, or pinned exactly by pydantic."""
+MODULES = {
+    "tomli": "tomli",
+    "yaml": "pyyaml",
+    "pydantic_core": "pydantic",
+    "llama_cpp": "llama-cpp-python",
+    "lm_eval": "lm-eval",
+    "vl_convert": "vl-convert-python",
+}
+"""Import name -> package that brings it: of an extra, or pinned exactly by pydantic."""
 
 
 def name_of(requirement: str) -> str:
