@@ -86,8 +86,8 @@ LARGE_FOLDERS = {
 SAY_NOTHING = {"found", "own", "each", "given", "known", "told", "kept"}
 """Names that no local has."""
 
-MOST_LINES = 38_000
-"""Of the package and the plug-ins. It may only be lowered: the aim is 22,000."""
+MOST_LINES = 36_600
+"""Of the package and the plug-ins. Only a new capability raises it, by what that needs."""
 
 
 def imports(path):

@@ -31,9 +31,9 @@ TIGHTER, NEAR, LOOSER = 0.4, 0.7, 1.5
 of it, and fewer."""
 LOWEST_MASS_LIMIT = 1e-4
 """What the study accepts; below it no prompt is told from another."""
-SHARE_WORTH_IT = 0.4
+SHARE_WORTH_IT = 0.25
 """Of the longest refinement: where less time is left, no other is begun."""
-STARTS = 3
+STARTS = 2
 """Trials whose loss is compared before the first one is refined."""
 
 

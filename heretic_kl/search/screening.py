@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from heretic_kl.scoring import Score
 
-ALWAYS = 4
+ALWAYS = 2
 """The first trials all generate responses."""
 SPOT_CHECK = 8
 """So does every eighth."""
