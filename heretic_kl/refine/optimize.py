@@ -161,7 +161,7 @@ def refine(
     while (step := step + 1) <= learner.steps:
         learner.step()
         if step == TIMED_STEPS:
-            learner.fit_time(begun, checks[0].seconds)
+            learner.fit_time(step, time.perf_counter() - begun, checks[0].seconds)
         if step % options.check_every and step != learner.steps:
             continue
         plan = learner.averaged()
@@ -171,6 +171,7 @@ def refine(
         if step < learner.steps:
             learner.adjust(made)
             remine(plan)
+            learner.fit_time(step, time.perf_counter() - begun, checks[0].seconds)
     return Refined(best_plan, tuple(checks), best)
 
 
@@ -238,13 +239,17 @@ class _Learner:
         elif check.mass < FAR_BELOW * limit:
             self.threshold = min(self._options.threshold, self.threshold * RAISED)
 
-    def fit_time(self, begun: float, check_seconds: float) -> None:
-        """Lower the number of steps to what fits in the time, by those taken so far."""
+    def fit_time(self, step: int, elapsed: float, check_seconds: float) -> None:
+        """Lower the number of steps to what fits in the time, by those taken so far.
+
+        Before the first check the time of one, and as much for mining, is added to that of steps.
+        """
         options = self._options
-        elapsed = time.perf_counter() - begun
-        per_step = (elapsed - check_seconds) / TIMED_STEPS + check_seconds / options.check_every
-        fitting = TIMED_STEPS + (options.seconds - elapsed - check_seconds) / max(per_step, 1e-9)
-        self.steps = int(max(TIMED_STEPS, min(self.steps, fitting)))
+        per_step = (elapsed - check_seconds) / step
+        if step < options.check_every:
+            per_step += 2 * check_seconds / options.check_every
+        fitting = step + (options.seconds - elapsed - check_seconds) / max(per_step, 1e-9)
+        self.steps = int(max(step, min(self.steps, fitting)))
 
     def averaged(self) -> Plan:
         """The averaged parameters as a plan."""

@@ -109,6 +109,10 @@ class Refiner:
         """What checks are made on."""
         return Prompts(self._examples(self._checked), self._judged)
 
+    def prepare(self) -> None:
+        """Make the examples now, so that the time of a refinement is spent on steps."""
+        _ = self.train, self.validation
+
     @torch.no_grad()
     def refusal_mass(self, plan: Plan) -> Tensor:
         """Probability of opening with one of the reference's refusals, (Q,) float64.

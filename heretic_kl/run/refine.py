@@ -66,6 +66,7 @@ def refine_front(run: RunParts) -> None:
     with run.tell.stage("refine", "Refining edits", checks):
         try:
             refiner = run.refiner
+            refiner.prepare()
             aim = _first_aim(run, refiner)
         except MeasurementError as error:
             run.tell.notice(f"no edit is refined: {error}")

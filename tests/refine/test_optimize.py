@@ -144,3 +144,19 @@ def test_minibatches_use_every_index_before_any_comes_again():
     batches = minibatches(5, 2, random.Random(0))
     drawn = [index for _ in range(5) for index in next(batches)]
     assert sorted(drawn[:5]) == sorted(drawn[5:]) == list(range(5))
+
+
+def test_time_that_mining_takes_leaves_fewer_steps(lm, parts, monkeypatch):
+    """The clock advances in mining alone: 50 s each time, of 120."""
+    engine, prompts, start = parts
+    clock = [0.0]
+    monkeypatch.setattr("heretic_kl.refine.optimize.time.perf_counter", lambda: clock[0])
+
+    def remine(plan):
+        clock[0] += 50.0
+
+    options = RefineOptions(steps=40, check_every=6, mass_limit=1.0, seconds=120.0)
+    refined = refine(
+        start, lm.architecture, objective(lm, engine), prompts, prompts, options, remine=remine
+    )
+    assert clock[0] <= options.seconds and 6 < refined.steps < 20
