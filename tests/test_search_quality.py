@@ -302,3 +302,9 @@ def test_a_mistake_in_the_command_is_one_line(call, capfd):
     with pytest.raises(SystemExit):
         call("--model", "demo")
     assert "--model demo: write NAME=FOLDER" in capfd.readouterr().err
+
+
+def test_the_comparison_in_the_guide_is_that_of_the_results_file():
+    text = (ROOT / "benchmarks/results/search_quality.json").read_text(encoding="utf-8")
+    rows = table.markdown(json.loads(text)["runs"]).split("\n\n")[0]
+    assert rows in (ROOT / "docs/refinement.md").read_text(encoding="utf-8")
