@@ -47,6 +47,18 @@ def test_the_demo_figures_are_those_of_the_results_file():
     assert f"{saved['value']:.3f} ± {saved['standard_error']:.3f}" in README
 
 
+def test_what_the_unasked_pick_leaves_is_that_of_the_results_file():
+    text = " ".join(README.split())
+    for run in results("search_quality.json")["runs"]:
+        if run["model"] == "demo" and run["tool"] in ("heretic-kl", "heretic"):
+            judged = run["choices"]["6"]["judged"]
+            kl = judged["kl"]
+            assert f"{kl['mean']:.3f} ± {kl['se']:.3f}" in text
+            assert re.search(
+                rf"left {judged['candidate']['harmful']['refusals']} (of 100|at)", text
+            )
+
+
 def test_the_cost_of_a_measurement_is_that_of_the_results_file():
     measured = results("measurement.json")
     memory, time = measured["memory"], measured["time"]
