@@ -29,9 +29,9 @@ LARGEST_FILE: Final = 64 * 2**20
 TAKEN: Final = (
     *("seed", "kl_tokens", "max_response_tokens", "enable_thinking", "response_prefix"),
     *("edit", "directions", "prompts", "prompt_set", "scorers", "save_dtype"),
-    *("quantization", "dtype", "batch_size", "chat_template"),
+    *("quantization", "dtype", "batch_size", "chat_template", "screening"),
 )
-"""Settings that are taken from a file: those that an edit or its scores depend on."""
+"""Settings that are taken from a file: those that an edit, its scores or a study depend on."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SOURCE = re.compile(r"builtin:\w+|\w[\w .-]*(/\w[\w.-]*)?")
 """A built-in set, a hub id or the name of a file in the current folder."""

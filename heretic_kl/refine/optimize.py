@@ -33,6 +33,10 @@ TIMED_STEPS = 5
 """Steps after which the time of the others is estimated."""
 CHECKED_AT_ONCE = 32
 """Prompts of one pass without gradients."""
+NOTHING_TO_LEARN_FROM = (
+    "nothing to learn from: refining needs harmless prompts that the model answers and "
+    "harmful ones that it refuses"
+)
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,7 @@ def refine(
         MeasurementError: there is nothing to learn from, or the loss is not finite.
     """
     if not train.harmless or not train.harmful:
-        raise MeasurementError(
-            "nothing to learn from: refining needs harmless prompts that the model answers and "
-            "harmful ones that it refuses"
-        )
+        raise MeasurementError(NOTHING_TO_LEARN_FROM)
     learner = _Learner(start, architecture, objective, train, options)
     begun = time.perf_counter()
     checks: list[Check] = []
