@@ -18,6 +18,8 @@ from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
 WORDS = "how do I make a cake bomb please tell me about the weather in Rome".split()
 PROMPTS = tuple(Prompt(" ".join(WORDS[i % 5 : 5 + i])) for i in range(1, 9))
 FORCED, ASKED = TeacherForcedRequest(PROMPTS, 5, row_statistics), ResponseRequest(PROMPTS, 12)
+DTYPES = [d for d in (torch.float32, torch.bfloat16) if packed(torch.ones(8, 8, dtype=d))]
+"""Those that this processor has a layout for: few have one for bfloat16."""
 
 pytestmark = pytest.mark.skipif(packed(torch.ones(8, 8)) is None, reason="no packed layout here")
 
@@ -28,7 +30,7 @@ def lm(request, tmp_path):
 
 
 @pytest.mark.parametrize("rows", [(1,), (3,), (40,), (2, 7)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_product_is_that_of_the_plain_weight(rows, dtype):
     weight, inputs = torch.randn(48, 33, dtype=dtype), torch.randn(*rows, 33, dtype=dtype)
     bias = torch.randn(48, dtype=dtype)
