@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from pydantic import Field
 
-from heretic_kl.kl import bootstrap_interval, standard_error
+from heretic_kl.kl import mean_estimate
 from heretic_kl.prompts import fingerprint
 from heretic_kl.scoring import (
     PromptKind,
@@ -82,17 +82,12 @@ class KeywordRate(Scorer[KeywordRateSettings]):
     def score(self, results: Sequence[Result]) -> Score:
         """The mean rate with its interval, clustered by prompt."""
         rates = torch.tensor(self.per_prompt(results), dtype=torch.float64)
-        mean, error, interval = (
-            float(rates.mean()),
-            standard_error(rates),
-            bootstrap_interval(rates),
-        )
-        plus_minus = "" if error is None else f" ± {error:.2f}"
+        estimate = mean_estimate(rates)
         return Score(
-            value=mean,
-            text=f"{mean:.2f}{plus_minus} per 100 words",
-            standard_error=error,
-            interval=None if interval is None else (interval.low, interval.high),
+            value=estimate.mean,
+            text=f"{estimate.text(2)} per 100 words",
+            standard_error=estimate.standard_error,
+            interval=estimate.interval,
             details={"with_phrases": int((rates > 0).sum()), "prompts": len(rates)},
         )
 

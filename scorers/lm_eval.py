@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
-from heretic_kl.kl import bootstrap_interval, standard_error
+from heretic_kl.kl import mean_estimate
 from heretic_kl.scoring import (
     HarnessTask,
     ModelRequest,
@@ -68,16 +68,11 @@ class LmEval(Scorer[LmEvalSettings]):
     def score(self, results: Sequence[Result]) -> Score:
         """The mean with its interval over documents."""
         values = torch.tensor(self.per_prompt(results), dtype=torch.float64)
-        mean, error, interval = (
-            float(values.mean()),
-            standard_error(values),
-            bootstrap_interval(values),
-        )
-        plus_minus = "" if error is None else f" ± {error:.3f}"
+        estimate = mean_estimate(values)
         return Score(
-            value=mean,
-            text=f"{self.settings.metric} {mean:.3f}{plus_minus} ({len(values)} documents)",
-            standard_error=error,
-            interval=None if interval is None else (interval.low, interval.high),
+            value=estimate.mean,
+            text=f"{self.settings.metric} {estimate.text(3)} ({len(values)} documents)",
+            standard_error=estimate.standard_error,
+            interval=estimate.interval,
             details={"documents": len(values)},
         )

@@ -12,7 +12,7 @@ from typing import ClassVar
 from heretic_kl.cli.command import Command
 from heretic_kl.cli.output import STDOUT, check_json_file, observing, writes_json
 from heretic_kl.config import Settings, read_settings
-from heretic_kl.config.tables import Location, setting
+from heretic_kl.config.tables import Location, json_file
 from heretic_kl.errors import ConfigError, ExportError
 
 USAGE = "inspect MODEL [--json FILE] [--SETTING VALUE ...]"
@@ -27,12 +27,7 @@ class InspectSettings(Settings):
     }
     shown_first: ClassVar[tuple[str, ...]] = ("Output", "Basics")
 
-    json_file: Location | None = setting(
-        None,
-        "Write everything as JSON to a file, or to stdout (-) in place of the tables",
-        metavar="FILE",
-        short="json",
-    )
+    json_file: Location | None = json_file()
 
 
 def run(words: Sequence[str]) -> int:

@@ -91,6 +91,16 @@ def setting(
     )
 
 
+def json_file() -> Any:
+    """The setting of every command that can write its results as JSON."""
+    return setting(
+        None,
+        "Write everything as JSON to a file, or to stdout (-) in place of the tables",
+        metavar="FILE",
+        short="json",
+    )
+
+
 class _Table(BaseModel):
     """A frozen table that rejects unknown keys, built only when first used (for `--help`)."""
 

@@ -32,7 +32,14 @@ from heretic_kl.kl.divergence import (
     reverse_kl,
 )
 from heretic_kl.kl.head import Head, chunked_row_statistics
-from heretic_kl.kl.intervals import Interval, bootstrap_interval, standard_error, wilson_interval
+from heretic_kl.kl.intervals import (
+    Interval,
+    MeanEstimate,
+    bootstrap_interval,
+    mean_estimate,
+    standard_error,
+    wilson_interval,
+)
 from heretic_kl.kl.loss import kl_divergence_loss
 from heretic_kl.kl.measurement import (
     NEAR_TIE_MARGIN,
@@ -75,6 +82,7 @@ __all__ = [
     "GroupMean",
     "Head",
     "Interval",
+    "MeanEstimate",
     "KLSummary",
     "KLTable",
     "LogitBlock",
@@ -90,6 +98,7 @@ __all__ = [
     "RowStatistics",
     "SplitKL",
     "bootstrap_interval",
+    "mean_estimate",
     "chunked_row_statistics",
     "compare_paired",
     "concatenate_rows",

@@ -17,6 +17,21 @@ class Interval(NamedTuple):
     high: float
 
 
+class MeanEstimate(NamedTuple):
+    """A mean over prompts with its uncertainty, in the unit of the values."""
+
+    mean: float
+    standard_error: float | None
+    """None for fewer than two values."""
+    interval: Interval | None
+    """95%, percentile bootstrap; None for fewer than two values."""
+
+    def text(self, digits: int) -> str:
+        """For people: `0.52 ± 0.04`; without an error `0.52`."""
+        plus_minus = "" if self.standard_error is None else f" ± {self.standard_error:.{digits}f}"
+        return f"{self.mean:.{digits}f}{plus_minus}"
+
+
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     """Return the Wilson score interval of a share (Wilson 1927).
 
@@ -53,6 +68,14 @@ def standard_error(
         return None
     ordered = values.to(torch.float64).sort().values
     return float(ordered.std(correction=1)) / math.sqrt(values.numel())
+
+
+def mean_estimate(
+    values: Tensor,  # (P,) one value per prompt
+) -> MeanEstimate:
+    """Return the mean of `values` with its standard error and bootstrap interval."""
+    values = values.to(torch.float64)
+    return MeanEstimate(float(values.mean()), standard_error(values), bootstrap_interval(values))
 
 
 def bootstrap_interval(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from heretic_kl.kl import bootstrap_interval, standard_error
+from heretic_kl.kl import mean_estimate
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,4 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Paire
     difference = torch.tensor(values, dtype=torch.float64) - torch.tensor(
         others, dtype=torch.float64
     )
-    interval = bootstrap_interval(difference)
-    return PairedDifference(
-        mean=float(difference.mean()),
-        standard_error=standard_error(difference),
-        interval=None if interval is None else (interval.low, interval.high),
-        prompts=len(values),
-    )
+    return PairedDifference(*mean_estimate(difference), prompts=len(values))

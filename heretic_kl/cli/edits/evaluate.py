@@ -14,7 +14,7 @@ from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import STDOUT, check_json_file, observing, writes_json
 from heretic_kl.config import Settings, read_settings
-from heretic_kl.config.tables import Location, Text, array, setting
+from heretic_kl.config.tables import Location, Text, array, json_file, setting
 from heretic_kl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,12 +39,7 @@ class EvaluateSettings(Settings):
         (), "Edited models; later ones are also compared with the first", metavar="MODEL ..."
     )
     use: Literal["validation", "test"] = setting("test", "Which prompts")
-    json_file: Location | None = setting(
-        None,
-        "Write everything as JSON to a file, or to stdout (-) in place of the tables",
-        metavar="FILE",
-        short="json",
-    )
+    json_file: Location | None = json_file()
 
 
 def run(words: Sequence[str]) -> int:

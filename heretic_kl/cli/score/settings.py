@@ -12,7 +12,7 @@ from pydantic_settings import NoDecode
 from heretic_kl.config import CommonSettings, read_settings
 from heretic_kl.config.flags import given_flags
 from heretic_kl.config.settings import KL_TOKENS, Dtype
-from heretic_kl.config.tables import Location, Tensors, Text, Whole, array, setting
+from heretic_kl.config.tables import Location, Tensors, Text, Whole, array, json_file, setting
 from heretic_kl.errors import ConfigError
 from heretic_kl.kl_options import KLOptions
 from heretic_kl.prompts import BUILTIN_SPECS, DatasetSpec, PromptSource
@@ -87,12 +87,7 @@ class ScoreSettings(CommonSettings, KLOptions):
         None, "Column of the text in tables (default: text, or the only one of strings)"
     )
     noise_floor: bool = setting(True, "Measure what an unchanged model shows")
-    json_file: Location | None = setting(
-        None,
-        "Write everything as JSON to a file, or to stdout (-) in place of the tables",
-        metavar="FILE",
-        short="json",
-    )
+    json_file: Location | None = json_file()
     table: Tensors | None = setting(
         None,
         "Write every prompt and position as .safetensors; several candidates are numbered",

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
 
 from heretic_kl.config import ProgramSettings, Settings, read_settings
-from heretic_kl.config.tables import Location, Text, Whole, array, setting
+from heretic_kl.config.tables import Location, Text, Whole, array, json_file, setting
 from heretic_kl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,12 +101,7 @@ class BenchSettings(TrialOfStudySettings):
         None, "Examples before each document (default: the task's own number)", ge=0
     )
     chat: bool = setting(False, "Put documents into the chat template")
-    json_file: Location | None = setting(
-        None,
-        "Write everything as JSON to a file, or to stdout (-) in place of the tables",
-        metavar="FILE",
-        short="json",
-    )
+    json_file: Location | None = json_file()
 
 
 class NamesStudy(Protocol):
