@@ -52,9 +52,12 @@ def results_file(stem: str, dtype: str) -> Path:
 
 
 def machine_facts(threads: int) -> dict[str, object]:
-    """Processor, cores, threads used, system."""
+    """Processor and its widest vectors, cores, threads used, system."""
+    import torch
+
     return {
         "processor": _processor(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
