@@ -30,8 +30,9 @@ PROMPT_EXAMPLES = {
     "column": "text",
     "prefix": "",
     "suffix": "",
-    "system": "You are a helpful assistant.",
+    "system": "Be brief.",
     "limit": 100,
+    "subset": "main",
 }
 
 

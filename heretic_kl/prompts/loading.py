@@ -66,11 +66,15 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
 
 def _rows(spec: DatasetSpec) -> Sequence[str | None]:
     """Return the texts of the source's split and slice."""
-    if spec.source.startswith("builtin:"):
-        return _builtin_rows(spec)
     path = Path(spec.source).expanduser()
+    builtin = spec.source.startswith("builtin:")
+    if spec.subset is not None and (builtin or path.is_file()):
+        kind = "a built-in set" if builtin else "a file"
+        raise PromptError(f"{spec.source}: no subset {spec.subset!r}: it is {kind}")
+    if builtin:
+        return _builtin_rows(spec)
     if path.is_dir():
-        return table_rows(spec, lambda: read_folder(path))
+        return table_rows(spec, lambda: read_folder(path, spec.subset))
     if path.exists():
         file_format = FILE_FORMATS.get(path.suffix.lower())
         if file_format is None:
@@ -81,7 +85,7 @@ def _rows(spec: DatasetSpec) -> Sequence[str | None]:
         return table_rows(spec, lambda: read_file(path, file_format))
     if _looks_like_a_path(spec.source):
         raise PromptError(f"{spec.source}: no such file or folder{nearest_file(path)}")
-    return table_rows(spec, lambda: read_hub(spec.source))
+    return table_rows(spec, lambda: read_hub(spec.source, spec.subset))
 
 
 def _builtin_rows(spec: DatasetSpec) -> list[str | None]:

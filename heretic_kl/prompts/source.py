@@ -28,6 +28,7 @@ class PromptSource:
     limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Use at most this many prompts"
     )
+    subset: Text | None = Field(default=None, description="Subset of the dataset, its config name")
 
 
 @dataclass(frozen=True, config=_config)
@@ -45,4 +46,5 @@ class DatasetSpec(PromptSource):
         split = "" if self.split is None else f" {self.split}"
         column = "" if self.column is None else f", column {self.column}"
         limit = "" if self.limit is None else f", at most {self.limit}"
-        return f"{self.source}{split}{column}{limit}"
+        subset = "" if self.subset is None else f" ({self.subset})"
+        return f"{self.source}{subset}{split}{column}{limit}"

@@ -93,21 +93,24 @@ def _literal(path: Path) -> str:
     return re.sub(r"([*?\[])", r"[\1]", str(path.resolve()))
 
 
-def read_folder(path: Path) -> Mapping[str, Any]:
-    """Return the splits of a saved dataset, or of a folder of files."""
+def read_folder(path: Path, subset: str | None = None) -> Mapping[str, Any]:
+    """Return the splits of a saved dataset, or of a folder of files or of its subset."""
     import datasets
 
+    saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
+    if saved and subset is not None:
+        raise PromptError(f"{path}: no subset {subset!r}: it is one saved dataset")
     if (path / "dataset_dict.json").is_file():
         return _checked_splits(datasets.load_from_disk(str(path)))
     if (path / "state.json").is_file():
         return {"train": datasets.load_from_disk(str(path), keep_in_memory=True)}
     with tempfile.TemporaryDirectory(prefix="heretic-kl-", ignore_cleanup_errors=True) as cache:
         return _checked_splits(
-            datasets.load_dataset(str(path.resolve()), cache_dir=cache, keep_in_memory=True)
+            datasets.load_dataset(str(path.resolve()), subset, cache_dir=cache, keep_in_memory=True)
         )
 
 
-def read_hub(name: str) -> Mapping[str, Any]:
+def read_hub(name: str, subset: str | None = None) -> Mapping[str, Any]:
     """Return the splits of a dataset of the hub, or of its cached copy."""
     cached = is_cached(name)
     problem = hub_problem([name], HUB_TIMEOUT_SECONDS)
@@ -119,7 +122,7 @@ def read_hub(name: str) -> Mapping[str, Any]:
         if problem is not None:
             # Cached, and the hub does not answer: `datasets` would retry for half a minute.
             stack.enter_context(offline())
-        return _checked_splits(datasets.load_dataset(name))
+        return _checked_splits(datasets.load_dataset(name, subset))
 
 
 def _checked_splits(loaded: Any) -> Mapping[str, Any]:

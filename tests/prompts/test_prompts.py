@@ -160,6 +160,32 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     assert error_of(DatasetSpec(str(tmp_path / "zzz" / "q.csv"))).endswith("no such file or folder")
 
 
+def test_a_dataset_of_several_subsets_needs_one(tmp_path: Path) -> None:
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    for name in ("easy", "hard"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    card = "".join(
+        f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("easy", "hard")
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    spec = DatasetSpec(str(folder), subset="hard")
+    assert [prompt.user for prompt in load_prompts(spec)] == ["hard"]
+    assert spec.describe() == f"{folder} (hard)"
+    for subset in (None, "odd"):
+        with pytest.raises(PromptError, match=r"easy.*hard") as raised:
+            load_prompts(DatasetSpec(str(folder), subset=subset))
+        assert "\n" not in str(raised.value)
+
+
+def test_what_is_one_set_has_no_subset(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\n")
+    datasets.Dataset.from_dict({"text": ["one"]}).save_to_disk(str(tmp_path / "saved"))
+    for source in ("builtin:harmful", str(tmp_path / "lines.txt"), str(tmp_path / "saved")):
+        with pytest.raises(PromptError, match="no subset 'main': it is"):
+            load_prompts(DatasetSpec(source, subset="main"))
+
+
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
     assert "cannot be read" in error_of(DatasetSpec(str(tmp_path)))
 
