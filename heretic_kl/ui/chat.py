@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from heretic_kl.errors import HereticKLError
@@ -17,7 +18,12 @@ from heretic_kl.ui.asking import ask_line
 from heretic_kl.ui.terminal import printable, say
 
 RESPONSE_TOKENS: Final = 400
-HELP: Final = "commands: /only-edited, /both, /reset, /exit; Ctrl+C stops a response"
+HELP: Final = (
+    "commands: /original, /edited, /both (who responds), /history (side by side), /reset, /exit; "
+    "Ctrl+C stops a response"
+)
+SIDE_BY_SIDE_WIDTH: Final = 100
+"""Columns of a terminal from which two responses stand beside each other in the history."""
 
 
 class ChatSession(Protocol):
@@ -41,6 +47,15 @@ class Speaker:
     messages: list[dict[str, str]] = field(default_factory=list)
 
 
+@dataclass
+class Turn:
+    """What the person said, and who responded what."""
+
+    line: str
+    responses: dict[str, str] = field(default_factory=dict)
+    """By the speaker's name; without those that failed."""
+
+
 def chat(
     session: ChatSession,
     record: TrialRecord,
@@ -54,7 +69,8 @@ def chat(
     """
     original = Speaker("original", None, "cyan")
     edited = Speaker(f"edited, trial {record.number}", record, "green")
-    speakers = [original, edited]
+    who = {"/original": [original], "/edited": [edited], "/both": [original, edited]}
+    speakers, turns = who["/both"], list[Turn]()
     say(console, HELP, "dim")
     while (line := ask_line("you", ">")) is not None:
         command = line.strip().lower()
@@ -65,21 +81,44 @@ def chat(
         if command == "/reset":
             original.messages.clear()
             edited.messages.clear()
+            turns.clear()
             say(console, "both conversations start anew", "dim")
-        elif command in ("/only-edited", "/both"):
-            speakers = [edited] if command == "/only-edited" else [original, edited]
+        elif command == "/history":
+            _show_history(turns, [original, edited], console)
+        elif command in who:
+            speakers = who[command]
             say(console, f"responding: {' and '.join(s.name for s in speakers)}", "dim")
         elif command.startswith("/"):
             say(console, f"unknown command {command.split()[0]}; {HELP}", "yellow")
         else:
+            turns.append(Turn(line.strip()))
             for speaker in speakers:
-                _response(session, speaker, line.strip(), console, max_tokens)
+                response = _response(session, speaker, line.strip(), console, max_tokens)
+                if response is not None:
+                    turns[-1].responses[speaker.name] = response
+
+
+def _show_history(turns: Sequence[Turn], speakers: Sequence[Speaker], console: Console) -> None:
+    """Every turn; two responses beside each other where the terminal is wide enough."""
+    if not turns:
+        say(console, "nothing was said yet", "dim")
+    for turn in turns:
+        say(console, f"> {turn.line}", "bold")
+        present = [s for s in speakers if s.name in turn.responses]
+        beside = len(present) > 1 and console.width >= SIDE_BY_SIDE_WIDTH
+        for group in [present] if beside else [[speaker] for speaker in present]:
+            grid = Table.grid(expand=True, padding=(0, 2))
+            for _ in group:
+                grid.add_column(ratio=1)
+            grid.add_row(*(Text(f"{s.name}:", style=f"bold {s.style}") for s in group))
+            grid.add_row(*(Text(printable(turn.responses[s.name])) for s in group))
+            console.print(grid)
 
 
 def _response(
     session: ChatSession, speaker: Speaker, line: str, console: Console, max_tokens: int
-) -> None:
-    """Stream one response and keep it; what was stopped is kept as far as it came."""
+) -> str | None:
+    """Stream one response, keep and return it; what was stopped as far as it came; None: failed."""
     say(console, f"{speaker.name}:", f"bold {speaker.style}")
     messages = [*speaker.messages, {"role": "user", "content": line}]
     pieces: list[str] = []
@@ -96,7 +135,7 @@ def _response(
     except HereticKLError as error:
         writer.finish()
         say(console, f"error: {error}", "red")
-        return
+        return None
     writer.finish()
     response = "".join(pieces)
     if stopped:
@@ -104,6 +143,7 @@ def _response(
     elif not response.strip():
         say(console, "(empty response)", "dim")
     speaker.messages = [*messages, {"role": "assistant", "content": response}]
+    return response
 
 
 class _WordWriter:

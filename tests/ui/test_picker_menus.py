@@ -187,7 +187,7 @@ class TestChat:
         assert "original:\nI am None.\nedited, trial 0:\nI am 0.\n" in printed
 
     def test_commands(self, keys: PipeInput, session: FakeSession) -> None:
-        lines = ["/only-edited", "one", "/both", "two", "/reset", "three", "/what"]
+        lines = ["/edited", "one", "/both", "two", "/reset", "three", "/original", "four", "/what"]
         printed = talk(keys, session, "".join(line + ENTER for line in lines) + CTRL_D)
         assert session.asked == [
             (0, ["one"]),
@@ -195,8 +195,22 @@ class TestChat:
             (0, ["one", "fine", "two"]),
             (None, ["three"]),
             (0, ["three"]),
+            (None, ["three", "fine", "four"]),
         ]
         assert "unknown command /what" in printed
+
+    @pytest.mark.parametrize(("width", "beside"), [(120, True), (80, False)])
+    def test_the_history_stands_side_by_side(
+        self, keys: PipeInput, session: FakeSession, width: int, beside: bool
+    ) -> None:
+        session.response = lambda number: iter([f"[b]I am {number}[/b]\x1b[31m"])
+        lines = ["/history", "hello", "/edited", "and you?", "/history", "/reset", "/history"]
+        printed = talk(keys, session, "".join(line + ENTER for line in lines) + CTRL_D, width=width)
+        assert printed.count("nothing was said yet") == 2
+        shown = [line.rstrip() for line in printed.split("> hello")[1].splitlines()]
+        both = [line for line in shown if "[b]I am None[/b]" in line and "[b]I am 0[/b]" in line]
+        assert len(both) == beside
+        assert "> and you?" in printed and "\x1b[31m" not in printed
 
     def test_ctrl_c_stops_one_response_and_keeps_what_came(
         self, keys: PipeInput, session: FakeSession
