@@ -65,3 +65,10 @@ def test_what_is_declared_is_imported_or_said_why() -> None:
     # transformers imports these on our behalf: device_map, GGUF files.
     unused = {name_of(r) for r in PROJECT["dependencies"]} - used - {"accelerate", "gguf"}
     assert not unused
+
+
+def test_the_citation_states_this_version() -> None:
+    from heretic_kl import __version__
+
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {__version__}\n" in text

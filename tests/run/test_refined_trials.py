@@ -138,6 +138,9 @@ def test_a_learned_edit_that_is_missing_or_changed_is_one_line(tmp_path):
     (store.folder / digest).write_bytes(b"other")
     with pytest.raises(StudyError, match="was changed"):
         store.load(digest)
+    for path in ("../" + digest, "/dev/zero", str(tmp_path / digest)):
+        with pytest.raises(StudyError, match="is no learned edit"):
+            store.load(path)
 
 
 def test_no_refinement_is_one_flag_away(workplace, tmp_path, markers):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 
 import optuna
@@ -78,6 +79,8 @@ class PlanStore:
         return plan_from_tensors(safetensors.torch.load(self._read(digest)))
 
     def _read(self, digest: str) -> bytes:
+        if re.fullmatch("[0-9a-f]{64}", digest) is None:  # a study may come from anybody
+            raise StudyError(f"{digest[:80]!r} is no learned edit: a sha256 is expected")
         try:
             data = (self.folder / digest).read_bytes()
         except OSError as error:
