@@ -22,18 +22,24 @@ HERE = Path(__file__).resolve().parent
 SEED, PROMPTS, POSITIONS, RESPONSES, TOKENS, REPEATS = 1, 80, 8, 40, 40, 3
 
 MEASURE = f"""
-import json, sys, torch
+import inspect, json, sys, torch
 sys.path.insert(0, "benchmarks")
 torch.set_num_threads(int(sys.argv[2]))
 from engine import Bench
 from trial_parts import median_seconds
 from heretic_kl.engine import Engine
+from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseRequest
 bench = Bench({REPEATS}, sys.argv[1])
-request = ResponseRequest(bench.prompts[:{RESPONSES}], {TOKENS})
-engine, plan = Engine(bench.lm, batch_size={RESPONSES}), bench.plan(0)
-engine.measure(plan, [request])
+bench.prompts = tuple(map(Prompt, json.load(sys.stdin)))
+# Older engines drafted responses from those of the plan before, here the same one.
+drafts = "draft_answers" in inspect.signature(Engine).parameters
+undrafted = {{"draft_answers": False}} if drafts else {{}}
+engine = Engine(bench.lm, batch_size={RESPONSES}, **undrafted)
+request, plan = ResponseRequest(bench.prompts[:{RESPONSES}], {TOKENS}), bench.plan(0)
+(responses,) = engine.measure(plan, [request])
 print(json.dumps({{
+    "response_characters": sum(map(len, responses.texts)),
     "teacher_forced_from_layer_0": bench.trial({PROMPTS}, {POSITIONS}, 0),
     "teacher_forced_from_layer_12": bench.trial({PROMPTS}, {POSITIONS}, 12),
     "responses": median_seconds(lambda: engine.measure(plan, [request]), {REPEATS}),
@@ -41,8 +47,18 @@ print(json.dumps({{
 """
 
 
+def the_prompts() -> list[str]:
+    """The same ones for both sides: built-in sets may differ."""
+    from heretic_kl.prompts import DatasetSpec, load_prompts
+
+    specs = [DatasetSpec(f"builtin:{kind}", "validation") for kind in ("harmless", "harmful")]
+    texts = [prompt.user for spec in specs for prompt in load_prompts(spec)[: PROMPTS // 2]]
+    assert len(texts) == PROMPTS
+    return texts
+
+
 def measured(checkout: Path, dtype: str, threads: int) -> dict[str, float]:
-    """Seconds of each work with the code of a checkout."""
+    """Seconds of each work with the code of a checkout, and how long the responses were."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     done = subprocess.run(
@@ -52,6 +68,7 @@ def measured(checkout: Path, dtype: str, threads: int) -> dict[str, float]:
         check=True,
         capture_output=True,
         text=True,
+        input=json.dumps(the_prompts()),
     )
     seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return seconds
@@ -87,7 +104,7 @@ def main() -> None:
                     print(name, rounds[name][-1], flush=True)
         finally:
             subprocess.run([*git, "remove", "--force", before], check=True)
-    works = rounds["now"][0]
+    works = [work for work in rounds["now"][0] if work != "response_characters"]
     medians = {
         name: {work: statistics.median(r[work] for r in made) for work in works}
         for name, made in rounds.items()
