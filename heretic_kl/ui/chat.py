@@ -20,7 +20,7 @@ from heretic_kl.ui.terminal import printable, say
 RESPONSE_TOKENS: Final = 400
 HELP: Final = (
     "commands: /original, /edited, /both (who responds), /history (side by side), /reset, /exit; "
-    "Ctrl+C stops a response"
+    "Ctrl+C stops a response. Each side remembers what it answered itself."
 )
 SIDE_BY_SIDE_WIDTH: Final = 100
 """Columns of a terminal from which two responses stand beside each other in the history."""

@@ -54,6 +54,21 @@ def test_a_template_that_refuses_is_one_line(tokenizer):
 
 
 @pytest.mark.parametrize(
+    "code",
+    [
+        "''.__class__.__mro__[1].__subclasses__()",
+        "cycler.__init__.__globals__.os.system('true')",
+        "messages.append(1)",
+    ],
+)
+def test_a_template_reaches_no_code(tokenizer, code):
+    encoder = ChatEncoder(tokenizer, "{{ " + code + " }}")
+    with pytest.raises(UnsupportedModelError, match="cannot render the prompt: ") as raised:
+        encoder.text(Prompt("a"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     ("opening", "closed"),
     [
         ("<think>\nOkay, the user", "<think></think>"),

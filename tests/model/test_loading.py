@@ -96,6 +96,23 @@ def test_pickled_weights_are_not_read(tmp_path):
         load(folder)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "a_type_of_its_own"])
+def test_code_that_comes_with_a_model_is_not_run(tmp_path, model_type):
+    folder, trace = save_tiny_model(tmp_path / "m", tiny_llama()), tmp_path / "ran"
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": model_type, "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w').close()\nraise ValueError('ran')\n")
+    if model_type == "llama":  # transformers has code for it
+        load(folder)
+    else:
+        with pytest.raises(ModelError) as raised:
+            load(folder)
+        assert "--trust-remote-code" in str(raised.value) and "\n" not in str(raised.value)
+    assert not trace.exists()
+
+
 def test_encoder_decoders_are_rejected(tmp_path):
     folder = save_tiny_model(tmp_path / "m", tiny_llama())
     config = {"model_type": "t5", "d_model": 8, "num_layers": 1, "is_encoder_decoder": True}
