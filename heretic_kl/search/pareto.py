@@ -110,6 +110,21 @@ def check_rule(rule: str, objectives: Sequence[str]) -> None:
             )
 
 
+def meeting(rule: str, trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """The trials that meet all limits of a rule of `pick`, in their order.
+
+    Raises:
+        SelectionError: the rule holds something else than limits, or names no score of theirs.
+    """
+    limits = _limits(rule)
+    for scorer in (limit.scorer for limit in limits):
+        for trial in trials:
+            if scorer not in trial.scores:
+                listed = ", ".join(trial.scores)
+                raise SelectionError(f"no score {scorer!r}; there are {listed}")
+    return tuple(trial for trial in trials if _meets(trial, limits))
+
+
 class _Limit(NamedTuple):
     """A bound on one score."""
 

@@ -5,6 +5,7 @@ Whatever goes wrong in an action is one line, and the menu comes back: finished 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -21,8 +22,8 @@ from heretic_kl.report import (
     to_ascii,
     trial_details,
 )
-from heretic_kl.search import UNEDITED, TrialRecord, knee
-from heretic_kl.ui.asking import ask_count, ask_folder, choose, confirm
+from heretic_kl.search import UNEDITED, TrialRecord, knee, meeting
+from heretic_kl.ui.asking import MARK, ask_count, ask_folder, ask_line, choose, confirm
 from heretic_kl.ui.chat import RESPONSE_TOKENS, ChatSession, chat
 from heretic_kl.ui.console import print_front
 from heretic_kl.ui.terminal import say
@@ -106,6 +107,8 @@ class Picker:
         self._default_folder = default_folder
         self._settle = settle
         self._response_tokens = response_tokens
+        self._sorted_by: str | None = None  # a scorer; None: as the front is
+        self._limits: str | None = None  # as a pick rule has them
 
     def run(self) -> int:
         """Ask until the person exits; the process's exit code."""
@@ -113,9 +116,9 @@ class Picker:
         self._show_front()
         at: str | None = None
         while True:
-            front = self._session.front
+            front = self._listed()
             if at is None and front:
-                at = str(knee(front).number)
+                at = str(knee(self._session.front).number)
             choice = choose("Trial?", self._entries(front), start_at=at, leave="exit")
             if choice is None or choice == "exit":
                 return 0
@@ -124,12 +127,15 @@ class Picker:
                 at = None
             elif choice == "front":
                 self._show_front()
+            elif choice == "list":
+                self._arrange()
+                at = None
             else:
                 at = choice
                 self._trial(next(t for t in front if str(t.number) == choice))
 
     def _entries(self, front: Sequence[TrialRecord]) -> list[tuple[str, str] | None]:
-        best = knee(front).number if front else None
+        best = knee(self._session.front).number if front else None
         entries: list[tuple[str, str] | None] = []
         for trial in front:
             mark = "  <- knee" if trial.number == best else ""
@@ -137,7 +143,53 @@ class Picker:
             entries.append((str(trial.number), self._fitted(text)))
         if front:
             entries.extend([None, ("front", "show the table again")])
-        return [*entries, ("more", "run more trials"), ("exit", "exit")]
+        entries.append(("more", "run more trials"))
+        if self._session.front:
+            entries.append(("list", f"sort or filter the list{self._arrangement()}"))
+        return [*entries, ("exit", "exit")]
+
+    def _listed(self) -> tuple[TrialRecord, ...]:
+        """The front as the person wants to see it."""
+        front = self._session.front
+        if self._limits is not None:
+            front = meeting(self._limits, front)
+        if self._sorted_by is not None:
+            name = self._sorted_by
+            front = tuple(sorted(front, key=lambda trial: _order(trial.scores[name])))
+        return front
+
+    def _arrangement(self) -> str:
+        parts = [] if self._sorted_by is None else [f"by {self._sorted_by}"]
+        parts += [] if self._limits is None else [self._limits]
+        return f" (now: {', '.join(parts)})" if parts else ""
+
+    def _arrange(self) -> None:
+        """Ask how the list is sorted and what it holds."""
+        entries: list[tuple[str, str] | None] = [
+            (f"by {name}", f"sort by {name}, smallest first")
+            for name in self._session.front[0].scores
+        ]
+        entries += [("filter", "show only trials within limits"), ("all", "show all"), None]
+        choice = choose("List:", [*entries, ("back", "back")])
+        if choice is None or choice == "back":
+            return
+        if choice == "all":
+            self._limits = self._sorted_by = None
+        elif choice == "filter":
+            line = ask_line(MARK, "Limits, as max-refusals=0.05,max-teacher_forced_kl=0.1:")
+            if line and line.strip():
+                self._filter(line.strip())
+        else:
+            self._sorted_by = choice.partition(" ")[2]
+
+    def _filter(self, limits: str) -> None:
+        try:
+            if meeting(limits, self._session.front):
+                self._limits = limits
+            else:
+                self._say(f"no trial of the front meets {limits}", "yellow")
+        except HereticKLError as error:
+            self._say(f"error: {error}", "red")
 
     def _trial(self, record: TrialRecord) -> None:
         """The menu of one trial."""
@@ -256,3 +308,8 @@ def _holds_files(folder: Path) -> bool:
         return any(folder.iterdir())
     except OSError:
         return False
+
+
+def _order(score: Score) -> float:
+    """Unscored ones come last."""
+    return math.inf if score.value is None else score.value

@@ -160,6 +160,38 @@ def test_the_table_can_be_seen_again(keys: PipeInput, session: FakeSession) -> N
     assert printed.count("0 ← knee") == 2
 
 
+def test_the_list_is_sorted(keys: PipeInput, session: FakeSession) -> None:
+    printed = drive(keys, session, UP * 3 + ENTER + DOWN + ENTER + UP + ENTER)
+    assert "Trial 2: one direction" in printed, "the smallest KL stands first"
+
+
+@pytest.mark.parametrize("whole_again", [False, True])
+def test_the_list_is_filtered(keys: PipeInput, session: FakeSession, whole_again: bool) -> None:
+    text = UP * 3 + ENTER + DOWN * 2 + ENTER + "max-refusals=0.2" + ENTER
+    if whole_again:
+        text += UP * 3 + ENTER + DOWN * 3 + ENTER
+    printed = drive(keys, session, text + DOWN + ENTER)
+    assert ("Trial 2: one direction" in printed) is whole_again
+    assert printed.count("0 ← knee") == 2 - whole_again, "below trial 0 is the table, or trial 2"
+
+
+@pytest.mark.parametrize(
+    ("limits", "line"),
+    [
+        ("max-odd=1", "error: no score 'odd'; there are refusals, teacher_forced_kl"),
+        ("knee", "error: unknown pick rule 'knee'"),
+        ("max-refusals=-1", "no trial of the front meets max-refusals=-1"),
+    ],
+)
+def test_limits_that_select_nothing_are_a_line(
+    keys: PipeInput, session: FakeSession, limits: str, line: str
+) -> None:
+    text = UP * 3 + ENTER + DOWN * 2 + ENTER + limits + ENTER + DOWN + ENTER
+    printed = drive(keys, session, text)
+    assert line in " ".join(printed.split())
+    assert "Trial 2: one direction" in printed, "the list is as it was"
+
+
 def test_without_any_trial_there_is_still_a_way_on(keys: PipeInput) -> None:
     session = FakeSession()
     printed = drive(keys, session, ENTER + ENTER)
