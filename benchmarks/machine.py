@@ -14,7 +14,7 @@ from heretic_kl import __version__
 DTYPES = ("auto", "float32", "bfloat16")
 
 
-def run_facts(seed: int, threads: int, dtype: str, *packages: str) -> dict[str, object]:
+def run_facts(seed: int | list[int], threads: int, dtype: str, *packages: str) -> dict[str, object]:
     """What every results file begins with; `packages` names more of them to tell versions of."""
     return {
         "command": command_line(),

@@ -199,6 +199,8 @@ def our_search(
     generate: bool,
     at_once: int = 1,
     racing: bool = False,
+    screening: bool = False,
+    seed: int = SEED,
 ) -> dict[str, Any]:
     """Seconds of each trial of a search of ours, as its records have them."""
     from heretic_kl import Session, Settings
@@ -225,9 +227,9 @@ def our_search(
             parallel_candidates=at_once,
             trials=trials,
             startup_trials=trials // 2,
-            seed=SEED,
+            seed=seed,
             racing=racing,
-            screening=False,
+            screening=screening,
             study_dir=folder,
             scorers=scorers,
         )

@@ -86,7 +86,7 @@ LARGE_FOLDERS = {
 SAY_NOTHING = {"found", "own", "each", "given", "known", "told", "kept"}
 """Names that no local has."""
 
-MOST_LINES = 36_720
+MOST_LINES = 41_000
 """Of the package and the plug-ins. Only a new capability raises it, by what that needs."""
 
 
