@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from heretic_kl.export.facts import ExportFacts, ScoreFacts
+from heretic_kl.export.hub.metadata import front_matter
 from heretic_kl.export.portable import portable, portable_text
 from heretic_kl.scoring import Score
 
@@ -25,6 +26,7 @@ def model_card(facts: ExportFacts) -> str:
     sections = (
         _front_matter(facts),
         _introduction(facts),
+        _use(facts),
         _cost(facts),
         _edit(facts),
         _prompts(facts),
@@ -35,24 +37,8 @@ def model_card(facts: ExportFacts) -> str:
 
 
 def _front_matter(facts: ExportFacts) -> Iterator[str]:
-    from huggingface_hub import ModelCardData
-
-    adapter = facts.form == "lora"
-    licence: dict[str, Any] = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in facts.license.items()
-    }
-    data = ModelCardData(
-        base_model=facts.base_name if facts.base_is_hub_id else None,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
-        tags=["heretic-kl", "directional-ablation", *(["lora"] if adapter else [])],
-        **licence,
-    )
-    if facts.base_is_hub_id:
-        data["base_model_relation"] = "adapter" if adapter else "finetune"
     yield "---"
-    yield str(data.to_yaml())
+    yield front_matter(facts)
     yield "---"
 
 
@@ -83,6 +69,33 @@ def _adapter_error(facts: ExportFacts) -> str:
     )
 
 
+def _use(facts: ExportFacts) -> Iterator[str]:
+    yield "## Intended use"
+    yield ""
+    yield (
+        "In place of the original, with the same tokenizer and chat template, where its refusals "
+        "of harmless or legitimate requests are in the way; for research on refusals and on what "
+        "removing them changes. Not meant for people who rely on the original's refusals as a "
+        "safeguard, nor for serving the public without a safeguard in their place."
+    )
+    yield ""
+    yield "```python"
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    if facts.form == "lora":
+        yield "from peft import PeftModel"
+        yield ""
+        yield f"original = {portable_text(facts.base_name)!r}"
+        yield "tokenizer = AutoTokenizer.from_pretrained(original)"
+        yield "model = AutoModelForCausalLM.from_pretrained(original, dtype='auto')"
+        yield "model = PeftModel.from_pretrained(model, 'path/to/this/folder/or/repository')"
+    else:
+        yield ""
+        yield "folder = 'path/to/this/folder/or/repository'"
+        yield "tokenizer = AutoTokenizer.from_pretrained(folder)"
+        yield "model = AutoModelForCausalLM.from_pretrained(folder, dtype='auto')"
+    yield "```"
+
+
 def _cost(facts: ExportFacts) -> Iterator[str]:
     yield "## Measured cost"
     yield ""
@@ -103,7 +116,8 @@ def _cost(facts: ExportFacts) -> Iterator[str]:
         "KL divergence is teacher-forced: both models are fed the original's greedy response, "
         f"and the next-token distributions of its first {facts.kl_tokens} "
         f"position{'s' if facts.kl_tokens != 1 else ''} are compared, in nats, "
-        "KL(original || edited), averaged over positions, then over prompts (not summed)."
+        "KL(original || edited), averaged over positions, then over prompts (not summed); version "
+        f"{facts.metric_version} of the metric."
     )
     floors = (
         ("batching and padding alone give", facts.noise_floor),
@@ -230,7 +244,12 @@ def _score_row(name: str, scores: ScoreFacts) -> str:
 
 
 def _score(score: Score | None) -> str:
-    return "–" if score is None else _cell(portable_text(score.text))
+    if score is None:
+        return "–"
+    interval = ""
+    if score.interval is not None and score.standard_error is not None:  # the text has the latter
+        interval = ", {:.4f} to {:.4f}".format(*score.interval)
+    return _cell(portable_text(score.text)) + interval
 
 
 def _cell(value: Any) -> str:

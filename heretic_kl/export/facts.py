@@ -44,6 +44,10 @@ class ScoreFacts:
     """With the trial's operators in force."""
     saved: Score | None
     """Of the saved model, read back from disk."""
+    kind: str | None = None
+    """Of the test prompts it was measured on; None: it has prompts of its own."""
+    unit: str = ""
+    """Of the values, as the scorer names it: `nats`, `share`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class ExportFacts:
     validation_scores: Mapping[str, Score]
     """The trial's, on the validation prompts."""
     kl_tokens: int
+    metric_version: int
+    """Of the KL: what two versions measure is not compared."""
     noise_floor: float | None
     """Nats, of batching alone."""
     rounding_floor: float | None

@@ -79,6 +79,7 @@ def reproduction(facts: ExportFacts) -> dict[str, Any]:
         "test_scores": {name: _scores(scores) for name, scores in facts.scores.items()},
         "measurement": {
             "kl_tokens": facts.kl_tokens,
+            "metric_version": facts.metric_version,
             "noise_floor_nats": facts.noise_floor,
             "rounding_floor_nats": facts.rounding_floor,
             "merge_kl_nats": facts.merge_kl,
@@ -108,8 +109,12 @@ def file_index(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _scores(scores: ScoreFacts) -> dict[str, Any]:
-    by_stage: dict[str, Score | None] = vars(scores)
-    return {name: None if score is None else score.to_dict() for name, score in by_stage.items()}
+    stages: dict[str, Score | None] = {
+        "original": scores.original,
+        "trial": scores.trial,
+        "saved": scores.saved,
+    }
+    return {name: None if score is None else score.to_dict() for name, score in stages.items()}
 
 
 def _finite(value: Any) -> Any:

@@ -32,6 +32,7 @@ from heretic_kl.export import (
     write_card,
     write_reproduction,
 )
+from heretic_kl.kl import METRIC_VERSION
 from heretic_kl.run.command import reproducing_command
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts
@@ -65,7 +66,13 @@ def save_trial(
     lora = _write(run, plan, folder, form, overwrite=overwrite)
     saved_scores, merge_kl = measure_saved(run, plan, folder, form)
     scores = {
-        name: ScoreFacts(original.get(name), score, saved_scores.get(name))
+        name: ScoreFacts(
+            original.get(name),
+            score,
+            saved_scores.get(name),
+            kind=_kind_of_prompts(run, name),
+            unit=run.test_suite.scorers[name].unit,
+        )
         for name, score in trial_scores.items()
     }
     facts = _facts(run, record, folder, form, scores, merge_kl, lora, pick_rule)
@@ -160,6 +167,7 @@ def _facts(
         scores=scores,
         validation_scores=record.scores,
         kl_tokens=settings.kl_tokens,
+        metric_version=METRIC_VERSION,
         noise_floor=floor.batching,
         rounding_floor=floor.rounding,
         merge_kl=merge_kl,
@@ -184,6 +192,14 @@ def _facts(
         identity=run.identity,
         calibration=_found_out(run),
     )
+
+
+def _kind_of_prompts(run: RunParts, scorer: str) -> str | None:
+    """The kind whose test prompts a scorer is measured on; None: prompts of its own."""
+    requests = run.test_suite.scorers[scorer].requests()
+    prompts = getattr(requests[0], "prompts", None) if requests else None
+    kinds = (kind for kind, members in run.prompts.of("test").items() if members == prompts)
+    return next(kinds, None)
 
 
 def _found_out(run: RunParts) -> dict[str, Any]:

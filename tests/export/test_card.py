@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from heretic_kl.ablation import EditParameters, WeightKernel
 from heretic_kl.errors import ExportError
@@ -35,7 +36,13 @@ REFUSALS = [
     Score(0.05, "5/100 (5%, 2% to 11%)", interval=(0.02, 0.11)),
     Score(0.06, "6/100 (6%, 3% to 12%)", interval=(0.03, 0.12)),
 ]
-KL = Score(0.0321, "0.0321 ± 0.0040", standard_error=0.004, details={"worst": float("inf")})
+KL = Score(
+    0.0321,
+    "0.0321 ± 0.0040 nats",
+    standard_error=0.004,
+    interval=(0.0241, 0.0409),
+    details={"worst": float("inf")},
+)
 
 
 def facts(**changes) -> ExportFacts:
@@ -54,11 +61,12 @@ def facts(**changes) -> ExportFacts:
         "edit": EditParameters(12.5, {"attention": kernel}, "row"),
         "layers": 30,
         "scores": {
-            "refusals": ScoreFacts(*REFUSALS),
-            "teacher_forced_kl": ScoreFacts(None, KL, KL),
+            "refusals": ScoreFacts(*REFUSALS, kind="harmful", unit="share"),
+            "teacher_forced_kl": ScoreFacts(None, KL, KL, unit="nats"),
         },
         "validation_scores": {"refusals": REFUSALS[1]},
         "kl_tokens": 3,
+        "metric_version": 2,
         "noise_floor": 1.2e-9,
         "rounding_floor": 3e-5,
         "merge_kl": 2e-5,
@@ -90,6 +98,7 @@ def front_matter(card: str) -> dict:
 
 def test_front_matter_is_yaml_with_base_licence_and_tags():
     front = front_matter(model_card(facts()))
+    del front["model-index"]
     assert front == {
         "base_model": "someone/tiny",
         "base_model_relation": "finetune",
@@ -102,11 +111,46 @@ def test_front_matter_is_yaml_with_base_licence_and_tags():
     assert "base_model" not in front and "license" not in front
 
 
+def test_the_hub_reads_every_score_with_its_interval_and_the_metric_version():
+    data = ModelCard(model_card(facts())).data
+    refusals, kl = data.eval_results
+    assert data.model_name == "tiny-edited"
+    assert (refusals.metric_type, refusals.metric_value) == ("refusals", 0.06)
+    assert refusals.metric_name == "refusals: 6/100 (6%, 3% to 12%)"
+    version = facts().versions["heretic-kl"]
+    assert refusals.metric_args == {
+        "unit": "share",
+        "interval_95": [0.03, 0.12],
+        "original": 0.9,
+        "heretic_kl": version,
+    }
+    assert refusals.dataset_name == "100 harmful test prompts (bad.txt, train[:100])"
+    assert refusals.dataset_type == "bad.txt" and refusals.dataset_config == "harmful"
+    assert refusals.dataset_args == {"count": 100, "sha256": "a" * 64}
+    assert kl.metric_value == 0.0321
+    assert kl.metric_args == {
+        "unit": "nats",
+        "interval_95": [0.0241, 0.0409],
+        "standard_error": 0.004,
+        "kl_tokens": 3,
+        "metric_version": 2,
+        "heretic_kl": version,
+    }
+    assert kl.dataset_name == "test prompts (prompts of its own)"
+
+
+@pytest.mark.parametrize("saved", [None, Score(None, "unscored"), Score(float("nan"), "nan")])
+def test_a_score_that_is_no_number_is_no_result(saved):
+    front = front_matter(model_card(facts(scores={"refusals": ScoreFacts(None, None, saved)})))
+    assert "model-index" not in front and "model_name" not in front
+
+
 def test_an_adapter_says_how_near_it_comes():
     exact = model_card(facts(form="lora", lora=LoraFacts(1, True, 0.0, 0.0)))
     assert front_matter(exact)["library_name"] == "peft"
     assert front_matter(exact)["base_model_relation"] == "adapter"
     assert "rank 1) expresses the edit exactly" in exact
+    assert "PeftModel.from_pretrained(model, " in exact and "original = 'someone/tiny'" in exact
     near = model_card(facts(form="lora", lora=LoraFacts(16, False, 0.123, 0.3)))
     assert "misses 12.3% of the change" in near and "30.0% of one module" in near
 
@@ -117,7 +161,8 @@ def test_the_card_states_cost_edit_prompts_and_limits():
         "| refusals | 90/100 (90%, 83% to 94%) | 5/100 (5%, 2% to 11%) | 6/100 (6%, 3% to 12%) |"
         in card
     )
-    assert "| teacher_forced_kl | – | 0.0321 ± 0.0040 | 0.0321 ± 0.0040 |" in card
+    kl = "0.0321 ± 0.0040 nats, 0.0241 to 0.0409"
+    assert f"| teacher_forced_kl | – | {kl} | {kl} |" in card
     for text in (
         "teacher-forced",
         "first 3 positions",
@@ -132,6 +177,8 @@ def test_the_card_states_cost_edit_prompts_and_limits():
         "| harmful | test | bad.txt, train[:100] | 100 | `aaaaaaaaaaaaaaaa` |",
         "phrase rule",
         "100 harmful and 90 harmless",
+        "version 2 of the metric",
+        "## Intended use",
         "Responsible use",
         "Seed 4",
     ):
@@ -184,6 +231,8 @@ def test_the_reproduction_file_holds_what_a_rerun_needs(tmp_path):
     assert content["settings"]["api_token"] == "***"
     assert content["settings"]["storage"] == "postgresql://***@db/studies"
     assert content["prompts"][1]["sha256"] == "b" * 64
+    assert content["measurement"]["metric_version"] == 2
+    assert content["test_scores"]["refusals"].keys() == {"original", "trial", "saved"}
     assert content["seed"] == 4
     assert {"python", "torch", "transformers", "optuna", "heretic-kl"} <= set(content["versions"])
     assert content["files"] == {
