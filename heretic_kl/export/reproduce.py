@@ -73,7 +73,8 @@ def reproduction(facts: ExportFacts) -> dict[str, Any]:
             "parameters": facts.parameters,
             "edit": asdict(facts.edit),
             "validation_scores": {
-                name: score.to_dict() for name, score in facts.validation_scores.items()
+                name: score.without_prompts().to_dict()
+                for name, score in facts.validation_scores.items()
             },
         },
         "test_scores": {name: _scores(scores) for name, scores in facts.scores.items()},
@@ -114,7 +115,10 @@ def _scores(scores: ScoreFacts) -> dict[str, Any]:
         "trial": scores.trial,
         "saved": scores.saved,
     }
-    return {name: None if score is None else score.to_dict() for name, score in stages.items()}
+    return {
+        name: None if score is None else score.without_prompts().to_dict()
+        for name, score in stages.items()
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,14 @@ from heretic_kl.report.details import (
     trial_details,
 )
 from heretic_kl.report.drawing import png
-from heretic_kl.report.evaluation_table import evaluation_footnotes, evaluation_sections
+from heretic_kl.report.evaluation_table import (
+    TrialComparison,
+    compare_trials,
+    comparison_footnotes,
+    comparison_sections,
+    evaluation_footnotes,
+    evaluation_sections,
+)
 from heretic_kl.report.front_table import (
     FrontRow,
     front_footnotes,
@@ -44,9 +51,13 @@ __all__ = [
     "MeasurementReport",
     "Page",
     "StudyReport",
+    "TrialComparison",
     "align",
     "cell",
     "compact",
+    "compare_trials",
+    "comparison_footnotes",
+    "comparison_sections",
     "describe_edit",
     "details_lines",
     "duration",

@@ -1,15 +1,49 @@
-"""Candidates beside the original, every scorer, as sections of lines. Measures nothing."""
+"""Candidates, or two trials, side by side and paired by prompt, as sections. Measures nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from heretic_kl.report.details import DetailSection
-from heretic_kl.report.wording import label
+from heretic_kl.report.wording import MISSING, cell, label
+from heretic_kl.scoring import PairedDifference, paired_scores
 
 if TYPE_CHECKING:
-    from heretic_kl.scoring import PairedDifference, Score
+    from heretic_kl.scoring import Score
+    from heretic_kl.search import TrialRecord
+
+PAIRED: Final = "paired by prompt; in parentheses their 95% interval."
+MAY_BE_EQUAL: Final = "*: the interval holds 0, so the two may be equally good."
+
+
+@dataclass(frozen=True)
+class TrialComparison:
+    """Two trials of one study on the same prompts."""
+
+    first: int
+    second: int
+    """Numbers of the trials."""
+    scores: Mapping[str, tuple[Mapping[str, Score], Mapping[str, Score]]]
+    """`validation`, `test` -> scores of the first and the second trial, by scorer; without the
+    prompts on which one of them was not measured."""
+
+    @property
+    def differences(self) -> dict[str, dict[str, PairedDifference | None]]:
+        """By prompts and scorer, first minus second; None where values by prompt are missing."""
+        return {
+            use: {name: paired_scores(ours[name], others[name]) for name in ours if name in others}
+            for use, (ours, others) in self.scores.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        plain = {
+            use: {name: None if pair is None else vars(pair) for name, pair in pairs.items()}
+            for use, pairs in self.differences.items()
+        }
+        return {"first": self.first, "second": self.second, "differences": plain}
 
 
 class EvaluatedCandidate(Protocol):
@@ -54,12 +88,59 @@ def evaluation_sections(
 
 def evaluation_footnotes(candidates: Sequence[EvaluatedCandidate]) -> list[str]:
     """What a reader of the sections has to know."""
-    notes = ["Differences are paired by prompt; in parentheses their 95% interval."]
+    notes = [f"Differences are {PAIRED}"]
     pairs = [
         pair for c in candidates for pair in (*c.minus_original.values(), *c.minus_first.values())
     ]
     if any(not pair.distinguishable for pair in pairs):
-        notes.append("*: the interval holds 0, so the two may be equally good.")
+        notes.append(MAY_BE_EQUAL)
+    return notes
+
+
+def compare_trials(
+    first: TrialRecord, second: TrialRecord, tested: Mapping[int, Mapping[str, Score]]
+) -> TrialComparison:
+    """Two trials of one study; `tested` has scores on the test prompts, by trial number."""
+    scores = {"validation": (first.scores, second.scores)}
+    if first.number in tested and second.number in tested:
+        scores["test"] = (tested[first.number], tested[second.number])
+    return TrialComparison(first.number, second.number, scores)
+
+
+def comparison_sections(comparison: TrialComparison) -> tuple[DetailSection, ...]:
+    """A section for the validation prompts, and one for the test prompts where both have them."""
+    names = [f"trial {number}" for number in (comparison.first, comparison.second)]
+    sections = []
+    for use, pairs in comparison.differences.items():
+        ours, others = comparison.scores[use]
+        rows: list[tuple[str, ...]] = [("", *names, "difference")]
+        for name, pair in pairs.items():
+            # The interval of the difference is what counts here.
+            cells = [cell(replace(side[name], interval=None)) for side in (ours, others)]
+            rows.append((label(name), *cells, _difference(pair)))
+        title = f"Trial {comparison.first} minus trial {comparison.second}, {use} prompts"
+        sections.append(DetailSection(title, tuple(rows)))
+    return tuple(sections)
+
+
+def comparison_footnotes(comparison: TrialComparison) -> list[str]:
+    """What a reader of the sections has to know."""
+    pairs = [pair for of_use in comparison.differences.values() for pair in of_use.values()]
+    notes = []
+    if any(pair is not None for pair in pairs):
+        notes.append(f"Differences are {PAIRED}")
+    if any(pair is not None and not pair.distinguishable for pair in pairs):
+        notes.append(MAY_BE_EQUAL)
+    if None in pairs:
+        notes.append(
+            f"{MISSING}: measured before values of single prompts were kept; a trial that is "
+            "measured now has them."
+        )
+    if "test" not in comparison.scores:
+        notes.append(
+            "Validation scores chose these trials, so they flatter; measure both on the test "
+            "prompts to compare them there."
+        )
     return notes
 
 
@@ -80,7 +161,7 @@ def _rows(
 
 def _difference(pair: PairedDifference | None) -> str:
     if pair is None:
-        return "–"
+        return MISSING
     mark = "" if pair.distinguishable else " *"
     if pair.interval is None:
         return f"{pair.mean:+.4g}{mark}"

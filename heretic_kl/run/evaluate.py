@@ -17,11 +17,11 @@ from heretic_kl.run.load import load
 from heretic_kl.run.opening import check_settings
 from heretic_kl.run.parts import RunParts, measuring_context
 from heretic_kl.run.telling import Teller
-from heretic_kl.scoring import PairedDifference, Score, ScorerSpec, Suite, paired_difference
+from heretic_kl.scoring import PairedDifference, Score, ScorerSpec, Suite, paired_scores
 from heretic_kl.search import TrialRecord
 
-Values = Mapping[str, tuple[float, ...]]
-"""A value for each prompt, by scorer."""
+Scores = Mapping[str, Score]
+"""By scorer."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ def evaluate(
     with tell.stage("baseline", "Measuring the original model"):
         calibration = calibrated.calibration
         suite.prepare(measuring_context(settings, engine, calibration, prompts, suite, use))
-        scores, values = suite.evaluate_by_prompt(engine, None)
+        scores = suite.evaluate(engine, None)
     tell(BaselineMeasured(use, scores))
     evaluated: list[EvaluatedModel] = []
-    first: Values = {}
+    first: Scores = {}
     for name in candidates:
         with tell.stage("measure", f"Measuring {name}"):
-            their_scores, theirs = _measure(name, settings, calibrated, suite, tell)
+            theirs = _measure(name, settings, calibrated, suite, tell)
         minus_first = _paired(theirs, first) if evaluated else {}
         first = first or theirs
-        evaluated.append(EvaluatedModel(name, their_scores, _paired(theirs, values), minus_first))
+        evaluated.append(EvaluatedModel(name, theirs, _paired(theirs, scores), minus_first))
     counts: dict[str, int] = {kind: len(members) for kind, members in prompts.of(use).items()}
     return Evaluation(str(settings.model), use, counts, scores, tuple(evaluated))
 
@@ -104,16 +104,16 @@ def evaluate_trial(run: RunParts, record: TrialRecord, specs: Sequence[ScorerSpe
         measuring_context(run.settings, run.engine, run.calibration, run.prompts, suite, "test")
     )
     with run.tell.stage("measure", "Measuring the original model"):
-        scores, values = suite.evaluate_by_prompt(run.engine, None)
+        scores = suite.evaluate(run.engine, None)
     with run.tell.stage("measure", f"Measuring trial {record.number}"):
-        their_scores, theirs = suite.evaluate_by_prompt(run.engine, plan)
-    model = EvaluatedModel(f"trial {record.number}", their_scores, _paired(theirs, values), {})
+        theirs = suite.evaluate(run.engine, plan)
+    model = EvaluatedModel(f"trial {record.number}", theirs, _paired(theirs, scores), {})
     return Evaluation(str(run.settings.model), "test", {}, scores, (model,))
 
 
 def _measure(
     name: str, settings: Settings, calibrated: Calibrated, suite: Suite, tell: Teller
-) -> tuple[dict[str, Score], Values]:
+) -> dict[str, Score]:
     engine = calibrated.engine
     engine.release()
     # Before the original leaves a GPU: a candidate is measured against its references.
@@ -124,10 +124,9 @@ def _measure(
         ModelSource(name), engine.lm, base=base, trust_remote_code=settings.trust_remote_code
     ) as lm:
         theirs = build_engine(lm, options, notify=tell.notice, original=engine)
-        return suite.evaluate_by_prompt(theirs, {})
+        return suite.evaluate(theirs, {})
 
 
-def _paired(values: Values, others: Values) -> dict[str, PairedDifference]:
-    return {
-        name: paired_difference(values[name], others[name]) for name in values if name in others
-    }
+def _paired(scores: Scores, others: Scores) -> dict[str, PairedDifference]:
+    pairs = {name: paired_scores(scores[name], others[name]) for name in scores if name in others}
+    return {name: pair for name, pair in pairs.items() if pair is not None}

@@ -28,7 +28,7 @@ from heretic_kl.scoring.loader import (
     documented_settings,
     scorer_code,
 )
-from heretic_kl.scoring.paired import PairedDifference, paired_difference
+from heretic_kl.scoring.paired import PairedDifference, paired_difference, paired_scores
 from heretic_kl.scoring.racing import Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
 from heretic_kl.scoring.refusal_rule import RefusalRule
@@ -81,5 +81,6 @@ __all__ = [
     "built_in_scorers",
     "documented_settings",
     "paired_difference",
+    "paired_scores",
     "scorer_code",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from heretic_kl.kl import mean_estimate
+from heretic_kl.scoring.scorer import Score
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,14 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Paire
         others, dtype=torch.float64
     )
     return PairedDifference(*mean_estimate(difference), prompts=len(values))
+
+
+def paired_scores(score: Score, other: Score) -> PairedDifference | None:
+    """How a score differs from another one of the same scorer, prompt by prompt.
+
+    None where one of them has no value for each prompt, or they were measured on others.
+    """
+    values, others = score.per_prompt, other.per_prompt
+    if not values or not others or len(values) != len(others):
+        return None
+    return paired_difference(values, others)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -82,6 +82,8 @@ class Score:
     """95%."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Further figures, JSON-ready."""
+    per_prompt: tuple[float, ...] | None = None
+    """What `Scorer.per_prompt` gave; None: nothing, or the values were not kept."""
 
     @property
     def optimized(self) -> float | None:
@@ -90,13 +92,25 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, for storage."""
-        return {**vars(self), "interval": self.interval and list(self.interval)}
+        content = {**vars(self), "interval": self.interval and list(self.interval)}
+        values = content.pop("per_prompt")
+        return content if values is None else {**content, "per_prompt": list(values)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Score:
         """The inverse of `to_dict`."""
-        interval = data["interval"]
-        return cls(**{**data, "interval": interval and (float(interval[0]), float(interval[1]))})
+        interval, values = data["interval"], data.get("per_prompt")
+        return cls(
+            **{
+                **data,
+                "interval": interval and (float(interval[0]), float(interval[1])),
+                "per_prompt": None if values is None else tuple(map(float, values)),
+            }
+        )
+
+    def without_prompts(self) -> Score:
+        """The same without a value for each prompt."""
+        return replace(self, per_prompt=None)
 
 
 class Bounds(NamedTuple):
@@ -147,7 +161,8 @@ class Scorer(ABC, Generic[SettingsT]):
     def per_prompt(self, results: Sequence[Result]) -> Sequence[float] | None:
         """One value for each prompt, in order, whose mean is the score's value.
 
-        Asked where candidates are compared prompt by prompt. None: the score is no such mean.
+        Kept with the score, so that trials are compared prompt by prompt. None: the score is no
+        such mean.
         """
         return None
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -108,27 +108,10 @@ class Suite:
             MeasurementError: an objective has no value.
             ScorerError: a scorer raised.
         """
-        return self.evaluate_by_prompt(engine, plan)[0]
-
-    def evaluate_by_prompt(
-        self, engine: MeasuringEngine, plan: Plan | None
-    ) -> tuple[dict[str, Score], dict[str, tuple[float, ...]]]:
-        """The same with every prompt's value, by scorer; see `Scorer.per_prompt`.
-
-        Scorers whose score is no mean over prompts have no entry there.
-        """
         flat, places = self._asked(self.specs)
         with _blamed_on(", ".join(places)):
             results = engine.measure(plan, flat)
-        scores, values = {}, {}
-        for spec in self.specs:
-            part = results[places[spec.name]]
-            scores[spec.name] = self._score(spec, part)
-            with _blamed_on(spec.name):
-                per_prompt = self.scorers[spec.name].per_prompt(part)
-            if per_prompt is not None:
-                values[spec.name] = tuple(per_prompt)
-        return scores, values
+        return {spec.name: self._score(spec, results[places[spec.name]]) for spec in self.specs}
 
     def evaluate_objectives(
         self,
@@ -179,10 +162,13 @@ class Suite:
     def _score(self, spec: ScorerSpec, results: Sequence[Result]) -> Score:
         with _blamed_on(spec.name):
             score = self.scorers[spec.name].score(results)
+            values = self.scorers[spec.name].per_prompt(results)
         value = score.optimized
         if spec.role != "monitor" and (value is None or not math.isfinite(value)):
             raise MeasurementError(f"scorer {spec.name!r} gave no value: {score.text}")
-        return score
+        if values is None:
+            return score
+        return replace(score, per_prompt=tuple(values))
 
     def _bounds(self, spec: ScorerSpec, results: Sequence[SoFar]) -> Bounds:
         with _blamed_on(spec.name):

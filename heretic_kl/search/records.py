@@ -103,7 +103,10 @@ def outcome_attributes(outcome: Outcome) -> dict[str, str]:
         return {STOPPED: json.dumps(outcome.to_dict())}
     if isinstance(outcome, Screened):
         predicted = json.dumps(dict(outcome.predicted))
-        return {SCORES: scores_to_json(outcome.scores), PREDICTED: predicted}
+        scores = outcome.scores
+        if not outcome.promoted:  # it is on no front: nobody compares it
+            scores = {name: score.without_prompts() for name, score in scores.items()}
+        return {SCORES: scores_to_json(scores), PREDICTED: predicted}
     return {SCORES: scores_to_json(outcome)}
 
 
@@ -161,8 +164,12 @@ def one_line(error: Exception) -> str:
 
 
 def scores_to_json(scores: Mapping[str, Score]) -> str:
-    """Scores by name, as text."""
-    return json.dumps({name: score.to_dict() for name, score in scores.items()})
+    """Scores by name, as text; values of single prompts to 7 digits, as there are many of them."""
+    content = {name: score.to_dict() for name, score in scores.items()}
+    for score in content.values():
+        if "per_prompt" in score:
+            score["per_prompt"] = [float(f"{value:.7g}") for value in score["per_prompt"]]
+    return json.dumps(content)
 
 
 def scores_from_json(text: str) -> dict[str, Score]:

@@ -10,6 +10,9 @@ from rich.console import Console
 from heretic_kl.report import (
     DetailSection,
     MeasurementReport,
+    TrialComparison,
+    comparison_footnotes,
+    comparison_sections,
     details_lines,
     measurement_footnotes,
     measurement_sections,
@@ -25,6 +28,14 @@ def print_measurement(console: Console, report: MeasurementReport) -> None:
     print_sections(console, measurement_sections(report, width))
     console.print()
     for note in measurement_footnotes(report):
+        say(console, note, "dim")
+
+
+def print_comparison(console: Console, comparison: TrialComparison) -> None:
+    """Two trials side by side, with their differences."""
+    print_sections(console, comparison_sections(comparison))
+    console.print()
+    for note in comparison_footnotes(comparison):
         say(console, note, "dim")
 
 

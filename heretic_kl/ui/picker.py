@@ -15,6 +15,7 @@ from rich.console import Console
 
 from heretic_kl.errors import HereticKLError
 from heretic_kl.report import (
+    compare_trials,
     describe_edit,
     details_lines,
     front_rows,
@@ -26,6 +27,7 @@ from heretic_kl.search import UNEDITED, TrialRecord, knee, meeting
 from heretic_kl.ui.asking import MARK, ask_count, ask_folder, ask_line, choose, confirm
 from heretic_kl.ui.chat import RESPONSE_TOKENS, ChatSession, chat
 from heretic_kl.ui.console import print_front
+from heretic_kl.ui.measurement import print_comparison
 from heretic_kl.ui.terminal import say
 
 if TYPE_CHECKING:
@@ -135,18 +137,22 @@ class Picker:
                 self._trial(next(t for t in front if str(t.number) == choice))
 
     def _entries(self, front: Sequence[TrialRecord]) -> list[tuple[str, str] | None]:
-        best = knee(self._session.front).number if front else None
-        entries: list[tuple[str, str] | None] = []
-        for trial in front:
-            mark = "  <- knee" if trial.number == best else ""
-            text = f"{trial.number:>4}  {scores_line(trial.scores)}{mark}"
-            entries.append((str(trial.number), self._fitted(text)))
+        entries: list[tuple[str, str] | None] = [*self._trial_entries(front)]
         if front:
             entries.extend([None, ("front", "show the table again")])
         entries.append(("more", "run more trials"))
         if self._session.front:
             entries.append(("list", f"sort or filter the list{self._arrangement()}"))
         return [*entries, ("exit", "exit")]
+
+    def _trial_entries(self, trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
+        best = knee(self._session.front).number if trials else None
+        entries = []
+        for trial in trials:
+            mark = "  <- knee" if trial.number == best else ""
+            text = f"{trial.number:>4}  {scores_line(trial.scores)}{mark}"
+            entries.append((str(trial.number), self._fitted(text)))
+        return entries
 
     def _listed(self) -> tuple[TrialRecord, ...]:
         """The front as the person wants to see it."""
@@ -201,10 +207,11 @@ class Picker:
                 ("lora", "save a LoRA adapter"),
                 ("chat", "chat with it beside the original"),
                 ("details", "show details"),
+                ("compare", "compare it with another trial"),
                 ("back", "back"),
             ]
             if self._session.test_scores(record.number) is None:
-                entries.insert(4, ("measure", "measure it on the test prompts"))
+                entries.insert(5, ("measure", "measure it on the test prompts"))
             choice = choose(f"Trial {record.number}:", entries, start_at=at)
             if choice is None or choice == "back":
                 return
@@ -217,6 +224,8 @@ class Picker:
                 self._attempt(lambda: self._chat(record), "left the chat")
             elif choice == "measure":
                 self._attempt(lambda: self._measure(record), "stopped, nothing was kept of it")
+            elif choice == "compare":
+                self._compare(record)
             else:
                 self._details(record)
 
@@ -272,15 +281,29 @@ class Picker:
         if not front:
             self._say("no finished trial to pick from yet")
             return
-        measured = ((t.number, self._session.test_scores(t.number)) for t in front)
-        tested = {number: scores for number, scores in measured if scores is not None}
         rows = front_rows(
             front,
-            tested,
+            self._tested(front),
             baseline=self._session.baseline,
             test_baseline=self._session.test_scores(UNEDITED),
         )
         print_front(self._console, rows)
+
+    def _tested(self, trials: Sequence[TrialRecord]) -> dict[int, Mapping[str, Score]]:
+        measured = ((t.number, self._session.test_scores(t.number)) for t in trials)
+        return {number: scores for number, scores in measured if scores is not None}
+
+    def _compare(self, record: TrialRecord) -> None:
+        """Ask for another trial, and show by how much this one differs."""
+        others = [trial for trial in self._listed() if trial.number != record.number]
+        if not others:
+            self._say("the list holds no other trial to compare with", "yellow")
+            return
+        choice = choose("Compare with?", [*self._trial_entries(others), None, ("back", "back")])
+        other = next((trial for trial in others if str(trial.number) == choice), None)
+        if other is not None:
+            tested = self._tested([record, other])
+            print_comparison(self._console, compare_trials(record, other, tested))
 
     def _summary(self, record: TrialRecord) -> None:
         self._say(f"Trial {record.number}: {describe_edit(record.edit)}", "bold")

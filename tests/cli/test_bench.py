@@ -49,9 +49,9 @@ def test_a_task_is_a_score_with_the_edit_in_force(workplace):
     settings = {"task": "cakes", "tasks": "tasks", "metric": "acc", "batch_size": 4}
     suite = Suite([ScorerSpec("cakes", "lm_eval", "maximize", settings)])
     suite.prepare(fake_context(engine))
-    before, values = suite.evaluate_by_prompt(engine, None)
+    before = suite.evaluate(engine, None)
     direct = HarnessTask("cakes", "acc", "tasks")(lm.model, lm.chat.tokenizer)
-    assert values["cakes"] == direct and set(direct) <= {0.0, 1.0}
+    assert before["cakes"].per_prompt == direct and set(direct) <= {0.0, 1.0}
     site = lm.architecture.sites[-1]
     left, right = torch.randn(2, len(site.weight()), 1, generator=torch.manual_seed(0))
     plans = [{site.key: Operator(left * size, right)} for size in (0.0, 9.0)]

@@ -38,6 +38,21 @@ def test_show_prints_one_trial(searched, call, events):
     assert code == 0 and lines[0]["event"] == "trial_shown" and lines[0]["on_front"]
 
 
+def test_show_compares_two_trials_by_prompt(searched, call, events):
+    records = [line["record"] for line in searched if line["event"] == "trial_finished"]
+    code, lines = events("show", "mine", "--trial", "2", "--compare", "1")
+    (content,) = [line["content"] for line in lines if line["event"] == "result"]
+    assert code == 0 and (content["first"], content["second"]) == (2, 1)
+    for name, pair in content["differences"]["validation"].items():
+        first, second = (records[number]["scores"][name] for number in (2, 1))
+        assert len(first["per_prompt"]) == pair["prompts"] == 3
+        assert pair["mean"] == pytest.approx(first["value"] - second["value"], abs=1e-6)
+    code, out, err = call("show", "mine", "--trial", "2", "--compare", "1")
+    assert (code, err) == (0, "") and out.startswith("Trial 2 minus trial 1, validation prompts\n")
+    assert "paired by prompt" in out
+    assert call("show", "mine", "--trial", "2", "--compare", "99")[0] == 3
+
+
 def test_save_writes_a_trial_without_a_search(searched, call, events, workplace):
     code, lines = events("save", "mine", "--trial", "2", "-o", "saved")
     names = [line["event"] for line in lines]

@@ -1,6 +1,7 @@
 """The menus, driven by key presses against a fake session; no terminal, no waiting."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from heretic_kl.ui.chat import chat
 from heretic_kl.ui.picker import Picker
 
 DOWN, UP, ENTER, CTRL_C, CTRL_D, CTRL_U = "\x1b[B", "\x1b[A", "\r", "\x03", "\x04", "\x15"
-LORA, TALK, DETAILS, MEASURE = (DOWN * steps + ENTER for steps in (1, 2, 3, 4))
+LORA, TALK, DETAILS, COMPARE, MEASURE = (DOWN * steps + ENTER for steps in range(1, 6))
 BACK = UP + ENTER
 """From the first entry of a menu."""
 
@@ -121,7 +122,7 @@ def test_measuring_shows_the_scores_and_is_offered_once(
     printed = drive(keys, session, ENTER + MEASURE + BACK)
     assert session.tested.keys() == {0}
     assert "test prompts: refusals 4/64" in printed
-    printed = drive(keys, session, ENTER + DOWN * 4 + ENTER)
+    printed = drive(keys, session, ENTER + DOWN * 5 + ENTER)
     assert "measuring" not in printed
 
 
@@ -133,6 +134,31 @@ def test_a_measurement_that_fails(
     printed = drive(keys, session, ENTER + MEASURE + CTRL_C)
     assert session.tested == {}
     assert "storage is gone" in printed or "nothing was kept of it" in printed
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_two_trials_are_compared(keys: PipeInput, session: FakeSession, tested: bool) -> None:
+    values = {0: (0.01, 0.02, 0.03), 1: (0.10, 0.08, 0.09), 2: None}
+    for number, per_prompt in values.items():
+        kl = session.trials[number].scores["teacher_forced_kl"]
+        scores = {**session.trials[number].scores}
+        scores["teacher_forced_kl"] = replace(kl, per_prompt=per_prompt)
+        record = replace(session.trials[number], scores=scores)
+        session.trials = (*session.trials[:number], record, *session.trials[number + 1 :])
+        if tested:
+            session.tested[number] = scores
+    printed = drive(keys, session, ENTER + COMPARE + ENTER + ENTER + DOWN + ENTER + CTRL_C)
+    assert printed.count("Trial 0 minus trial 1, validation prompts") == 1
+    assert printed.count("Trial 0 minus trial 2, validation prompts") == 1
+    assert printed.count("-0.07 (-0.09 to -0.06)") == 1 + tested
+    assert printed.count(", test prompts") == 2 * tested
+    assert "measured before values of single prompts were kept" in " ".join(printed.split())
+    assert ("measure both on the test prompts" in " ".join(printed.split())) is not tested
+
+
+def test_a_single_trial_is_compared_with_nothing(keys: PipeInput) -> None:
+    printed = drive(keys, FakeSession(trial(0, 10, 0.02)), ENTER + COMPARE)
+    assert "no other trial to compare with" in printed
 
 
 def test_details(keys: PipeInput, session: FakeSession) -> None:

@@ -52,13 +52,16 @@ class ShowSettings(StudySettings):
     """Which trial is shown."""
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Trial": ("study", "trial", "pick", "study_dir", "storage"),
+        "Trial": ("study", "trial", "pick", "compare", "study_dir", "storage"),
         "Output": ("quiet", "debug"),
     }
     shown_first: ClassVar[tuple[str, ...]] = ("Trial", "Output")
 
     trial: Whole | None = setting(None, TRIAL, ge=0)
     pick: Text | None = setting(None, PICK, metavar="RULE", short="p")
+    compare: Whole | None = setting(
+        None, "Number of another trial: shows the differences, paired by prompt", ge=0
+    )
 
 
 class TrialOfStudySettings(Settings):
