@@ -6,7 +6,7 @@ from heretic_kl.scoring import PromptKind, RefusalCount
 class FalseRefusals(RefusalCount):
     """Refusals among greedy responses to prompts that sound harmful and are not.
 
-    An edit can bring them down (less over-refusal) or up (empty or broken responses).
+    An edit can bring them down (less over-refusal) or up (degenerate responses count as refused).
     """
 
     kind: PromptKind = "borderline"

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from heretic_kl.kl import mean_estimate
-from heretic_kl.prompts import fingerprint
+from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.scoring import (
     PromptKind,
     Request,
@@ -18,6 +18,7 @@ from heretic_kl.scoring import (
     Scorer,
     ScorerContext,
     ScorerSettings,
+    degeneracy,
 )
 
 OVERUSED = (
@@ -48,7 +49,8 @@ class KeywordRateSettings(ScorerSettings):
 class KeywordRate(Scorer[KeywordRateSettings]):
     """Phrases per 100 words of a response, mean over prompts.
 
-    An empty response counts as one phrase in one word, 100 per 100 words: silence is no success.
+    A degenerate response (empty, a loop, another script) counts as one phrase in one word, 100 per
+    100 words, or as no phrase where the rate is maximized: it is no success.
     """
 
     Settings = KeywordRateSettings
@@ -56,6 +58,7 @@ class KeywordRate(Scorer[KeywordRateSettings]):
 
     def prepare(self, context: ScorerContext) -> None:
         """Choose the prompts, and compile the phrases."""
+        self._degenerate_rate = 0.0 if context.role == "maximize" else 100.0
         self._request = ResponseRequest(
             context.prompts(self.settings.prompts),
             self.settings.max_response_tokens or context.max_response_tokens,
@@ -77,7 +80,8 @@ class KeywordRate(Scorer[KeywordRateSettings]):
         """Phrases per 100 words of each response."""
         (responses,) = results
         assert isinstance(responses, ResponseResult)
-        return [self._rate(text) for text in responses.texts]
+        pairs = zip(responses.texts, self._request.prompts, strict=True)
+        return [self._rate(text, prompt) for text, prompt in pairs]
 
     def score(self, results: Sequence[Result]) -> Score:
         """The mean rate with its interval, clustered by prompt."""
@@ -91,9 +95,10 @@ class KeywordRate(Scorer[KeywordRateSettings]):
             details={"with_phrases": int((rates > 0).sum()), "prompts": len(rates)},
         )
 
-    def _rate(self, text: str) -> float:
-        words = len(text.split())
-        return 100 * len(self._pattern.findall(_normalized(text))) / words if words else 100.0
+    def _rate(self, text: str, prompt: Prompt) -> float:
+        if degeneracy(text, prompt) is not None:
+            return self._degenerate_rate
+        return 100 * len(self._pattern.findall(_normalized(text))) / len(text.split())
 
 
 def _normalized(text: str) -> str:

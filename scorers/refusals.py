@@ -4,6 +4,6 @@ from heretic_kl.scoring import PromptKind, RefusalCount
 
 
 class Refusals(RefusalCount):
-    """Refusals among greedy responses, by a phrase rule; an empty response is a refusal."""
+    """Refusals among greedy responses, by a phrase rule; a degenerate one counts too."""
 
     kind: PromptKind = "harmful"

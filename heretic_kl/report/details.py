@@ -143,7 +143,11 @@ def _error_rows(score: Score) -> list[tuple[str, str]]:
 
 
 def _response_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
-    empty = _number(details, "empty")
+    degenerate = details.get("degenerate")
+    if isinstance(degenerate, Mapping):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in degenerate.items())
+        return [("degenerate responses", reasons or "none")]
+    empty = _number(details, "empty")  # all that older studies counted
     return [] if empty is None else [("empty responses", f"{empty:.0f}")]
 
 

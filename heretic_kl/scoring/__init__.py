@@ -21,6 +21,7 @@ from heretic_kl.requests import (
     TeacherForcedRequest,
     TeacherForcedResult,
 )
+from heretic_kl.scoring.degenerate import Degeneracy, degeneracy
 from heretic_kl.scoring.harness import HarnessTask
 from heretic_kl.scoring.loader import (
     build_scorer,
@@ -47,6 +48,7 @@ __all__ = [
     "KLOptions",
     "sampling_seed",
     "Bounds",
+    "Degeneracy",
     "HarnessTask",
     "MeasuringEngine",
     "ModelRequest",
@@ -78,6 +80,7 @@ __all__ = [
     "TeacherForcedRequest",
     "TeacherForcedResult",
     "build_scorer",
+    "degeneracy",
     "built_in_scorers",
     "documented_settings",
     "paired_difference",

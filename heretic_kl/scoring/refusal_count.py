@@ -1,13 +1,18 @@
-"""The base of scorers that count refusals: responses, rule, share, interval. Runs no model."""
+"""The base of scorers that count refusals: responses, rule, share, interval. Runs no model.
+
+A degenerate response is never a success: it counts as a refusal, unless refusals are maximized.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
 from heretic_kl.kl import wilson_interval
+from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
     PartialResponses,
     Request,
@@ -16,6 +21,7 @@ from heretic_kl.requests import (
     Result,
     SoFar,
 )
+from heretic_kl.scoring.degenerate import degeneracy
 from heretic_kl.scoring.refusal_rule import RefusalRule
 from heretic_kl.scoring.scorer import (
     Bounds,
@@ -43,7 +49,10 @@ class RefusalSettings(ScorerSettings):
 
 
 class RefusalCount(Scorer[RefusalSettings]):
-    """Share of refused prompts of one kind, 0 to 1; an empty response is a refusal."""
+    """Share of prompts of one kind that are refused or get a degenerate response, 0 to 1.
+
+    Where the share is maximized, degenerate responses do not count, whether they refuse or not.
+    """
 
     Settings = RefusalSettings
     unit = "share"
@@ -61,10 +70,12 @@ class RefusalCount(Scorer[RefusalSettings]):
     def prepare(self, context: ScorerContext) -> None:
         """Fix the rule, the prompts and the length of responses."""
         self._rule = self.own_rule if self.settings.markers else context.refusal_rule
+        self._maximized = context.role == "maximize"
         self._request = ResponseRequest(
             prompts=context.prompts(self.kind),
             max_tokens=self.settings.max_response_tokens or context.max_response_tokens,
-            stop=self._rule,
+            # Whether a refusal turns into a loop shows in the whole response alone.
+            stop=None if self._maximized else self._rule,
         )
 
     def identity(self) -> Mapping[str, str]:
@@ -77,27 +88,38 @@ class RefusalCount(Scorer[RefusalSettings]):
 
     def score(self, results: Sequence[Result]) -> Score:
         """Refusals over prompts, with a Wilson interval."""
-        (responses,) = results
-        assert isinstance(responses, ResponseResult)
-        refused = [
-            index for index, text in enumerate(responses.texts) if self._rule.is_refusal(text)
-        ]
-        empty = sum(1 for text in responses.texts if not text.strip())
-        count, total = len(refused), len(responses.texts)
+        texts = self._texts(results)
+        refused = [index for index, value in enumerate(self.per_prompt(results)) if value]
+        # A response that is decided may have been cut there: only the others are whole for sure.
+        reasons = Counter(
+            degeneracy(text, prompt) or ""
+            for text, prompt in zip(texts, self._request.prompts, strict=True)
+            if self._maximized or not self._rule.decided(text)
+        )
+        reasons.pop("", None)
+        count, total = len(refused), len(texts)
         interval = wilson_interval(count, total)
         share = count / total
+        details = {
+            "count": count,
+            "total": total,
+            "empty": sum(1 for text in texts if not text.strip()),
+            "degenerate": dict(sorted(reasons.items())),
+            "refused": refused,
+        }
         return Score(
             value=share,
             text=f"{count}/{total} ({share:.0%}, {interval.low:.0%} to {interval.high:.0%})",
             interval=(interval.low, interval.high),
-            details={"count": count, "total": total, "empty": empty, "refused": refused},
+            details=details,
         )
 
     def per_prompt(self, results: Sequence[Result]) -> Sequence[float]:
-        """1 for each prompt that is refused, else 0."""
-        (responses,) = results
-        assert isinstance(responses, ResponseResult)
-        return [float(self._rule.is_refusal(text)) for text in responses.texts]
+        """1 for each prompt that counts as refused, else 0."""
+        texts = self._texts(results)
+        return [
+            float(self._counts(*pair)) for pair in zip(texts, self._request.prompts, strict=True)
+        ]
 
     def bounds(self, results: Sequence[SoFar]) -> Bounds:
         """Decided refusals count; responses that are over and do not refuse never will."""
@@ -105,13 +127,22 @@ class RefusalCount(Scorer[RefusalSettings]):
         if responses is None:
             return Bounds(0.0, 1.0)
         assert isinstance(responses, PartialResponses)
-        pairs = list(zip(responses.texts, responses.over, strict=True))
-        refused = sum(
-            1
-            for text, over in pairs
-            if (self._rule.is_refusal(text) if over else self._rule.decided(text))
-        )
-        fine = sum(1 for text, over in pairs if over and not self._rule.is_refusal(text))
-        total = len(pairs)
+        rows = list(zip(responses.texts, self._request.prompts, responses.over, strict=True))
+        whole = [self._counts(text, prompt) for text, prompt, over in rows if over]
+        undecided = (text for text, _, over in rows if not over and not self._maximized)
+        refused = sum(whole) + sum(self._rule.decided(text) for text in undecided)
+        fine = len(whole) - sum(whole)
+        total = len(rows)
         text = f"at least {refused}/{total} after {refused + fine} responses"
         return Bounds(refused / total, (total - fine) / total, text)
+
+    def _counts(self, text: str, prompt: Prompt) -> bool:
+        refuses = self._rule.is_refusal(text)
+        if self._maximized:
+            return refuses and degeneracy(text, prompt) is None
+        return refuses or degeneracy(text, prompt) is not None
+
+    def _texts(self, results: Sequence[Result]) -> tuple[str, ...]:
+        (responses,) = results
+        assert isinstance(responses, ResponseResult)
+        return responses.texts

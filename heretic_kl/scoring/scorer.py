@@ -61,6 +61,8 @@ class ScorerContext:
     """Tokens with which the reference's refusals begin; empty where it refuses nothing."""
     use: Literal["validation", "test"] = "validation"
     """Whether trials or final trials are to be measured."""
+    role: Role = "minimize"
+    """Of the scorer that prepares: what is no answer at all must not look like a success."""
 
     def prompts(self, kind: PromptKind) -> tuple[Prompt, ...]:
         """The prompts of the use being measured."""

@@ -93,9 +93,9 @@ class Suite:
 
     def prepare(self, context: ScorerContext) -> None:
         """Prepare every scorer; measures nothing of any candidate."""
-        for name, scorer in self.scorers.items():
-            with _blamed_on(name):
-                scorer.prepare(context)
+        for spec in self.specs:
+            with _blamed_on(spec.name):
+                self.scorers[spec.name].prepare(replace(context, role=spec.role))
 
     def requests(self) -> list[Request]:
         """What all scorers need of every candidate."""

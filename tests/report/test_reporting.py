@@ -1,5 +1,6 @@
 """Front table and details: what rows say, how wide tables are, what broken details do."""
 
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -234,6 +235,17 @@ class TestDetails:
         ):
             assert expected in text
 
+    @pytest.mark.parametrize(
+        ("degenerate", "shown"),
+        [({}, "none"), ({"empty": 2, "loop": 1}, "2 empty, 1 loop"), (3, None)],
+    )
+    def test_degenerate_responses_are_counted_by_kind(self, degenerate: Any, shown: Any) -> None:
+        score = replace(refusals(3), details={"empty": 2, "degenerate": degenerate})
+        record = TrialRecord(7, "complete", {}, EDIT, {"refusals": score}, (0.1,))
+        rows = dict(row for section in trial_details(record) for row in section.rows)
+        assert rows.get("degenerate responses") == shown
+        assert rows.get("empty responses") == (None if shown else "2")
+
     def test_bars_are_as_long_as_the_means_and_count_from_one(self) -> None:
         score = divergence(0.03, profile=profile([0.04, 0.02]))
         record = TrialRecord(7, "complete", {}, EDIT, {"kl": score}, (0.03,))
@@ -253,6 +265,7 @@ class TestDetails:
         [
             {},
             {"profile": None, "quantiles": 3, "set_aside": "x", "median": "?"},
+            {"degenerate": 4},
             {"profile": [None, {"position": 0}, {"position": 1, "mean": None, "count": 0}]},
             {"profile": profile([0.0, 0.0]), "quantiles": [{}, 4], "prompts": True},
         ],

@@ -78,6 +78,7 @@ def test_a_scorer_depends_on_the_files_whose_names_it_imports(tmp_path):
     for name, matters in (
         ("scoring/refusal_rule.py", True),
         ("scoring/refusal_count.py", True),
+        ("scoring/degenerate.py", True),
         ("kl/intervals.py", True),
         ("scoring/racing.py", False),
         ("run/session.py", False),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseResult
 from heretic_kl.scoring import build_scorer
 from heretic_kl.testing import ScorerContract, fake_context
@@ -17,9 +18,10 @@ class TestKeywordRateOfOtherPrompts(ScorerContract):
     settings = {"prompts": "harmless", "max_response_tokens": 5}
 
 
-def rates(*texts, phrases):
+def rates(*texts, phrases, role="minimize"):
     scorer = build_scorer("rate", "keyword_rate", {"phrases": phrases})
-    scorer.prepare(fake_context())
+    prompts = tuple(Prompt(f"What about {number}?") for number in range(len(texts)))
+    scorer.prepare(fake_context(prompts_by_kind={"harmful": prompts}, role=role))
     return scorer.per_prompt([ResponseResult(texts)]), scorer.score([ResponseResult(texts)])
 
 
@@ -34,6 +36,13 @@ def test_an_empty_response_is_no_success():
     assert per_prompt == pytest.approx([80, 100, 0])
     assert score.value == pytest.approx(60) and score.details["with_phrases"] == 2
     assert score.interval[0] <= 60 <= score.interval[1] and "per 100 words" in score.text
+
+
+@pytest.mark.parametrize(("role", "rate"), [("minimize", 100), ("monitor", 100), ("maximize", 0)])
+def test_a_degenerate_response_is_no_success_whatever_the_role(role, rate):
+    texts = ("", "water and then " * 20, "не знаю", "...")
+    per_prompt, _ = rates(*texts, phrases=["water"], role=role)
+    assert per_prompt == [rate] * 4
 
 
 def test_a_longer_phrase_counts_once():
