@@ -46,6 +46,8 @@ def load_prompts(spec: DatasetSpec) -> list[Prompt]:
     Raises:
         PromptError: With one line: what is missing or unreadable, and what there is instead.
     """
+    if spec.more:
+        return [prompt for part in spec.parts() for prompt in load_prompts(part)]
     rows = _rows(spec)
     categories = _panel_categories(rows) if spec.source == PANEL else [None] * len(rows)
     prompts = [

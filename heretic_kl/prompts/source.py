@@ -1,13 +1,61 @@
 """Where prompts come from, defined once for settings, scorers and commands. Loads nothing."""
 
+import contextlib
 import dataclasses
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+from pydantic_settings import NoDecode
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 _config = ConfigDict(extra="forbid", defer_build=True)
+
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+
+
+def _further_sources(value: object) -> object:
+    """Read JSON text; say which entry of a list is wrong, and what of it."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value, list | tuple):
+        raise PydanticCustomError("expected", "a list of tables, each with a source")
+    for number, entry in enumerate(value, 1):
+        try:
+            _named(entry)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            detail = next((d for d in details if d["type"] in _UNKNOWN), details[0])
+            raise PydanticCustomError(
+                "expected",
+                "a list of tables, each with a source (number {number}, {key}: {problem})",
+                {
+                    "number": number,
+                    "key": ".".join(map(str, detail["loc"])),
+                    "problem": "unknown setting"
+                    if detail["type"] in _UNKNOWN
+                    else detail["msg"][:1].lower() + detail["msg"][1:],
+                },
+            ) from None
+    return value
+
+
+def _named(table: Any) -> "DatasetSpec":
+    if dataclasses.is_dataclass(table):
+        table = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    fields = table if isinstance(table, Mapping) else {"source": table}
+    return TypeAdapter(DatasetSpec).validate_python(fields)
 
 
 @dataclass(frozen=True, config=_config)
@@ -29,6 +77,13 @@ class PromptSource:
         default=None, description="Use at most this many prompts"
     )
     subset: Text | None = Field(default=None, description="Subset of the dataset, its config name")
+    more: Annotated[tuple["PromptSource", ...], NoDecode, BeforeValidator(_further_sources)] = (
+        Field(
+            default=(),
+            description="Further sources of the same set, each a table like this one",
+            json_schema_extra={"metavar": "JSON"},
+        )
+    )
 
 
 @dataclass(frozen=True, config=_config)
@@ -41,8 +96,19 @@ class DatasetSpec(PromptSource):
 
     source: Text = dataclasses.field()
 
+    def parts(self) -> "tuple[DatasetSpec, ...]":
+        """This source alone, then every further one.
+
+        Raises:
+            ValidationError: a further source has no `source` (a `ValueError`).
+        """
+        further = [part for table in self.more for part in _named(table).parts()]
+        return (dataclasses.replace(self, more=()), *further)
+
     def describe(self) -> str:
         """Return the source and the part of it, for people: `org/set train[:400], column text`."""
+        if self.more:
+            return " + ".join(part.describe() for part in self.parts())
         split = "" if self.split is None else f" {self.split}"
         column = "" if self.column is None else f", column {self.column}"
         limit = "" if self.limit is None else f", at most {self.limit}"

@@ -69,9 +69,16 @@ def resolve_specs(
 
 
 def _spec(default: DatasetSpec, fields: Mapping[str, Any], use: str) -> DatasetSpec:
-    set_fields = {name: value for name, value in fields.items() if value is not None}
+    set_fields = _with_split(fields, use)
+    set_fields["more"] = tuple(_with_split(more, use) for more in fields.get("more") or ())
     if not set_fields.get("source"):
         return replace(default, **set_fields)
-    if str(set_fields["source"]).startswith("builtin:"):
-        set_fields.setdefault("split", use)
     return DatasetSpec(**set_fields)
+
+
+def _with_split(fields: Mapping[str, Any], use: str) -> dict[str, Any]:
+    """What is set; a built-in set is split by use."""
+    set_fields = {name: value for name, value in fields.items() if value is not None}
+    if str(set_fields.get("source")).startswith("builtin:"):
+        set_fields.setdefault("split", use)
+    return set_fields

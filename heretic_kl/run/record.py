@@ -17,7 +17,7 @@ from heretic_kl.export import (
     portable,
     portable_base,
 )
-from heretic_kl.prompts import Kind, Prompt, dataset_revision
+from heretic_kl.prompts import DatasetSpec, Kind, Prompt, dataset_revision
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.requests import ResponseRequest, ResponseResult
 from heretic_kl.run.command import reproducing_command
@@ -103,10 +103,16 @@ def prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
             sources[f"{kind}.{use}"],
             len(members),
             prints[f"{kind}.{use}"],
-            dataset_revision(prompts.specs[kind, use].source),
+            _revision(prompts.specs[kind, use]),
         )
         for (kind, use), members in prompts.prompts.items()
     )
+
+
+def _revision(spec: DatasetSpec) -> str | None:
+    """Commits of the hub's datasets in it, in order."""
+    commits = [dataset_revision(part.source) for part in spec.parts()]
+    return " + ".join(commit or "unknown" for commit in commits) if any(commits) else None
 
 
 def _responses(run: RunParts, plan: Plan | None, kind: Kind) -> list[str]:

@@ -294,6 +294,17 @@ def test_wrong_flags_are_one_line(argv: str, expected: str) -> None:
             "did you mean model, above the first [table]?",
         ),
         (
+            '[[prompts.harmful.train.more]]\nsource = "a"\nlimit = 0',
+            "prompts.harmful.train.more must be a list of tables, each with a source (number 1, "
+            "limit: input should be greater than or equal to 1), got [{'source': 'a', 'limit': 0}] "
+            "(config.toml)",
+        ),
+        (
+            '[[prompts.harmful.train.more]]\nsorce = "a"',
+            "prompts.harmful.train.more must be a list of tables, each with a source (number 1, "
+            "sorce: unknown setting), got [{'sorce': 'a'}] (config.toml)",
+        ),
+        (
             "[prompts.harmful.trian]",
             "unknown table prompts.harmful.trian (config.toml); "
             "did you mean prompts.harmful.train?",
@@ -385,7 +396,8 @@ def test_the_documented_defaults_are_the_defaults() -> None:
             .replace("validation", "train")
             .replace("test.", "train.")
         )
-        assert f"\n{key} = " in examples or path[-1] == "settings", key
+        elsewhere = path[-1] in ("settings", "more")  # docs/settings.md
+        assert f"\n{key} = " in examples or elsewhere, key
         assert info.description, path
 
 

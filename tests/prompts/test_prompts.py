@@ -178,6 +178,35 @@ def test_a_dataset_of_several_subsets_needs_one(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
+def test_a_set_of_several_sources_has_their_prompts_in_order(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "b.txt").write_text("four\nfive\n")
+    further = {"source": str(tmp_path / "b.txt"), "system": "Be brief.", "prefix": "> "}
+    spec = DatasetSpec(str(tmp_path / "a.txt"), limit=2, more=(further,))
+    assert load_prompts(spec) == [
+        Prompt("one"),
+        Prompt("two"),
+        Prompt("> four", "Be brief."),
+        Prompt("> five", "Be brief."),
+    ]
+    assert spec.describe() == f"{tmp_path / 'a.txt'}, at most 2 + {tmp_path / 'b.txt'}"
+
+
+def test_further_built_in_sources_take_the_split_of_their_use() -> None:
+    table = {"source": "builtin:harmful", "more": [{"source": "builtin:borderline"}]}
+    resolved = resolve_specs({"harmful": {"validation": table}}, "builtin")
+    spec = resolved.specs["harmful", "validation"]
+    assert [part.split for part in spec.parts()] == ["validation", "validation"]
+    wanted = [DatasetSpec(f"builtin:{kind}", "validation") for kind in ("harmful", "borderline")]
+    assert load_prompts(spec) == [prompt for part in wanted for prompt in load_prompts(part)]
+
+
+def test_further_sources_of_a_default_set() -> None:
+    tables = {"harmful": {"train": {"more": [{"source": "builtin:borderline"}]}}}
+    spec = resolve_specs(tables, "builtin").specs["harmful", "train"]
+    assert spec.describe() == "builtin:harmful train + builtin:borderline train"
+
+
 def test_what_is_one_set_has_no_subset(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("one\n")
     datasets.Dataset.from_dict({"text": ["one"]}).save_to_disk(str(tmp_path / "saved"))
