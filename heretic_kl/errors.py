@@ -18,6 +18,8 @@ and what to do.
     │   └── NoTrialError        a pick rule that no trial meets
     ├── ReproductionError       a reproduction file that cannot be read or trusted
     ├── ExportError             a model that could not be saved or did not verify
+    ├── UploadError             the hub refuses, cannot be reached, or is not asked for good reason
+    │   └── NotEmptyError       a repository that holds files, which nobody agreed to replace
     ├── CacheError              no writable cache folder
     └── DemoModelError          the demo model could not be fetched or built
 """
@@ -89,9 +91,25 @@ class ExportError(HereticKLError):
     """A model could not be saved, or the saved model does not reproduce the trial."""
 
 
+class UploadError(HereticKLError):
+    """A saved model could not be uploaded; what was saved stays as it is."""
+
+
+class NotEmptyError(UploadError):
+    """The repository holds files: they are replaced if that is said."""
+
+
 class CacheError(HereticKLError):
     """No cache folder can be written."""
 
 
 class DemoModelError(HereticKLError):
     """The demo model could not be fetched, checked or built."""
+
+
+def innermost(error: BaseException) -> str:
+    """Return, on one line, what the first of a chain of errors said."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"

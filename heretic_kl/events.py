@@ -13,7 +13,16 @@ from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
 
 Stage = Literal[
-    "load", "calibrate", "directions", "baseline", "search", "refine", "test", "save", "measure"
+    "load",
+    "calibrate",
+    "directions",
+    "baseline",
+    "search",
+    "refine",
+    "test",
+    "save",
+    "upload",
+    "measure",
 ]
 
 Front = Annotated[
@@ -148,6 +157,21 @@ class ModelSaved(_Event):
 
 
 @dataclass(frozen=True)
+class ModelUploaded(_Event):
+    """A saved model is on the hub."""
+
+    folder: Path
+    repo: str
+    """`USER/NAME`."""
+    url: str
+    """Of the branch."""
+    commit: str
+    private: bool
+    files: int
+    """So many were uploaded, or were there already."""
+
+
+@dataclass(frozen=True)
 class TrialShown(_Event):
     """One trial of a study, as asked for."""
 
@@ -207,6 +231,7 @@ Event: TypeAlias = (
     | TrialTested
     | TrialPicked
     | ModelSaved
+    | ModelUploaded
     | TrialShown
     | FrontShown
     | Result

@@ -20,6 +20,7 @@ SUMMARIES: Final = {
     "trials": "List the trials of a study",
     "show": "Show one trial of a study",
     "save": "Save the model of a trial of a study",
+    "upload": "Put a saved model on the Hugging Face hub",
     "report": "Write one HTML page about a study",
     "reproduce": "Rebuild a saved model from its reproduce.json, and compare",
     "evaluate": "Measure edits that exist already, with every scorer",
@@ -36,7 +37,7 @@ SUMMARIES: Final = {
 """Every command; each is a module, imported when it is called."""
 _FOLDERS: Final = {
     **dict.fromkeys(("trials", "show", "save", "report", "bench"), "study."),
-    **dict.fromkeys(("reproduce", "evaluate"), "edits."),
+    **dict.fromkeys(("reproduce", "evaluate", "upload"), "edits."),
     **dict.fromkeys(("worker", "storage", "slurm"), "workers."),
 }
 """Of the modules of commands that share one."""

@@ -1,4 +1,4 @@
-"""A plan made permanent on disk: merged model, LoRA adapter, model card, reproduction file.
+"""A plan made permanent: merged model, LoRA adapter, card, reproduction file, upload to the hub.
 
 Dimensions: D residual width, F input width of a site, r rank of an adapter.
 """
@@ -15,7 +15,9 @@ from heretic_kl.export.facts import (
     machine,
     stated_license,
 )
-from heretic_kl.export.folder import check_target
+from heretic_kl.export.folder import check_target, readable_size
+from heretic_kl.export.hub.folder import SavedFolder, saved_folder
+from heretic_kl.export.hub.upload import Target, Uploaded, check_upload, upload
 from heretic_kl.export.lora import portable_base, save_lora
 from heretic_kl.export.merge import MergedSaved, save_merged
 from heretic_kl.export.portable import portable, portable_text
@@ -32,9 +34,13 @@ __all__ = [
     "MergedSaved",
     "PromptFacts",
     "Reproduction",
+    "SavedFolder",
     "SavedForm",
     "ScoreFacts",
+    "Target",
+    "Uploaded",
     "check_target",
+    "check_upload",
     "file_index",
     "installed_versions",
     "machine",
@@ -45,10 +51,13 @@ __all__ = [
     "portable_base",
     "portable_text",
     "read_reproduction",
+    "readable_size",
     "save_lora",
     "save_merged",
+    "saved_folder",
     "saved_model",
     "stated_license",
+    "upload",
     "write_card",
     "write_reproduction",
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from heretic_kl.errors import ExportError
+from heretic_kl.export.hub.client import quiet_client
 from heretic_kl.export.shards import Shard, open_shard
 from heretic_kl.model import LanguageModel
 
@@ -122,7 +122,7 @@ def _snapshot(lm: LanguageModel) -> Path | None:
     from huggingface_hub import snapshot_download
 
     skipped = [f"*{suffix}" for suffix in PICKLES + OTHER_WEIGHTS] + ["*consolidated*"]
-    with _no_progress_bars():
+    with quiet_client(bars=False):
         for only_cached in (False, True):
             try:
                 folder = snapshot_download(
@@ -135,24 +135,6 @@ def _snapshot(lm: LanguageModel) -> Path | None:
                 continue
             return Path(folder)
     return None
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
 
 
 def _walk(folder: Path, excluded: Path) -> Iterator[Path]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from heretic_kl.errors import innermost
+
 HUB_TIMEOUT_SECONDS = 5.0
 
 
@@ -125,14 +127,6 @@ def quiet_datasets() -> Iterator[None]:
                 datasets.enable_progress_bars()
             if hub_bars:
                 enable_progress_bars()
-
-
-def innermost(error: BaseException) -> str:
-    """Return, on one line, what the first of a chain of errors said."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def nearest_file(path: Path) -> str:

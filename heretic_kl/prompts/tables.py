@@ -10,11 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from heretic_kl.errors import PromptError
+from heretic_kl.errors import PromptError, innermost
 from heretic_kl.prompts.hub import (
     HUB_TIMEOUT_SECONDS,
     hub_problem,
-    innermost,
     is_cached,
     offline,
     quiet_datasets,

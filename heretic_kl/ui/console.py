@@ -22,6 +22,7 @@ from heretic_kl.events import (
     FrontShown,
     ModelLoaded,
     ModelSaved,
+    ModelUploaded,
     Notice,
     Result,
     StageAdvanced,
@@ -116,6 +117,9 @@ class ConsoleObserver:
             self._picked(event)
         elif isinstance(event, ModelSaved):
             self._saved(event)
+        elif isinstance(event, ModelUploaded):
+            who = "private" if event.private else "PUBLIC"
+            say(self._results, f"uploaded {event.folder} to {event.url} ({who})", "bold")
         elif isinstance(event, FrontShown | TrialShown):
             self._shown(event)
         elif self._quiet or isinstance(event, Result | Failed | Ended):
@@ -144,7 +148,8 @@ class ConsoleObserver:
         if isinstance(event, StageStarted):
             self._progress.stop()
             say(self._console, event.title, "bold")
-            self._progress.start(event.title, event.steps)
+            if event.stage != "upload":  # the hub's client shows its own
+                self._progress.start(event.title, event.steps)
         elif isinstance(event, StageAdvanced):
             self._progress.advance(event.note)
         else:
