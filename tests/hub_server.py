@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 LARGE = ".safetensors"
+TOKEN = "hf_plantedPlantedPlanted1234"
 
 
 @dataclass

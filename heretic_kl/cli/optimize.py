@@ -56,7 +56,7 @@ def search(settings: Settings, *, demo: bool = False) -> int:
         session.refine()
         session.test()
         if interactive:
-            return _ask(settings, session, observer.settle)
+            return _ask(settings, session, log, observer.settle)
         observer(front_of(session))
         _pick_and_save(settings, session)
     return 0
@@ -131,8 +131,12 @@ def _pick_and_save(settings: Settings, session: Session) -> None:
             session.save(record, settings.save, form, overwrite=overwrite)
 
 
-def _ask(settings: Settings, session: Session, settle: Callable[[], None]) -> int:
+def _ask(
+    settings: Settings, session: Session, observer: Observer, settle: Callable[[], None]
+) -> int:
     """Let a person choose what becomes of the front."""
+    from heretic_kl.cli.edits.upload import put
+    from heretic_kl.export import Target
     from heretic_kl.ui.picker import Picker
     from heretic_kl.ui.terminal import make_console
 
@@ -141,10 +145,14 @@ def _ask(settings: Settings, session: Session, settle: Callable[[], None]) -> in
     def default_folder(record: TrialRecord) -> Path:
         return settings.save or Path(f"{name}-edited-trial-{record.number}")
 
+    def upload(folder: Path, repo: str, overwrite: bool) -> None:
+        put(folder, Target(repo, overwrite=overwrite), observer, quiet=settings.quiet)
+
     picker = Picker(
         session,
         make_console(),
         default_folder=default_folder,
+        upload=upload,
         settle=settle,
         response_tokens=max(settings.max_response_tokens, 200),
     )

@@ -76,9 +76,9 @@ def ask_count(message: str, default: int) -> int | None:
     return None if answer is None else int(answer)
 
 
-def ask_line(mark: str, message: str) -> str | None:
+def ask_line(mark: str, message: str, default: str = "") -> str | None:
     """A line of text, after a mark in bold."""
-    answer = _answer(questionary.text(message, qmark=mark, style=STYLE))
+    answer = _answer(questionary.text(message, default=default, qmark=mark, style=STYLE))
     return None if answer is None else str(answer)
 
 

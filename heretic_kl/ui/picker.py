@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from rich.cells import set_cell_size
 from rich.console import Console
 
-from heretic_kl.errors import HereticKLError
+from heretic_kl.errors import HereticKLError, NotEmptyError
 from heretic_kl.report import (
     compare_trials,
     describe_edit,
@@ -91,6 +91,8 @@ class Picker:
         session: the run.
         console: where tables and lines go.
         default_folder: where a trial's model is saved unless the person says otherwise.
+        upload: puts a folder into a private repository of the hub, with or without replacing what
+            that holds; None: uploading is not offered.
         settle: stops what an observer still draws, so that a question can be asked.
         response_tokens: longest response in a chat.
     """
@@ -101,12 +103,15 @@ class Picker:
         console: Console,
         *,
         default_folder: Callable[[TrialRecord], Path],
+        upload: Callable[[Path, str, bool], object] | None = None,
         settle: Callable[[], None] = _nothing,
         response_tokens: int = RESPONSE_TOKENS,
     ) -> None:
         self._session = session
         self._console = console
         self._default_folder = default_folder
+        self._upload_to = upload
+        self._saved: dict[int, Path] = {}  # trial -> where its model was saved last
         self._settle = settle
         self._response_tokens = response_tokens
         self._sorted_by: str | None = None  # a scorer; None: as the front is
@@ -212,6 +217,8 @@ class Picker:
             ]
             if self._session.test_scores(record.number) is None:
                 entries.insert(5, ("measure", "measure it on the test prompts"))
+            if self._upload_to is not None and record.number in self._saved:
+                entries.insert(-1, ("upload", f"upload {self._saved[record.number]} to the hub"))
             choice = choose(f"Trial {record.number}:", entries, start_at=at)
             if choice is None or choice == "back":
                 return
@@ -226,6 +233,8 @@ class Picker:
                 self._attempt(lambda: self._measure(record), "stopped, nothing was kept of it")
             elif choice == "compare":
                 self._compare(record)
+            elif choice == "upload":
+                self._upload(self._saved[record.number])
             else:
                 self._details(record)
 
@@ -239,10 +248,32 @@ class Picker:
                 self._say("not saved")
                 return
             overwrite = True
-        self._attempt(
-            lambda: self._session.save(record, folder, form, overwrite=overwrite),
-            f"stopped; {folder} may hold part of a model",
-        )
+
+        def save() -> None:
+            self._session.save(record, folder, form, overwrite=overwrite)
+            self._saved[record.number] = folder
+
+        self._attempt(save, f"stopped; {folder} may hold part of a model")
+
+    def _upload(self, folder: Path) -> None:
+        name = folder.resolve().name
+        repo = ask_line(MARK, "Private repository, NAME or USER/NAME:", name)
+        if repo and repo.strip():
+            self._attempt(
+                lambda: self._put(folder, repo.strip()),
+                f"stopped; the model is in {folder}, and uploading it again goes on",
+            )
+
+    def _put(self, folder: Path, repo: str) -> None:
+        assert self._upload_to is not None  # or else it was not offered
+        try:
+            self._upload_to(folder, repo, False)
+        except NotEmptyError:
+            self._settle()
+            if confirm(f"{repo} holds files. Replace them? Its history keeps them."):
+                self._upload_to(folder, repo, True)
+            else:
+                self._say("not uploaded")
 
     def _measure(self, record: TrialRecord) -> None:
         self._say("measuring on the test prompts ...", "dim")

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hub_server import TOKEN
+from huggingface_hub import ModelCard
 
 from heretic_kl.cli import main as cli
 from heretic_kl.ui.json_lines import event_schema
@@ -82,6 +84,54 @@ def test_a_trial_is_saved_after_an_update_and_its_study_stays_as_it_is(
     assert weights[0] == weights[1]
 
 
+def test_save_uploads_what_it_saved(searched, call, events, workplace, hub):
+    code, lines = events("save", "mine", "--trial", "2", "-o", "up", "--upload", "team/model")
+    (uploaded,) = [line for line in lines if line["event"] == "model_uploaded"]
+    assert code == 0 and uploaded["repo"] == "team/model" and uploaded["private"]
+    folder = workplace / "up"
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    there = hub.files("team/model")
+    assert there == {".gitattributes": b"", **{n: p.read_bytes() for n, p in files.items()}}
+    results = ModelCard(there["README.md"].decode()).data.eval_results
+    assert {(result.metric_type, result.dataset_config) for result in results} == {
+        ("refusals", "harmful"),
+        ("teacher_forced_kl", "harmless"),
+        ("false_refusals", "harmless"),  # here the borderline prompts are the harmless ones
+    }
+    assert all("interval_95" in result.metric_args for result in results)
+    # What is not empty is found out before the model is loaded, and --overwrite is about folders.
+    again = ["save", "mine", "--trial", "2", "-o", "up", "--overwrite", "--upload", "team/model"]
+    code, out, err = call(*again)
+    assert code == 1 and "team/model is not empty" in err and "Loading" not in err
+
+
+def test_a_model_that_is_not_uploaded_is_still_saved(searched, call, workplace, hub):
+    hub.answers["commit/main"] = (403, {}, json.dumps({"error": f"no place for {TOKEN}"}))
+    words = ["save", "mine", "--trial", "2", "-o", "kept", "--save-as", "lora", "--upload", "model"]
+    code, out, err = call(*words)
+    assert code == 1 and "saved LoRA adapter to kept" in out
+    assert "the token may not do this (no place for ***)" in err
+    assert "try again with `heretic-kl upload kept --repo me/model`" in err
+    log = (workplace / "studies" / "mine.log").read_text()
+    assert "no place for ***" in log
+    assert not any(TOKEN in text for text in (out, err, log))
+    hub.answers.clear()
+    assert call("upload", "kept", "--repo", "me/model")[0] == 0
+    weights = (workplace / "kept" / "adapter_model.safetensors").read_bytes()
+    assert hub.files("me/model")["adapter_model.safetensors"] == weights
+    written = (path for path in workplace.rglob("*") if path.is_file())
+    assert not any(TOKEN.encode() in path.read_bytes() for path in written)
+
+
+def test_a_save_that_cannot_be_uploaded_is_refused_before_the_work(
+    searched, call, workplace, hub, monkeypatch
+):
+    monkeypatch.delenv("HF_TOKEN")
+    code, _, err = call("save", "mine", "--trial", "2", "-o", "never", "--upload", "model")
+    assert code == 1 and "not logged in to the hub" in err and "Loading" not in err
+    assert not (workplace / "never").exists()
+
+
 def test_a_rule_that_no_trial_meets_has_a_code_of_its_own(searched, call, events, workplace):
     for words in (["save", "mine"], ["--study-name", "mine"]):
         words = [*words, "--pick", "max-refusals=-1", "--save", "none"]
@@ -99,6 +149,7 @@ def test_a_rule_that_no_trial_meets_has_a_code_of_its_own(searched, call, events
         (["save", "mine", "--trial", "1", "--pick", "knee"], 2, "both name a trial"),
         (["trials", "mne"], 1, "no study 'mne' in 'studies'; did you mean mine?"),
         (["show", "--pick", "best"], 1, "unknown pick rule 'best'"),
+        (["save", "mine", "--trial", "1", "--public"], 2, "say where to with --upload NAME"),
         (["trials", "--trails", "1"], 2, "unknown flag --trails"),
         (["save", "--trial", "1", "--config", "config.toml"], 2, "the study has settings"),
     ],

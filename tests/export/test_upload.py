@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from card_facts import facts
-from hub_server import Hub
+from hub_server import TOKEN
 from huggingface_hub import ModelCard
 
 from heretic_kl.cli import main as cli
@@ -23,19 +23,6 @@ from heretic_kl.export import (
     write_card,
     write_reproduction,
 )
-
-TOKEN = "hf_plantedPlantedPlanted1234"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with Hub(TOKEN) as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 def saved(folder: Path, form: str = "merged") -> Path:

@@ -10,7 +10,7 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from ui_samples import FakeSession, recorded, trial, written
 
-from heretic_kl.errors import ExportError, StudyError
+from heretic_kl.errors import ExportError, NotEmptyError, StudyError, UploadError
 from heretic_kl.ui.chat import chat
 from heretic_kl.ui.picker import Picker
 
@@ -38,12 +38,15 @@ def drive(
     text: str,
     *,
     folder: Path = Path("nowhere/trial"),
+    upload: Callable[[Path, str, bool], object] | None = None,
     settle: Callable[[], None] = lambda: None,
 ) -> str:
     """Press keys and then Ctrl+C until the menus are left; what was printed."""
     keys.send_text(text + CTRL_C * 4)
     console = recorded(terminal=True)
-    picker = Picker(session, console, default_folder=lambda record: folder, settle=settle)
+    picker = Picker(
+        session, console, default_folder=lambda record: folder, upload=upload, settle=settle
+    )
     assert picker.run() == 0
     return written(console)
 
@@ -114,6 +117,69 @@ def test_trouble_is_a_line_and_the_menu_comes_back(
     printed = drive(keys, session, ENTER + ENTER + ENTER + ENTER + ENTER + CTRL_C)
     assert printed.count(line) == 1
     assert len(session.saves) == 2, "the second one went through"
+
+
+SAVE = ENTER + ENTER
+UPLOAD = UP * 2 + ENTER
+"""From the first entry of a menu: the last one but `back`."""
+
+
+@pytest.mark.parametrize(
+    ("text", "repo"),
+    [
+        (SAVE + UPLOAD + ENTER, "trial"),  # the folder's name
+        (SAVE + UPLOAD + CTRL_U + " team/mine " + ENTER, "team/mine"),
+        (SAVE + UPLOAD + CTRL_U + ENTER, None),
+        (UPLOAD, None),  # nothing is saved yet: it is another entry
+    ],
+)
+def test_a_saved_model_can_be_uploaded(
+    keys: PipeInput, session: FakeSession, text: str, repo: str | None
+) -> None:
+    uploads: list[tuple[Path, str, bool]] = []
+
+    def upload(folder: Path, repo: str, overwrite: bool) -> None:
+        uploads.append((folder, repo, overwrite))
+
+    drive(keys, session, ENTER + text + CTRL_C, upload=upload)
+    assert uploads == ([] if repo is None else [(Path("nowhere/trial"), repo, False)])
+
+
+@pytest.mark.parametrize(("answer", "overwrites"), [("y", [False, True]), ("n", [False])])
+def test_a_repository_with_files_is_asked_about(
+    keys: PipeInput, session: FakeSession, answer: str, overwrites: list[bool]
+) -> None:
+    asked: list[bool] = []
+
+    def upload(folder: Path, repo: str, overwrite: bool) -> None:
+        asked.append(overwrite)
+        if not overwrite:
+            raise NotEmptyError("it holds files")
+
+    text = ENTER + SAVE + UPLOAD + ENTER + answer + CTRL_C
+    printed = drive(keys, session, text, upload=upload)
+    assert asked == overwrites
+    assert ("not uploaded" in printed) is (answer == "n")
+
+
+@pytest.mark.parametrize("trouble", [UploadError("not logged in"), KeyboardInterrupt()])
+def test_an_upload_that_fails_is_a_line(
+    keys: PipeInput, session: FakeSession, trouble: BaseException
+) -> None:
+    def upload(folder: Path, repo: str, overwrite: bool) -> None:
+        raise trouble
+
+    text = ENTER + SAVE + UPLOAD + ENTER + ENTER + ENTER + CTRL_C
+    printed = drive(keys, session, text, upload=upload)
+    assert "error: not logged in" in printed or "the model is in nowhere/trial" in printed
+
+
+def test_what_was_not_saved_is_not_uploaded(keys: PipeInput, session: FakeSession) -> None:
+    session.trouble = ExportError("disk full")
+    uploads: list[object] = []
+    text = ENTER + SAVE + UPLOAD + CTRL_C
+    drive(keys, session, text, upload=lambda *words: uploads.append(words))
+    assert uploads == []
 
 
 def test_measuring_shows_the_scores_and_is_offered_once(

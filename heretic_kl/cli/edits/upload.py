@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.output import observing, writes_json
 from heretic_kl.config import ProgramSettings, read_settings
 from heretic_kl.config.tables import Location, Text, setting
-from heretic_kl.errors import ConfigError
+from heretic_kl.errors import ConfigError, UploadError
+
+if TYPE_CHECKING:
+    from heretic_kl.events import Observer
+    from heretic_kl.export import Target
 
 PUBLIC = "Create a repository that everyone sees (default: private)"
 
@@ -46,29 +51,36 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError("no folder given: name the folder of a saved model")
 
     from heretic_kl.export import Target
-    from heretic_kl.run.upload import upload_folder
 
     repo = settings.repo or settings.folder.resolve().name
     target = Target(repo, settings.public, settings.branch, settings.overwrite)
     with observing(quiet=settings.quiet) as observer:
-        upload_folder(
-            settings.folder,
-            target,
-            observer,
-            message=settings.message,
-            bars=shows_bars(quiet=settings.quiet),
-        )
+        put(settings.folder, target, observer, quiet=settings.quiet, message=settings.message)
     return 0
 
 
-def shows_bars(*, quiet: bool) -> bool:
-    """Whether somebody watches the progress of an upload."""
-    return sys.stderr.isatty() and not quiet and not writes_json()
+def put(
+    folder: Path, target: Target, observer: Observer, *, quiet: bool, message: str | None = None
+) -> None:
+    """Upload a folder, with the progress of the hub's client where somebody watches it."""
+    from heretic_kl.run.upload import upload_folder
+
+    bars = sys.stderr.isatty() and not quiet and not writes_json()
+    upload_folder(folder, target, observer, message=message, bars=bars)
 
 
-def try_again(folder: Path, repo: str) -> str:
-    """What is left to do after a model was saved and not uploaded."""
-    return f"the model is in {folder}; try again with `heretic-kl upload {folder} --repo {repo}`"
+def put_saved(folder: Path, target: Target, observer: Observer, *, quiet: bool) -> None:
+    """Upload what was just saved; an error says that it is there, and how to try again.
+
+    Raises:
+        UploadError: see `heretic_kl.export.upload`.
+    """
+    try:
+        put(folder, target, observer, quiet=quiet)
+    except UploadError as error:
+        words = ["heretic-kl", "upload", str(folder), "--repo", target.repo]
+        again = shlex.join([*words, *(["--public"] if target.public else [])])
+        raise UploadError(f"{error}; the model is in {folder}: try again with `{again}`") from None
 
 
 COMMAND = Command(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
 from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
 
+from heretic_kl.cli.edits.upload import PUBLIC
 from heretic_kl.config import ProgramSettings, Settings, read_settings
 from heretic_kl.config.tables import Location, Text, Whole, array, json_file, setting
 from heretic_kl.errors import ConfigError
@@ -78,7 +79,19 @@ class TrialOfStudySettings(Settings):
 
 
 class SaveSettings(TrialOfStudySettings):
-    """Which trial is saved."""
+    """Which trial is saved, and where it is uploaded."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Trial": ("study", "trial"),
+        "Upload": ("upload", "public"),
+        **Settings.headings,
+    }
+    shown_first: ClassVar[tuple[str, ...]] = ("Trial", "Saving", "Upload")
+
+    upload: Text | None = setting(
+        None, "Upload it to this repository of the hub: NAME or USER/NAME", metavar="NAME"
+    )
+    public: bool = setting(False, PUBLIC)
 
 
 class BenchSettings(TrialOfStudySettings):
