@@ -27,7 +27,8 @@ ROOMS = {
     "search": LEAVES | {"ablation", "engine", "scoring"},
     "refine": LEAVES | {"ablation", "engine", "kl", "model", "prompts", "requests"},
     "export": LEAVES | {"model", "ablation", "search", "scoring"},
-    "score": LEAVES | {"kl_options", "model", "engine", "kl", "prompts", "requests"},
+    "score": LEAVES
+    | {"engine", "kl", "kl_options", "model", "prompts", "refine", "report", "requests", "scoring"},
     "report": LEAVES | {"model", "search", "scoring", "ablation", "kl"},
     "events": LEAVES | {"search", "scoring"},
     "config": LEAVES | {"prompts", "kl_options"},

@@ -290,6 +290,8 @@ def compare_paired(
 def prompt_means(
     table: KLTable,
     *,
+    values: Tensor | None = None,  # (P, N) float64, in place of the table's
+    keep: Tensor | None = None,  # (P, N) bool, the finite positions that count
     position_weights: Tensor | None = None,  # (N,) non-negative
 ) -> Tensor:
     """Return each prompt's mean over its finite positions, nats; `KLSummary.mean` is their mean.
@@ -302,8 +304,9 @@ def prompt_means(
     """
     weights = _position_weights(table, position_weights)
     finite = table.mask & ~table.infinite
+    finite = finite if keep is None else finite & keep
     _require_something(table, finite, weights)
-    return _prompt_means(table, table.values, finite, weights)
+    return _prompt_means(table, table.values if values is None else values, finite, weights)
 
 
 def _position_weights(table: KLTable, weights: Tensor | None) -> Tensor:
@@ -366,15 +369,10 @@ def _profile(table: KLTable, finite: Tensor) -> tuple[PositionMean, ...]:
     places = []
     for position in range(table.positions):
         values = table.values[finite[:, position], position]
-        places.append(
-            PositionMean(
-                position=position,
-                mean=_mean(values) if values.numel() else None,
-                standard_error=standard_error(values),
-                count=values.numel(),
-                infinite=int((table.mask & table.infinite)[:, position].sum()),
-            )
-        )
+        mean = _mean(values) if values.numel() else None
+        infinite = int((table.mask & table.infinite)[:, position].sum())
+        error = standard_error(values)
+        places.append(PositionMean(position, mean, error, values.numel(), infinite))
     return tuple(places)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.kl.table import KLTable
+from heretic_kl.kl.terms import working_dtype
 
 
 class OpenerMass(NamedTuple):
@@ -33,12 +34,12 @@ class OpenerReduction:
 
     @torch.no_grad()
     def __call__(self, reference: Tensor, candidate: Tensor, tokens: Tensor) -> OpenerMass:
-        """Masses of rows of raw logits (rows, V); the reference's own tokens are not needed."""
+        """Masses of rows of raw logits (rows, V), in float64 if they are; no tokens are needed."""
         return OpenerMass(*self._masses(reference), *self._masses(candidate))
 
     def _masses(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.tensor(self.tokens, device=logits.device)
-        scaled = logits.float() / self.temperature
+        scaled = logits.to(working_dtype(logits.dtype, logits.dtype)) / self.temperature
         inside = scaled[:, chosen].logsumexp(dim=-1)
         outside = scaled.index_fill(1, chosen, float("-inf")).logsumexp(dim=-1)
         both = torch.stack([inside, outside]).double().log_softmax(dim=0)

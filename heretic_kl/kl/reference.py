@@ -8,7 +8,7 @@ about models and tokenizers but the hashes by which two of them can be told apar
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, cast
@@ -303,6 +303,7 @@ class Reference:
         head: Head | None = None,
         divergence: Divergence = "forward_kl",
         temperature: float = 1.0,
+        observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     ) -> KLTable:
         """Return the (P, N) table of a candidate whose logits come block by block, in nats.
 
@@ -313,6 +314,7 @@ class Reference:
             head: Puts stored hidden states in the same blocks as the candidate's.
             divergence: Which divergence.
             temperature: Both logits are divided by it.
+            observe: Shown rows (n,), the reference's and the candidate's logits (n, V) of a block.
 
         Raises:
             ValueError: Shapes do not fit, or rows are missing.
@@ -321,12 +323,11 @@ class Reference:
         statistics = empty_rows(self.rows, torch.device("cpu"))
         tokens, missing = self.row_tokens, torch.ones(self.rows, dtype=torch.bool)
         for rows, logits in blocks:
+            reference = self._logits_of(rows, head).to(logits.device)
+            if observe is not None:
+                observe(rows, reference, logits)
             part = row_statistics(
-                self._logits_of(rows, head).to(logits.device),
-                logits,
-                tokens[rows],
-                divergence=divergence,
-                temperature=temperature,
+                reference, logits, tokens[rows], divergence=divergence, temperature=temperature
             )
             # Kept results of a few bytes among freed chunks of megabytes would fragment the heap.
             for column, values in zip(statistics, part, strict=True):
@@ -338,8 +339,7 @@ class Reference:
             statistics,
             self.prompt_index,
             self.position,
-            self.mask.shape[0],
-            self.mask.shape[1],
+            *self.mask.shape,
             divergence=divergence,
             temperature=temperature,
         )

@@ -25,7 +25,12 @@ from heretic_kl.model.forward.tree_attention import TreeAttention, run_tree
 from heretic_kl.model.language_model import LanguageModel
 from heretic_kl.model.loading.adapters import adapter_base
 from heretic_kl.model.loading.adopt import adopt_model
-from heretic_kl.model.loading.chat import ChatEncoder, close_thought, thought_left_open
+from heretic_kl.model.loading.chat import (
+    ChatEncoder,
+    close_thought,
+    thought_left_open,
+    thought_length,
+)
 from heretic_kl.model.loading.devices import DtypeName
 from heretic_kl.model.loading.loader import (
     check_to_measure,
@@ -85,6 +90,7 @@ __all__ = [
     "run_tree",
     "spread_boundaries",
     "thought_left_open",
+    "thought_length",
     "tree_rectangles",
     "verify_sites",
     "with_packed_weights",

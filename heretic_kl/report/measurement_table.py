@@ -7,7 +7,7 @@ means over runs of positions, where a profile is longer than a screen.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from heretic_kl.kl.measurement import PROMPTS_TO_DISTINGUISH
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from heretic_kl.kl import Divergence, GroupMean, KLSummary, PairedComparison
 
 WIDTH: Final = 80
+
+BUCKETS_TITLE: Final = "Change of p(token), by the reference's probability of its best token"
 
 _MEASURES: Final[dict[Divergence, str]] = {
     "forward_kl": "KL(reference || candidate)",
@@ -44,6 +46,12 @@ class MeasuredCandidate:
     """Nats between the reference's back end and the candidate's, on the candidate itself."""
     llama_rows: tuple[tuple[str, ...], ...] = ()
     """Against llama.cpp's base logits: its own figures beside ours, as cells."""
+    figures: tuple[tuple[str, str], ...] = ()
+    """More of them: labels and cells, shown below the others."""
+    buckets: tuple[tuple[str, str], ...] = ()
+    """How tokens' probabilities changed, by the reference's confidence: labels and cells."""
+    places: tuple[DetailSection, ...] = ()
+    """Its worst prompts and positions."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +83,27 @@ def measurement_sections(
     """
     sections = [_compared(report)]
     numbered = list(enumerate(report.candidates, 1))
-    kinds: list[_Rows] = [_figure_rows]
+    measure = f"{_MEASURES[report.candidates[0].summary.divergence]}, nats"
+    kinds = [_Kind(_figure_rows, "figure", measure)]
     if report.candidates[0].groups:
-        kinds.append(_group_rows)
+        kinds.append(_Kind(_group_rows, "group", f"{measure}, by file or category"))
     if not report.over_text:
-        kinds.append(_profile_rows)
-    for rows in kinds:
+        title = f"{measure}, by position of the response"
+        kinds.append(_Kind(_profile_rows, "position", title))
+    if any(candidate.buckets for candidate in report.candidates):
+        kinds.append(_Kind(_bucket_rows, "confidence", BUCKETS_TITLE))
+    for kind in kinds:
         start = 0
         while start < len(numbered):
-            section, taken = _widest(report, numbered[start:], rows, width)
+            section, taken = _widest(report, numbered[start:], kind, width)
             sections.append(section)
             start += taken
     for number, candidate in numbered:
+        whose = f" of candidate {number}" if len(numbered) > 1 else ""
         if candidate.llama_rows:
-            whose = f" of candidate {number}" if len(numbered) > 1 else ""
             title = f"As llama.cpp computes it{whose}, and ours; nats"
             sections.append(DetailSection(title, candidate.llama_rows))
+        sections.extend(replace(part, title=f"{part.title}{whose}") for part in candidate.places)
     if len(numbered) > 1:
         sections.append(_pairs(report, numbered))
     if report.ranking:
@@ -120,6 +133,8 @@ def measurement_footnotes(report: MeasurementReport) -> list[str]:
         notes.append(
             f"Near ties: the reference's two best tokens are within {summaries[0].near_tie_margin}."
         )
+    if any(candidate.figures for candidate in report.candidates):
+        notes.append("Gain and loss: rise and fall of log p(token), in parentheses its positions.")
     if any(summary.infinite_count for summary in summaries):
         notes.append("Infinite positions (a token is excluded that the other allows): in no mean.")
     dtypes = {report.reference_dtype, *(c.dtype for c in report.candidates)} - {None}
@@ -140,7 +155,14 @@ class _Row(NamedTuple):
 
 
 _Numbered = tuple[int, MeasuredCandidate]
-_Rows = Callable[[MeasurementReport, MeasuredCandidate], list[_Row]]
+
+
+class _Kind(NamedTuple):
+    """A section with a column for each candidate."""
+
+    rows: Callable[[MeasurementReport, MeasuredCandidate], list[_Row]]
+    corner: str
+    title: str
 
 
 def _compared(report: MeasurementReport) -> DetailSection:
@@ -160,33 +182,25 @@ def _compared(report: MeasurementReport) -> DetailSection:
 
 
 def _widest(
-    report: MeasurementReport, numbered: Sequence[_Numbered], rows: _Rows, width: int
+    report: MeasurementReport, numbered: Sequence[_Numbered], kind: _Kind, width: int
 ) -> tuple[DetailSection, int]:
     """A section of as many of the first candidates as fit, and how many these are."""
     for count in range(len(numbered), 1, -1):
-        section = _beside(report, numbered[:count], rows)
+        section = _beside(report, numbered[:count], kind)
         if all(len(line) <= width for line in details_lines([section])):
             return section, count
-    return _beside(report, numbered[:1], rows), 1
+    return _beside(report, numbered[:1], kind), 1
 
 
-def _beside(report: MeasurementReport, numbered: Sequence[_Numbered], rows: _Rows) -> DetailSection:
-    title = f"{_MEASURES[numbered[0][1].summary.divergence]}, nats"
-    corner = "figure"
-    if rows is _profile_rows:
-        corner = "position"
-        title += ", by position of the response"
-    if rows is _group_rows:
-        corner = "group"
-        title += ", by file or category"
-    columns = [rows(report, candidate) for _, candidate in numbered]
+def _beside(report: MeasurementReport, numbered: Sequence[_Numbered], kind: _Kind) -> DetailSection:
+    columns = [kind.rows(report, candidate) for _, candidate in numbered]
     labels = list(dict.fromkeys(row.label for column in columns for row in column))
     cells = [dict(column) for column in columns]
     lines: list[tuple[str, ...]] = []
     if len(report.candidates) > 1:
-        lines.append((corner, *(f"candidate {number}" for number, _ in numbered)))
+        lines.append((kind.corner, *(f"candidate {number}" for number, _ in numbered)))
     lines.extend((label, *(column.get(label, MISSING) for column in cells)) for label in labels)
-    return DetailSection(title, tuple(lines))
+    return DetailSection(kind.title, tuple(lines))
 
 
 def _figure_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> list[_Row]:
@@ -214,7 +228,11 @@ def _figure_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> lis
     rows.append(_Row("infinite positions", str(summary.infinite_count)))
     units = "clusters" if report.over_text else "prompts"
     rows.append(_Row(f"{units}, positions", f"{summary.prompts}, {summary.rows}"))
-    return rows
+    return [*rows, *(_Row(*row) for row in candidate.figures)]
+
+
+def _bucket_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> list[_Row]:
+    return [_Row(*row) for row in candidate.buckets]
 
 
 def _standing(candidate: MeasuredCandidate, rounding_floor: float | None) -> str:

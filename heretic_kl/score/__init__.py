@@ -5,9 +5,17 @@ are the scored positions of all prompts. Units are nats.
 """
 
 from heretic_kl.score.chain import ChainMeasurement, measure_chain
+from heretic_kl.score.detail import (
+    ConfidenceBucket,
+    KLSplit,
+    PartMean,
+    SignedChange,
+    WorstPosition,
+    WorstPrompt,
+)
 from heretic_kl.score.loader import Backend, Loading
 from heretic_kl.score.measurement import Measurement
-from heretic_kl.score.preflight import check_models
+from heretic_kl.score.preflight import check_models, tokenizer_of
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike
 from heretic_kl.score.ranking import RankedCandidate, rank
 from heretic_kl.score.teacher_forced_kl import TeacherForcedKL
@@ -16,16 +24,23 @@ from heretic_kl.score.text import Document, TextKL, load_documents
 __all__ = [
     "Backend",
     "ChainMeasurement",
+    "ConfidenceBucket",
     "DEFAULT_PROMPTS",
     "Document",
+    "KLSplit",
     "Loading",
     "Measurement",
+    "PartMean",
     "PromptsLike",
     "RankedCandidate",
+    "SignedChange",
     "TeacherForcedKL",
     "TextKL",
+    "WorstPosition",
+    "WorstPrompt",
     "check_models",
     "load_documents",
     "measure_chain",
     "rank",
+    "tokenizer_of",
 ]

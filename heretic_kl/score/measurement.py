@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from heretic_kl.engine import NoiseFloor
 from heretic_kl.kl import (
@@ -14,6 +18,20 @@ from heretic_kl.kl import (
     compare_paired,
     geometric_weights,
     macro_average,
+)
+from heretic_kl.score.detail import (
+    ForcedInputs,
+    KLSplit,
+    PartMean,
+    PassNotes,
+    SignedChange,
+    WorstPosition,
+    WorstPrompt,
+    part_means,
+    signed_change,
+    split_of,
+    worst_positions,
+    worst_prompts,
 )
 from heretic_kl.score.llama.kld_rows import LlamaRows
 
@@ -38,6 +56,10 @@ class Measurement:
     """Nats between the two back ends on the candidate itself; None: not measured, or only one."""
     llama_rows: LlamaRows | None = None
     """Against a file of base logits: what llama.cpp's own program would print."""
+    inputs: ForcedInputs | None = None
+    """What both models were fed, to name prompts and positions by."""
+    notes: PassNotes | None = None
+    """What was noted of the candidate's logits in the same pass."""
 
     @property
     def kl(self) -> float:
@@ -52,17 +74,51 @@ class Measurement:
         """The mean of the groups' means, each counting alike; None without groups."""
         return macro_average(self.groups) if self.groups else None
 
+    @cached_property
+    def change(self) -> SignedChange:
+        """Where the candidate predicts the reference's tokens better, and where worse."""
+        return signed_change(self.table, self._weights)
+
+    @cached_property
+    def parts(self) -> tuple[PartMean, ...]:
+        """Chains of thought and answers apart; empty where no response has a thought."""
+        over_text = self.table.clusters is not None
+        thinking = None if self.inputs is None or over_text else self.inputs.thinking
+        if thinking is None:
+            return ()
+        inside = torch.zeros_like(self.table.mask)
+        inside[:, : thinking.shape[1]] = thinking
+        return part_means(self.table, inside, self._weights)
+
+    @cached_property
+    def split(self) -> KLSplit | None:
+        """The KL of refusing or not at the opening, and the rest; None: no openers are known."""
+        return split_of(self.table, self.notes, self._weights)
+
+    def worst_prompts(self, count: int = 20) -> tuple[WorstPrompt, ...]:
+        """The prompts of largest mean, the worst one first."""
+        assert self.inputs is not None  # every measurement of a model has them
+        return worst_prompts(self.table, self.inputs, count, self._weights)
+
+    def worst_positions(self, count: int = 20) -> tuple[WorstPosition, ...]:
+        """The positions of largest divergence, the worst one first."""
+        assert self.inputs is not None and self.notes is not None
+        return worst_positions(self.table, self.inputs, self.notes.best_tokens, count)
+
+    @property
+    def _weights(self) -> Tensor:
+        return geometric_weights(self.table.positions, self.position_decay)
+
     def compare(self, other: Measurement) -> PairedComparison:
         """How this candidate differs from another, paired by prompt; negative if it is closer.
 
         Raises:
             MeasurementError: they were not measured on the same positions of the same responses.
         """
-        weights = geometric_weights(self.table.positions, self.position_decay)
-        return compare_paired(self.table, other.table, position_weights=weights)
+        return compare_paired(self.table, other.table, position_weights=self._weights)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The summary, both floors and both dtypes, JSON-ready.
+    def to_dict(self, *, worst: int = 0) -> dict[str, Any]:
+        """Everything measured but the table, JSON-ready, with so many of the worst places.
 
         Over text by group, without the profile over positions, which are a window's there.
         """
@@ -74,7 +130,13 @@ class Measurement:
             "reference_dtype": self.reference_dtype,
             "candidate_dtype": self.candidate_dtype,
             "back_end_floor": self.back_end_floor,
+            "change": self.change.to_dict(),
+            "split": None if self.split is None else self.split.to_dict(),
+            "parts": [part._asdict() for part in self.parts],
         }
+        if worst:
+            plain["worst_prompts"] = [place._asdict() for place in self.worst_prompts(worst)]
+            plain["worst_positions"] = [place._asdict() for place in self.worst_positions(worst)]
         if self.table.clusters is not None:
             del plain["profile"]
         if self.groups:

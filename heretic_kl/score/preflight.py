@@ -60,6 +60,17 @@ def check_models(
             )
 
 
+def tokenizer_of(
+    name: str | Path, tokenizer_hash: str, trust_remote_code: bool = False
+) -> Any | None:
+    """The tokenizer that lies beside a model; None: there is none, or another one."""
+    source = as_source(name)
+    if source is None or not has_tokenizer(source):
+        return None
+    tokenizer: Any = load_tokenizer(source, trust_remote_code)
+    return tokenizer if vocabulary_hash(tokenizer.get_vocab()) == tokenizer_hash else None
+
+
 def _hash(source: ModelSource, loader: ModelLoader) -> str:
     tokenizer: Any = load_tokenizer(source, loader.trust_remote_code)
     return vocabulary_hash(tokenizer.get_vocab())

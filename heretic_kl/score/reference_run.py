@@ -38,6 +38,7 @@ from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.reference import StoredLogits
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel, DtypeName, evaluating, likely_layers
+from heretic_kl.score.detail import ForcedInputs
 from heretic_kl.score.llama.candidate import compare_natively, reference_in_llama
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import ModelLoader, as_source
@@ -46,6 +47,8 @@ AnyRunner: TypeAlias = Runner | LlamaReference
 """Runs the reference: both give its responses."""
 Watch: TypeAlias = Callable[[LogitBlock], LogitBlock]
 """Sees a candidate's logits, and says what is compared of them."""
+Observe: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]
+"""Sees rows (n,) and both models' logits (n, V) there, as they are compared."""
 
 
 class CandidateTable(NamedTuple):
@@ -121,6 +124,10 @@ class ReferenceRun:
         """What every model is fed."""
         return forced_sequences(self.reference)
 
+    def inputs(self, names: Sequence[str] = ()) -> ForcedInputs:
+        """The same for people; `names` are what users asked."""
+        return ForcedInputs(self.sequences, self.tokenizer, names)
+
     @property
     def dtype(self) -> str:
         """What the reference computed in, for instance `bfloat16`."""
@@ -136,16 +143,19 @@ class ReferenceRun:
         dtype: DtypeName | None = None,
         floor: bool = True,
         watch: Watch | None = None,
+        observe: Observe | None = None,
     ) -> CandidateTable:
         """Run a candidate over the same sequences; see `TeacherForcedKL.score`.
 
         With `floor`, one in another back end than the reference is also run in the reference's.
-        All logits go through `watch` on their way to the statistics.
+        All logits go through `watch` on their way to the statistics, and are shown to `observe`.
         """
         source = as_source(candidate)
         if source is not None and self.loader.in_llama(source):
             floor = floor and self.head is not None  # of a stored one the model may not fit here
-            return compare_natively(self, source, reduction, floor=floor, watch=watch)
+            return compare_natively(
+                self, source, reduction, floor=floor, watch=watch, observe=observe
+            )
         lm, own_tokenizer = self.loader.candidate(
             candidate,
             tokenizer,
@@ -162,7 +172,9 @@ class ReferenceRun:
         runner = Runner(lm, limits, trees=False)
         with evaluating(lm.model), torch.no_grad():
             table = limits.run(
-                lambda: self.table(self._blocks(runner, candidate_head), head, reduction, watch)
+                lambda: self.table(
+                    self._blocks(runner, candidate_head), head, reduction, watch, observe
+                )
             )
         if limits.batch_size != self.batch_size:
             raise MeasurementError(
@@ -215,6 +227,7 @@ class ReferenceRun:
         head: Head | None,
         reduction: DivergenceReduction,
         watch: Watch | None = None,
+        observe: Observe | None = None,
     ) -> KLTable:
         """What a candidate's logits, block by block, come to beside the reference's."""
         return self.reference.measure_blocks(
@@ -222,6 +235,7 @@ class ReferenceRun:
             head=head,
             divergence=reduction.divergence,
             temperature=reduction.temperature,
+            observe=observe,
         )
 
     def with_logits(self) -> Reference:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,14 +27,16 @@ from heretic_kl.kl import (
     summarize,
 )
 from heretic_kl.kl_options import checked_options, sampling_seed
-from heretic_kl.model import CausalModel, DtypeName
+from heretic_kl.model import CausalModel, ChatEncoder, DtypeName
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
+from heretic_kl.score.detail import ForcedInputs, PassNotes
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
 from heretic_kl.score.reference_run import AnyRunner, ReferenceRun, measure_floor
+from heretic_kl.score.refusals import find_openers
 
 NOISE_PROMPTS = 16
 """So many prompts are enough to see the size of a noise floor."""
@@ -70,6 +73,8 @@ class TeacherForcedKL:
         enable_thinking: for chat templates that know the switch.
         response_prefix: text put at the start of every response.
         noise_floor: also measure what an unchanged model shows.
+        refusal_openers: token ids with which refusals begin: splits the forward KL, see `KLSplit`.
+        refusal_prompts: in their place, prompts that the reference refuses, to find them by.
         loading: base, dtype, device, backend and so on, see `Loading`.
 
     Raises:
@@ -78,6 +83,7 @@ class TeacherForcedKL:
     """
 
     _groups: Sequence[str] = ()  # a category for each prompt, or none at all
+    _names: Sequence[str] = ()  # what each prompt asks; unknown of a stored reference
 
     def __init__(
         self,
@@ -95,6 +101,8 @@ class TeacherForcedKL:
         enable_thinking: bool | None = None,
         response_prefix: str = "",
         noise_floor: bool = True,
+        refusal_openers: Sequence[int] = (),
+        refusal_prompts: PromptsLike | None = None,
         **loading: Unpack[Loading],
     ) -> None:
         options = checked_options(
@@ -107,8 +115,11 @@ class TeacherForcedKL:
         chosen = chosen_prompts(prompts)
         self.position_decay = position_decay
         self._groups = _categories(chosen)
+        self._names = [prompt.user for prompt in chosen]
         self._reduction = DivergenceReduction(divergence, temperature)
         self.noise_floor: NoiseFloor | None = None
+        self.refusal_openers = tuple(refusal_openers)
+        harmful = () if refusal_prompts is None else chosen_prompts(refusal_prompts)
         loader = ModelLoader(**loading)
         lm = loader.reference(
             reference,
@@ -123,15 +134,11 @@ class TeacherForcedKL:
             lm,
             _responding(lm, chosen, kl_tokens, options.response),
             kl_tokens,
-            {
-                "model": loader.reference_name,
-                "prompts": fingerprint(chosen),
-                "kl_tokens": kl_tokens,
-                "responses": options.response,
-            },
+            {"model": loader.reference_name, "prompts": fingerprint(chosen)}
+            | {"kl_tokens": kl_tokens, "responses": options.response},
             loader=loader,
             batch_size=batch_size,
-            then=self._measure_floor if noise_floor else _nothing_else,
+            then=partial(self._measure_more, noise_floor, lm.chat, harmful, chosen, loader.notify),
         )
 
     # --- what was measured -------------------------------------------------------------------
@@ -165,6 +172,11 @@ class TeacherForcedKL:
     def reference_dtype(self) -> str:
         """What the reference computed in, for instance `bfloat16`."""
         return self._run.dtype
+
+    @cached_property
+    def inputs(self) -> ForcedInputs:
+        """What every model is fed."""
+        return self._run.inputs(self._names)
 
     def responses(self) -> list[str]:
         """The responses that both models are fed, as text.
@@ -205,6 +217,7 @@ class TeacherForcedKL:
             ModelError: it cannot be loaded.
         """
         floor = self.noise_floor
+        notes = PassNotes(self.reference, self.refusal_openers, self.temperature)
         compared = self._run.compare(
             candidate,
             tokenizer,
@@ -212,6 +225,7 @@ class TeacherForcedKL:
             base=base,
             dtype=dtype,
             floor=floor is not None,
+            observe=notes,
         )
         weights = geometric_weights(self.kl_tokens, self.position_decay)
         summary = summarize(
@@ -228,6 +242,8 @@ class TeacherForcedKL:
             candidate_dtype=compared.dtype,
             groups=group_means(compared.table, self._groups, weights) if self._groups else (),
             back_end_floor=compared.back_end_floor,
+            inputs=self.inputs,
+            notes=notes,
         )
 
     def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> TeacherForcedKL:
@@ -268,6 +284,7 @@ class TeacherForcedKL:
             "position_decay": self.position_decay,
             "batch_size": self._run.batch_size,
             "share_prefix": self._run.share_prefix,
+            "refusal_openers": " ".join(map(str, self.refusal_openers)),
         }
         if self.noise_floor is not None:
             settings["batching_floor"] = self.noise_floor.batching
@@ -300,6 +317,7 @@ class TeacherForcedKL:
         self.position_decay = float(facts["position_decay"])
         floor = facts.get("batching_floor")
         self.noise_floor = None if floor is None else NoiseFloor(floor, facts["rounding_floor"])
+        self.refusal_openers = tuple(map(int, str(facts.get("refusal_openers", "")).split()))
         loader = ModelLoader(**loading)
         self._run = ReferenceRun(
             stored,
@@ -311,8 +329,21 @@ class TeacherForcedKL:
         )
         return self
 
-    def _measure_floor(self, runner: AnyRunner, reference: Reference) -> None:
-        self.noise_floor = measure_floor(runner, reference, NOISE_PROMPTS, self._reduction)
+    def _measure_more(
+        self,
+        noise_floor: bool,
+        chat: ChatEncoder,
+        harmful: Sequence[Prompt],
+        others: Sequence[Prompt],
+        notify: Callable[[str], None],
+        runner: AnyRunner,
+        reference: Reference,
+    ) -> None:
+        """Measure the reference's floor and find its openers, while its model is there."""
+        if noise_floor:
+            self.noise_floor = measure_floor(runner, reference, NOISE_PROMPTS, self._reduction)
+        if harmful:
+            self.refusal_openers = find_openers(runner, chat, harmful, others, notify)
 
 
 def _categories(prompts: Sequence[Prompt]) -> list[str]:
@@ -329,7 +360,3 @@ def _responding(
     seed = sampling_seed(response)
     sampling = None if seed is None else Sampling(seed)
     return lambda runner: with_responses(cast(Runner, runner), encoded, kl_tokens, sampling)
-
-
-def _nothing_else(runner: AnyRunner, reference: Reference) -> None:
-    """Measure no more of the reference."""

@@ -126,6 +126,33 @@ class TestResults:
         assert plain["date"].startswith("20") and plain["failure"] is None
         assert "sampled(3), of the reference" in capsys.readouterr().out
 
+    def test_the_worst_places_are_named(self, here, capsys):
+        assert score("--worst", 2, "--json", "o.json", candidates=["b", "a"]) == 0
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= 80
+        assert "Worst prompts of candidate 1" in out and "Worst positions of candidate 2" in out
+        first, second = json.loads((here / "o.json").read_text())["candidates"]
+        worst = first["worst_prompts"][0]
+        assert PROMPTS.splitlines()[worst["prompt"] - 1] == worst["text"]
+        assert f"{worst['kl']:.3g}" in out and len(first["worst_positions"]) == 2
+        assert second["worst_positions"][0]["kl"] == 0.0
+        assert "loss in log p(token)" in out and "Change of p(token)" in out
+        assert second["change"]["loss"]["mean"] == 0.0 == second["change"]["buckets"][0]["change"]
+
+    def test_the_split_by_refusal(self, here, capsys, monkeypatch):
+        from heretic_kl.score import teacher_forced_kl
+
+        words = ["--refusal-prompts", "p.txt", "--json", "o.json", "--quiet"]
+        assert score(*words) == 0
+        assert "refuses none of 12 prompts: the KL is not split" in capsys.readouterr().err
+        assert json.loads((here / "o.json").read_text())["candidates"][0]["split"] is None
+        monkeypatch.setattr(teacher_forced_kl, "find_openers", lambda *words: (5, 9))
+        assert score(*words, "--save-reference", "r.safetensors") == 0
+        assert "KL of refusing or not" in capsys.readouterr().out
+        [shown] = json.loads((here / "o.json").read_text())["candidates"]
+        parts = [shown["split"][name]["mean"] for name in ("behaviour", "remainder")]
+        assert sum(parts) == pytest.approx(shown["mean"], rel=1e-9)
+
     def test_one_table_takes_the_name_as_it_is(self, here):
         assert score("--table", "t.safetensors", "--threads", 1) == 0
         assert KLTable.load(here / "t.safetensors").prompts == 6
@@ -184,6 +211,7 @@ class TestText:
             (["--stride", "16"], "--stride 16 must be less than --context 16"),
             (["--prompts", "p.txt"], "--prompts has no effect with --text"),
             (["--save-reference", "r.safetensors"], "--save-reference has no effect with --text"),
+            (["--refusal-prompts", "p.txt"], "--refusal-prompts has no effect with --text"),
         ],
     )
     def test_flags_that_do_not_fit_are_refused(self, words, more, expected, capsys, nothing):
@@ -227,7 +255,12 @@ class TestStoredReferences:
             "--temperature 1",
         ]
         + ["--response greedy", "--chat-template none", "--response-prefix x", "--dtype float32"]
-        + ["--batch-size 4", "--no-noise-floor", "--save-reference s.safetensors"],
+        + [
+            "--refusal-prompts builtin:harmful",
+            "--batch-size 4",
+            "--no-noise-floor",
+            "--save-reference s.safetensors",
+        ],
     )
     def test_flags_without_effect_are_refused(self, here, capsys, flag):
         code = score(*flag.split(), reference="r.safetensors", prompts=())
@@ -272,6 +305,12 @@ class TestMistakes:
             (["--sequential"], "unknown flag --sequential; it was removed"),
             (["--reference", "a", "--candidate", "b", "--store", "logits"], "--save-reference"),
             (["--reference", "a", "--candidate", "b", "--prompts", ""], "must be text, not empty"),
+            (["--worst", "-1"], "worst must be a whole number"),
+            (
+                ["--reference", "a", "--candidate", "b", "--divergence", "reverse_kl"]
+                + ["--refusal-prompts", "builtin:harmful"],
+                "--refusal-prompts splits forward_kl alone",
+            ),
         ],
     )
     def test_wrong_usage_is_one_line_and_code_2(self, words, expected, capsys):

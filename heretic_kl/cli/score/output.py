@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from heretic_kl.cli.score.places import bucket_cells, further_figures, worst_places
 from heretic_kl.cli.score.settings import (
     FIXED_BY_A_STORED_REFERENCE,
     UNUSED_OVER_TEXT,
@@ -77,6 +78,9 @@ def report(
                 measurement.macro_average,
                 measurement.back_end_floor,
                 _llama_cells(measurement.llama_rows),
+                further_figures(measurement),
+                bucket_cells(measurement),
+                worst_places(measurement, settings.worst),
             )
             for name, measurement in zip(settings.candidate, outcome.measurements, strict=False)
         ),
@@ -144,7 +148,8 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
     candidates = []
     for name, measurement in zip(settings.candidate, outcome.measurements, strict=False):
         paired = None if measurement is first else plain_pair(measurement.compare(first))
-        candidates.append({"name": name, **measurement.to_dict(), "against_first": paired})
+        figures = measurement.to_dict(worst=settings.worst)
+        candidates.append({"name": name, **figures, "against_first": paired})
     document = {
         "command": "heretic-kl score",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

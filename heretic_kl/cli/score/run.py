@@ -43,6 +43,8 @@ def run(words: Sequence[str]) -> int:
     settings = read_score_settings(words)
     _check_targets(settings)
     prompts = None if settings.stored or settings.over_text else load_prompts(settings.dataset)
+    if settings.refusal_dataset is not None:
+        load_prompts(settings.refusal_dataset)
 
     from heretic_kl.events import Result
     from heretic_kl.ui.measurement import print_measurement, print_raw
@@ -220,8 +222,9 @@ def _reference(
     settings: ScoreSettings, prompts: Sequence[Prompt] | None, observer: Observer
 ) -> TeacherForcedKL | TextKL:
     from heretic_kl.events import Notice
+    from heretic_kl.kl import Reference
     from heretic_kl.model import ModelSource, load_tokenizer
-    from heretic_kl.score import TeacherForcedKL, TextKL
+    from heretic_kl.score import TeacherForcedKL, TextKL, tokenizer_of
 
     loading = _loading(settings)
     loading["notify"] = lambda message: observer(Notice(message))
@@ -245,7 +248,9 @@ def _reference(
             **loading,
         )
     if prompts is None:
-        return TeacherForcedKL.load(os.path.expanduser(settings.name), **loading)
+        stored = Reference.load(os.path.expanduser(settings.name)).identity.tokenizer_hash
+        tokenizer = tokenizer_of(settings.candidate[0], stored, settings.trust_remote_code)
+        return TeacherForcedKL.load(os.path.expanduser(settings.name), tokenizer, **loading)
     return TeacherForcedKL(
         settings.name,
         prompts=prompts,
@@ -259,6 +264,7 @@ def _reference(
         enable_thinking=settings.enable_thinking,
         response_prefix=settings.response_prefix,
         noise_floor=settings.noise_floor,
+        refusal_prompts=settings.refusal_dataset,
         **loading,
     )
 

@@ -21,12 +21,13 @@ CacheType = Literal["f16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_
 STORED_SUFFIX: Final = ".safetensors"
 FIXED_BY_A_STORED_REFERENCE: Final = (
     *("prompts", "batch_size", "chat_template", "enable_thinking", "response_prefix"),
-    *("noise_floor", "dtype", "save_reference", "store", *KLOptions.model_fields),
+    *("noise_floor", "refusal_prompts", "dtype", "save_reference", "store"),
+    *KLOptions.model_fields,
 )
 
 UNUSED_OVER_TEXT: Final = (
     *("prompts", "kl_tokens", "response", "position_decay", "chat_template", "enable_thinking"),
-    *("response_prefix", "save_reference", "store"),
+    *("response_prefix", "save_reference", "store", "refusal_prompts"),
 )
 USED_OVER_TEXT: Final = ("context", "stride", "text_column")
 
@@ -39,11 +40,12 @@ class ScoreSettings(CommonSettings, KLOptions):
         "Models": ("reference", "candidate", "chain"),
         "What is measured": (
             *("kl_tokens", "prompts", "divergence", "temperature", "position_decay"),
-            *("response", "noise_floor", "text", "context", "stride", "text_column"),
+            *("response", "noise_floor", "refusal_prompts", "text", "context", "stride"),
+            "text_column",
         ),
         "Output": (
-            *("json_file", "table", "ranking", "save_reference", "store", "write_llama_base"),
-            *("quiet", "debug"),
+            *("worst", "json_file", "table", "ranking", "save_reference", "store"),
+            *("write_llama_base", "quiet", "debug"),
         ),
         "Loading": (
             *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
@@ -87,6 +89,13 @@ class ScoreSettings(CommonSettings, KLOptions):
         None, "Column of the text in tables (default: text, or the only one of strings)"
     )
     noise_floor: bool = setting(True, "Measure what an unchanged model shows")
+    refusal_prompts: Text | None = setting(
+        None,
+        "Split the KL into that of refusing or not and the rest; how the reference refuses is "
+        "found on these prompts: builtin:harmful, a file, a hub id",
+        metavar="SOURCE",
+    )
+    worst: Whole = setting(0, "Show so many of the worst prompts and positions", ge=0, le=1000)
     json_file: Location | None = json_file()
     table: Tensors | None = setting(
         None,
@@ -153,6 +162,14 @@ class ScoreSettings(CommonSettings, KLOptions):
         return bool(self.text) or self.base_logits
 
     @property
+    def refusal_dataset(self) -> DatasetSpec | None:
+        """The prompts of --refusal-prompts: of the built-in ones those to train with."""
+        source = self.refusal_prompts
+        if source is None:
+            return None
+        return DatasetSpec(source, "train" if source.startswith("builtin:") else None)
+
+    @property
     def dataset(self) -> DatasetSpec:
         """Where the prompts come from: by default the built-in harmless test prompts."""
         default = BUILTIN_SPECS["harmless", "test"]
@@ -188,6 +205,8 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
         _refuse(set_by_flags, ("gguf_cache_type",), "with --backend transformers")
     if "store" in set_by_flags and "save_reference" not in set_by_flags:
         raise ConfigError("--store has no effect without --save-reference: pass both, or neither")
+    if settings.refusal_prompts is not None and settings.divergence != "forward_kl":
+        raise ConfigError("--refusal-prompts splits forward_kl alone: leave out --divergence")
     if settings.stored or settings.base_logits:
         _refuse_with_a_stored_reference(settings, set_by_flags)
     if settings.text:

@@ -154,6 +154,21 @@ def thought_left_open(text: str) -> str | None:
     return None
 
 
+def thought_length(prompt: str, response: str) -> int:
+    """How many first characters of a response are a chain of thought, its marks included.
+
+    Args:
+        prompt: the model's input as text, which may have opened the thought.
+        response: with special tokens; a thought that it does not close is all of it.
+    """
+    for opening, closed in CLOSED_THOUGHTS:
+        if prompt.rstrip().endswith(opening) or response.lstrip().startswith(opening):
+            closing = closed.removeprefix(opening)
+            end = response.find(closing)
+            return len(response) if end < 0 else end + len(closing)
+    return 0
+
+
 def _messages(prompt: Prompt) -> list[dict[str, str]]:
     system = [{"role": "system", "content": prompt.system}] if prompt.system else []
     return [*system, {"role": "user", "content": prompt.user}]

@@ -22,7 +22,7 @@ from heretic_kl.score.llama.tokens import (
 )
 
 if TYPE_CHECKING:
-    from heretic_kl.score.reference_run import CandidateTable, ReferenceRun, Watch
+    from heretic_kl.score.reference_run import CandidateTable, Observe, ReferenceRun, Watch
 
 FLOOR_TOKENS = 4096
 """So many tokens are enough to see how far two back ends are apart."""
@@ -69,6 +69,7 @@ def compare_natively(
     *,
     floor: bool,
     watch: Watch | None = None,
+    observe: Observe | None = None,
 ) -> CandidateTable:
     """Measure a file in llama.cpp.
 
@@ -78,13 +79,14 @@ def compare_natively(
         reduction: what is measured.
         floor: also run the file in `transformers`, as the reference ran, and compare the two.
         watch: see `ReferenceRun.compare`.
+        observe: likewise.
     """
     from heretic_kl.score.reference_run import CandidateTable
 
     beside = _in_transformers(run, source) if floor else None
     model = open_model(run, source)
     try:
-        table = _table(run, model, reduction, watch)
+        table = _table(run, model, reduction, watch, observe)
         apart = None if beside is None else summarize(_table(beside, model, reduction)).mean
     finally:
         model.close()
@@ -96,9 +98,10 @@ def _table(
     model: LlamaModel,
     reduction: DivergenceReduction,
     watch: Watch | None = None,
+    observe: Observe | None = None,
 ) -> KLTable:
     head, size = run.head_for(model.vocabulary)
-    return run.table(_blocks(model, run.sequences, size), head, reduction, watch)
+    return run.table(_blocks(model, run.sequences, size), head, reduction, watch, observe)
 
 
 def _blocks(

@@ -32,6 +32,7 @@ from heretic_kl.kl import (
 )
 from heretic_kl.kl_options import checked_options
 from heretic_kl.model import CausalModel, DtypeName
+from heretic_kl.score.detail import PassNotes
 from heretic_kl.score.llama.base_logits import (
     BaseLogits,
     window_sequence,
@@ -223,6 +224,7 @@ class TextKL:
         accumulator = None
         if base_logits is not None:
             accumulator = KLDAccumulator(base_logits, self.reference.row_tokens)
+        notes = PassNotes(self.reference)
         compared = self._run.compare(
             candidate,
             tokenizer,
@@ -231,6 +233,7 @@ class TextKL:
             dtype=dtype,
             floor=floor is not None,
             watch=accumulator,
+            observe=notes,
         )
         table = replace(compared.table, clusters=self._clusters)
         summary = summarize(table, noise_floor=None if floor is None else floor.value)
@@ -243,6 +246,8 @@ class TextKL:
             groups=group_means(table, self._groups),
             back_end_floor=compared.back_end_floor,
             llama_rows=None if accumulator is None else accumulator.result(table, summary),
+            inputs=self._run.inputs(),
+            notes=notes,
         )
 
     def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> TextKL:
