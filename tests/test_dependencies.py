@@ -20,6 +20,7 @@ MODULES = {
     "tomli": "tomli",
     "yaml": "pyyaml",
     "pydantic_core": "pydantic",
+    "httpx": "httpx",
     "llama_cpp": "llama-cpp-python",
     "lm_eval": "lm-eval",
     "vl_convert": "vl-convert-python",

@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from judging.chat_server import chat_server
 
 from heretic_kl.config import load_settings
 from heretic_kl.run.opening import check_settings
@@ -105,7 +106,10 @@ def test_a_configuration_of_another_behaviour_can_be_run(path, monkeypatch, fold
     """Its prompts and scorers are there, and every prompt of one use is another one."""
     monkeypatch.chdir(EXAMPLES.parent)
     words = ["--config", str(path), "--model", str(folder), "--study-dir", str(tmp_path)]
-    suite, prompts = check_settings(load_settings(words))
+    with chat_server() as server:
+        if "[scorers.judge]" in path.read_text(encoding="utf-8"):
+            words += ["--scorers.judge.settings.endpoint", server.url]
+        suite, prompts = check_settings(load_settings(words))
     assert {spec.role for spec in suite.objectives} <= {"minimize", "maximize"}
     assert len(suite.objectives) >= 2 and prompts.notices == ()
     for prompt_set in prompts.prompts.values():

@@ -58,6 +58,7 @@ def test_it_runs_from_an_empty_folder(wheel, tmp_path):
     assert Path(where).is_relative_to(site), done.stderr
     assert scorers.split() == [
         "false_refusals",
+        "judge",
         "keyword_rate",
         "lm_eval",
         "refusals",

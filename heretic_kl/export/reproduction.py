@@ -129,7 +129,9 @@ class Reproduction(_Part):
         scorers = {}
         for name, table in _table(settings.get("scorers")).items():
             use = _table(table).get("use") or name
-            if use in built_in_scorers() and use != "lm_eval":  # tasks may bring code
+            if use == "judge":  # names a server and the variable of its key
+                left_out.append(f"scorer {name} sends responses elsewhere: it is not asked")
+            elif use in built_in_scorers() and use != "lm_eval":  # tasks may bring code
                 scorers[name] = table
             else:
                 left_out.append(f"scorer {name} brings code of its own: it is not loaded")

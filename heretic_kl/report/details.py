@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 BAR_WIDTH: Final = 24
 MOST_BARS: Final = 16
 """Longer profiles are averaged over runs of positions."""
+JUDGING: Final = (
+    *("requests", "retries", "timeouts", "concurrency", "prompt_tokens", "answer_tokens"),
+)
+"""What a judge behind an endpoint counts."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ def _score_sections(scores: Mapping[str, Score], prompts: str) -> list[DetailSec
     sections = []
     for name, score in scores.items():
         rows = [("score", score.text), *_error_rows(score), *_response_rows(score.details)]
+        rows.extend(_judge_rows(score.details))
         rows.extend(_divergence_rows(score.details))
         sections.append(DetailSection(f"{label(name)} on the {prompts}", tuple(rows)))
         bars = _bar_rows(profile_bars(score.details))
@@ -149,6 +154,51 @@ def _response_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [("degenerate responses", reasons or "none")]
     empty = _number(details, "empty")  # all that older studies counted
     return [] if empty is None else [("empty responses", f"{empty:.0f}")]
+
+
+def _judge_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    classes, problems = details.get("classes"), details.get("problems")
+    if isinstance(classes, Mapping):
+        rows.append(("verdicts", ", ".join(f"{count} {name}" for name, count in classes.items())))
+    if isinstance(problems, Mapping) and problems:
+        listed = ", ".join(f"{count} {problem}" for problem, count in problems.items())
+        rows.append(("not judged", listed))
+    agreement, judging = details.get("agreement"), details.get("judging")
+    if isinstance(agreement, Mapping):
+        rows.extend(_agreement_rows(agreement))
+    if isinstance(judging, Mapping):
+        rows.append(("judged by", str(judging.get("by"))))
+        if _number(judging, "requests") is not None:
+            rows.append(("judging", _judging_line(judging)))
+    return rows
+
+
+def _agreement_rows(agreement: Mapping[str, Any]) -> list[tuple[str, str]]:
+    counts = [_number(agreement, key) for key in ("both", "neither", "first_only", "second_only")]
+    share = _number(agreement, "share")
+    if share is None or None in counts:
+        return []
+    both, neither, first, second = (int(count or 0) for count in counts)
+    low, high = agreement["share_interval"]
+    line = (
+        f"{both + neither}/{both + neither + first + second} ({share:.0%}, {low:.0%} to {high:.0%})"
+    )
+    kappa, interval = _number(agreement, "kappa"), agreement.get("kappa_interval")
+    if kappa is not None and interval:
+        line += f", kappa {kappa:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+    apart = f"{first} by the judge alone, {second} by the phrases alone"
+    return [("agreement with phrases", line), ("refused or evaded", apart)]
+
+
+def _judging_line(judging: Mapping[str, Any]) -> str:
+    counts = {key: int(_number(judging, key) or 0) for key in JUDGING}
+    line = (
+        "{requests} requests ({concurrency} at once), {retries} retries, {timeouts} timeouts, "
+        "{prompt_tokens} + {answer_tokens} tokens"
+    ).format(**counts)
+    cost = _number(judging, "cost")
+    return line if cost is None else f"{line}, cost {cost:.4g}"
 
 
 def _divergence_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -123,6 +123,7 @@ def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
         for value in dict(scorer.settings).values():
             if isinstance(value, DatasetSpec):  # prompts of its own, read again as it prepares
                 load_prompts(value)
+    suite.check()
     return suite, load_prompt_sets(settings.prompts.model_dump(), settings.prompt_set)
 
 

@@ -4,6 +4,18 @@ Dimensions: P prompts, N scored positions, V vocabulary; rows are the scored pos
 prompts.
 """
 
+from heretic_kl.judging import (
+    ChatEndpoint,
+    JudgedOnce,
+    Judgement,
+    Pace,
+    ResponseJudge,
+    TextClassifier,
+    Verdict,
+    check_judge,
+    endpoint_problem,
+    read_key,
+)
 from heretic_kl.kl_options import KLOptions, sampling_seed
 from heretic_kl.requests import (
     ModelRequest,
@@ -21,6 +33,7 @@ from heretic_kl.requests import (
     TeacherForcedRequest,
     TeacherForcedResult,
 )
+from heretic_kl.scoring.agreement import Agreement
 from heretic_kl.scoring.degenerate import Degeneracy, degeneracy
 from heretic_kl.scoring.harness import HarnessTask
 from heretic_kl.scoring.loader import (
@@ -45,6 +58,10 @@ from heretic_kl.scoring.scorer import (
 from heretic_kl.scoring.suite import MeasuringEngine, ScorerSpec, Suite
 
 __all__ = [
+    "Agreement",
+    "ChatEndpoint",
+    "JudgedOnce",
+    "Judgement",
     "KLOptions",
     "sampling_seed",
     "Bounds",
@@ -53,6 +70,7 @@ __all__ = [
     "MeasuringEngine",
     "ModelRequest",
     "ModelResult",
+    "Pace",
     "PairedDifference",
     "PartialResponses",
     "PartialRows",
@@ -63,6 +81,7 @@ __all__ = [
     "Request",
     "ResponseRequest",
     "ResponseResult",
+    "ResponseJudge",
     "Result",
     "Rival",
     "Role",
@@ -79,11 +98,16 @@ __all__ = [
     "Suite",
     "TeacherForcedRequest",
     "TeacherForcedResult",
+    "TextClassifier",
+    "Verdict",
     "build_scorer",
+    "check_judge",
     "degeneracy",
     "built_in_scorers",
     "documented_settings",
+    "endpoint_problem",
     "paired_difference",
+    "read_key",
     "paired_scores",
     "scorer_code",
 ]

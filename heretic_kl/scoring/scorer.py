@@ -142,6 +142,13 @@ class Scorer(ABC, Generic[SettingsT]):
         self.name = name
         self.settings = settings
 
+    def check(self) -> None:  # noqa: B027 (optional by design)
+        """Called before a model is loaded: raise for what is wrong by then, such as no server.
+
+        Raises:
+            HereticKLError: one line that names the setting.
+        """
+
     def prepare(self, context: ScorerContext) -> None:  # noqa: B027 (optional by design)
         """Called once before any candidate: pick prompts, ask the reference what is needed."""
 

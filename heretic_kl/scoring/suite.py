@@ -91,6 +91,16 @@ class Suite:
         counts = (scorer for scorer in self.scorers.values() if isinstance(scorer, RefusalCount))
         return [count for count in counts if count.kind == "harmful"]
 
+    def check(self) -> None:
+        """Check what the scorers need besides the model.
+
+        Raises:
+            HereticKLError: see `Scorer.check`.
+        """
+        for name, scorer in self.scorers.items():
+            with _blamed_on(name):
+                scorer.check()
+
     def prepare(self, context: ScorerContext) -> None:
         """Prepare every scorer; measures nothing of any candidate."""
         for spec in self.specs:

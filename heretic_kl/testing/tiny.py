@@ -5,7 +5,7 @@ Built from a config and a seed, without downloads, in milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,21 @@ def save_tiny_model(
                 if parameter.ndim == 1:
                     parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[operator]
+    tiny_tokenizer().save_pretrained(folder)
+    return Path(folder)
+
+
+def save_tiny_classifier(folder: Path | str, *, labels: int | Sequence[str], seed: int = 0) -> Path:
+    """Write a random text classifier with as many labels, or with these, and the tokenizer."""
+    from transformers import AutoModelForSequenceClassification
+
+    names = [f"LABEL_{n}" for n in range(labels)] if isinstance(labels, int) else labels
+    id2label = dict(enumerate(names))
+    config = tiny_llama(id2label=id2label, label2id={name: n for n, name in id2label.items()})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        build: Callable[[Any], Any] = AutoModelForSequenceClassification.from_config
+        build(config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return Path(folder)
 

@@ -156,6 +156,8 @@ def test_nothing_in_a_file_is_run_or_written_elsewhere(saved, call, tmp_path, mo
     def hostile(content):
         settings = content["settings"]
         settings["scorers"]["trap"] = {"use": f"{trap}:Trap", "role": "monitor"}
+        judge = {"endpoint": "http://127.0.0.1:9/v1", "model": "m", "key_variable": "PATH"}
+        settings["scorers"]["spy"] = {"use": "judge", "role": "monitor", "settings": judge}
         settings |= {
             "trust_remote_code": True,
             "chat_template": str(template),
@@ -179,6 +181,7 @@ def test_nothing_in_a_file_is_run_or_written_elsewhere(saved, call, tmp_path, mo
     assert code == 0 and "MATCH" in stdout
     for line in (
         "scorer trap brings code of its own",
+        "scorer spy sends responses elsewhere",
         "name yours with --chat-template",
         "brings code",
     ):

@@ -75,7 +75,7 @@ MINE = """
 
 
 def test_the_scorers_of_the_package_are_found():
-    names = ("false_refusals", "keyword_rate", "lm_eval", "refusals", "teacher_forced_kl")
+    names = ("false_refusals", "judge", "keyword_rate", "lm_eval", "refusals", "teacher_forced_kl")
     assert built_in_scorers() == names
     for name in built_in_scorers():
         assert all(description for _, description in documented_settings(name).values())
