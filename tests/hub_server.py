@@ -120,7 +120,8 @@ class Hub:
             upload = {"upload": {"href": f"{self.url}/storage/{entry['oid']}"}}
             there = entry["oid"] in self.large
             objects.append(entry if there else {**entry, "actions": upload})
-        return _json({"transfer": "basic", "objects": objects})
+        transfer = "xet" if "xet" in wanted["transfers"] else "basic"
+        return _json({"transfer": transfer, "objects": objects})
 
     def _ask(self, repository: Repository, name: str, rest: list[str], body: bytes):
         action = rest[0] if rest else "revision"

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from heretic_kl.ablation import EditParameters
 from heretic_kl.errors import ReproductionError
+from heretic_kl.export.portable import plain_line
 from heretic_kl.export.reproduce import LEARNED_FILE, REPRODUCTION_FILE
 from heretic_kl.files import sha256_file
 from heretic_kl.scoring import Score, built_in_scorers
@@ -154,7 +155,7 @@ class Reproduction(_Part):
                 )
         if self.base.on_hub and _HUB_NAME.fullmatch(self.base.name):
             settings |= {"model": self.base.name, "revision": self.base.revision}
-        return settings, tuple(map(_plain_line, left_out))
+        return settings, tuple(map(plain_line, left_out))
 
     def weights_beside(self, names: Mapping[str, Any]) -> bool:
         """Whether the saved model's files, those of `names`, are beside this file, unchanged."""
@@ -227,16 +228,10 @@ def _no_constant(name: str) -> float:
 
 def _problem(error: Exception) -> str:
     if not isinstance(error, ValidationError):
-        return _plain_line(str(error))
+        return plain_line(str(error))
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return _plain_line(f"{place}: {first['msg']}, got {first['input']!r}")
-
-
-def _plain_line(text: str) -> str:
-    """Fit to be shown: no control characters, of a length that can be read."""
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return printable if len(printable) <= 300 else printable[:299] + "…"
+    return plain_line(f"{place}: {first['msg']}, got {first['input']!r}")
 
 
 def _table(value: Any) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def upload_folder(
     tell = Teller(observer)
     saved = saved_folder(folder)
     if saved.left_out:
-        shown = ", ".join(saved.left_out[:3]) + (", ..." if len(saved.left_out) > 3 else "")
+        shown = ", ".join(map(repr, saved.left_out[:3])) + (
+            ", ..." if len(saved.left_out) > 3 else ""
+        )
         tell.notice(f"not uploaded, because heretic-kl did not write it: {shown}")
     if not saved.names_base:
         tell.notice(

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from hub_server import TOKEN
 from huggingface_hub import ModelCard
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
 from heretic_kl.cli import main as cli
 from heretic_kl.ui.json_lines import event_schema
@@ -130,6 +133,19 @@ def test_a_save_that_cannot_be_uploaded_is_refused_before_the_work(
     code, _, err = call("save", "mine", "--trial", "2", "-o", "never", "--upload", "model")
     assert code == 1 and "not logged in to the hub" in err and "Loading" not in err
     assert not (workplace / "never").exists()
+
+
+def test_a_person_saves_and_uploads(searched, call, workplace, hub, monkeypatch):
+    monkeypatch.setattr("heretic_kl.cli.optimize.at_terminal", lambda: True)
+    up, enter, ctrl_c, ctrl_u = "\x1b[A", "\r", "\x03", "\x15"
+    keys = enter + enter + ctrl_u + "menu" + enter  # the knee, merged, its folder
+    keys += up * 2 + enter + enter + ctrl_c * 4  # upload, to a repository of the folder's name
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text(keys)
+        code, out, err = call("--study-name", "mine")
+    assert code == 0 and f"uploaded menu to {hub.url}/me/menu (private)" in out, err
+    weights = (workplace / "menu" / "model.safetensors").read_bytes()
+    assert hub.files("me/menu")["model.safetensors"] == weights
 
 
 def test_a_rule_that_no_trial_meets_has_a_code_of_its_own(searched, call, events, workplace):

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from heretic_kl.errors import HereticKLError, UploadError, innermost
-from heretic_kl.export.portable import TOKENS
+from heretic_kl.export.portable import TOKENS, plain_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -65,11 +65,12 @@ def one_line_errors(api: HfApi) -> Iterator[None]:
 
 
 def hidden(text: str, token: str) -> str:
-    """The text on one line, with this token and whatever looks like one blotted out."""
+    """The text on one line, fit to be shown, this token and whatever looks like one blotted out."""
     words = " ".join(text.split())
     if token:
         words = words.replace(token, "***")
-    return TOKENS.sub("***", re.sub(r"(?i)\b(bearer)\s+[^\s'\"]+", r"\1 ***", words))
+    words = TOKENS.sub("***", re.sub(r"(?i)\b(bearer)\s+[^\s'\"]+", r"\1 ***", words))
+    return plain_line(words)
 
 
 @contextmanager

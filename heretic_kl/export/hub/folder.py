@@ -83,15 +83,15 @@ def _listed(path: Path, reproduction: Reproduction, present: dict[str, Path]) ->
     for name, file in index.items():
         if name.lower().endswith(PICKLES):
             raise ExportError(
-                f"{place} lists {name}, a format that can run code: safetensors alone is published"
+                f"{place} lists {name!r}, which can run code: only safetensors are published"
             )
         if name not in present:
             raise ExportError(
-                f"{place} is not whole: {name} is missing; save it again, or copy all of it"
+                f"{place} is not whole: {name!r} is missing; save it again, or copy all of it"
             )
         if present[name].stat().st_size != file.bytes or sha256_file(present[name]) != file.sha256:
             raise ExportError(
-                f"{name} in {place} is not the file that was saved: its scores would not be its own"
+                f"{name!r} in {place} is not the file that was saved: the scores are not its own"
             )
     return list(index)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def _result(
     }
     return EvalResult(
         task_type=TASK,
-        dataset_type="own" if prompts is None else source.split()[0].rstrip(","),
+        dataset_type="own" if prompts is None else _identifier(source),
         dataset_name=f"{what} ({source})",
         dataset_config=None if prompts is None else prompts.kind,
         dataset_split="test",
@@ -80,6 +81,11 @@ def _result(
         metric_name=f"{name}: {portable_text(saved.text)}",  # the hub's page shows no more
         metric_args={key: value for key, value in args.items() if _is_plain(value)},
     )
+
+
+def _identifier(source: str) -> str:
+    """The name of a source of prompts, of the characters that a dataset of the hub may have."""
+    return re.sub(r"[^\w./-]+", "-", source.split()[0]).strip("-")
 
 
 def _is_plain(value: Any) -> bool:
