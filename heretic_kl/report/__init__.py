@@ -6,7 +6,7 @@ from heretic_kl.report.details import (
     profile_bars,
     trial_details,
 )
-from heretic_kl.report.drawing import png
+from heretic_kl.report.drawing import check_drawing, png, svg
 from heretic_kl.report.evaluation_table import (
     TrialComparison,
     compare_trials,
@@ -15,6 +15,7 @@ from heretic_kl.report.evaluation_table import (
     evaluation_footnotes,
     evaluation_sections,
 )
+from heretic_kl.report.figures import size_figure
 from heretic_kl.report.front_table import (
     FrontRow,
     front_footnotes,
@@ -23,6 +24,7 @@ from heretic_kl.report.front_table import (
     front_table,
 )
 from heretic_kl.report.inspection_table import inspection_sections
+from heretic_kl.report.measurement_page import measurement_page
 from heretic_kl.report.measurement_table import (
     MeasuredCandidate,
     MeasurementReport,
@@ -54,6 +56,7 @@ __all__ = [
     "TrialComparison",
     "align",
     "cell",
+    "check_drawing",
     "compact",
     "compare_trials",
     "comparison_footnotes",
@@ -70,12 +73,15 @@ __all__ = [
     "inspection_sections",
     "label",
     "measurement_footnotes",
+    "measurement_page",
     "measurement_sections",
     "pictures",
     "png",
     "profile_bars",
     "render",
     "scores_line",
+    "size_figure",
+    "svg",
     "predicted_line",
     "stopped_line",
     "to_ascii",

@@ -78,6 +78,15 @@ def png(spec: Mapping[str, Any], scale: float = 2) -> bytes:
     return drawn
 
 
+def check_drawing() -> None:
+    """See that pictures can be drawn.
+
+    Raises:
+        ExportError: the drawing library is not installed.
+    """
+    _library()
+
+
 def _library() -> ModuleType:
     try:
         import vl_convert

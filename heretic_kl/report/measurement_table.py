@@ -50,6 +50,8 @@ class MeasuredCandidate:
     """More of them: labels and cells, shown below the others."""
     buckets: tuple[tuple[str, str], ...] = ()
     """How tokens' probabilities changed, by the reference's confidence: labels and cells."""
+    verdict: str = ""
+    """Where its KL lies, in one line."""
     places: tuple[DetailSection, ...] = ()
     """Its worst prompts and positions."""
 
@@ -72,6 +74,8 @@ class MeasurementReport:
     """Several candidates in order of their divergence, a heading first, as cells."""
     chain: tuple[tuple[str, ...], ...] = ()
     """Every pair of models that were made one from another, as cells."""
+    bands: tuple[tuple[str, str], ...] = ()
+    """The reference with its own weights rounded: labels and cells."""
 
 
 def measurement_sections(
@@ -104,12 +108,18 @@ def measurement_sections(
             title = f"As llama.cpp computes it{whose}, and ours; nats"
             sections.append(DetailSection(title, candidate.llama_rows))
         sections.extend(replace(part, title=f"{part.title}{whose}") for part in candidate.places)
+    if report.bands:
+        title = "The reference from itself, its own linear weights rounded; nats"
+        sections.append(DetailSection(title, report.bands))
     if len(numbered) > 1:
         sections.append(_pairs(report, numbered))
     if report.ranking:
         sections.append(DetailSection("Nearest to the reference first", report.ranking))
     if report.chain:
         sections.append(DetailSection("From step to step, nats", report.chain))
+    names = [str(number) if len(numbered) > 1 else "" for number, _ in numbered]
+    verdicts = zip(names, (candidate.verdict for candidate in report.candidates), strict=True)
+    sections.append(DetailSection("Verdict", tuple(row for row in verdicts if row[1])))
     return tuple(sections)
 
 

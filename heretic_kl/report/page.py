@@ -80,7 +80,8 @@ class Page:
 
     title: str
     lead: str
-    study: str
+    source: str
+    """What it was made from: `study NAME`."""
     sections: Sequence[Section]
     keyboard_links: frozenset[str] = frozenset()
     """Links in charts that the Tab key reaches."""

@@ -99,7 +99,7 @@ class StudyReport:
         return Page(
             title=f"Edits of {model}",
             lead=self._lead(),
-            study=study.name,
+            source=f"study {study.name}",
             sections=sections,
             keyboard_links=frozenset(f"#trial-{r.number}" for r in study.front),
         )

@@ -65,4 +65,5 @@ def search_seconds(run: RunParts) -> float:
     settings = run.settings
     if settings.minutes is None:
         return float("inf")
-    return settings.minutes * 60 * (SHARE_OF_MINUTES if settings.learns else 1)
+    refines = settings.refine and settings.refinement.trials > 0
+    return settings.minutes * 60 * (SHARE_OF_MINUTES if refines else 1)

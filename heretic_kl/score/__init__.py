@@ -4,7 +4,9 @@ Dimensions: P prompts, N scored positions, V vocabulary, D width of the final hi
 are the scored positions of all prompts. Units are nats.
 """
 
+from heretic_kl.score.bands import Band
 from heretic_kl.score.chain import ChainMeasurement, measure_chain
+from heretic_kl.score.comparison import Comparison
 from heretic_kl.score.detail import (
     ConfidenceBucket,
     KLSplit,
@@ -12,6 +14,12 @@ from heretic_kl.score.detail import (
     SignedChange,
     WorstPosition,
     WorstPrompt,
+)
+from heretic_kl.score.hub import (
+    MeasuredOn,
+    card_metadata,
+    evaluation_results,
+    merged_with_lm_eval,
 )
 from heretic_kl.score.loader import Backend, Loading
 from heretic_kl.score.measurement import Measurement
@@ -23,12 +31,15 @@ from heretic_kl.score.text import Document, TextKL, load_documents
 
 __all__ = [
     "Backend",
+    "Band",
     "ChainMeasurement",
+    "Comparison",
     "ConfidenceBucket",
     "DEFAULT_PROMPTS",
     "Document",
     "KLSplit",
     "Loading",
+    "MeasuredOn",
     "Measurement",
     "PartMean",
     "PromptsLike",
@@ -38,9 +49,12 @@ __all__ = [
     "TextKL",
     "WorstPosition",
     "WorstPrompt",
+    "card_metadata",
     "check_models",
+    "evaluation_results",
     "load_documents",
     "measure_chain",
+    "merged_with_lm_eval",
     "rank",
     "tokenizer_of",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from heretic_kl.kl import (
     geometric_weights,
     macro_average,
 )
+from heretic_kl.score.bands import Band, place_among
 from heretic_kl.score.detail import (
     ForcedInputs,
     KLSplit,
@@ -60,6 +62,8 @@ class Measurement:
     """What both models were fed, to name prompts and positions by."""
     notes: PassNotes | None = None
     """What was noted of the candidate's logits in the same pass."""
+    bands: tuple[Band, ...] = ()
+    """The reference with its own weights rounded; (): not measured."""
 
     @property
     def kl(self) -> float:
@@ -95,6 +99,27 @@ class Measurement:
         """The KL of refusing or not at the opening, and the rest; None: no openers are known."""
         return split_of(self.table, self.notes, self._weights)
 
+    @property
+    def verdict(self) -> str:
+        """One line: the KL, where it lies among floors and bands, and the floor."""
+        floors = {"noise floor": self.summary.noise_floor}
+        if self.noise_floor is not None and "bfloat16" in self._dtypes:
+            floors["floor of bfloat16"] = self.noise_floor.rounding
+        floors["floor across back ends"] = self.back_end_floor
+        measured = {name: value for name, value in floors.items() if value is not None}
+        words = f"{self.kl:.3g} nats"
+        if not measured:
+            return f"{words}: {place_among(self.kl, self.bands)}" if self.bands else words
+        name, floor = max(measured.items(), key=lambda item: item[1])
+        if self.kl <= floor:
+            return f"{words}: not above the {name} {floor:.1g}"
+        place = place_among(self.kl, self.bands) if self.bands else f"above the {name}"
+        return f"{words}: {place}; floor {floor:.1g}"
+
+    @property
+    def _dtypes(self) -> tuple[str | None, ...]:
+        return self.reference_dtype, self.candidate_dtype
+
     def worst_prompts(self, count: int = 20) -> tuple[WorstPrompt, ...]:
         """The prompts of largest mean, the worst one first."""
         assert self.inputs is not None  # every measurement of a model has them
@@ -109,13 +134,35 @@ class Measurement:
     def _weights(self) -> Tensor:
         return geometric_weights(self.table.positions, self.position_decay)
 
-    def compare(self, other: Measurement) -> PairedComparison:
+    @overload
+    def compare(self, other: Measurement) -> PairedComparison: ...
+
+    @overload
+    def compare(self, other: Sequence[Measurement]) -> tuple[PairedComparison, ...]: ...
+
+    def compare(
+        self, other: Measurement | Sequence[Measurement]
+    ) -> PairedComparison | tuple[PairedComparison, ...]:
         """How this candidate differs from another, paired by prompt; negative if it is closer.
+
+        Of several others, one comparison each.
 
         Raises:
             MeasurementError: they were not measured on the same positions of the same responses.
         """
+        if not isinstance(other, Measurement):
+            return tuple(self.compare(measured) for measured in other)
         return compare_paired(self.table, other.table, position_weights=self._weights)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A flat row of plain values for measured scored position, for `pandas.DataFrame`."""
+        columns = {n: c for n, c in self.table.columns().items() if n != "mask"}
+        places = self.table.mask.nonzero().tolist()
+        return [
+            {"prompt": prompt + 1, "position": position + 1}
+            | {name: column[prompt, position].item() for name, column in columns.items()}
+            for prompt, position in places
+        ]
 
     def to_dict(self, *, worst: int = 0) -> dict[str, Any]:
         """Everything measured but the table, JSON-ready, with so many of the worst places.
@@ -130,6 +177,8 @@ class Measurement:
             "reference_dtype": self.reference_dtype,
             "candidate_dtype": self.candidate_dtype,
             "back_end_floor": self.back_end_floor,
+            "bands": [band._asdict() for band in self.bands],
+            "verdict": self.verdict,
             "change": self.change.to_dict(),
             "split": None if self.split is None else self.split.to_dict(),
             "parts": [part._asdict() for part in self.parts],

@@ -173,7 +173,11 @@ class ReferenceRun:
         with evaluating(lm.model), torch.no_grad():
             table = limits.run(
                 lambda: self.table(
-                    self._blocks(runner, candidate_head), head, reduction, watch, observe
+                    logit_blocks(runner, self.sequences, candidate_head),
+                    head,
+                    reduction,
+                    watch,
+                    observe,
                 )
             )
         if limits.batch_size != self.batch_size:
@@ -295,12 +299,6 @@ class ReferenceRun:
 
     # --- parts -------------------------------------------------------------------------------
 
-    def _blocks(self, runner: Runner, head: Head) -> Iterator[LogitBlock]:
-        """A candidate's logits, in the reference's batches."""
-        for rows, hidden in forced_portions(runner.lm, runner.laid_out(self.sequences)):
-            for block in row_blocks(len(rows), head.vocabulary, MAX_LOGIT_ELEMENTS):
-                yield LogitBlock(rows[block], head.logits(hidden[0, block]))
-
     def _heads(self, candidate_head: Head) -> tuple[Head, Head]:
         """Reference's and candidate's head, on the candidate's device, of one vocabulary."""
         if self.reference.logits is not None:
@@ -353,6 +351,15 @@ class ReferenceRun:
             if "head_fingerprint" not in facts
             else "store the reference's logits instead of its hidden states",
         )
+
+
+def logit_blocks(
+    runner: Runner, sequences: Sequence[ForcedSequence], head: Head
+) -> Iterator[LogitBlock]:
+    """A model's logits at all scored positions, in the batches of its runner."""
+    for rows, hidden in forced_portions(runner.lm, runner.laid_out(sequences)):
+        for block in row_blocks(len(rows), head.vocabulary, MAX_LOGIT_ELEMENTS):
+            yield LogitBlock(rows[block], head.logits(hidden[0, block]))
 
 
 def measure_floor(

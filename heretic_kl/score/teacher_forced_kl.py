@@ -6,7 +6,7 @@ see the same prefix. Runs no model itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
@@ -30,6 +30,8 @@ from heretic_kl.kl_options import checked_options, sampling_seed
 from heretic_kl.model import CausalModel, ChatEncoder, DtypeName
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
+from heretic_kl.score.bands import Band, bands_of, measure_bands, stored_bands
+from heretic_kl.score.comparison import Comparison, measure_all
 from heretic_kl.score.detail import ForcedInputs, PassNotes
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import Loading, ModelLoader
@@ -73,6 +75,7 @@ class TeacherForcedKL:
         enable_thinking: for chat templates that know the switch.
         response_prefix: text put at the start of every response.
         noise_floor: also measure what an unchanged model shows.
+        bands: also measure the reference with its own weights rounded, see `Band`.
         refusal_openers: token ids with which refusals begin: splits the forward KL, see `KLSplit`.
         refusal_prompts: in their place, prompts that the reference refuses, to find them by.
         loading: base, dtype, device, backend and so on, see `Loading`.
@@ -101,6 +104,7 @@ class TeacherForcedKL:
         enable_thinking: bool | None = None,
         response_prefix: str = "",
         noise_floor: bool = True,
+        bands: bool = False,
         refusal_openers: Sequence[int] = (),
         refusal_prompts: PromptsLike | None = None,
         **loading: Unpack[Loading],
@@ -118,6 +122,7 @@ class TeacherForcedKL:
         self._names = [prompt.user for prompt in chosen]
         self._reduction = DivergenceReduction(divergence, temperature)
         self.noise_floor: NoiseFloor | None = None
+        self.bands: tuple[Band, ...] = ()
         self.refusal_openers = tuple(refusal_openers)
         harmful = () if refusal_prompts is None else chosen_prompts(refusal_prompts)
         loader = ModelLoader(**loading)
@@ -138,7 +143,9 @@ class TeacherForcedKL:
             | {"kl_tokens": kl_tokens, "responses": options.response},
             loader=loader,
             batch_size=batch_size,
-            then=partial(self._measure_more, noise_floor, lm.chat, harmful, chosen, loader.notify),
+            then=partial(
+                self._measure_more, noise_floor, bands, lm.chat, harmful, chosen, loader.notify
+            ),
         )
 
     # --- what was measured -------------------------------------------------------------------
@@ -244,7 +251,19 @@ class TeacherForcedKL:
             back_end_floor=compared.back_end_floor,
             inputs=self.inputs,
             notes=notes,
+            bands=self.bands,
         )
+
+    def compare(
+        self, candidates: Sequence[Any] | Mapping[str, Any], *, dtype: DtypeName | None = None
+    ) -> Comparison:
+        """Measure several candidates and put them in order.
+
+        Args:
+            candidates: as for `score`, or by name.
+            dtype: as for `score`.
+        """
+        return measure_all(self, candidates, dtype)
 
     def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> TeacherForcedKL:
         """The same inputs with another model as the reference, to measure a third from it.
@@ -286,6 +305,7 @@ class TeacherForcedKL:
             "share_prefix": self._run.share_prefix,
             "refusal_openers": " ".join(map(str, self.refusal_openers)),
         }
+        settings.update(stored_bands(self.bands))
         if self.noise_floor is not None:
             settings["batching_floor"] = self.noise_floor.batching
             settings["rounding_floor"] = self.noise_floor.rounding
@@ -317,6 +337,7 @@ class TeacherForcedKL:
         self.position_decay = float(facts["position_decay"])
         floor = facts.get("batching_floor")
         self.noise_floor = None if floor is None else NoiseFloor(floor, facts["rounding_floor"])
+        self.bands = bands_of(facts)
         self.refusal_openers = tuple(map(int, str(facts.get("refusal_openers", "")).split()))
         loader = ModelLoader(**loading)
         self._run = ReferenceRun(
@@ -332,6 +353,7 @@ class TeacherForcedKL:
     def _measure_more(
         self,
         noise_floor: bool,
+        bands: bool,
         chat: ChatEncoder,
         harmful: Sequence[Prompt],
         others: Sequence[Prompt],
@@ -339,11 +361,14 @@ class TeacherForcedKL:
         runner: AnyRunner,
         reference: Reference,
     ) -> None:
-        """Measure the reference's floor and find its openers, while its model is there."""
+        """Measure the reference's floor and bands and find its openers, while it is there."""
         if noise_floor:
             self.noise_floor = measure_floor(runner, reference, NOISE_PROMPTS, self._reduction)
         if harmful:
             self.refusal_openers = find_openers(runner, chat, harmful, others, notify)
+        if bands:
+            decay = self.position_decay
+            self.bands = measure_bands(runner, reference, self._reduction, position_decay=decay)
 
 
 def _categories(prompts: Sequence[Prompt]) -> list[str]:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 
@@ -124,6 +125,7 @@ class TestResults:
             and plain["metric_version"] == METRIC_VERSION
         )
         assert plain["date"].startswith("20") and plain["failure"] is None
+        as_documented(plain)
         assert "sampled(3), of the reference" in capsys.readouterr().out
 
     def test_the_worst_places_are_named(self, here, capsys):
@@ -137,6 +139,7 @@ class TestResults:
         assert f"{worst['kl']:.3g}" in out and len(first["worst_positions"]) == 2
         assert second["worst_positions"][0]["kl"] == 0.0
         assert "loss in log p(token)" in out and "Change of p(token)" in out
+        as_documented(json.loads((here / "o.json").read_text()))
         assert second["change"]["loss"]["mean"] == 0.0 == second["change"]["buckets"][0]["change"]
 
     def test_the_split_by_refusal(self, here, capsys, monkeypatch):
@@ -149,9 +152,36 @@ class TestResults:
         monkeypatch.setattr(teacher_forced_kl, "find_openers", lambda *words: (5, 9))
         assert score(*words, "--save-reference", "r.safetensors") == 0
         assert "KL of refusing or not" in capsys.readouterr().out
+        as_documented(json.loads((here / "o.json").read_text()))
         [shown] = json.loads((here / "o.json").read_text())["candidates"]
         parts = [shown["split"][name]["mean"] for name in ("behaviour", "remainder")]
         assert sum(parts) == pytest.approx(shown["mean"], rel=1e-9)
+
+    def test_every_file_of_many_candidates(self, here, capsys):
+        words = ["--bands", "--plot", "out/p.png", "--html", "o.html", "--ranking", "r.csv"]
+        words += ["--hub-metadata", "h.md", "--json", "o.json", "--save-reference", "r.safetensors"]
+        assert score(*words, candidates=["b", "a"]) == 0
+        out = capsys.readouterr().out
+        assert "8 bits, blocks of 32" in out and "-bit rounding of this model; floor" in out
+        assert (here / "out/p.png").read_bytes().startswith(b"\x89PNG")
+        plain = json.loads((here / "o.json").read_text())
+        as_documented(plain)
+        assert [row["candidate"] for row in plain["ranking"]] == ["a", "b"]
+        assert plain["candidates"][0]["verdict"] in out
+        page = (here / "o.html").read_text()
+        for shown in (plain["candidates"][0]["verdict"], "figure-size", "8 bits, blocks of 32"):
+            assert shown in page
+        assert "Nearest to the reference first" in page and "from heretic-kl score." in page
+        assert str(plain["candidates"][1]["mean"]) in (here / "h-2.md").read_text()
+        assert (here / "r.csv").read_text().count("\n") == 3
+        assert score(reference="r.safetensors", candidates=["a"], prompts=()) == 0
+        assert "8 bits, blocks of 32" in capsys.readouterr().out  # kept with the reference
+
+    def test_one_file_with_the_harness_s_results(self, here, capsys):
+        (here / "lm.json").write_text('{"results": {"arc": {"acc,none": 0.5}}}')
+        assert score("--hub-metadata", "h.json", "--lm-eval", "lm.json", "--quiet") == 0
+        merged = json.loads((here / "h.json").read_text())["results"]
+        assert merged["arc"] == {"acc,none": 0.5} and merged["teacher_forced_kl"]["kl,none"] > 0
 
     def test_one_table_takes_the_name_as_it_is(self, here):
         assert score("--table", "t.safetensors", "--threads", 1) == 0
@@ -204,6 +234,7 @@ class TestText:
         assert second["mean"] == 0.0 and "paired by cluster" in out
         assert plain["text"]["files"] == ["wiki.raw", "t.jsonl"] and "prompts" not in plain
         assert plain["settings"]["stride"] == 8
+        as_documented(plain)
 
     @pytest.mark.parametrize(
         ("more", "expected"),
@@ -256,6 +287,7 @@ class TestStoredReferences:
         ]
         + ["--response greedy", "--chat-template none", "--response-prefix x", "--dtype float32"]
         + [
+            "--bands",
             "--refusal-prompts builtin:harmful",
             "--batch-size 4",
             "--no-noise-floor",
@@ -306,6 +338,10 @@ class TestMistakes:
             (["--reference", "a", "--candidate", "b", "--store", "logits"], "--save-reference"),
             (["--reference", "a", "--candidate", "b", "--prompts", ""], "must be text, not empty"),
             (["--worst", "-1"], "worst must be a whole number"),
+            (["-r", "a", "--candidate", "b", "--plot", "p.pdf"], "must end in .png or .svg"),
+            (["-r", "a", "--candidate", "b", "--hub-metadata", "h"], "end in .md, .yaml or .json"),
+            (["-r", "a", "--candidate", "b", "--hub-metadata", "h.yaml"], "a dataset of the hub"),
+            (["-r", "a", "--candidate", "b", "--lm-eval", "l.json"], "--lm-eval has no effect"),
             (
                 ["--reference", "a", "--candidate", "b", "--divergence", "reverse_kl"]
                 + ["--refusal-prompts", "builtin:harmful"],
@@ -324,6 +360,9 @@ class TestMistakes:
             (["--json", "p.txt"], "that file is read already"),
             (["--table", "x.safetensors", "--save-reference", "./x.safetensors"], "--table goes"),
             (["--base", "a"], "--base has no effect"),
+            (["--html", "p.txt"], "that file is read already"),
+            (["--hub-metadata", "h.json", "--lm-eval", "gone.json"], "No such file"),
+            (["--hub-metadata", "h.json", "--lm-eval", "p.txt"], "not JSON"),
         ],
     )
     def test_targets_are_checked_before_anything_runs(self, words, expected, here, capsys, nothing):
@@ -432,6 +471,12 @@ class TestSettings:
             assert flag in text
         assert cli.main(["--help"]) == 0
         assert "Measure any models against a reference" in capsys.readouterr().out
+
+
+def as_documented(plain):
+    """Check a document against docs/score.schema.json, which knows every key."""
+    schema = json.loads((ROOT / "docs" / "score.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(plain)
 
 
 @pytest.fixture

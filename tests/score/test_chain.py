@@ -5,16 +5,17 @@ import io
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from heretic_kl.cli import main as cli
-from heretic_kl.cli.score.summaries import ranking_text
-from heretic_kl.score import Document, TeacherForcedKL, TextKL, measure_chain, rank
+from heretic_kl.score import Comparison, Document, TeacherForcedKL, TextKL, measure_chain, rank
 from heretic_kl.score.ranking import stored_size
 from heretic_kl.testing import WORDS, save_tiny_model, tiny_llama
 
+DOCS = Path(__file__).parents[2] / "docs"
 PROMPTS = ["make a cake", "tell me about Rome", "wait please", "how do I make a cake", "mix flour"]
 PROMPTS += ["sorry", "what do you know"]
 
@@ -106,11 +107,12 @@ class TestRanking:
     def test_files(self, kl, edited, other):
         names = [str(other), str(edited)]
         ranked = rank(names, [kl.score(name) for name in names])
-        rows = list(csv.DictReader(io.StringIO(ranking_text(ranked, Path("r.csv")))))
+        comparison = Comparison(ranked)
+        rows = list(csv.DictReader(io.StringIO(comparison.to_csv())))
         assert [row["candidate"] for row in rows] == [str(edited), str(other)]
         assert float(rows[1]["kl"]) == ranked[1].measurement.kl
         assert rows[0]["beyond_best"] == "" and rows[1]["distinguishable"] == "True"
-        head, rule, first, second = ranking_text(ranked, Path("r.md")).splitlines()
+        head, rule, first, second = comparison.to_markdown().splitlines()
         assert head.startswith("| group | candidate |") and set(rule) == set("| -")
         assert first.startswith("| a | edited |") and second.startswith("| b | other |")
 
@@ -126,6 +128,8 @@ class TestCommand:
         out = capsys.readouterr().out
         assert "From step to step, nats" in out and "whole minus steps" in out
         assert "Nearest to the reference first" in out
+        schema = json.loads((DOCS / "score.schema.json").read_text())
+        jsonschema.Draft202012Validator(schema).validate(json.loads(target.read_text()))
         chain = json.loads(target.read_text())["chain"]
         assert [(pair["from"], pair["to"]) for pair in chain["pairs"]] == [(0, 1), (0, 2), (1, 2)]
         assert len(chain["models"]) == 3 and chain["sum_of_steps"] > 0.0

@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from heretic_kl.cli.score.places import bucket_cells, further_figures, worst_places
+from heretic_kl.cli.score.places import band_cells, bucket_cells, further_figures, worst_places
 from heretic_kl.cli.score.settings import (
     FIXED_BY_A_STORED_REFERENCE,
     UNUSED_OVER_TEXT,
     USED_OVER_TEXT,
     ScoreSettings,
+    hub_dataset,
 )
 from heretic_kl.cli.score.summaries import (
     chain_cells,
     chain_document,
     plain_pair,
-    ranking_cells,
 )
 from heretic_kl.errors import HereticKLError
 from heretic_kl.prompts import Prompt, fingerprint
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from heretic_kl.report import MeasurementReport
     from heretic_kl.score import (
         ChainMeasurement,
+        Comparison,
+        MeasuredOn,
         Measurement,
-        RankedCandidate,
         TeacherForcedKL,
         TextKL,
     )
@@ -46,6 +47,12 @@ class Outcome:
     failure: HereticKLError | None
     """Why a later candidate, and those after it, are not among them."""
     chain: ChainMeasurement | None = None
+
+    def comparison(self, settings: ScoreSettings) -> Comparison:
+        """The candidates that were measured, nearest to the reference first."""
+        from heretic_kl.score import Comparison
+
+        return Comparison.of(settings.candidate[: len(self.measurements)], self.measurements)
 
 
 def report(
@@ -64,10 +71,11 @@ def report(
         reference_dtype=first.reference_dtype,
         inputs=_inputs(settings, prompts, outcome),
         over_text=settings.over_text,
-        ranking=ranking_cells(ranked(settings, outcome)) if outcome.measurements[1:] else (),
+        ranking=outcome.comparison(settings).cells() if outcome.measurements[1:] else (),
         chain=() if outcome.chain is None else chain_cells(outcome.chain),
         rounding_floor=None if floor is None else floor.rounding,
         position_decay=first.position_decay,
+        bands=band_cells(first),
         candidates=tuple(
             MeasuredCandidate(
                 name,
@@ -80,6 +88,7 @@ def report(
                 _llama_cells(measurement.llama_rows),
                 further_figures(measurement),
                 bucket_cells(measurement),
+                measurement.verdict,
                 worst_places(measurement, settings.worst),
             )
             for name, measurement in zip(settings.candidate, outcome.measurements, strict=False)
@@ -87,12 +96,33 @@ def report(
     )
 
 
-def ranked(settings: ScoreSettings, outcome: Outcome) -> tuple[RankedCandidate, ...]:
-    """The candidates that were measured, nearest to the reference first."""
-    from heretic_kl.score import rank
+def measured_on(
+    settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome
+) -> MeasuredOn:
+    """What all models read, as the hub is told it."""
+    from heretic_kl.model import ModelSource
+    from heretic_kl.score import MeasuredOn
 
-    names = settings.candidate[: len(outcome.measurements)]
-    return rank(names, outcome.measurements)
+    facts, shape = _reference_settings(outcome), outcome.kl.reference.mask.shape
+    reference, source, dataset, split = settings.name, "stored prompts", None, None
+    if settings.over_text:
+        source = ", ".join(path.name for path in settings.text) or "text of base logits"
+    elif prompts is not None:
+        source, dataset, split = (
+            settings.dataset.source,
+            hub_dataset(settings),
+            settings.dataset.split,
+        )
+    return MeasuredOn(
+        reference=str(facts.get("model") or ModelSource(reference).short_name),
+        source=source if dataset or source.startswith("builtin:") else source.split("/")[-1],
+        count=shape[0],
+        sha256=str(facts.get("text") if settings.over_text else facts["prompts"]),
+        positions=shape[1],
+        dataset_id=dataset,
+        split=split,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
 
 
 def _inputs(
@@ -169,6 +199,7 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
         "position_decay": first.position_decay,
         "settings": _plain_settings(settings),
         "candidates": candidates,
+        "ranking": outcome.comparison(settings).records(),
         "chain": None
         if outcome.chain is None
         else chain_document(outcome.chain, (settings.name, *settings.candidate)),

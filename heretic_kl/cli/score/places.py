@@ -42,6 +42,17 @@ def bucket_cells(measurement: Measurement) -> Rows:
     return tuple(rows)
 
 
+def band_cells(measurement: Measurement) -> Rows:
+    """What rounding the reference's own weights costs; nothing where it was not measured."""
+    from heretic_kl.model.rounding import BLOCK
+
+    rows = []
+    for band in measurement.bands:
+        error = "" if band.standard_error is None else f" ± {band.standard_error:.2g}"
+        rows.append((f"{band.bits} bits, blocks of {BLOCK}", f"{band.kl:.4g}{error}"))
+    return tuple(rows)
+
+
 def worst_places(measurement: Measurement, count: int) -> tuple[DetailSection, ...]:
     """The worst prompts and positions; no line wider than 80 columns."""
     from heretic_kl.report import DetailSection

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heretic_kl.cli.command import Command
 from heretic_kl.cli.output import STDOUT, observing, writes_json
-from heretic_kl.cli.score.output import Outcome, json_text, ranked, report
+from heretic_kl.cli.score.files import check_targets, write_files, writing
+from heretic_kl.cli.score.output import Outcome, json_text, report
 from heretic_kl.cli.score.settings import ScoreSettings, read_score_settings
-from heretic_kl.cli.score.summaries import ranking_text
-from heretic_kl.errors import ConfigError, ExportError, HereticKLError, MeasurementError
+from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError
 from heretic_kl.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ def run(words: Sequence[str]) -> int:
         HereticKLError: a wrong flag, model, source or target; one line each.
     """
     settings = read_score_settings(words)
-    _check_targets(settings)
+    check_targets(settings)
     prompts = None if settings.stored or settings.over_text else load_prompts(settings.dataset)
     if settings.refusal_dataset is not None:
         load_prompts(settings.refusal_dataset)
@@ -63,7 +61,7 @@ def run(words: Sequence[str]) -> int:
             else:
                 print_measurement(results, report(settings, prompts, outcome))
         finally:  # a reader of stdout that goes away costs no file
-            _write(settings, prompts, outcome)
+            write_files(settings, prompts, outcome)
     if outcome.failure is not None:
         raise outcome.failure
     return 0
@@ -72,62 +70,14 @@ def run(words: Sequence[str]) -> int:
 # --- before anything runs -------------------------------------------------------------------
 
 
-def _check_targets(settings: ScoreSettings) -> None:
-    """Refuse targets that could not be written, or that would replace what is read or written.
-
-    Raises:
-        ConfigError: which, and why.
-    """
-    taken: dict[Path, str] = {}
-    read = (settings.name, *settings.candidate, settings.dataset.source, *map(str, settings.text))
-    for name in read:
-        if Path(name).expanduser().is_file():
-            taken[Path(name).expanduser().resolve()] = "is read"
-    targets = [("--table", path) for path in _table_paths(settings)]
-    if settings.json_file is not None and settings.json_file != STDOUT:
-        targets.append(("--json", settings.json_file))
-    if settings.save_reference is not None:
-        targets.append(("--save-reference", settings.save_reference))
-    if settings.ranking is not None:
-        targets.append(("--ranking", settings.ranking))
-    if settings.write_llama_base is not None:
-        targets.append(("--write-llama-base", settings.write_llama_base))
-    for flag, path in targets:
-        if path.resolve() in taken:
-            raise ConfigError(f"{flag} {path}: that file {taken[path.resolve()]} already")
-        taken[path.resolve()] = f"is where {flag} goes"
-        if path.is_dir():
-            raise ConfigError(f"{flag} {path}: a folder of that name exists; name a file")
-        _require_writable(flag, path)
-
-
-def _require_writable(flag: str, path: Path) -> None:
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error
-
-
-def _table_paths(settings: ScoreSettings) -> list[Path]:
-    """One path a candidate, numbered where there are several."""
-    path, count = settings.table, len(settings.candidate)
-    if path is None:
-        return []
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
-
-
 def _check_models(settings: ScoreSettings) -> None:
     from heretic_kl.kl import Reference
     from heretic_kl.model import ModelSource
     from heretic_kl.model.loading.chat import chat_template
     from heretic_kl.score import check_models
 
+    if settings.bands and _backend(settings) == "llama.cpp" and _is_gguf(settings.name):
+        raise ConfigError("--bands rounds a reference in transformers: add --backend transformers")
     if settings.base is not None:
         names = (*settings.candidate, *(() if settings.stored else (settings.name,)))
         if not any(ModelSource(name).adapter for name in names):
@@ -159,10 +109,14 @@ def _backend(settings: ScoreSettings) -> Backend:
     from heretic_kl.score.llama import llama_available
 
     names = (settings.name, *settings.candidate)
-    in_llama = all(name.lower().endswith(".gguf") for name in names)
+    in_llama = all(map(_is_gguf, names))
     if settings.backend == "auto" and in_llama and llama_available():
         return "llama.cpp"
     return settings.backend
+
+
+def _is_gguf(name: str) -> bool:
+    return name.lower().endswith(".gguf")
 
 
 # --- measuring ------------------------------------------------------------------------------
@@ -184,10 +138,10 @@ def _measure(
         kl = _reference(settings, prompts, observer)
     if settings.save_reference is not None and isinstance(kl, TeacherForcedKL):
         # At once: a candidate that fails later must not cost what was computed here.
-        with _writing("--save-reference", settings.save_reference):
+        with writing("--save-reference", settings.save_reference):
             kl.save(settings.save_reference, store=settings.store)
     if settings.write_llama_base is not None and isinstance(kl, TextKL):
-        with _writing("--write-llama-base", settings.write_llama_base):
+        with writing("--write-llama-base", settings.write_llama_base):
             kl.write_llama_base(settings.write_llama_base)
     measurements: list[Measurement] = []
     failure: HereticKLError | None = None
@@ -245,6 +199,7 @@ def _reference(
             temperature=settings.temperature,
             batch_size=settings.batch_size,
             noise_floor=settings.noise_floor,
+            bands=settings.bands,
             **loading,
         )
     if prompts is None:
@@ -264,6 +219,7 @@ def _reference(
         enable_thinking=settings.enable_thinking,
         response_prefix=settings.response_prefix,
         noise_floor=settings.noise_floor,
+        bands=settings.bands,
         refusal_prompts=settings.refusal_dataset,
         **loading,
     )
@@ -293,33 +249,6 @@ def _within_memory(name: str) -> Iterator[None]:
             f"out of memory while {name!r} was measured: try a smaller --dtype, a smaller "
             "--batch-size or --device cpu"
         ) from error
-
-
-def _write(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome: Outcome) -> None:
-    from heretic_kl.export.folder import write_text
-
-    for path, measurement in zip(_table_paths(settings), outcome.measurements, strict=False):
-        with _writing("--table", path):
-            measurement.table.save(path)
-    if settings.ranking is not None:
-        with _writing("--ranking", settings.ranking):
-            settings.ranking.parent.mkdir(parents=True, exist_ok=True)
-            write_text(settings.ranking, ranking_text(ranked(settings, outcome), settings.ranking))
-    if settings.json_file is not None and settings.json_file != STDOUT:
-        with _writing("--json", settings.json_file):
-            settings.json_file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(settings.json_file, json_text(settings, prompts, outcome))
-
-
-@contextmanager
-def _writing(flag: str, path: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ExportError(f"{flag} {path}: cannot be written: {reason}") from error
 
 
 COMMAND = Command(

@@ -21,7 +21,7 @@ CacheType = Literal["f16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_
 STORED_SUFFIX: Final = ".safetensors"
 FIXED_BY_A_STORED_REFERENCE: Final = (
     *("prompts", "batch_size", "chat_template", "enable_thinking", "response_prefix"),
-    *("noise_floor", "refusal_prompts", "dtype", "save_reference", "store"),
+    *("noise_floor", "bands", "refusal_prompts", "dtype", "save_reference", "store"),
     *KLOptions.model_fields,
 )
 
@@ -40,12 +40,12 @@ class ScoreSettings(CommonSettings, KLOptions):
         "Models": ("reference", "candidate", "chain"),
         "What is measured": (
             *("kl_tokens", "prompts", "divergence", "temperature", "position_decay"),
-            *("response", "noise_floor", "refusal_prompts", "text", "context", "stride"),
-            "text_column",
+            *("response", "noise_floor", "bands", "refusal_prompts", "text"),
+            *("context", "stride", "text_column"),
         ),
         "Output": (
-            *("worst", "json_file", "table", "ranking", "save_reference", "store"),
-            *("write_llama_base", "quiet", "debug"),
+            *("worst", "json_file", "table", "ranking", "plot", "html", "hub_metadata"),
+            *("lm_eval", "save_reference", "store", "write_llama_base", "quiet", "debug"),
         ),
         "Loading": (
             *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
@@ -89,6 +89,9 @@ class ScoreSettings(CommonSettings, KLOptions):
         None, "Column of the text in tables (default: text, or the only one of strings)"
     )
     noise_floor: bool = setting(True, "Measure what an unchanged model shows")
+    bands: bool = setting(
+        False, "Measure the reference with its own weights rounded to 8, 6, 5, 4 and 3 bits"
+    )
     refusal_prompts: Text | None = setting(
         None,
         "Split the KL into that of refusing or not and the rest; how the reference refuses is "
@@ -105,6 +108,23 @@ class ScoreSettings(CommonSettings, KLOptions):
     ranking: Location | None = setting(
         None,
         "Write the candidates in order of their KL, with size and bits per weight, as .csv or .md",
+        metavar="FILE",
+    )
+    plot: Location | None = setting(
+        None, "Draw KL against size on disk, with the Pareto line, as .png or .svg", metavar="FILE"
+    )
+    html: Location | None = setting(
+        None, "Write everything that is shown, and the plot, as a page", metavar="FILE"
+    )
+    hub_metadata: Location | None = setting(
+        None,
+        "Write the KL for the hub: .md is front matter of a model card, .yaml a file for "
+        ".eval_results, .json results as of lm-evaluation-harness; several candidates are numbered",
+        metavar="FILE",
+    )
+    lm_eval: Location | None = setting(
+        None,
+        "Results of lm-evaluation-harness for the candidate, which --hub-metadata FILE.json joins",
         metavar="FILE",
     )
     save_reference: Tensors | None = setting(
@@ -196,8 +216,7 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
     if not settings.candidate:
         raise ConfigError("no candidate given: name what is measured against it with --candidate")
     set_by_flags = given_flags(ScoreSettings, words)
-    if settings.ranking is not None and settings.ranking.suffix.lower() not in (".csv", ".md"):
-        raise ConfigError(f"--ranking {settings.ranking}: must end in .csv or .md")
+    _check_files(settings)
     ggufs = [name for name in settings.candidate if name.lower().endswith(".gguf")]
     if not ggufs:
         _refuse(set_by_flags, ("backend", "gguf_cache_type"), "without a .gguf candidate")
@@ -214,6 +233,39 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
     else:
         _refuse(set_by_flags, (*USED_OVER_TEXT, "write_llama_base"), "without --text FILE")
     return settings
+
+
+def _check_files(settings: ScoreSettings) -> None:
+    """Refuse files of a kind that is not written."""
+    for name, kinds in (
+        ("ranking", (".csv", ".md")),
+        ("plot", (".png", ".svg")),
+        ("hub_metadata", (".md", ".yaml", ".json")),
+    ):
+        path: Path | None = getattr(settings, name)
+        if path is not None and path.suffix.lower() not in kinds:
+            flag, allowed = name.replace("_", "-"), f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+            raise ConfigError(f"--{flag} {path}: must end in {allowed}")
+    kind = None if settings.hub_metadata is None else settings.hub_metadata.suffix.lower()
+    if kind == ".yaml" and hub_dataset(settings) is None:
+        raise ConfigError(
+            "--hub-metadata FILE.yaml names a dataset of the hub: pass one as --prompts, or write "
+            "FILE.md, which has any prompts"
+        )
+    if settings.lm_eval is not None:
+        if kind != ".json":
+            raise ConfigError("--lm-eval has no effect without --hub-metadata FILE.json")
+        if len(settings.candidate) > 1:
+            raise ConfigError("--lm-eval holds results of one model: pass one --candidate")
+
+
+def hub_dataset(settings: ScoreSettings) -> str | None:
+    """The hub's id of the prompts; None: they are not from there."""
+    source = settings.dataset.source
+    if settings.over_text or settings.stored or source.startswith("builtin:"):
+        return None
+    local = source.startswith((".", "/", "~")) or Path(source).exists()
+    return source if source.count("/") == 1 and not local and not Path(source).suffix else None
 
 
 def _with_chain(settings: ScoreSettings) -> ScoreSettings:

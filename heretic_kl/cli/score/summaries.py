@@ -1,40 +1,15 @@
-"""Rankings and chains as cells of tables, CSV and Markdown. Measures nothing."""
+"""Chains as cells of tables and as JSON. Measures nothing."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heretic_kl.kl import PairedComparison
-    from heretic_kl.score import ChainMeasurement, RankedCandidate
+    from heretic_kl.score import ChainMeasurement
 
-COLUMNS = ("group", "candidate", "size MB", "bits/weight", "KL, nats", "beyond the best")
 Cells = tuple[tuple[str, ...], ...]
-
-
-def ranking_cells(ranked: Sequence[RankedCandidate]) -> Cells:
-    """A heading and a line for each candidate."""
-    return (COLUMNS, *(_line(candidate) for candidate in ranked))
-
-
-def ranking_text(ranked: Sequence[RankedCandidate], path: Path) -> str:
-    """The ranking as a file holds it: a Markdown table, or CSV with plain numbers."""
-    if path.suffix.lower() == ".md":
-        lines = [_line(candidate) for candidate in ranked]
-        rows = [COLUMNS, ("---",) * len(COLUMNS), *lines]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        ("group", "candidate", "bytes", "bits_per_weight", "kl", "standard_error", "low", "high")
-        + ("same_top_token", "beyond_best", "beyond_best_error", "distinguishable", "dtype")
-    )
-    writer.writerows(_numbers(candidate) for candidate in ranked)
-    return buffer.getvalue()
 
 
 def chain_cells(chain: ChainMeasurement) -> Cells:
@@ -77,41 +52,6 @@ def plain_pair(pair: PairedComparison) -> dict[str, Any]:
     """A comparison, JSON-ready."""
     interval = None if pair.interval is None else pair.interval._asdict()
     return {**pair._asdict(), "interval": interval}
-
-
-def _line(candidate: RankedCandidate) -> tuple[str, ...]:
-    summary, size, beyond = candidate.measurement.summary, candidate.size, candidate.beyond_best
-    difference = "–"
-    if beyond is not None:
-        difference = _with_error(beyond.mean_difference, beyond.standard_error, "+")
-    bits = None if size is None else size.bits_per_weight
-    return (
-        candidate.group,
-        Path(candidate.name).name or candidate.name,
-        "–" if size is None else f"{size.file_bytes / 1e6:.1f}",
-        "–" if bits is None else f"{bits:.2f}",
-        _with_error(summary.mean, summary.standard_error),
-        difference,
-    )
-
-
-def _numbers(candidate: RankedCandidate) -> tuple[object, ...]:
-    summary, size, beyond = candidate.measurement.summary, candidate.size, candidate.beyond_best
-    interval = (None, None) if summary.interval is None else summary.interval
-    return (
-        candidate.group,
-        candidate.name,
-        None if size is None else size.file_bytes,
-        None if size is None else size.bits_per_weight,
-        summary.mean,
-        summary.standard_error,
-        *interval,
-        summary.top1_agreement,
-        None if beyond is None else beyond.mean_difference,
-        None if beyond is None else beyond.standard_error,
-        None if beyond is None else beyond.distinguishable,
-        candidate.measurement.candidate_dtype,
-    )
 
 
 def _place(number: int) -> str:

@@ -12,6 +12,7 @@ from heretic_kl.report.figures.progress import (
     importance_figure,
 )
 from heretic_kl.report.figures.residuals import norms_figure, projection_figure, separation_figure
+from heretic_kl.report.figures.size import size_figure
 from heretic_kl.report.figures.trade_off import front_figure, refinement_figure
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "projection_figure",
     "refinement_figure",
     "separation_figure",
+    "size_figure",
     "strength_figure",
 ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from heretic_kl.kl import (
 )
 from heretic_kl.kl_options import checked_options
 from heretic_kl.model import CausalModel, DtypeName
+from heretic_kl.score.bands import Band, measure_bands
+from heretic_kl.score.comparison import Comparison, measure_all
 from heretic_kl.score.detail import PassNotes
 from heretic_kl.score.llama.base_logits import (
     BaseLogits,
@@ -75,6 +78,7 @@ class TextKL:
         temperature: of both distributions.
         batch_size: most windows at once; fewer where they are long, halved where memory runs out.
         noise_floor: also measure what an unchanged model shows.
+        bands: also measure the reference with its own weights rounded, see `Band`.
         loading: base, dtype, device, backend and so on, see `Loading`.
 
     Raises:
@@ -82,6 +86,7 @@ class TextKL:
         ValueError: an argument is out of range.
     """
 
+    bands: tuple[Band, ...] = ()
     _base: BaseLogits | None = None
     _llama_ids: Sequence[Sequence[int]] = ()
 
@@ -99,6 +104,7 @@ class TextKL:
         temperature: float = 1.0,
         batch_size: int = 16,
         noise_floor: bool = True,
+        bands: bool = False,
         **loading: Unpack[Loading],
     ) -> None:
         checked_options(divergence=divergence, temperature=temperature)
@@ -130,7 +136,7 @@ class TextKL:
             {"model": loader.reference_name, "text": _fingerprint(documents), "context": context},
             loader=loader,
             batch_size=min(batch_size, max(1, TOKENS_AT_ONCE // context)),
-            then=self._measure_floor if noise_floor else lambda runner, reference: None,
+            then=partial(self._measure_more, noise_floor, bands),
         )
 
     @classmethod
@@ -248,7 +254,19 @@ class TextKL:
             llama_rows=None if accumulator is None else accumulator.result(table, summary),
             inputs=self._run.inputs(),
             notes=notes,
+            bands=self.bands,
         )
+
+    def compare(
+        self, candidates: Sequence[Any] | Mapping[str, Any], *, dtype: DtypeName | None = None
+    ) -> Comparison:
+        """Measure several candidates and put them in order.
+
+        Args:
+            candidates: as for `score`, or by name.
+            dtype: as for `score`.
+        """
+        return measure_all(self, candidates, dtype)
 
     def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> TextKL:
         """The same inputs with another model as the reference, to measure a third from it.
@@ -261,9 +279,15 @@ class TextKL:
         other._run = self._run.seen_by(model, dtype=dtype)
         return other
 
-    def _measure_floor(self, runner: AnyRunner, reference: Reference) -> None:
-        windows = max(1, NOISE_TOKENS // _longest(reference))
-        self.noise_floor = measure_floor(runner, reference, windows, self._reduction)
+    def _measure_more(
+        self, noise_floor: bool, bands: bool, runner: AnyRunner, reference: Reference
+    ) -> None:
+        if noise_floor:
+            windows = max(1, NOISE_TOKENS // _longest(reference))
+            self.noise_floor = measure_floor(runner, reference, windows, self._reduction)
+        if bands:
+            clusters = self._clusters
+            self.bands = measure_bands(runner, reference, self._reduction, clusters=clusters)
 
 
 def _documents(text: Sequence[str | Path | Document], column: str | None) -> Sequence[Document]:

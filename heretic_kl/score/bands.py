@@ -1,0 +1,109 @@
+"""How far a model is from itself with its own weights rounded: what a KL is read against.
+
+Every band is measured on that very model, over the same inputs, by the same code as candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from heretic_kl.engine import Runner, forced_sequences
+from heretic_kl.errors import MeasurementError
+from heretic_kl.kl import (
+    DivergenceReduction,
+    Reference,
+    geometric_weights,
+    prompt_means,
+    standard_error,
+)
+from heretic_kl.model.rounding import rounded_weights
+
+BITS: Final = (8, 6, 5, 4, 3)
+
+
+class Band(NamedTuple):
+    """The KL of the reference with its linear weights rounded; nats, as `Measurement.kl`."""
+
+    bits: int
+    kl: float
+    standard_error: float | None
+    """Clustered by prompt."""
+
+
+@torch.no_grad()
+def measure_bands(
+    runner: Any,
+    reference: Reference,
+    reduction: DivergenceReduction,
+    *,
+    position_decay: float = 1.0,
+    clusters: Tensor | None = None,
+) -> tuple[Band, ...]:
+    """Round the reference to each of `BITS` in turn, and measure it from itself.
+
+    Args:
+        runner: the reference, as it was run, see `AnyRunner`.
+        reference: what it computed.
+        reduction: what is measured.
+        position_decay: as in `TeacherForcedKL`.
+        clusters: (P,), of a table over text.
+
+    Raises:
+        MeasurementError: the reference runs in llama.cpp.
+        ModelError: its weights are packed.
+    """
+    from heretic_kl.score.reference_run import logit_blocks
+
+    if not isinstance(runner, Runner):
+        raise MeasurementError(
+            "bands round the weights of a reference in transformers: pass --backend transformers"
+        )
+    sequences, lm = forced_sequences(reference), runner.lm
+    weights = geometric_weights(int(reference.mask.shape[1]), position_decay)
+    bands = []
+    for bits in BITS:
+        with rounded_weights(lm.model, bits):
+            table = runner.limits.run(
+                lambda: reference.measure_blocks(
+                    logit_blocks(runner, sequences, lm.head),
+                    head=lm.head,
+                    divergence=reduction.divergence,
+                    temperature=reduction.temperature,
+                )
+            )
+        means = prompt_means(replace(table, clusters=clusters), position_weights=weights)
+        bands.append(Band(bits, float(means.mean()), standard_error(means)))
+    return tuple(bands)
+
+
+def place_among(kl: float, bands: Sequence[Band]) -> str:
+    """Between which two bands a KL lies, in words."""
+    nearer = [band for band in bands if band.kl <= kl]
+    further = [band for band in bands if band.kl > kl]
+    if not nearer:
+        return f"less than {max(band.bits for band in bands)}-bit rounding of this model"
+    if not further:
+        return f"more than {min(band.bits for band in bands)}-bit rounding of this model"
+    low = max(nearer, key=lambda band: band.kl)
+    high = min(further, key=lambda band: band.kl)
+    return f"between {low.bits}- and {high.bits}-bit rounding of this model"
+
+
+def stored_bands(bands: Sequence[Band]) -> dict[str, float | None]:
+    """Bands as settings of a stored reference; `bands_of` reads them."""
+    means = {f"band_{band.bits}": band.kl for band in bands}
+    return means | {f"band_{band.bits}_error": band.standard_error for band in bands}
+
+
+def bands_of(settings: dict[str, Any]) -> tuple[Band, ...]:
+    """The bands that a stored reference knows."""
+    return tuple(
+        Band(bits, settings[f"band_{bits}"], settings[f"band_{bits}_error"])
+        for bits in BITS
+        if f"band_{bits}" in settings
+    )

@@ -1,0 +1,179 @@
+"""Several candidates of one reference: in order, as records, tables and a plot. Loads nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from heretic_kl.errors import ExportError
+from heretic_kl.model import DtypeName
+from heretic_kl.score.measurement import Measurement
+from heretic_kl.score.ranking import RankedCandidate, rank
+
+COLUMNS = ("group", "candidate", "size MB", "bits/weight", "KL, nats", "beyond the best")
+PICTURES = (".png", ".svg")
+
+
+class _Measures(Protocol):
+    def score(self, candidate: Any, *, dtype: DtypeName | None = None) -> Measurement: ...
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `TeacherForcedKL.compare` and `TextKL.compare` return.
+
+    pandas.DataFrame(kl.compare(["a.gguf", "b.gguf"]).records())
+    """
+
+    ranked: tuple[RankedCandidate, ...]
+    """Nearest to the reference first."""
+
+    @classmethod
+    def of(cls, names: Sequence[str], measurements: Sequence[Measurement]) -> Comparison:
+        """Candidates that were measured on the same positions."""
+        return cls(rank(names, measurements))
+
+    def records(self) -> list[dict[str, Any]]:
+        """A flat row of plain values for each candidate, for `pandas.DataFrame`; nats."""
+        return [_record(candidate) for candidate in self.ranked]
+
+    def cells(self) -> tuple[tuple[str, ...], ...]:
+        """A heading and a line of text for each candidate."""
+        return (COLUMNS, *(_line(candidate) for candidate in self.ranked))
+
+    def to_markdown(self) -> str:
+        """A table for a model card."""
+        heading, *lines = self.cells()
+        rows = [heading, ("---",) * len(COLUMNS), *lines]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+    def to_csv(self) -> str:
+        """The records, with all digits."""
+        buffer = io.StringIO()
+        records = self.records()
+        writer = csv.DictWriter(buffer, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return buffer.getvalue()
+
+    def plot(self, path: str | Path) -> None:
+        """Draw KL against size on disk, with the Pareto line and the bands.
+
+        Args:
+            path: ends in .png or .svg.
+
+        Raises:
+            ExportError: the drawing library is not installed, or no candidate's size is known.
+            ValueError: `path` ends otherwise.
+        """
+        from heretic_kl.files import new_file
+        from heretic_kl.report import png, size_figure, svg
+
+        target = Path(path)
+        if target.suffix.lower() not in PICTURES:
+            raise ValueError(f"path must end in .png or .svg, got {str(path)!r}")
+        rows = self.points()
+        if not rows:
+            raise ExportError("no candidate is on this disk: there is no size to plot against")
+        drawing = size_figure(rows, self.levels()).drawing
+        draw = png if target.suffix.lower() == ".png" else _encoded(svg)
+        with new_file(target) as partial:
+            partial.write_bytes(draw(drawing))
+
+    def points(self) -> list[dict[str, Any]]:
+        """The candidates whose size is known, as rows of the plot."""
+        return [
+            {
+                "name": _short(record["candidate"]),
+                "size": record["bytes"] / 1e6,
+                "bits": record["bits_per_weight"],
+                "kl": record["kl"],
+                "low": record["low"],
+                "high": record["high"],
+                "group": record["group"],
+                "pareto": record["pareto"],
+                "text": f"{_short(record['candidate'])}: {record['verdict']}",
+            }
+            for record in self.records()
+            if record["bytes"] is not None
+        ]
+
+    def levels(self) -> dict[str, float]:
+        """What rounding the reference's own weights costs, by name."""
+        bands = self.ranked[0].measurement.bands if self.ranked else ()
+        return {f"{band.bits} bits": band.kl for band in bands}
+
+
+def measure_all(
+    kl: _Measures, candidates: Sequence[Any] | Mapping[str, Any], dtype: DtypeName | None
+) -> Comparison:
+    """Measure candidates one after the other; see `TeacherForcedKL.compare`."""
+    if isinstance(candidates, Mapping):
+        named = list(candidates.items())
+    else:
+        named = [
+            (str(model) if isinstance(model, str | Path) else f"candidate {number}", model)
+            for number, model in enumerate(candidates, 1)
+        ]
+    if not named:
+        raise ValueError("no candidates are given: pass at least one")
+    measurements = [kl.score(model, dtype=dtype) for _, model in named]
+    return Comparison.of([name for name, _ in named], measurements)
+
+
+def _record(candidate: RankedCandidate) -> dict[str, Any]:
+    measured, size, beyond = candidate.measurement, candidate.size, candidate.beyond_best
+    summary, interval = measured.summary, measured.summary.interval
+    return {
+        "group": candidate.group,
+        "candidate": candidate.name,
+        "bytes": None if size is None else size.file_bytes,
+        "bits_per_weight": None if size is None else size.bits_per_weight,
+        "kl": summary.mean,
+        "standard_error": summary.standard_error,
+        "low": None if interval is None else interval.low,
+        "high": None if interval is None else interval.high,
+        "same_top_token": summary.top1_agreement,
+        "gain": measured.change.gain.mean,
+        "loss": measured.change.loss.mean,
+        "beyond_best": None if beyond is None else beyond.mean_difference,
+        "beyond_best_error": None if beyond is None else beyond.standard_error,
+        "distinguishable": None if beyond is None else beyond.distinguishable,
+        "pareto": candidate.pareto,
+        "noise_floor": summary.noise_floor,
+        "verdict": measured.verdict,
+        "dtype": measured.candidate_dtype,
+    }
+
+
+def _line(candidate: RankedCandidate) -> tuple[str, ...]:
+    size, beyond = candidate.size, candidate.beyond_best
+    summary, bits = candidate.measurement.summary, None if size is None else size.bits_per_weight
+    difference = ""
+    if beyond is not None:
+        difference = _with_error(beyond.mean_difference, beyond.standard_error, "+")
+    return (
+        candidate.group,
+        _short(candidate.name),
+        "–" if size is None else f"{size.file_bytes / 1e6:.1f}",
+        "–" if bits is None else f"{bits:.2f}",
+        _with_error(summary.mean, summary.standard_error),
+        difference,
+    )
+
+
+def _short(name: str) -> str:
+    return Path(name).name or name
+
+
+def _with_error(value: float, error: float | None, sign: str = "") -> str:
+    text = f"{value:{sign}.3g}"
+    return text if error is None else f"{text} ± {error:.2g}"
+
+
+def _encoded(draw: Any) -> Any:
+    return lambda drawing: str(draw(drawing)).encode()
