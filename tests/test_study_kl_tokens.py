@@ -25,6 +25,9 @@ from benchmarks.study_kl_tokens.divergences import (  # noqa: E402
     table,
 )
 from benchmarks.study_kl_tokens.edits import NOTHING, WEIGHTS, Edit, all_edits  # noqa: E402
+from benchmarks.study_kl_tokens.page.__main__ import page  # noqa: E402
+from benchmarks.study_kl_tokens.page.figures import draw_all  # noqa: E402
+from benchmarks.study_kl_tokens.page.rule import cheapest, checks, recommended  # noqa: E402
 from benchmarks.study_kl_tokens.rows import Row, RowsFile  # noqa: E402
 from benchmarks.study_kl_tokens.task import POSITIONS, SIZES, human_texts  # noqa: E402
 from benchmarks.study_kl_tokens.variants import COMPOSITE, Study  # noqa: E402
@@ -173,7 +176,8 @@ def synthetic(tmp_path, edits=40, prompts=12, late=True):
     """Rows whose damage shows only at positions from 8 on (or only at the first one)."""
     draw = torch.Generator().manual_seed(0)
     header = {
-        **NAMED, "date": "", "machine": {}, "sizes": {}, "right": [1, 0, 1],
+        **NAMED, "date": "", "machine": {}, "edits": 1, "right": [1, 0, 1],
+        "sizes": vars(SIZES["tiny"]),
         "text_groups": ["prose", "code", "scripts"], "lengths": {"greedy": [64] * prompts},
         "confidence": torch.rand(prompts, 64, generator=draw),
         "timings": [
@@ -242,3 +246,23 @@ def test_precision_grows_with_prompts_and_cost_is_the_fitted_line(tmp_path):
 
 def test_few_edits_of_a_group_give_no_figures(tmp_path):
     assert analyse(synthetic(tmp_path, edits=8), 10)["groups"]["useful"] is None
+
+
+def test_the_page_shows_figures_of_every_model_and_draws_them(tmp_path):
+    figures = [analyse(synthetic(tmp_path), draws=20) for _ in range(2)]
+    text = page(figures)
+    useful = figures[0]["groups"]["useful"]["spearman"]["greedy forward uniform mean, 16"]
+    assert f"{useful['composite']['value']:.2f} (" in text and "tiny, useful" in text
+    assert "<" not in text.replace("<br>", "") and "None" not in text
+    files = draw_all(figures, tmp_path)
+    assert len(files) == 4 and all(f"figures/{file.name}" in text for file in files)
+
+
+def test_a_default_changes_only_where_all_conditions_hold(tmp_path):
+    late = analyse(synthetic(tmp_path), draws=40)
+    best = recommended([late, late])
+    assert best is not None and best.tokens > 3
+    early = analyse(synthetic(tmp_path, late=False), draws=40)
+    assert recommended([late, early]) is None and recommended([early, early]) is None
+    assert len(checks([late])) == 7
+    assert cheapest(late)["tokens"] >= 16 and cheapest(early)["tokens"] == 1

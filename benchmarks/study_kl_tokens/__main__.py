@@ -2,7 +2,7 @@
 
     python -m benchmarks.study_kl_tokens                       # the demo model, about 120 edits
     python -m benchmarks.study_kl_tokens --model base --every 3
-    python -m benchmarks.study_kl_tokens --model FOLDER --name NAME
+    python -m benchmarks.study_kl_tokens --model FOLDER --name NAME --size half --every 5
     python -m benchmarks.study_kl_tokens --quick               # 5 minutes, into another file
 
 The plan is docs/decisions/026-study-of-kl-tokens.md. A killed run goes on where it stopped.
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import DTYPES, resolved_dtype, run_facts
+from benchmarks.machine import DTYPES, command_line, resolved_dtype, run_facts
 from benchmarks.study_kl_tokens.builder import Builder
 from benchmarks.study_kl_tokens.divergences import table
 from benchmarks.study_kl_tokens.edits import NOTHING, SEED, Edit, all_edits
@@ -69,7 +69,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="of the model in its results file")
     parser.add_argument("--every", type=int, default=1, help="measure every so manieth edit")
     parser.add_argument("--quick", action="store_true", help="few edits, few prompts")
-    parser.add_argument("--size", choices=list(SIZES), help=argparse.SUPPRESS)
+    parser.add_argument("--size", choices=list(SIZES), help="how much is measured of each edit")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--out", type=Path, help="results file")
@@ -112,7 +112,7 @@ def run_all(
     work.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {
         **run_facts(SEED, threads, named["dtype"], "sacrebleu", "scipy"),
-        "command": f"python -m benchmarks.study_kl_tokens --model {named['model']} --every {every}",
+        "command": command_line().replace("__main__.py", "study_kl_tokens"),
         **named,
         "sizes": vars(sizes),
         "sequences": side.fingerprint(),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from benchmarks.study_kl_tokens.edits import all_edits
 from benchmarks.study_kl_tokens.task import POSITIONS
 from benchmarks.study_kl_tokens.variants import MAIN, MEASURES, Array, Study
 
@@ -20,6 +21,8 @@ APART = 0.1
 """Difference of composites from which two edits differ in damage."""
 ADMISSIBLE = 0.1
 """Share of refusals up to which a search would take an edit."""
+LAYERS = 30
+"""Of any model: the number of edits does not depend on it."""
 FEWEST = 12
 """Edits of a group below which nothing is stated of it."""
 SUBSETS = 200
@@ -46,6 +49,7 @@ def analyse(study: Study, draws: int = DRAWS) -> Figures:
         "machine": header["machine"],
         "sizes": header["sizes"],
         "edits": len(study.rows),
+        "planned": len(all_edits(LAYERS, header["edits"])) - 1,
         "families": dict(Counter(study.families)),
         "reference_refused": study.reference_refused,
         "right": int(sum(header["right"])),
@@ -53,6 +57,7 @@ def analyse(study: Study, draws: int = DRAWS) -> Figures:
         "groups": {
             name: group_figures(study, chosen, draws) for name, chosen in study.groups.items()
         },
+        "free_floor": round(float(study.nothing.arrays["free"][:, -1].mean()), 3),
         "ties": ties(study, draws),
         "precision": precision(study),
         "regret": regret(study, draws),

@@ -61,9 +61,8 @@ def compare(
 ) -> Rows:
     """Every divergence of each row.
 
-    With `d` the difference of logits and `Z` the log normalizers, KL(p || q) is
-    `sum p d - (Zp - Zq)`, KL(q || p) is `(Zp - Zq) - sum q d`, and the Jensen-Shannon divergence is
-    the entropy of the mean less the mean entropy. In float64 on a CPU, clamped at 0.
+    Cross entropies less entropies, and the entropy of the mean less the mean entropy; logits are
+    finite. In float64 on a CPU, clamped at 0.
     """
     columns = torch.empty(len(Rows._fields), len(hidden), dtype=torch.float64)
     for block, first in reference.blocks():
@@ -87,22 +86,24 @@ def token_columns(hidden: Tensor, head: Head, tokens: Tensor) -> tuple[Tensor, T
     return torch.cat(logs).cpu(), torch.cat(best).cpu()
 
 
+_dot = torch.linalg.vecdot
+
+
 def _row_columns(
     first: Distribution, second: Distribution, tokens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     p, q = first.probability.double(), second.probability.double()
-    difference = first.logits.double() - second.logits
-    shift = first.log_normalizer - second.log_normalizer
-    forward = (p * difference).sum(-1) - shift
-    reverse = shift - (q * difference).sum(-1)
-    mean = (p + q) / 2
-    entropies = [
-        side.log_normalizer - (probability * side.logits).sum(-1)
-        for side, probability in ((first, p), (second, q))
-    ]
-    shannon = -torch.special.xlogy(mean, mean).sum(-1) - (entropies[0] + entropies[1]) / 2
+    logits, other_logits = first.logits.double(), second.logits.double()
+    normalizer, other_normalizer = first.log_normalizer, second.log_normalizer
+    entropy = normalizer - _dot(p, logits)
+    other_entropy = other_normalizer - _dot(q, other_logits)
+    forward = other_normalizer - _dot(p, other_logits) - entropy
+    reverse = normalizer - _dot(q, logits) - other_entropy
+    mean = (p + q).mul_(0.5)
+    # Where the mean underflows its logarithm is multiplied by 0.
+    shannon = -_dot(mean, mean.clamp_min(1e-300).log_()) - (entropy + other_entropy) / 2
     token = tokens.to(p.device)[:, None]
-    log_probability = second.logits.gather(-1, token).squeeze(-1) - second.log_normalizer
+    log_probability = second.logits.gather(-1, token).squeeze(-1) - other_normalizer
     agrees = second.logits.argmax(dim=-1) == token.squeeze(-1)
     divergences = (forward.clamp_min(0), reverse.clamp_min(0), shannon.clamp_min(0))
     return *divergences, log_probability.double(), agrees.double()

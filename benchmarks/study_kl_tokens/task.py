@@ -59,6 +59,11 @@ class Sizes:
 
 SIZES = {
     "full": Sizes(),
+    "half": Sizes(
+        kl=12, sampled=6, long=4, long_pool=8, long_tokens=128, harmful=12, borderline=8, panel=2,
+        panel_tokens=32, text_tokens=64, questions=30, making=32, checked=8, learning_steps=20,
+        tuning_steps=8,
+    ),
     "quick": Sizes(
         kl=8, sampled=4, long=3, long_pool=6, long_tokens=96, harmful=8, borderline=6, panel=1,
         panel_tokens=32, text_tokens=48, questions=20, making=24, checked=8, learning_steps=8,
@@ -70,7 +75,7 @@ SIZES = {
         making=4, checked=2, learning_steps=2, tuning_steps=2, together=3,
     ),
 }  # fmt: skip
-"""`tiny` is for tests with a random model."""
+"""`half` is for larger models, `tiny` for tests with a random one."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""Renders docs/evidence.md and its figures from the results files.
+
+    python -m benchmarks.study_kl_tokens.page
+
+Analyses benchmarks/results/kl_tokens_NAME.jsonl into kl_tokens.json, from which every number of the
+page is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from benchmarks.study_kl_tokens.analysis import DRAWS, analyse
+from benchmarks.study_kl_tokens.page.rule import cheapest, checks, recommended
+from benchmarks.study_kl_tokens.page.view import NAMES, View
+from benchmarks.study_kl_tokens.rows import RowsFile
+from benchmarks.study_kl_tokens.variants import Study
+from heretic_kl.files import write_text
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "benchmarks/results"
+MODELS = ("demo", "base")
+"""Whose results come first."""
+
+
+def main() -> None:
+    """Analyse, draw, write; print what was written."""
+    from benchmarks.study_kl_tokens.page.figures import draw_all
+
+    models = analysed(RESULTS)
+    figures = RESULTS / "kl_tokens.json"
+    write_text(figures, json.dumps(models, indent=0) + "\n")
+    (ROOT / "docs/figures").mkdir(parents=True, exist_ok=True)
+    drawn = draw_all(models, ROOT / "docs/figures")
+    write_text(ROOT / "docs/evidence.md", page(models))
+    for path in (figures, *drawn, ROOT / "docs/evidence.md"):
+        print(path.relative_to(ROOT))
+
+
+def analysed(results: Path, draws: int = DRAWS) -> list[dict[str, Any]]:
+    """Figures of every model that was measured in full, the demo model's first.
+
+    Raises:
+        SystemExit: no model was.
+    """
+    files = [file for file in results.glob("kl_tokens_*.jsonl") if "_quick" not in file.stem]
+    if not files:
+        raise SystemExit(f"nothing measured in {results}: run python -m benchmarks.study_kl_tokens")
+    names = {file.stem.removeprefix("kl_tokens_"): file for file in files}
+    order = [*(n for n in MODELS if n in names), *sorted(set(names) - set(MODELS))]
+    return [analyse(Study(RowsFile.read(names[name])), draws) for name in order]
+
+
+def page(models: Sequence[dict[str, Any]]) -> str:
+    """The page of these figures."""
+    template = Path(__file__).parent / "evidence.md.j2"
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    source = environment.from_string(template.read_text(encoding="utf-8"))
+    return source.render(
+        models=[View(model) for model in models],
+        rule=checks(models),
+        best=recommended(models),
+        cheapest=cheapest,
+        **NAMES,
+    )
+
+
+if __name__ == "__main__":
+    main()
