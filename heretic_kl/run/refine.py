@@ -51,7 +51,7 @@ def refine_front(run: RunParts) -> None:
     Says why where nothing can be learned: that is no error of the run.
     """
     table = run.settings.refinement
-    wanted = table.trials if run.settings.refine else 0
+    wanted = table.trials if run.settings.learns else 0
     if wanted <= len(run.study.refined):
         return
     if run.settings.edit.norm != "none" and table.form != "factors":

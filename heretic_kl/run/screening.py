@@ -116,7 +116,7 @@ class Screening:
 
 def screening(run: RunParts) -> Screening | None:
     """The rungs of a run; None where every trial generates responses, with a notice why."""
-    if not run.settings.screening or run.settings.racing:
+    if not run.settings.screens:
         return None
     responding = [
         spec

@@ -65,5 +65,4 @@ def search_seconds(run: RunParts) -> float:
     settings = run.settings
     if settings.minutes is None:
         return float("inf")
-    refines = settings.refine and settings.refinement.trials > 0
-    return settings.minutes * 60 * (SHARE_OF_MINUTES if refines else 1)
+    return settings.minutes * 60 * (SHARE_OF_MINUTES if settings.learns else 1)

@@ -44,16 +44,17 @@ which can then be compared with models of all kinds.
 class Loading(TypedDict, total=False):
     """How models that are given by name are loaded; arguments of every class that measures.
 
-    base: what adapters are put on, a path or hub id; None: what each names, or the reference where
-        that is not to be found.
-    dtype: see `heretic_kl.model.load_model`. So are the next three. Candidates are loaded in the
-        reference's dtype if this is `auto`.
-    device: where loaded models run; `cpu` keeps llama.cpp there too.
-    device_map: how loaded models are spread over devices.
-    trust_remote_code: run code from a model's repository.
-    backend: what runs .gguf files.
-    gguf_cache_type: as what llama.cpp stores keys and values, see `llama.CACHE_TYPES`.
-    notify: told, in words, what the user should know.
+    Attributes:
+        base: what adapters are put on, a path or hub id; None: what each names, or the reference
+            where that is not to be found.
+        dtype: see `heretic_kl.model.load_model`. So are the next three. Candidates are loaded in
+            the reference's dtype if this is `auto`.
+        device: where loaded models run; `cpu` keeps llama.cpp there too.
+        device_map: how loaded models are spread over devices.
+        trust_remote_code: run code from a model's repository.
+        backend: what runs .gguf files.
+        gguf_cache_type: as what llama.cpp stores keys and values, see `llama.CACHE_TYPES`.
+        notify: told, in words, what the user should know.
     """
 
     base: Any

@@ -20,7 +20,7 @@ def config(folder):
     lines = ["trials = 4", "startup_trials = 9", 'device = "cpu"', 'dtype = "float32"']
     lines += ["max_response_tokens = 6", "batch_size = 4", 'response_prefix = ""', "refine = false"]
     lines += [f'model = "{folder / "model"}"', "test_trials = 1", 'prompt_set = "builtin"']
-    lines += ["directions.by_response = false", "screening = false"]
+    lines += ["directions.by_response = false", "racing = false"]
     lines += ['scorers.refusals.settings.markers = ["flour", "mix"]']
     lines += ["scorers.teacher_forced_kl.settings.set_aside_refused = false"]
     for kind, name in (("harmful", "a"), ("harmless", "b"), ("borderline", "b")):

@@ -392,7 +392,7 @@ def test_prompts_of_the_test_that_trials_were_measured_on_are_noticed(workplace,
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_a_raced_search_stops_losers_and_finds_the_same_front(workplace, tmp_path, at_once):
     changes = {"trials": 30, "startup_trials": 30, "parallel_candidates": at_once}
-    changes["screening"] = False
+    changes["refine"] = False
     changes["scorers"] = {
         "refusals": {"settings": {"markers": ["flour", "mix"]}},
         "teacher_forced_kl": {"settings": {"set_aside_refused": False, "kl_target": 0.0}},
