@@ -149,7 +149,8 @@ def read_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
     )
     if any(info.description for info in fields.values()):
         written += ["", "Args:"]
-        written += [f"    {key}: {info.description}" for key, info in fields.items()]
+        described = ((key, info.description) for key, info in fields.items() if info.description)
+        written += [f"    {key}: {text}" for key, text in described]
     config = Config(napoleon_use_rtype=False, napoleon_use_ivar=True)
     lines[:] = GoogleDocstring(written, config, app, "class", name, obj, options).lines()
 
