@@ -27,13 +27,14 @@ def read_page(app: Sphinx, page: str, source: list[str]) -> None:
         text = (root / INCLUDED[page]).read_text(encoding="utf-8")
         text = LINK.sub(lambda link: from_docs(link[0]), text)
     elif page == "decisions/index":
-        text += toctree("", ["*"], "glob")
+        text += toctree("", ["*"], "glob", "maxdepth: 1")
     elif page.endswith("index"):
         for part in re.split(r"^(?=## )", text, flags=re.MULTILINE):
             heading = part.partition("\n")[0]
             caption = heading.removeprefix("## ") if heading.startswith("## ") else ""
             if entries := ENTRY.findall(part):
-                text += toctree(caption, [f"{title} <{target}>" for title, target in entries])
+                links = [f"{title} <{target}>" for title, target in entries]
+                text += toctree(caption, links, "hidden")
     for target, file in INCLUDED.items():
         text = re.sub(rf"\]\((?:\.\./)+{file}", f"](/{target}.md", text)
     source[0] = text
@@ -45,8 +46,8 @@ def from_docs(link: str) -> str:
 
 
 def toctree(caption: str, entries: list[str], *options: str) -> str:
-    """A part of the sidebar, which the page itself does not show."""
-    lines = [f":{option}:" for option in ("hidden", *options)]
+    """A part of the sidebar; the page itself shows it too, unless it is hidden."""
+    lines = [f":{option}" if " " in option else f":{option}:" for option in options]
     if caption:
         lines.append(f":caption: {caption}")
     return "\n\n" + "\n".join(["```{toctree}", *lines, "", *entries, "```"]) + "\n"
