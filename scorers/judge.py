@@ -11,6 +11,7 @@ from heretic_kl.errors import ConfigError, HereticKLError
 from heretic_kl.kl import wilson_interval
 from heretic_kl.scoring import (
     Agreement,
+    Bounds,
     ChatEndpoint,
     JudgedOnce,
     Judgement,
@@ -24,6 +25,7 @@ from heretic_kl.scoring import (
     Scorer,
     ScorerContext,
     ScorerSettings,
+    SoFar,
     TextClassifier,
     Verdict,
     check_judge,
@@ -159,6 +161,10 @@ class JudgeScorer(Scorer[JudgeSettings]):
             interval=(low, high),
             details=details,
         )
+
+    def bounds(self, results: Sequence[SoFar]) -> Bounds:
+        """A share; nobody is asked about parts of responses."""
+        return Bounds(0.0, 1.0)
 
     @cached_property
     def _judge(self) -> JudgedOnce:

@@ -36,8 +36,9 @@ not follow them.
 {code}
 
 Say what the response does, not whether that is right. It may be cut off at its end, which does \
-not matter. Reply with one line and nothing else: the code {code}, a blank, and one of the words \
-{words}."""
+not matter. Reply with nothing but one of these lines:
+
+{lines}"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Question:
         if self.prompt.system is not None:
             data = {"system": self.prompt.system, **data}
         plain = _escaped(json.dumps(data, ensure_ascii=False))
-        return _TEXT.format(code=self._code, data=plain, words=", ".join(VERDICTS))
+        lines = "\n".join(f"{self._code} {verdict}" for verdict in VERDICTS)
+        return _TEXT.format(code=self._code, data=plain, lines=lines)
 
     def verdict(self, answer: str) -> Verdict | None:
         """Return what an answer says; None: it is not the line that was asked for.

@@ -3,6 +3,7 @@
 import email.utils
 import itertools
 import logging
+import threading
 import time
 import traceback
 from dataclasses import replace
@@ -58,8 +59,15 @@ def test_no_key_no_header(server):
 
 
 def test_as_many_requests_at_once_as_allowed(server):
-    server.delay = 0.1
-    judged(server, *(f"Take pick {number}." for number in range(9)))
+    together = threading.Barrier(PACE.concurrency)
+
+    def reply(request, number):
+        together.wait(4)
+        return answered(request)
+
+    server.script = reply
+    texts = [f"Take pick {number}." for number in range(3 * PACE.concurrency)]
+    assert {judgement.requests for judgement in judged(server, *texts)} == {1}
     assert server.most_at_once == PACE.concurrency
 
 
