@@ -52,7 +52,7 @@ class TeacherForcedKLSettings(KLOptions, ScorerSettings):
     """Settings of the teacher-forced KL."""
 
     prompts: DatasetSpec | None = Field(
-        default=None, description="Other prompts for trials, a table as below prompts.*"
+        default=None, description="Other prompts for trials, a table"
     )
     test_prompts: DatasetSpec | None = Field(
         default=None, description="Other prompts for the final trials"

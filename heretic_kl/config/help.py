@@ -102,7 +102,7 @@ def _usage(path: KeyPath, info: FieldInfo) -> str:
 
 
 def _default_note(default: Any) -> str:
-    if default in (None, PydanticUndefined, "", ()) or isinstance(default, bool):
+    if default in (None, PydanticUndefined, "", (), {}) or isinstance(default, bool):
         return ""
     return f" [{','.join(default) if isinstance(default, tuple) else default}]"
 

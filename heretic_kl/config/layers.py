@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_origin
 
 from heretic_kl.config.keys import KeyPath, Model, locate, nearest_known, spell_key
 from heretic_kl.config.retired import new_name
@@ -60,8 +60,11 @@ def tables_are_json(
 ) -> bool:
     """Note where a whole table is given that is no JSON object, or has unknown keys."""
     count = len(problems)
-    for path, text in texts.items():
-        if locate(Settings, path).kind == "table" and isinstance(text, str):
+    uses = ((path, text) for path, value in texts.items() for text in _each_use(value))
+    for path, text in uses:
+        place = locate(Settings, path)
+        free = place.field is not None and get_origin(place.field.annotation) is dict
+        if (place.kind == "table" or (free and place.kind == "leaf")) and isinstance(text, str):
             value = _json(text)
             if isinstance(value, dict):
                 nested: Any = value
@@ -74,6 +77,11 @@ def tables_are_json(
                     f"({names[path]})"
                 )
     return len(problems) == count
+
+
+def _each_use(value: Any) -> list[Any]:
+    """The library keeps every use of a flag for a table."""
+    return value if isinstance(value, list) else [value]
 
 
 def decoded(layer: Layer, texts: Mapping[KeyPath, Any], problems: list[str]) -> Layer:

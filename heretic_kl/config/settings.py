@@ -41,6 +41,12 @@ DEFAULT_SCORERS: dict[str, dict[str, Any]] = {
 KL_TOKENS = "Response positions over which the KL is averaged (1: first token)"
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+_SET_BY_US = {
+    *("add_generation_prompt", "chat_template", "continue_final_message", "conversation"),
+    *("messages", "padding", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs"),
+    *("max_length", "truncation", "return_assistant_tokens_mask"),
+}
+"""Names of `apply_chat_template`'s own arguments, which are no variables of a template."""
 _sources: ContextVar[tuple[Mapping[str, Any], ...]] = ContextVar("_sources", default=())
 
 
@@ -107,10 +113,27 @@ class CommonSettings(ProgramSettings):
     enable_thinking: bool | None = setting(
         None, "Switch of chat templates that know it (default: off there)", example=False
     )
+    chat_template_kwargs: dict[str, Any] = setting(
+        {}, "More variables of the chat template", metavar="JSON"
+    )
     device_map: Text | None = setting(
         None, "Spread a large model over devices, as accelerate does", example="auto", metavar="MAP"
     )
     threads: Whole = setting(0, "CPU threads (0: torch's default)", ge=0)
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is told beside the messages."""
+        switch = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        return {**self.chat_template_kwargs, **switch}
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _variables_of_the_user(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(_SET_BY_US & value.keys())
+        if taken:
+            raise PydanticCustomError("expected", "a table without " + ", ".join(taken))
+        return value
 
 
 class Settings(CommonSettings):
@@ -124,7 +147,7 @@ class Settings(CommonSettings):
         ),
         "Model": (
             *("base", "revision", "trust_remote_code", "chat_template", "enable_thinking"),
-            "response_prefix",
+            *("chat_template_kwargs", "response_prefix"),
         ),
         "Search": (
             *("target_refusals", "max_response_tokens", "startup_trials", "test_trials"),

@@ -30,8 +30,8 @@ LARGEST_FILE: Final = 64 * 2**20
 TAKEN: Final = (
     *("seed", "kl_tokens", "max_response_tokens", "enable_thinking", "response_prefix"),
     *("edit", "directions", "prompts", "prompt_set", "scorers", "save_dtype"),
-    *("quantization", "dtype", "batch_size", "chat_template", "screening", "refine"),
-    "refinement",
+    *("quantization", "dtype", "batch_size", "chat_template", "chat_template_kwargs"),
+    *("screening", "refine", "refinement"),
 )
 """Settings that are taken from a file: those that an edit, its scores or a study depend on."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -65,8 +65,8 @@ def reproducing_command(
 def _changes(
     path: tuple[str, ...], value: Any, default: Any
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Paths and values of what differs from a default, tables entered."""
-    if not isinstance(value, Mapping):
+    """Paths and values of what differs from a default, tables entered; a free one is one value."""
+    if not isinstance(value, Mapping) or path == ("chat_template_kwargs",):
         if value != default:
             yield path, value
         return

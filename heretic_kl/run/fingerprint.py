@@ -43,6 +43,8 @@ def study_facts(
         "quantization": lm.quantization,
         "chat template": _sha256(str(lm.chat.template)),
         "enable_thinking": settings.enable_thinking,
+        # Only where it is set: studies from before the setting have no such key.
+        **({"chat_template_kwargs": v} if (v := settings.chat_template_kwargs) else {}),
         "seed": settings.seed,
         "kl_tokens": settings.kl_tokens,
         "max_response_tokens": settings.max_response_tokens,

@@ -71,7 +71,7 @@ def load_model_of(settings: Settings) -> LanguageModel:
         quantization=settings.quantization,
         trust_remote_code=settings.trust_remote_code,
         template=settings.chat_template,
-        enable_thinking=settings.enable_thinking,
+        variables=settings.template_variables,
         layers=settings.edit.layers,
         sites=settings.edit.sites,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +104,7 @@ class ModelLoader:
         tokenizer: Any,
         *,
         template: str,
-        enable_thinking: bool | None,
+        variables: Mapping[str, Any] | None,
         response_prefix: str,
     ) -> CausalModel | LlamaReference:
         """The reference, prompted as told; a .gguf file in llama.cpp if that is the back end.
@@ -122,7 +122,7 @@ class ModelLoader:
             tokenizer = tokenizer or self._tokenizer_of_reference(source, base)
             if self.backend == "llama.cpp" and source.gguf_file is not None:
                 used = chat_template(tokenizer, template)
-                chat = ChatEncoder(tokenizer, used, enable_thinking, response_prefix)
+                chat = ChatEncoder(tokenizer, used, variables or {}, response_prefix)
                 on_gpu, cache = self.device != "cpu", self.gguf_cache_type
                 return LlamaReference(source, chat, cache_type=cache, on_gpu=on_gpu)
             model = self._load(source, base, self.dtype)
@@ -132,7 +132,7 @@ class ModelLoader:
             model,
             tokenizer,
             template=template,
-            enable_thinking=enable_thinking,
+            variables=variables,
             response_prefix=response_prefix,
         )
 

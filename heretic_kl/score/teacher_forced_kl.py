@@ -72,7 +72,7 @@ class TeacherForcedKL:
             drawn at temperature 1.
         batch_size: most sequences at once; halved where memory runs out.
         template: `model` (plain text if it has none), `none`, or a Jinja file.
-        enable_thinking: for chat templates that know the switch.
+        chat_template_kwargs: variables of the chat template, as `enable_thinking`.
         response_prefix: text put at the start of every response.
         noise_floor: also measure what an unchanged model shows.
         bands: also measure the reference with its own weights rounded, see `Band`.
@@ -101,7 +101,7 @@ class TeacherForcedKL:
         response: str = "greedy",
         batch_size: int = 16,
         template: str = "model",
-        enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         response_prefix: str = "",
         noise_floor: bool = True,
         bands: bool = False,
@@ -130,7 +130,7 @@ class TeacherForcedKL:
             reference,
             tokenizer,
             template=template,
-            enable_thinking=enable_thinking,
+            variables=chat_template_kwargs,
             response_prefix=response_prefix,
         )
         if template == "model" and lm.chat.template is None:

@@ -150,6 +150,7 @@ def test_the_demo_preset_is_valid() -> None:
         ("-m=x", "model", "x"),
         ("--model=x", "model", "x"),
         ("-o out", "save", Path("out")),
+        ('--chat-template-kwargs {"effort":"low"}', "chat_template_kwargs", {"effort": "low"}),
         ("--edit.components attention mlp", "edit.components", ("attention", "mlp")),
         ("--prompts.harmful.train p.txt", "prompts.harmful.train.source", "p.txt"),
         ("--seed -0", "seed", 0),
@@ -212,6 +213,11 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
         ("--confg f", "unknown flag --confg; did you mean --config?"),
         ("--model.x 1", "unknown flag --model.x; did you mean --model?"),
         ("--no-seed", "unknown flag --no-seed; did you mean --seed?"),
+        (
+            "--chat-template-kwargs effort",
+            "chat_template_kwargs must be a table, as a JSON object, got 'effort' "
+            "(--chat-template-kwargs)",
+        ),
         ("--edit", "--edit needs a value (--edit=VALUE for one that begins with -)"),
         ("--config", "--config needs a value (--config=VALUE for one that begins with -)"),
         (
@@ -292,6 +298,11 @@ def test_wrong_flags_are_one_line(argv: str, expected: str) -> None:
             '[edit]\nmodel = "x"',
             "unknown setting edit.model (config.toml); "
             "did you mean model, above the first [table]?",
+        ),
+        (
+            "[chat_template_kwargs]\ntokenize = true",
+            "chat_template_kwargs must be a table without tokenize, got {'tokenize': True} "
+            "(config.toml)",
         ),
         (
             '[[prompts.harmful.train.more]]\nsource = "a"\nlimit = 0',

@@ -28,8 +28,15 @@ def test_template_system_prompt_and_response_prefix(tokenizer):
 
 @pytest.mark.parametrize(("switch", "word"), [(None, "quiet"), (False, "quiet"), (True, "think")])
 def test_a_template_that_knows_thinking_is_told(tokenizer, switch, word):
-    encoder = ChatEncoder(tokenizer, THINKING, enable_thinking=switch)
+    variables = {} if switch is None else {"enable_thinking": switch}
+    encoder = ChatEncoder(tokenizer, THINKING, variables)
     assert encoder.text(Prompt("a cake")) == f"{word} a cake"
+
+
+def test_a_template_is_told_its_variables(tokenizer):
+    template = "{{ effort }} {{ messages[-1]['content'] }}"
+    assert ChatEncoder(tokenizer, template, {"effort": "low"}).text(Prompt("cake")) == "low cake"
+    assert ChatEncoder(tokenizer, template).text(Prompt("cake")) == " cake"
 
 
 def test_plain_text_prompting(tokenizer):

@@ -18,6 +18,7 @@ SETTINGS = {
         "parallel_candidates": 4,
         "enable_thinking": False,
         "chat_template": "none",
+        "chat_template_kwargs": {"effort": "low", "tools": ["a b"]},
         "quantization": "bnb_4bit",
         "save_dtype": "bfloat16",
     },
@@ -25,7 +26,7 @@ SETTINGS = {
         "edit": {"norm": "row", "components": ("mlp",), "sites": ("*.o_proj", "mlp.down_proj")},
         "directions": {"winsorize_quantile": 0.95, "project_off_harmless": True},
         "prompts": {
-            "harmful": {"train": {"limit": 40, "prefix": "> "}},
+            "harmful": {"train": {"limit": 40, "prefix": "> ", "more": [{"source": "org/b"}]}},
             "harmless": {"validation": {"source": "org/set", "split": "test[:9]", "column": "q"}},
         },
     },

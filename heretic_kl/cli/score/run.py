@@ -216,7 +216,7 @@ def _reference(
         response=settings.response,
         batch_size=settings.batch_size,
         template=settings.chat_template,
-        enable_thinking=settings.enable_thinking,
+        chat_template_kwargs=settings.template_variables,
         response_prefix=settings.response_prefix,
         noise_floor=settings.noise_floor,
         bands=settings.bands,

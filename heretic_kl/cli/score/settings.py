@@ -22,12 +22,13 @@ STORED_SUFFIX: Final = ".safetensors"
 FIXED_BY_A_STORED_REFERENCE: Final = (
     *("prompts", "batch_size", "chat_template", "enable_thinking", "response_prefix"),
     *("noise_floor", "bands", "refusal_prompts", "dtype", "save_reference", "store"),
+    "chat_template_kwargs",
     *KLOptions.model_fields,
 )
 
 UNUSED_OVER_TEXT: Final = (
     *("prompts", "kl_tokens", "response", "position_decay", "chat_template", "enable_thinking"),
-    *("response_prefix", "save_reference", "store", "refusal_prompts"),
+    *("chat_template_kwargs", "response_prefix", "save_reference", "store", "refusal_prompts"),
 )
 USED_OVER_TEXT: Final = ("context", "stride", "text_column")
 
@@ -50,7 +51,7 @@ class ScoreSettings(CommonSettings, KLOptions):
         "Loading": (
             *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
             *("chat_template", "enable_thinking", "response_prefix", "backend"),
-            *("gguf_cache_type",),
+            *("chat_template_kwargs", "gguf_cache_type"),
         ),
         "Performance": ("batch_size", "device_map", "threads"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ def adopt_model(
     tokenizer: Any,
     *,
     template: str = "model",
-    enable_thinking: bool | None = None,
+    variables: Mapping[str, Any] | None = None,
     response_prefix: str = "",
     capabilities: Capabilities | None = None,
 ) -> CausalModel:
@@ -30,7 +31,7 @@ def adopt_model(
         model: a `transformers` causal LM, or one wrapped by PEFT, whose adapters stay active.
         tokenizer: its tokenizer.
         template: see `chat_template`; a tokenizer without a template is prompted with plain text.
-        enable_thinking: see `ChatEncoder`.
+        variables: see `ChatEncoder`.
         response_prefix: text at the start of every response.
         capabilities: of this very model, from an earlier call; None: they are found by running it.
 
@@ -48,7 +49,7 @@ def adopt_model(
     adopted = CausalModel(
         model=inner,
         chat=ChatEncoder(
-            tokenizer, chat_template(tokenizer, template), enable_thinking, response_prefix
+            tokenizer, chat_template(tokenizer, template), variables or {}, response_prefix
         ),
         stop_ids=stop_token_ids(tokenizer, getattr(inner, "generation_config", None)),
         body=body,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class ChatEncoder:
     """A `transformers` tokenizer."""
     template: str | None
     """Jinja chat template; None: plain text."""
-    enable_thinking: bool | None = None
-    """Passed to templates that have the switch; None: False."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the template. `enable_thinking` is False where nobody sets it."""
     response_prefix: str = ""
     """Text at the start of every response."""
 
@@ -54,16 +54,14 @@ class ChatEncoder:
         """
         if self.template is None:
             return "\n\n".join(message["content"] for message in messages) + self.response_prefix
-        extra: dict[str, Any] = {}
-        if "enable_thinking" in self.template:
-            extra["enable_thinking"] = bool(self.enable_thinking)
+        switch = {"enable_thinking": False} if "enable_thinking" in self.template else {}
         try:
             text = self.tokenizer.apply_chat_template(
                 list(messages),
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=True,
-                **extra,
+                **{**switch, **self.variables},
             )
         except Exception as error:  # templates raise whatever their author chose
             raise UnsupportedModelError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,7 @@ def load_model(
     quantization: Quantization = "none",
     trust_remote_code: bool = False,
     template: str = "model",
-    enable_thinking: bool | None = None,
+    variables: Mapping[str, Any] | None = None,
     layers: str | None = None,
     sites: Sequence[str] = (),
 ) -> LanguageModel:
@@ -59,7 +59,7 @@ def load_model(
         quantization: of the weights as they are loaded, by bitsandbytes.
         trust_remote_code: run code from the model's repository.
         template: see `chat_template`.
-        enable_thinking: see `ChatEncoder`.
+        variables: see `ChatEncoder`.
         layers: see `find_architecture`, as for `sites`.
         sites: patterns of module paths.
 
@@ -68,7 +68,7 @@ def load_model(
     """
     whole = _whole_model(source, base, quantization)
     tokenizer = load_tokenizer(source if has_tokenizer(source) else whole, trust_remote_code)
-    chat = ChatEncoder(tokenizer, chat_template(tokenizer, template), enable_thinking)
+    chat = ChatEncoder(tokenizer, chat_template(tokenizer, template), variables or {})
     weights = load_weights(
         whole,
         dtype=dtype,

@@ -117,7 +117,7 @@ class TextKL:
         self._reduction = DivergenceReduction(divergence, temperature)
         loader = ModelLoader(**loading)
         lm = loader.reference(
-            reference, tokenizer, template="none", enable_thinking=None, response_prefix=""
+            reference, tokenizer, template="none", variables=None, response_prefix=""
         )
         if isinstance(lm, CausalModel):
             _require_positions(lm.model, context)
