@@ -26,8 +26,8 @@ from heretic_kl.kl import (
     group_means,
     summarize,
 )
-from heretic_kl.kl_options import checked_options, sampling_seed
-from heretic_kl.model import CausalModel, ChatEncoder, DtypeName
+from heretic_kl.kl_options import KLOptions, checked_options, sampling_seed
+from heretic_kl.model import CausalModel, DtypeName
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
 from heretic_kl.score.bands import Band, bands_of, measure_bands, stored_bands
@@ -137,15 +137,13 @@ class TeacherForcedKL:
             loader.notify("the reference has no chat template: prompts are given as plain text")
         self._run = ReferenceRun.over(
             lm,
-            _responding(lm, chosen, kl_tokens, options.response),
+            partial(self._respond, lm, chosen, harmful, options, loader.notify),
             kl_tokens,
             {"model": loader.reference_name, "prompts": fingerprint(chosen)}
             | {"kl_tokens": kl_tokens, "responses": options.response},
             loader=loader,
             batch_size=batch_size,
-            then=partial(
-                self._measure_more, noise_floor, bands, lm.chat, harmful, chosen, loader.notify
-            ),
+            then=partial(self._measure_more, noise_floor, bands),
         )
 
     # --- what was measured -------------------------------------------------------------------
@@ -274,6 +272,7 @@ class TeacherForcedKL:
         """
         other = copy(self)
         other._run = self._run.seen_by(model, dtype=dtype)
+        other.bands = ()  # of another model
         return other
 
     # --- storing -----------------------------------------------------------------------------
@@ -350,22 +349,30 @@ class TeacherForcedKL:
         )
         return self
 
-    def _measure_more(
+    def _respond(
         self,
-        noise_floor: bool,
-        bands: bool,
-        chat: ChatEncoder,
+        lm: CausalModel | LlamaReference,
+        prompts: Sequence[Prompt],
         harmful: Sequence[Prompt],
-        others: Sequence[Prompt],
+        options: KLOptions,
         notify: Callable[[str], None],
         runner: AnyRunner,
-        reference: Reference,
+    ) -> Sequence[ForcedSequence]:
+        """Prompts with the reference's responses; first find how it refuses harmful ones."""
+        if harmful:
+            self.refusal_openers = find_openers(runner, lm.chat, harmful, prompts, notify)
+        encoded = [lm.chat.encode(prompt) for prompt in prompts]
+        seed = sampling_seed(options.response)
+        sampling = None if seed is None else Sampling(seed)
+        assert options.kl_tokens is not None  # the constructor says how many
+        return with_responses(cast(Runner, runner), encoded, options.kl_tokens, sampling)
+
+    def _measure_more(
+        self, noise_floor: bool, bands: bool, runner: AnyRunner, reference: Reference
     ) -> None:
-        """Measure the reference's floor and bands and find its openers, while it is there."""
+        """Measure the reference's floor and bands while its model is there."""
         if noise_floor:
             self.noise_floor = measure_floor(runner, reference, NOISE_PROMPTS, self._reduction)
-        if harmful:
-            self.refusal_openers = find_openers(runner, chat, harmful, others, notify)
         if bands:
             decay = self.position_decay
             self.bands = measure_bands(runner, reference, self._reduction, position_decay=decay)
@@ -375,13 +382,3 @@ def _categories(prompts: Sequence[Prompt]) -> list[str]:
     """Each prompt's category; none at all unless all have one."""
     categories = [prompt.category for prompt in prompts if prompt.category is not None]
     return categories if len(categories) == len(prompts) else []
-
-
-def _responding(
-    lm: CausalModel | LlamaReference, prompts: Sequence[Prompt], kl_tokens: int, response: str
-) -> Callable[[AnyRunner], Sequence[ForcedSequence]]:
-    """Prompts with the reference's responses, once it runs."""
-    encoded = [lm.chat.encode(prompt) for prompt in prompts]
-    seed = sampling_seed(response)
-    sampling = None if seed is None else Sampling(seed)
-    return lambda runner: with_responses(cast(Runner, runner), encoded, kl_tokens, sampling)

@@ -124,7 +124,7 @@ class TestCommand:
     def test_chain_and_ranking(self, original, edited, edited_twice, tmp_path, capsys):
         target = tmp_path / "o.json"
         words = ["--chain", original, edited, edited_twice, "--json", target]
-        assert self.run(*words, "--ranking", tmp_path / "r.md") == 0
+        assert self.run(*words, "--ranking", tmp_path / "r.md", "--bands") == 0
         out = capsys.readouterr().out
         assert "From step to step, nats" in out and "whole minus steps" in out
         assert "Nearest to the reference first" in out
@@ -132,6 +132,7 @@ class TestCommand:
         jsonschema.Draft202012Validator(schema).validate(json.loads(target.read_text()))
         chain = json.loads(target.read_text())["chain"]
         assert [(pair["from"], pair["to"]) for pair in chain["pairs"]] == [(0, 1), (0, 2), (1, 2)]
+        assert [len(pair["bands"]) for pair in chain["pairs"]] == [5, 5, 0]  # of the first model
         assert len(chain["models"]) == 3 and chain["sum_of_steps"] > 0.0
         assert (tmp_path / "r.md").read_text().count("\n") == 4
 

@@ -55,8 +55,11 @@ class ForcedInputs:
         longest = max(len(sequence.response) for sequence in self.sequences)
         inside = torch.zeros(len(self.sequences), longest, dtype=torch.bool)
         for row, sequence in zip(inside, self.sequences, strict=True):
+            prompt = self.text(sequence.prompt)
+            if not thought_length(prompt, self.text(sequence.response)):
+                continue
             pieces = [self.text([token]) for token in sequence.response]
-            left = thought_length(self.text(sequence.prompt), "".join(pieces))
+            left = thought_length(prompt, "".join(pieces))
             for position, piece in enumerate(pieces):
                 row[position] = left > 0
                 left -= len(piece)

@@ -277,6 +277,7 @@ class TextKL:
         """
         other = copy(self)
         other._run = self._run.seen_by(model, dtype=dtype)
+        other.bands = ()  # of another model
         return other
 
     def _measure_more(
