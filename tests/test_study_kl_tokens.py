@@ -1,5 +1,6 @@
 """The study of KL over several positions: measured on a tiny model, analysed on synthetic rows."""
 
+import json
 import math
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
 from benchmarks.study_kl_tokens.__main__ import grouped, run_all  # noqa: E402
-from benchmarks.study_kl_tokens.analysis import analyse  # noqa: E402
+from benchmarks.study_kl_tokens.analysis import analyse, scatter  # noqa: E402
 from benchmarks.study_kl_tokens.damage import dissimilarity, repetition, text_class  # noqa: E402
 from benchmarks.study_kl_tokens.divergences import (  # noqa: E402
     ReferenceDistributions,
@@ -25,7 +26,7 @@ from benchmarks.study_kl_tokens.divergences import (  # noqa: E402
     table,
 )
 from benchmarks.study_kl_tokens.edits import NOTHING, WEIGHTS, Edit, all_edits  # noqa: E402
-from benchmarks.study_kl_tokens.page.__main__ import page  # noqa: E402
+from benchmarks.study_kl_tokens.page.__main__ import analysed, page  # noqa: E402
 from benchmarks.study_kl_tokens.page.figures import draw_all  # noqa: E402
 from benchmarks.study_kl_tokens.page.rule import cheapest, checks, recommended  # noqa: E402
 from benchmarks.study_kl_tokens.rows import Row, RowsFile  # noqa: E402
@@ -250,10 +251,10 @@ def test_few_edits_of_a_group_give_no_figures(tmp_path):
 
 def test_the_page_shows_figures_of_every_model_and_draws_them(tmp_path):
     figures = [analyse(synthetic(tmp_path), draws=20) for _ in range(2)]
-    text = page(figures)
+    text = page({"models": figures, "unfinished": {"base": 5}})
     useful = figures[0]["groups"]["useful"]["spearman"]["greedy forward uniform mean, 16"]
     assert f"{useful['composite']['value']:.2f} (" in text and "tiny, useful" in text
-    assert "<" not in text.replace("<br>", "") and "None" not in text
+    assert "<" not in text and "None" not in text and "base: 5 edits" in text
     files = draw_all(figures, tmp_path)
     assert len(files) == 4 and all(f"figures/{file.name}" in text for file in files)
 
@@ -266,3 +267,24 @@ def test_a_default_changes_only_where_all_conditions_hold(tmp_path):
     assert recommended([late, early]) is None and recommended([early, early]) is None
     assert len(checks([late])) == 7
     assert cheapest(late)["tokens"] >= 16 and cheapest(early)["tokens"] == 1
+
+
+def test_the_page_is_that_of_the_results_file():
+    text = (ROOT / "benchmarks/results/kl_tokens.json").read_text(encoding="utf-8")
+    assert page(json.loads(text)) == (ROOT / "docs/evidence.md").read_text(encoding="utf-8")
+
+
+def test_the_results_file_is_that_of_the_measured_rows():
+    text = (ROOT / "benchmarks/results/kl_tokens.json").read_text(encoding="utf-8")
+    for figures in json.loads(text)["models"]:
+        file = ROOT / f"benchmarks/results/kl_tokens_{figures['model']}.jsonl"
+        study = Study(RowsFile.read(file))
+        assert figures["edits"] == len(study.rows) and figures["scatter"] == scatter(study)
+
+
+def test_a_model_of_few_edits_is_named_and_not_analysed(measured, tmp_path):
+    with pytest.raises(SystemExit, match="nothing measured in"):
+        analysed(tmp_path)
+    (tmp_path / "kl_tokens_few.jsonl").write_bytes(measured.path.read_bytes())
+    with pytest.raises(SystemExit, match="has 20 edits yet"):
+        analysed(tmp_path)

@@ -9,7 +9,6 @@ page is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +25,50 @@ ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks/results"
 MODELS = ("demo", "base")
 """Whose results come first."""
+FEWEST = 20
+"""Edits of a model below which nothing is said of it."""
+Figures = dict[str, Any]
+"""`models`: what was analysed, the demo model's first. `unfinished`: model -> edits, too few."""
 
 
 def main() -> None:
     """Analyse, draw, write; print what was written."""
     from benchmarks.study_kl_tokens.page.figures import draw_all
 
-    models = analysed(RESULTS)
+    content = analysed(RESULTS)
     figures = RESULTS / "kl_tokens.json"
-    write_text(figures, json.dumps(models, indent=0) + "\n")
+    write_text(figures, json.dumps(content, indent=0) + "\n")
     (ROOT / "docs/figures").mkdir(parents=True, exist_ok=True)
-    drawn = draw_all(models, ROOT / "docs/figures")
-    write_text(ROOT / "docs/evidence.md", page(models))
+    drawn = draw_all(content["models"], ROOT / "docs/figures")
+    write_text(ROOT / "docs/evidence.md", page(content))
     for path in (figures, *drawn, ROOT / "docs/evidence.md"):
         print(path.relative_to(ROOT))
 
 
-def analysed(results: Path, draws: int = DRAWS) -> list[dict[str, Any]]:
-    """Figures of every model that was measured in full, the demo model's first.
+def analysed(results: Path, draws: int = DRAWS) -> Figures:
+    """Figures of every model of which enough was measured.
 
     Raises:
-        SystemExit: no model was.
+        SystemExit: of no model was.
     """
     files = [file for file in results.glob("kl_tokens_*.jsonl") if "_quick" not in file.stem]
     if not files:
         raise SystemExit(f"nothing measured in {results}: run python -m benchmarks.study_kl_tokens")
     names = {file.stem.removeprefix("kl_tokens_"): file for file in files}
     order = [*(n for n in MODELS if n in names), *sorted(set(names) - set(MODELS))]
-    return [analyse(Study(RowsFile.read(names[name])), draws) for name in order]
+    studies = {name: Study(RowsFile.read(names[name])) for name in order}
+    ready = [study for study in studies.values() if len(study.rows) >= FEWEST]
+    if not ready:
+        raise SystemExit(f"no model of {results} has {FEWEST} edits yet")
+    return {
+        "models": [analyse(study, draws) for study in ready],
+        "unfinished": {n: len(s.rows) for n, s in studies.items() if len(s.rows) < FEWEST},
+    }
 
 
-def page(models: Sequence[dict[str, Any]]) -> str:
+def page(content: Figures) -> str:
     """The page of these figures."""
+    models = content["models"]
     template = Path(__file__).parent / "evidence.md.j2"
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -65,6 +76,7 @@ def page(models: Sequence[dict[str, Any]]) -> str:
     source = environment.from_string(template.read_text(encoding="utf-8"))
     return source.render(
         models=[View(model) for model in models],
+        unfinished=content["unfinished"],
         rule=checks(models),
         best=recommended(models),
         cheapest=cheapest,

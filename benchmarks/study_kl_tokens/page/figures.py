@@ -64,7 +64,7 @@ def correlation(models: Sequence[Model]) -> Any:
         _positions(axes)
         axes.set_ylabel("Spearman's correlation with composite damage")
         axes.set_title(f"{model['model']}: {model['edits']} edits")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower left")
     return drawn
 
 
@@ -100,7 +100,7 @@ def scatter(model: Model) -> Any:
         axes.set_xlabel(f"KL over {tokens} position{'s' if tokens > 1 else ''}, nats")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("composite damage (mean rank)")
-    panels[0].legend(frameon=False)
+    panels[0].legend(frameon=False, loc="upper left")
     return drawn
 
 
@@ -115,12 +115,13 @@ def precision(model: Model) -> Any:
         for cell in line:
             place = (cell["seconds"], cell["spearman"])
             axes.annotate(str(cell["tokens"]), place, (2, 3), textcoords="offset points", size=7)
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("CPU seconds of a pass, one thread (labels: positions)")
     axes.set_ylabel("mean correlation with composite damage")
     axes.set_title(f"{model['model']}, ablations and learned edits")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     return drawn
 
 

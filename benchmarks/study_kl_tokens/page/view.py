@@ -73,7 +73,7 @@ class View:
         return interval(chosen and chosen["partial"][str(tokens)][measure])
 
     def distinct(self, group: str, tokens: int, table: str = "more_than_first") -> str:
-        """`better`, `worse` or `no difference`: whether an interval excludes 0."""
+        """`better`, `worse` or `not told from 0`: whether an interval excludes 0."""
         chosen = self.figures["groups"][group]
         if not chosen:
             return "not stated"
@@ -82,7 +82,11 @@ class View:
         else:
             figures = chosen[table][f"{MAIN}, {tokens}"]
         return (
-            "better" if figures["low"] > 0 else "worse" if figures["high"] < 0 else "no difference"
+            "better"
+            if figures["low"] > 0
+            else "worse"
+            if figures["high"] < 0
+            else "not told from 0"
         )
 
     def last_gain(self, group: str) -> int | None:
@@ -110,6 +114,12 @@ class View:
             if (cell["prompts"], cell["tokens"]) == (prompts, tokens)
         )
         return chosen
+
+    def within(self, seconds: float) -> Mapping[str, float]:
+        """The cell of highest correlation that takes no longer."""
+        cells = self.figures["precision"]["cells"]
+        affordable = [cell for cell in cells if cell["seconds"] <= seconds]
+        return max(affordable, key=lambda cell: float(cell["spearman"]))
 
     @property
     def prompt_counts(self) -> list[int]:
