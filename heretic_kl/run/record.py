@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 from heretic_kl.ablation import Plan, Projection, Separation
-from heretic_kl.engine import Engine
 from heretic_kl.errors import StudyError
 from heretic_kl.export import (
     PromptFacts,
@@ -17,12 +16,12 @@ from heretic_kl.export import (
     portable,
     portable_base,
 )
-from heretic_kl.prompts import DatasetSpec, Kind, Prompt, dataset_revision
+from heretic_kl.prompts import DatasetSpec, Kind, dataset_revision
 from heretic_kl.prompts.sets import PromptSets
-from heretic_kl.requests import ResponseRequest, ResponseResult
 from heretic_kl.run.command import reproducing_command
 from heretic_kl.run.directions import FoundDirections
 from heretic_kl.run.parts import RunParts
+from heretic_kl.run.preview import respond
 from heretic_kl.search import RunFile, TrialRecord
 
 SHOWN_RESPONSES = 8
@@ -117,15 +116,7 @@ def _revision(spec: DatasetSpec) -> str | None:
 
 def _responses(run: RunParts, plan: Plan | None, kind: Kind) -> list[str]:
     prompts = run.prompts[kind, "test"][:SHOWN_RESPONSES]
-    return _respond(run.engine, plan, prompts, run.settings.max_response_tokens)
-
-
-def _respond(
-    engine: Engine, plan: Plan | None, prompts: tuple[Prompt, ...], max_tokens: int
-) -> list[str]:
-    (result,) = engine.measure(plan, [ResponseRequest(prompts, max_tokens)])
-    assert isinstance(result, ResponseResult)
-    return list(result.texts)
+    return respond(run.engine, plan, prompts, run.settings.max_response_tokens)
 
 
 def _directions(directions: FoundDirections) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from heretic_kl.ablation import Plan
 from heretic_kl.config import Settings
@@ -19,12 +20,13 @@ from heretic_kl.export import SavedForm, check_target
 from heretic_kl.model import edited
 from heretic_kl.run.opening import open_run
 from heretic_kl.run.parts import RunParts
+from heretic_kl.run.preview import previewed_responses
 from heretic_kl.run.refine import refine_front
 from heretic_kl.run.save import save_trial
 from heretic_kl.run.search import search
 from heretic_kl.run.telling import Teller
 from heretic_kl.run.test import test_baseline, test_front, test_one
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import PreviewedResponse, Score
 from heretic_kl.search import TrialRecord, pick
 
 
@@ -205,10 +207,25 @@ class Session:
         messages: Sequence[Mapping[str, str]],
         max_tokens: int,
     ) -> Generator[str, None, None]:
-        """Pieces of a response under a trial's edit (None: none), in force until closed."""
+        """Pieces of a response under a trial's edit (None: none).
+
+        The edit is in force only while a piece is computed: two streams may take turns.
+        """
         parts = self.parts
         chat = parts.lm.chat
         ids = chat.encode_text(chat.conversation([dict(message) for message in messages]))
         plan = {} if record is None else _plan(parts, record)
-        with edited(parts.lm.architecture, plan):
-            yield from stream_response(parts.lm, ids, max_tokens)
+        pieces = stream_response(parts.lm, ids, max_tokens)
+        while True:
+            with edited(parts.lm.architecture, plan):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    def responses(
+        self, record: TrialRecord | None, kind: Literal["harmless", "harmful"], count: int
+    ) -> tuple[PreviewedResponse, ...]:
+        """Responses to the first validation prompts, under a trial's edit (None: none)."""
+        plan = None if record is None else _plan(self.parts, record)
+        return previewed_responses(self.parts, plan, kind, count)

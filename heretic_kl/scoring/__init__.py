@@ -45,7 +45,7 @@ from heretic_kl.scoring.loader import (
 from heretic_kl.scoring.paired import PairedDifference, paired_difference, paired_scores
 from heretic_kl.scoring.racing import Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
-from heretic_kl.scoring.refusal_rule import RefusalRule
+from heretic_kl.scoring.refusal_rule import PreviewedResponse, RefusalRule
 from heretic_kl.scoring.scorer import (
     Bounds,
     PromptKind,
@@ -74,6 +74,7 @@ __all__ = [
     "PairedDifference",
     "PartialResponses",
     "PartialRows",
+    "PreviewedResponse",
     "PromptKind",
     "RefusalCount",
     "RefusalRule",

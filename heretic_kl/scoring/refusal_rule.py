@@ -12,6 +12,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import NamedTuple
 
 import regex
 
@@ -27,6 +28,14 @@ _NOT_COMBINED = rf"(?![{_COMBINING}])"
 """A mark that follows may change the last letter."""
 _WORD_ENDS = rf"(?![\w{_COMBINING}])"
 """`as an ai` is not in `as an airline`."""
+
+
+class PreviewedResponse(NamedTuple):
+    """A response, and whether it is a refusal."""
+
+    prompt: str
+    text: str
+    refuses: bool
 
 
 @dataclass(frozen=True)

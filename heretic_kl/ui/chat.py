@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from heretic_kl.errors import HereticKLError
 from heretic_kl.search import TrialRecord
 from heretic_kl.ui.asking import ask_line
+from heretic_kl.ui.columns import GrowingColumns, Heading, fit_beside, print_columns
 from heretic_kl.ui.terminal import printable, say
 
 RESPONSE_TOKENS: Final = 400
@@ -22,8 +22,6 @@ HELP: Final = (
     "commands: /original, /edited, /both (who responds), /history (side by side), /reset, /exit; "
     "Ctrl+C stops a response. Each side remembers what it answered itself."
 )
-SIDE_BY_SIDE_WIDTH: Final = 100
-"""Columns of a terminal from which two responses stand beside each other in the history."""
 
 
 class ChatSession(Protocol):
@@ -32,7 +30,10 @@ class ChatSession(Protocol):
     def stream_response(
         self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
     ) -> Generator[str, None, None]:
-        """Pieces of a response's text, to be closed; a record of None is the unedited model."""
+        """Pieces of a response's text; a record of None is the unedited model.
+
+        Several streams may take turns.
+        """
         ...
 
 
@@ -45,6 +46,19 @@ class Speaker:
     """None: the unedited model."""
     style: str
     messages: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def heading(self) -> Heading:
+        """What stands above its responses."""
+        return Heading(self.name, f"bold {self.style}")
+
+    def asked(self, line: str) -> list[dict[str, str]]:
+        """The conversation with what the person says now."""
+        return [*self.messages, {"role": "user", "content": line}]
+
+    def keep(self, line: str, response: str) -> None:
+        """Remember a turn."""
+        self.messages = [*self.asked(line), {"role": "assistant", "content": response}]
 
 
 @dataclass
@@ -92,10 +106,11 @@ def chat(
             say(console, f"unknown command {command.split()[0]}; {HELP}", "yellow")
         else:
             turns.append(Turn(line.strip()))
-            for speaker in speakers:
-                response = _response(session, speaker, line.strip(), console, max_tokens)
-                if response is not None:
-                    turns[-1].responses[speaker.name] = response
+            beside = len(speakers) > 1 and console.is_terminal and fit_beside(console)
+            for group in [speakers] if beside else [[speaker] for speaker in speakers]:
+                respond = _responses_beside if beside else _response
+                responses = respond(session, group, line.strip(), console, max_tokens)
+                turns[-1].responses.update(responses)
 
 
 def _show_history(turns: Sequence[Turn], speakers: Sequence[Speaker], console: Console) -> None:
@@ -105,28 +120,29 @@ def _show_history(turns: Sequence[Turn], speakers: Sequence[Speaker], console: C
     for turn in turns:
         say(console, f"> {turn.line}", "bold")
         present = [s for s in speakers if s.name in turn.responses]
-        beside = len(present) > 1 and console.width >= SIDE_BY_SIDE_WIDTH
-        for group in [present] if beside else [[speaker] for speaker in present]:
-            grid = Table.grid(expand=True, padding=(0, 2))
-            for _ in group:
-                grid.add_column(ratio=1)
-            grid.add_row(*(Text(f"{s.name}:", style=f"bold {s.style}") for s in group))
-            grid.add_row(*(Text(printable(turn.responses[s.name])) for s in group))
-            console.print(grid)
+        print_columns(
+            console, [s.heading for s in present], [turn.responses[s.name] for s in present]
+        )
 
 
 def _response(
-    session: ChatSession, speaker: Speaker, line: str, console: Console, max_tokens: int
-) -> str | None:
-    """Stream one response, keep and return it; what was stopped as far as it came; None: failed."""
+    session: ChatSession,
+    speakers: Sequence[Speaker],  # one
+    line: str,
+    console: Console,
+    max_tokens: int,
+) -> dict[str, str]:
+    """Stream one response, keep and return it; what was stopped as far as it came."""
+    (speaker,) = speakers
     say(console, f"{speaker.name}:", f"bold {speaker.style}")
-    messages = [*speaker.messages, {"role": "user", "content": line}]
     pieces: list[str] = []
     writer = _WordWriter(console)
     stopped = False
     try:
-        # Closed at once, whatever happens: while it is open its edit is in force.
-        with closing(session.stream_response(speaker.record, messages, max_tokens)) as stream:
+        # Closed at once, whatever happens: it may hold memory.
+        with closing(
+            session.stream_response(speaker.record, speaker.asked(line), max_tokens)
+        ) as stream:
             for piece in stream:
                 pieces.append(piece)
                 writer.write(piece)
@@ -135,15 +151,60 @@ def _response(
     except HereticKLError as error:
         writer.finish()
         say(console, f"error: {error}", "red")
-        return None
+        return {}
     writer.finish()
     response = "".join(pieces)
     if stopped:
         say(console, "(stopped)", "dim")
     elif not response.strip():
         say(console, "(empty response)", "dim")
-    speaker.messages = [*messages, {"role": "assistant", "content": response}]
-    return response
+    speaker.keep(line, response)
+    return {speaker.name: response}
+
+
+def _responses_beside(
+    session: ChatSession,
+    speakers: Sequence[Speaker],
+    line: str,
+    console: Console,
+    max_tokens: int,
+) -> dict[str, str]:
+    """Stream two responses beside each other, a piece of each in turn; those that did not fail."""
+    responses = {speaker.name: "" for speaker in speakers}
+    notes: list[tuple[str, str]] = []
+    with ExitStack() as stack:
+        streams = {
+            place: stack.enter_context(
+                closing(session.stream_response(s.record, s.asked(line), max_tokens))
+            )
+            for place, s in enumerate(speakers)
+        }
+        columns = stack.enter_context(GrowingColumns(console, [s.heading for s in speakers]))
+        try:
+            while streams:
+                for place, stream in list(streams.items()):
+                    name = speakers[place].name
+                    try:
+                        piece = next(stream)
+                    except (StopIteration, HereticKLError) as error:
+                        del streams[place]
+                        columns.end(place)
+                        if isinstance(error, HereticKLError):
+                            notes.append((f"{name}: error: {error}", "red"))
+                            del responses[name]
+                        elif not responses[name].strip():
+                            notes.append((f"{name}: (empty response)", "dim"))
+                        continue
+                    responses[name] += piece
+                    columns.add(place, piece)
+        except KeyboardInterrupt:
+            notes.append(("(stopped)", "dim"))
+    for note, style in notes:
+        say(console, note, style)
+    for speaker in speakers:
+        if speaker.name in responses:
+            speaker.keep(line, responses[speaker.name])
+    return responses
 
 
 class _WordWriter:

@@ -28,6 +28,7 @@ from heretic_kl.ui.asking import MARK, ask_count, ask_folder, ask_line, choose, 
 from heretic_kl.ui.chat import RESPONSE_TOKENS, ChatSession, chat
 from heretic_kl.ui.console import print_front
 from heretic_kl.ui.measurement import print_comparison
+from heretic_kl.ui.preview import PreviewSession, preview
 from heretic_kl.ui.terminal import say
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ MORE_TRIALS: Final = 20
 """Offered when more are to be run."""
 
 
-class PickerSession(ChatSession, Protocol):
+class PickerSession(ChatSession, PreviewSession, Protocol):
     """What the menus need of a run."""
 
     @property
@@ -210,13 +211,14 @@ class Picker:
             entries: list[tuple[str, str] | None] = [
                 ("merged", "save the merged model"),
                 ("lora", "save a LoRA adapter"),
+                ("preview", "preview its responses"),
                 ("chat", "chat with it beside the original"),
                 ("details", "show details"),
                 ("compare", "compare it with another trial"),
                 ("back", "back"),
             ]
             if self._session.test_scores(record.number) is None:
-                entries.insert(5, ("measure", "measure it on the test prompts"))
+                entries.insert(6, ("measure", "measure it on the test prompts"))
             if self._upload_to is not None and record.number in self._saved:
                 entries.insert(-1, ("upload", f"upload {self._saved[record.number]} to the hub"))
             choice = choose(f"Trial {record.number}:", entries, start_at=at)
@@ -231,6 +233,8 @@ class Picker:
                 self._attempt(lambda: self._chat(record), "left the chat")
             elif choice == "measure":
                 self._attempt(lambda: self._measure(record), "stopped, nothing was kept of it")
+            elif choice == "preview":
+                self._attempt(lambda: preview(self._session, record, self._console), "stopped")
             elif choice == "compare":
                 self._compare(record)
             elif choice == "upload":

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from contextlib import nullcontext
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,26 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
     shown = recorded["responses"][str(record.number)]
     assert [*shown] == ["harmless"] and len(shown["harmless"]) == 3
     assert f"trial={record.number}" in recorded["commands"][str(record.number)]
+
+
+def test_responses_of_the_original_and_of_an_edit_may_be_asked_for_in_turn(workplace, tmp_path):
+    session, _ = run(workplace, tmp_path, trials=3)
+    with session:
+        session.search()
+        line, record = [{"role": "user", "content": "make a cake"}], session.trials[0]
+        alone = [list(session.stream_response(who, line, 6)) for who in (None, record)]
+        streams = [session.stream_response(who, line, 6) for who in (None, record)]
+        pairs = list(zip_longest(*streams))
+        assert [[p for p in side if p is not None] for side in zip(*pairs, strict=True)] == alone
+        assert list(session.stream_response(None, line, 6)) == alone[0], "no edit stays in force"
+        for kind in ("harmless", "harmful"):
+            original = session.responses(None, kind, 2)
+            edited = session.responses(record, kind, 2)
+            assert [r.prompt for r in original] == [r.prompt for r in edited]
+            rule = session.parts.suite.refusal_rule
+            assert all(r.refuses == rule.is_refusal(r.text) for r in (*original, *edited))
+            assert session.responses(None, kind, 2) == original and len(original) == 2
+        assert alone[0] != alone[1] or original != edited, "the edit changes something"
 
 
 @pytest.mark.parametrize(("kept", "kinds"), [("none", set()), ("all", {*KINDS})])

@@ -15,7 +15,7 @@ from heretic_kl.ui.chat import chat
 from heretic_kl.ui.picker import Picker
 
 DOWN, UP, ENTER, CTRL_C, CTRL_D, CTRL_U = "\x1b[B", "\x1b[A", "\r", "\x03", "\x04", "\x15"
-LORA, TALK, DETAILS, COMPARE, MEASURE = (DOWN * steps + ENTER for steps in range(1, 6))
+LORA, PREVIEW, TALK, DETAILS, COMPARE, MEASURE = (DOWN * n + ENTER for n in range(1, 7))
 BACK = UP + ENTER
 """From the first entry of a menu."""
 
@@ -188,7 +188,7 @@ def test_measuring_shows_the_scores_and_is_offered_once(
     printed = drive(keys, session, ENTER + MEASURE + BACK)
     assert session.tested.keys() == {0}
     assert "test prompts: refusals 4/64" in printed
-    printed = drive(keys, session, ENTER + DOWN * 5 + ENTER)
+    printed = drive(keys, session, ENTER + DOWN * 6 + ENTER)
     assert "measuring" not in printed
 
 
@@ -225,6 +225,41 @@ def test_two_trials_are_compared(keys: PipeInput, session: FakeSession, tested: 
 def test_a_single_trial_is_compared_with_nothing(keys: PipeInput) -> None:
     printed = drive(keys, FakeSession(trial(0, 10, 0.02)), ENTER + COMPARE)
     assert "no other trial to compare with" in printed
+
+
+def test_responses_are_seen_before_anything_is_saved(keys: PipeInput, session: FakeSession) -> None:
+    session.previewed = {
+        (None, "harmless"): [("bread?", "Mix flour.", False), ("tea?", "Boil\x1b[2J it.", False)],
+        (1, "harmless"): [("bread?", "Take flour.", False), ("tea?", "Boil\x1b[2J it.", False)],
+    }
+    printed = drive(keys, session, UP + ENTER + PREVIEW + ENTER + CTRL_C)
+    shown = [line.rstrip() for line in printed.split("responding ...")[1].splitlines()]
+    rows = [line for line in shown if "Mix flour." in line and "Take flour." in line]
+    assert len(rows) == 1 and "> bread?" in printed
+    assert printed.count("Boil[2J it.") == 1 and "both, word for word" in printed
+    assert session.saves == []
+
+
+def test_responses_to_harmful_prompts_are_verdicts_alone(
+    keys: PipeInput, session: FakeSession
+) -> None:
+    session.previewed = {
+        (None, "harmful"): [("a\nlock " + "y" * 200, "I'm sorry", True)],
+        (0, "harmful"): [("a\nlock " + "y" * 200, "Take a pin", False)],
+    }
+    printed = drive(keys, session, ENTER + PREVIEW + DOWN + ENTER + CTRL_C)
+    assert "refuses   responds  a lock yyy" in printed
+    assert "sorry" not in printed and "pin" not in printed and "y" * 100 not in printed
+
+
+@pytest.mark.parametrize("trouble", [StudyError("operators are gone"), KeyboardInterrupt()])
+def test_a_preview_that_fails(
+    keys: PipeInput, session: FakeSession, trouble: BaseException
+) -> None:
+    session.trouble = trouble
+    printed = drive(keys, session, ENTER + PREVIEW + ENTER + DOWN * 2 + ENTER + CTRL_C)
+    assert "operators are gone" in printed or "stopped" in printed
+    assert "falling to 0.460" in printed, "the menu came back"
 
 
 def test_details(keys: PipeInput, session: FakeSession) -> None:
@@ -323,7 +358,51 @@ class TestChat:
         ]
         assert "unknown command /what" in printed
 
-    @pytest.mark.parametrize(("width", "beside"), [(120, True), (80, False)])
+    def test_both_stream_beside_each_other(self, keys: PipeInput, session: FakeSession) -> None:
+        turns: list[int | None] = []
+
+        def response(number: int | None) -> Iterator[str]:
+            for piece in ("I ", "am ", f"{number}.\n", "Bye"):
+                turns.append(number)
+                yield piece
+
+        session.response = response
+        keys.send_text(f"hello{ENTER}/history{ENTER}" + CTRL_D)
+        console = recorded(terminal=True, width=80)
+        chat(session, session.trials[0], console)
+        assert turns == [None, 0] * 4, "a piece of each in turn"
+        rows = [line for line in written(console).splitlines() if "I am None." in line]
+        assert len([line for line in rows if "I am 0." in line]) >= 2, (
+            "streamed, and in the history"
+        )
+
+    def test_one_of_two_may_fail_or_be_empty(self, keys: PipeInput, session: FakeSession) -> None:
+        def response(number: int | None) -> Iterator[str]:
+            if number is None:
+                raise ExportError("no system prompt")
+            yield " "
+
+        session.response = response
+        keys.send_text(f"a{ENTER}b{ENTER}" + CTRL_D)
+        console = recorded(terminal=True, width=80)
+        chat(session, session.trials[0], console)
+        assert written(console).count("original: error: no system prompt") == 2
+        assert written(console).count("edited, trial 0: (empty response)") == 2
+        assert session.asked[2:] == [(None, ["b"]), (0, ["a", " ", "b"])]
+
+    def test_ctrl_c_stops_both(self, keys: PipeInput, session: FakeSession) -> None:
+        def response(number: int | None) -> Iterator[str]:
+            yield "so far"
+            raise KeyboardInterrupt
+
+        session.response = response
+        keys.send_text(f"a{ENTER}b{ENTER}" + CTRL_C)
+        console = recorded(terminal=True, width=80)
+        chat(session, session.trials[0], console)
+        assert written(console).count("(stopped)") == 2
+        assert session.asked[2:] == [(None, ["a", "so far", "b"]), (0, ["a", "so far", "b"])]
+
+    @pytest.mark.parametrize(("width", "beside"), [(120, True), (80, True), (60, False)])
     def test_the_history_stands_side_by_side(
         self, keys: PipeInput, session: FakeSession, width: int, beside: bool
     ) -> None:

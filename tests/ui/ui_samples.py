@@ -10,7 +10,7 @@ from rich.console import Console
 from heretic_kl.ablation import EditParameters, WeightKernel
 from heretic_kl.events import ModelSaved
 from heretic_kl.kl import wilson_interval
-from heretic_kl.scoring import Score, Stopped
+from heretic_kl.scoring import PreviewedResponse, Score, Stopped
 from heretic_kl.search import TrialRecord, pareto_front
 
 EDIT = EditParameters(17.4, {"attention": WeightKernel(0.92, 20.0, 0.46, 12.0)})
@@ -93,6 +93,7 @@ class FakeSession:
         self.searches: list[int] = []
         self.asked: list[tuple[int | None, list[str]]] = []
         self.response: Callable[[int | None], Iterator[str]] = lambda number: iter(["fine"])
+        self.previewed: dict[tuple[int | None, str], list[tuple[str, str, bool]]] = {}
         self.trouble: BaseException | None = None
 
     @property
@@ -130,6 +131,13 @@ class FakeSession:
         number = None if record is None else record.number
         self.asked.append((number, [message["content"] for message in messages]))
         yield from self.response(number)
+
+    def responses(
+        self, record: TrialRecord | None, kind: Literal["harmless", "harmful"], count: int
+    ) -> tuple[PreviewedResponse, ...]:
+        self._raise()
+        number = None if record is None else record.number
+        return tuple(PreviewedResponse(*entry) for entry in self.previewed.get((number, kind), ()))
 
     def _raise(self) -> None:
         trouble, self.trouble = self.trouble, None

@@ -1,0 +1,41 @@
+"""Whole responses to a few prompts, under a plan or without one. Scores nothing, keeps nothing."""
+
+from __future__ import annotations
+
+from heretic_kl.ablation import Plan
+from heretic_kl.engine import Engine
+from heretic_kl.prompts import Kind, Prompt
+from heretic_kl.requests import ResponseRequest, ResponseResult
+from heretic_kl.run.parts import RunParts
+from heretic_kl.scoring import PreviewedResponse, RefusalRule
+
+
+def previewed_responses(
+    run: RunParts, plan: Plan | None, kind: Kind, count: int
+) -> tuple[PreviewedResponse, ...]:
+    """Responses to the first validation prompts of a kind, those to harmful ones until decided."""
+    prompts, rule = run.prompts[kind, "validation"][:count], run.suite.refusal_rule
+    texts = respond(
+        run.engine,
+        plan,
+        prompts,
+        run.settings.max_response_tokens,
+        stop=rule if kind == "harmful" else None,
+    )
+    return tuple(
+        PreviewedResponse(prompt.user, text, rule.is_refusal(text))
+        for prompt, text in zip(prompts, texts, strict=True)
+    )
+
+
+def respond(
+    engine: Engine,
+    plan: Plan | None,  # None: the unedited model
+    prompts: tuple[Prompt, ...],
+    max_tokens: int,
+    stop: RefusalRule | None = None,
+) -> list[str]:
+    """The responses' texts; with `stop` each as far as its verdict needs."""
+    (result,) = engine.measure(plan, [ResponseRequest(prompts, max_tokens, stop)])
+    assert isinstance(result, ResponseResult)
+    return list(result.texts)
