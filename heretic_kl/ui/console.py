@@ -52,6 +52,7 @@ from heretic_kl.report import (
     trial_details,
 )
 from heretic_kl.search import TrialRecord, knee
+from heretic_kl.ui.front_plot import FrontPlot
 from heretic_kl.ui.measurement import print_sections
 from heretic_kl.ui.progress import stage_progress
 from heretic_kl.ui.terminal import make_console, say
@@ -93,6 +94,7 @@ class ConsoleObserver:
         self._results = results or console or make_console()
         self._quiet = quiet
         self._progress = stage_progress(self._console)
+        self._plot = FrontPlot()
 
     def __enter__(self) -> ConsoleObserver:
         return self
@@ -149,7 +151,8 @@ class ConsoleObserver:
             self._progress.stop()
             say(self._console, event.title, "bold")
             if event.stage != "upload":  # the hub's client shows its own
-                self._progress.start(event.title, event.steps)
+                plot = self._plot if event.stage in ("search", "refine") else None
+                self._progress.start(event.title, event.steps, plot)
         elif isinstance(event, StageAdvanced):
             self._progress.advance(event.note)
         else:
@@ -199,6 +202,7 @@ class ConsoleObserver:
             parts.append(f"{record.state}: {record.error}" if record.error else record.state)
             style = "red"
         parts.append(duration(record.seconds))
+        self._plot.add(record, event.front)
         say(self._console, "  ".join(parts), style)
         self._progress.search(
             event.finished, event.wanted, event.seconds_left, _standing(event.front)

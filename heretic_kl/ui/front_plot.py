@@ -36,10 +36,10 @@ class Mark(NamedTuple):
 
 
 PREDICTED: Final = Mark("∘", ",", "dim", "predicted")
-MEASURED: Final = Mark("·", ".", "", "measured")
+OTHER: Final = Mark("·", ".", "", "other")
 FRONT: Final = Mark("●", "o", "bold green", "front")
 KNEE: Final = Mark("◆", "@", "bold", "knee")
-MARKS: Final = (PREDICTED, MEASURED, FRONT, KNEE)
+MARKS: Final = (PREDICTED, OTHER, FRONT, KNEE)
 
 
 class _Point(NamedTuple):
@@ -52,25 +52,27 @@ class _Point(NamedTuple):
 class FrontPlot:
     """The trials seen so far and the front among them."""
 
-    trials: dict[int, TrialRecord] = field(default_factory=dict)
+    trials: Mapping[int, TrialRecord] = field(default_factory=dict)
     """By number."""
-    front: Sequence[TrialRecord] = ()
+    front: tuple[TrialRecord, ...] = ()
 
-    def add(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
+    def add(self, record: TrialRecord, front: tuple[TrialRecord, ...]) -> None:
         """One more trial, and the front after it."""
         self.front = front
-        self.trials.update((trial.number, trial) for trial in (*front, record))
+        # Another thread may be drawing: what it reads is replaced, never changed.
+        self.trials = {**self.trials, **{trial.number: trial for trial in (*front, record)}}
 
     def lines(self, width: int, height: int, *, ascii_only: bool = False) -> list[Text]:
         """The plot, `height` lines of at most `width` cells; nothing for fewer than two points."""
-        names = list(self.front[0].scores)[:2] if self.front else []
-        points = list(self._points(names)) if len(names) == 2 else []
+        front = self.front
+        names = list(front[0].scores)[:2] if front else []
+        points = list(_points(self.trials, front, names)) if len(names) == 2 else []
         rows = height - LINES_BESIDE_POINTS
         if len(points) < 2 or rows < 2 or width < 40:
             return []
         up, across = names
-        y_axis = _Axis(up, [p.y for p in points], self.front[0].scores[up], logarithmic=False)
-        x_axis = _Axis(across, [p.x for p in points], self.front[0].scores[across])
+        y_axis = _Axis(up, [p.y for p in points], front[0].scores[up], logarithmic=False)
+        x_axis = _Axis(across, [p.x for p in points], front[0].scores[across])
         ends = [y_axis.text(y_axis.high), y_axis.text(y_axis.low)]
         margin = max(map(len, ends)) + 1
         columns = width - margin - 1
@@ -82,7 +84,7 @@ class FrontPlot:
             )
             grid[place] = point.mark
         bar, corner, dash = ("|", "+", "-") if ascii_only else ("│", "└", "─")
-        lines = [self._legend(up, x_axis, {point.mark for point in points}, ascii_only)]
+        lines = [_legend(up, x_axis, {point.mark for point in points}, ascii_only)]
         for row in range(rows):
             text = ends[0] if row == 0 else ends[1] if row == rows - 1 else ""
             lines.append(Text(f"{text:>{margin - 1}} {bar}", style="dim"))
@@ -100,27 +102,6 @@ class FrontPlot:
             line.truncate(width)
             line.rstrip()
         return lines
-
-    def _points(self, names: Sequence[str]) -> Iterator[_Point]:
-        up, across = names
-        on_front = {trial.number for trial in self.front}
-        middle = knee(self.front).number
-        for number, trial in self.trials.items():
-            x, y = _value(trial.scores, across), _value(trial.scores, up)
-            mark = KNEE if number == middle else FRONT if number in on_front else MEASURED
-            if y is None and up in trial.predicted:
-                y, mark = trial.predicted[up], PREDICTED
-            if x is not None and y is not None:
-                yield _Point(x, y, mark)
-
-    def _legend(self, up: str, x_axis: _Axis, marks: Iterable[Mark], ascii_only: bool) -> Text:
-        scale = ", log scale" if x_axis.logarithmic else ""
-        line = Text(f"{label(up)} against {label(x_axis.name)}{scale}:", style="dim")
-        for mark in sorted(marks, key=MARKS.index, reverse=True):
-            line.append("  ")
-            line.append(mark.ascii if ascii_only else mark.unicode, mark.style or "not dim")
-            line.append(f" {mark.meaning}")
-        return line
 
 
 class _Axis:
@@ -154,10 +135,34 @@ class _Axis:
 
     def text(self, value: float) -> str:
         """A value at an end of the axis."""
-        return f"{value:.0%}" if self._as_share else f"{value:.3g}"
+        return f"{value:.0%}" if self._as_share else f"{value:.2g}"
 
 
 def _value(scores: Mapping[str, Score], name: str) -> float | None:
     """A score's value; None where there is none that has a place on an axis."""
     value = scores[name].value if name in scores else None
     return value if value is not None and math.isfinite(value) else None
+
+
+def _points(
+    trials: Mapping[int, TrialRecord], front: Sequence[TrialRecord], names: Sequence[str]
+) -> Iterator[_Point]:
+    up, across = names
+    on_front = {trial.number for trial in front}
+    middle = knee(front).number
+    for number, trial in trials.items():
+        x, y = _value(trial.scores, across), _value(trial.scores, up)
+        mark = KNEE if number == middle else FRONT if number in on_front else OTHER
+        if y is None and up in trial.predicted:
+            y, mark = trial.predicted[up], PREDICTED
+        if x is not None and y is not None:
+            yield _Point(x, y, mark)
+
+
+def _legend(up: str, x_axis: _Axis, marks: Iterable[Mark], ascii_only: bool) -> Text:
+    scale = " (log)" if x_axis.logarithmic else ""
+    line = Text(f"{label(up)} against {label(x_axis.name)}{scale} ", style="dim")
+    for mark in sorted(marks, key=MARKS.index, reverse=True):
+        line.append(f" {mark.ascii if ascii_only else mark.unicode}", mark.style or "not dim")
+        line.append(f" {mark.meaning}")
+    return line

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from rich.console import Console, Group, OverflowMethod, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from heretic_kl.report import duration, to_ascii
+from heretic_kl.ui.front_plot import FrontPlot
+from heretic_kl.ui.live import ResizableLive
 from heretic_kl.ui.terminal import say
 
-REFRESHES_PER_SECOND = 4
 NOTES_SHOWN = 20
 """Plain lines: a stage of more steps shows every n-th note, about this many."""
 PLAIN_STATUS_EVERY = 10
 """Plain lines: trials between two lines on how the search stands."""
+LOWEST, NARROWEST = 20, 60
+"""Rows and columns of a terminal that has room for the plot."""
+PLOT_SHARE, MOST_PLOT_LINES, MOST_PLOT_COLUMNS = 0.4, 16, 80
+"""Of a terminal's height, and at most."""
 
 
 def stage_progress(console: Console) -> PlainProgress | LiveProgress:
@@ -36,8 +39,8 @@ class PlainProgress:
         self._steps: int | None = None
         self._done = 0
 
-    def start(self, title: str, steps: int | None) -> None:
-        """Remember the stage; its heading is the observer's."""
+    def start(self, title: str, steps: int | None, plot: FrontPlot | None = None) -> None:
+        """Remember the stage; its heading is the observer's, and nothing is plotted."""
         self._steps, self._done = steps, 0
 
     def advance(self, note: str) -> None:
@@ -70,7 +73,8 @@ class LiveProgress:
         self._worded = to_ascii if ascii_only else str
         self._overflow: OverflowMethod = "crop" if ascii_only else "ellipsis"
         self._spinner = Spinner("line" if ascii_only else "dots")
-        self._live: Live | None = None
+        self._live: ResizableLive | None = None
+        self._plot: FrontPlot | None = None
         self._title = ""
         self._note = ""
         self._steps: int | None = None
@@ -79,21 +83,14 @@ class LiveProgress:
         self._deadline: float | None = None
         self._status: list[str] = []
 
-    def start(self, title: str, steps: int | None) -> None:
-        """Show a spinner, and a bar where the number of steps is known."""
+    def start(self, title: str, steps: int | None, plot: FrontPlot | None = None) -> None:
+        """Show a spinner, a bar where the number of steps is known, and a plot above them."""
         self.stop()
+        self._plot = plot
         self._title, self._note, self._steps, self._done = title, "", steps, 0
         self._deadline, self._status = None, []
         self._started = time.monotonic()
-        self._live = Live(
-            get_renderable=self._render,
-            console=self._console,
-            refresh_per_second=REFRESHES_PER_SECOND,
-            transient=True,
-            # Where stdout is a file, what is printed must go there and not above the bar.
-            redirect_stdout=sys.stdout.isatty(),
-            redirect_stderr=sys.stderr.isatty(),
-        )
+        self._live = ResizableLive(self._console, self._render)
         self._live.start()
 
     def advance(self, note: str) -> None:
@@ -138,7 +135,18 @@ class LiveProgress:
         grid.add_column(no_wrap=True, overflow=self._overflow)
         row.append(Text(self._time(), style="dim"))
         grid.add_row(*row)
-        return Group(grid, *(self._text(f"  {line}") for line in self._status))
+        return Group(*self._plotted(), grid, *(self._text(f"  {line}") for line in self._status))
+
+    def _plotted(self) -> list[Text]:
+        """The plot where there is room for it."""
+        width, height = self._console.size
+        if self._plot is None or height < LOWEST or width < NARROWEST:
+            return []
+        return self._plot.lines(
+            min(width, MOST_PLOT_COLUMNS),
+            min(int(PLOT_SHARE * height), MOST_PLOT_LINES),
+            ascii_only=self._console.options.ascii_only,
+        )
 
     def _caption(self) -> str:
         return f"{self._title}: {self._note}" if self._note else self._title
