@@ -113,7 +113,7 @@ def comparison_sections(comparison: TrialComparison) -> tuple[DetailSection, ...
     sections = []
     for use, pairs in comparison.differences.items():
         ours, others = comparison.scores[use]
-        rows: list[tuple[str, ...]] = [("", *names, "difference")]
+        rows: list[tuple[str, ...]] = [("scorer", *names, "difference")]
         for name, pair in pairs.items():
             # The interval of the difference is what counts here.
             cells = [cell(replace(side[name], interval=None)) for side in (ours, others)]
@@ -148,7 +148,7 @@ def _rows(
     scorer: str, original: Score, candidates: Sequence[EvaluatedCandidate]
 ) -> Iterator[tuple[str, ...]]:
     several = len(candidates) > 1
-    yield ("", "score", "minus original", *(["minus the first"] if several else []))
+    yield ("model", "score", "minus original", *(["minus the first"] if several else []))
     yield "original", original.text
     for candidate in candidates:
         yield (
@@ -164,6 +164,6 @@ def _difference(pair: PairedDifference | None) -> str:
         return MISSING
     mark = "" if pair.distinguishable else " *"
     if pair.interval is None:
-        return f"{pair.mean:+.4g}{mark}"
+        return f"{pair.mean:+.3g}{mark}"
     low, high = pair.interval
-    return f"{pair.mean:+.4g} ({low:+.4g} to {high:+.4g}){mark}"
+    return f"{pair.mean:+.3g} ({low:+.3g} to {high:+.3g}){mark}"

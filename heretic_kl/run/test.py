@@ -25,6 +25,7 @@ def test_front(run: RunParts) -> None:
         test_baseline(run)
         for record in untested:
             test_one(run, record.number)
+            run.tell.advance("test", f"trial {record.number}")
 
 
 def test_one(run: RunParts, number: int) -> Mapping[str, Score]:

@@ -10,7 +10,10 @@ import questionary
 from prompt_toolkit.completion import PathCompleter
 from questionary import Choice, Question, Separator
 
-STYLE: Final = questionary.Style([("pointer", "bold"), ("highlighted", "bold"), ("answer", "bold")])
+STYLE: Final = questionary.Style(
+    [("pointer", "bold"), ("highlighted", "bold"), ("answer", "bold fg:default")]
+)
+"""The terminal's own colours: questionary's orange cannot be read on a light background."""
 MARK: Final = ">"
 """In front of questions and of the entry under the cursor: plain, for any encoding."""
 

@@ -7,15 +7,13 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.text import Text
 
 from heretic_kl.errors import HereticKLError
 from heretic_kl.search import TrialRecord
 from heretic_kl.ui.asking import ask_line
 from heretic_kl.ui.columns import GrowingColumns, Heading, fit_beside, print_columns
-from heretic_kl.ui.terminal import printable, say
+from heretic_kl.ui.terminal import say
 
 RESPONSE_TOKENS: Final = 400
 HELP: Final = (
@@ -106,10 +104,9 @@ def chat(
             say(console, f"unknown command {command.split()[0]}; {HELP}", "yellow")
         else:
             turns.append(Turn(line.strip()))
-            beside = len(speakers) > 1 and console.is_terminal and fit_beside(console)
+            beside = fit_beside(console)
             for group in [speakers] if beside else [[speaker] for speaker in speakers]:
-                respond = _responses_beside if beside else _response
-                responses = respond(session, group, line.strip(), console, max_tokens)
+                responses = _responses(session, group, line.strip(), console, max_tokens)
                 turns[-1].responses.update(responses)
 
 
@@ -125,60 +122,28 @@ def _show_history(turns: Sequence[Turn], speakers: Sequence[Speaker], console: C
         )
 
 
-def _response(
-    session: ChatSession,
-    speakers: Sequence[Speaker],  # one
-    line: str,
-    console: Console,
-    max_tokens: int,
-) -> dict[str, str]:
-    """Stream one response, keep and return it; what was stopped as far as it came."""
-    (speaker,) = speakers
-    say(console, f"{speaker.name}:", f"bold {speaker.style}")
-    pieces: list[str] = []
-    writer = _WordWriter(console)
-    stopped = False
-    try:
-        # Closed at once, whatever happens: it may hold memory.
-        with closing(
-            session.stream_response(speaker.record, speaker.asked(line), max_tokens)
-        ) as stream:
-            for piece in stream:
-                pieces.append(piece)
-                writer.write(piece)
-    except KeyboardInterrupt:
-        stopped = True
-    except HereticKLError as error:
-        writer.finish()
-        say(console, f"error: {error}", "red")
-        return {}
-    writer.finish()
-    response = "".join(pieces)
-    if stopped:
-        say(console, "(stopped)", "dim")
-    elif not response.strip():
-        say(console, "(empty response)", "dim")
-    speaker.keep(line, response)
-    return {speaker.name: response}
-
-
-def _responses_beside(
+def _responses(
     session: ChatSession,
     speakers: Sequence[Speaker],
     line: str,
     console: Console,
     max_tokens: int,
 ) -> dict[str, str]:
-    """Stream two responses beside each other, a piece of each in turn; those that did not fail."""
+    """Stream responses beside each other, a piece of each in turn; those that did not fail.
+
+    They are kept and returned; what was stopped as far as it came.
+    """
     responses = {speaker.name: "" for speaker in speakers}
     notes: list[tuple[str, str]] = []
     with ExitStack() as stack:
-        streams = {
-            place: stack.enter_context(
-                closing(session.stream_response(s.record, s.asked(line), max_tokens))
+        streams = dict(
+            enumerate(
+                stack.enter_context(
+                    closing(session.stream_response(s.record, s.asked(line), max_tokens))
+                )
+                for s in speakers
             )
-            for place, s in enumerate(speakers)
-        }
+        )
         columns = stack.enter_context(GrowingColumns(console, [s.heading for s in speakers]))
         try:
             while streams:
@@ -205,51 +170,3 @@ def _responses_beside(
         if speaker.name in responses:
             speaker.keep(line, responses[speaker.name])
     return responses
-
-
-class _WordWriter:
-    """Writes pieces of text as they come, with line breaks between words on terminals."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._width = console.width if console.is_terminal else None
-        self._column = 0
-        self._word = ""
-        self._blank = True
-
-    def write(self, piece: str) -> None:
-        """Write what is certain: the last word may go on in the next piece."""
-        for character in printable(piece):
-            if not character.isspace():
-                self._word += character
-                if self._width and cell_len(self._word) >= self._width:
-                    self._end_word()
-                continue
-            self._end_word()
-            if character == "\n":
-                self._emit("\n")
-                self._column = 0
-            elif self._width is None or self._column < self._width:
-                self._emit(" ")
-                self._column += 1
-
-    def finish(self) -> None:
-        """Write the rest and end the line."""
-        self._end_word()
-        if self._column or self._blank:
-            self._emit("\n")
-
-    def _end_word(self) -> None:
-        length = cell_len(self._word)
-        if not length:
-            return
-        if self._width and self._column and self._column + length > self._width:
-            self._emit("\n")
-            self._column = 0
-        self._emit(self._word)
-        self._column += length
-        self._word = ""
-
-    def _emit(self, text: str) -> None:
-        self._blank = False
-        self._console.print(Text(text), end="", soft_wrap=True)

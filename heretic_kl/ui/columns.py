@@ -1,4 +1,4 @@
-"""Two texts beside each other on a terminal, whole or while they grow. Knows no models."""
+"""One or two texts beside each other, whole or while they grow. Knows no models."""
 
 from __future__ import annotations
 
@@ -34,18 +34,17 @@ def fit_beside(console: Console) -> bool:
 
 def print_columns(console: Console, headings: Sequence[Heading], texts: Sequence[str]) -> None:
     """Texts beside each other where there is room, else below one another."""
-    if len(texts) < 2 or not fit_beside(console):
-        for heading, text in zip(headings, texts, strict=True):
-            console.print(Text(f"{heading.title}:", style=heading.style))
-            console.print(Text(printable(text)))
-        return
-    width = _column_width(console)
-    for row in (*_titles(console, headings, width), *_rows(console, texts, width)):
-        console.print(row)
+    pairs = list(zip(headings, texts, strict=True))
+    for group in [pairs] if fit_beside(console) else [[pair] for pair in pairs]:
+        width = _column_width(console, len(group))
+        columns = [_wrapped(console, Text(printable(text)), width) for _, text in group]
+        titles = _titles(console, [heading for heading, _ in group], width)
+        for row in (*titles, *_beside(console, columns, width)):
+            console.print(row)
 
 
 class GrowingColumns:
-    """Two texts that grow beside each other; a context manager.
+    """One text that grows, or two beside each other; a context manager.
 
     A row is printed for good once nothing that is added can change it. Rows below it are redrawn at
     the bottom of the terminal.
@@ -57,7 +56,7 @@ class GrowingColumns:
         self._texts = ["" for _ in headings]
         self._growing = [True for _ in headings]
         self._printed = 0  # rows of the texts
-        self._width = _column_width(console)
+        self._width = _column_width(console, len(headings))
         self._drawn_at = 0.0
         self._live = ResizableLive(console, self._pending, refreshing=False)
 
@@ -91,7 +90,7 @@ class GrowingColumns:
         self._draw()
 
     def _draw(self) -> None:
-        if _column_width(self._console) != self._width:
+        if _column_width(self._console, len(self._texts)) != self._width:
             self._start_anew()
         rows, final = self._laid_out()
         done = rows[self._printed : final]
@@ -111,7 +110,8 @@ class GrowingColumns:
             _without_beginning(text, column[: self._printed])
             for text, column in zip(self._texts, columns, strict=True)
         ]
-        self._printed, self._width = 0, _column_width(self._console)
+        self._printed = 0
+        self._width = _column_width(self._console, len(self._texts))
 
     def _pending(self) -> RenderableType:
         """What is redrawn: the rows that may still change, the last ones where they are many."""
@@ -135,8 +135,8 @@ class GrowingColumns:
         return rows, min(final, default=len(rows))
 
 
-def _column_width(console: Console) -> int:
-    return max(1, (console.width - len(_gap(console))) // 2)
+def _column_width(console: Console, columns: int) -> int:
+    return max(1, (console.width - (columns - 1) * len(_gap(console))) // columns)
 
 
 def _gap(console: Console) -> str:
@@ -148,17 +148,14 @@ def _titles(console: Console, headings: Sequence[Heading], width: int) -> list[T
     return _beside(console, [_wrapped(console, title, width) for title in titles], width)
 
 
-def _rows(console: Console, texts: Sequence[str], width: int) -> list[Text]:
-    columns = [_wrapped(console, Text(printable(text)), width) for text in texts]
-    return _beside(console, columns, width)
-
-
 def _beside(console: Console, columns: Sequence[Sequence[Text]], width: int) -> list[Text]:
-    """Rows that hold a line of the first column and one of the second."""
+    """Rows that hold a line of each column."""
     gap, rows = Text(_gap(console), style="dim"), []
-    for left, right in zip_longest(*columns, fillvalue=Text()):
-        blanks = Text(" " * max(0, width - left.cell_len))
-        rows.append(Text.assemble(left, blanks, gap, right, no_wrap=True))
+    for *left, last in zip_longest(*columns, fillvalue=Text()):
+        row = Text(no_wrap=True)
+        for line in left:
+            row.append_text(line).append(" " * max(0, width - line.cell_len)).append_text(gap)
+        rows.append(row.append_text(last))
     return rows
 
 

@@ -36,9 +36,9 @@ class Mark(NamedTuple):
 
 
 PREDICTED: Final = Mark("∘", ",", "dim", "predicted")
-OTHER: Final = Mark("·", ".", "", "other")
-FRONT: Final = Mark("●", "o", "bold green", "front")
-KNEE: Final = Mark("◆", "@", "bold", "knee")
+OTHER: Final = Mark("·", ".", "not dim", "other")
+FRONT: Final = Mark("●", "o", "not dim bold green", "front")
+KNEE: Final = Mark("◆", "@", "not dim bold", "knee")
 MARKS: Final = (PREDICTED, OTHER, FRONT, KNEE)
 
 
@@ -94,7 +94,7 @@ class FrontPlot:
                     lines[-1].append(" ")
                 else:
                     sign = mark.ascii if ascii_only else mark.unicode
-                    lines[-1].append(sign, mark.style or "not dim")
+                    lines[-1].append(sign, mark.style)
         lines.append(Text(f"{' ' * margin}{corner}{dash * columns}", style="dim"))
         low, high = x_axis.text(x_axis.low), x_axis.text(x_axis.high)
         lines.append(Text(f"{' ' * (margin + 1)}{low}{high:>{columns - len(low)}}", style="dim"))
@@ -163,6 +163,6 @@ def _legend(up: str, x_axis: _Axis, marks: Iterable[Mark], ascii_only: bool) -> 
     scale = " (log)" if x_axis.logarithmic else ""
     line = Text(f"{label(up)} against {label(x_axis.name)}{scale} ", style="dim")
     for mark in sorted(marks, key=MARKS.index, reverse=True):
-        line.append(f" {mark.ascii if ascii_only else mark.unicode}", mark.style or "not dim")
+        line.append(f" {mark.ascii if ascii_only else mark.unicode}", mark.style)
         line.append(f" {mark.meaning}")
     return line

@@ -105,6 +105,9 @@ def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
     ):
         assert kind in kinds, kind
     assert kinds.count(events.TrialFinished) == 9
+    (stage,) = [e for e in seen if isinstance(e, events.StageStarted) and e.stage == "test"]
+    advanced = [e for e in seen if isinstance(e, events.StageAdvanced) and e.stage == "test"]
+    assert len(advanced) == stage.steps
     facts = json.loads((tmp_path / "out" / "reproduce.json").read_text())
     assert facts["trial"]["number"] == record.number and facts["seed"] == 0
     assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()

@@ -14,6 +14,12 @@ from heretic_kl.ui.front_plot import FrontPlot
 TRIALS = (trial(0, 64, 0.001), trial(1, 32, 0.01), trial(2, 0, 0.1), trial(3, 64, 0.1))
 
 
+@pytest.fixture(autouse=True)
+def _drawn_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No frame is drawn by the clock while the emulated terminal is being resized."""
+    monkeypatch.setattr("heretic_kl.ui.live.REFRESHES_PER_SECOND", 1e-3)
+
+
 def plotted(*trials: TrialRecord, width: int = 60, height: int = 12, ascii_only: bool = True):
     plot = FrontPlot()
     for index, record in enumerate(trials):

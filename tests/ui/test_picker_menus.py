@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from emulator import Emulator
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
@@ -451,9 +452,8 @@ class TestChat:
             ["\x1b[2Jal", "pha ", "beta\n\n", "gam", "ma", "x" * 30]
         )
         keys.send_text(f"a{ENTER}" + CTRL_D)
-        console = recorded(terminal=True, width=12)
-        chat(session, session.trials[0], console)
-        text = written(console)
-        assert "\x1b[2J" not in text
-        assert "[2Jalpha \nbeta\n\ngamma" in text
-        assert "x" * 30 in text.replace("\n", "")
+        terminal = Emulator(12)
+        chat(session, session.trials[0], terminal.console)
+        start = terminal.lines.index("[2Jalpha")
+        expected = ["[2Jalpha", "beta", "", "gammaxxxxxxx", "x" * 12, "x" * 11]
+        assert terminal.lines[start : start + 6] == expected
