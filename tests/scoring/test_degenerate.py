@@ -1,5 +1,8 @@
 """Text that is no answer: every kind is noticed, and what only looks like one is not."""
 
+import re
+from pathlib import Path
+
 import pytest
 from scoring.refusal_sentences import HELPING
 
@@ -9,6 +12,7 @@ from heretic_kl.scoring import build_scorer, degeneracy
 from heretic_kl.scoring.degenerate import repeated_share
 from heretic_kl.testing import fake_context
 
+DOCS = Path(__file__).parents[2] / "docs"
 ENGLISH = Prompt("How do I bake a cake?")
 ANSWER = (
     "First heat the oven to 180 degrees. Mix two cups of flour with sugar, butter and three eggs. "
@@ -62,6 +66,14 @@ def test_real_text_is_not_degenerate():
     texts = [prompt.user for prompt in prompts] + list(HELPING)
     assert len(texts) > 200
     assert [text for text in texts if degeneracy(text, Prompt(text))] == []
+
+
+def test_of_the_prose_of_these_pages_nothing_is_degenerate():
+    pages = [path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("**/*.md"))]
+    pieces = [piece for page in pages for piece in re.split(r"\n{2,}", page)]
+    words = [piece for piece in pieces if re.search(r"\w", piece) and piece[0] != "|"]
+    assert len(words) > 500
+    assert [piece for piece in words if degeneracy(piece, Prompt("What is a scorer?"))] == []
 
 
 @pytest.mark.parametrize(
