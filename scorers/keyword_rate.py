@@ -49,7 +49,7 @@ class KeywordRateSettings(ScorerSettings):
 class KeywordRate(Scorer[KeywordRateSettings]):
     """Phrases per 100 words of a response, mean over prompts.
 
-    A degenerate response (empty, a loop, another script) counts as one phrase in one word, 100 per
+    A degenerate response (empty, a loop, no words) counts as one phrase in one word, 100 per
     100 words, or as no phrase where the rate is maximized: it is no success.
     """
 

@@ -68,6 +68,31 @@ def test_real_text_is_not_degenerate():
     assert [text for text in texts if degeneracy(text, Prompt(text))] == []
 
 
+SALAD = (
+    # SmolLM2 135M with noise in its weights
+    "zymaticBatchNormymourassertIsellectlightenmentagarauscular Ingredientsterraneanardiavestonohyd"
+    "axyifactsaneousighiliency inverteavage butincinninningsondylaughedovertyaxyoverty",
+    "obyliscrim andardiaobylisticuscular pathlib upovertyevelopedcompetitive serializereltardiaoc"
+    "les+'.obiaivitiesamiliar would]||ellectualaughed ellectiries backzymatic",
+    " oneiriamustainingopyrighthemicalerviceenaissanceavers shouldenarios application whileastrous"
+    "astrousarvation frontountainsicalsFastNoticeoaderustainingcraperscersiddospelellectual",
+)
+
+
+@pytest.mark.parametrize("text", SALAD)
+def test_parts_of_words_are_noticed(text):
+    assert degeneracy(text, ENGLISH) == "run together"
+
+
+def test_long_words_and_names_are_fine():
+    names = "DocumentQuestionAnsweringPipeline, MinLengthLogitsProcessor, StopStringCriteria"
+    long = "Pneumonoultramicroscopicsilicovolcanoconiosis, that is silicosis."
+    german = "Die Donaudampfschifffahrtsgesellschaft hat einen Kapit\u00e4n."
+    link = "https://example.org/averyveryverylongnameofapagewithoutblanks"
+    for text in (names, long, german, link):
+        assert degeneracy(text, ENGLISH) is None
+
+
 def test_of_the_prose_of_these_pages_nothing_is_degenerate():
     pages = [path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("**/*.md"))]
     pieces = [piece for page in pages for piece in re.split(r"\n{2,}", page)]
