@@ -58,6 +58,7 @@ def main() -> None:
     for record, candidate in zip(comparison.records(), comparison.ranked, strict=True):
         split = candidate.measurement.split
         name = Path(record["candidate"]).name
+        del record["verdict"]  # words for the figures beside it
         candidates.append(
             {**record, "candidate": name, "split": None if split is None else split.to_dict()}
         )

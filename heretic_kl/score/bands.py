@@ -16,6 +16,7 @@ from heretic_kl.engine import Runner, forced_sequences
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
     DivergenceReduction,
+    Interval,
     Reference,
     geometric_weights,
     prompt_means,
@@ -81,8 +82,19 @@ def measure_bands(
     return tuple(bands)
 
 
-def place_among(kl: float, bands: Sequence[Band]) -> str:
-    """Between which two bands a KL lies, in words."""
+def place_among(kl: float, bands: Sequence[Band], interval: Interval | None = None) -> str:
+    """At which band a KL lies, or between which two, in words.
+
+    Args:
+        kl: nats.
+        bands: at least one.
+        interval: of the KL; a band inside it is not told from it.
+    """
+    if interval is not None:
+        inside = [band for band in bands if interval.low <= band.kl <= interval.high]
+        if inside:
+            nearest = min(inside, key=lambda band: abs(band.kl - kl))
+            return f"about {nearest.bits}-bit rounding of this model"
     nearer = [band for band in bands if band.kl <= kl]
     further = [band for band in bands if band.kl > kl]
     if not nearer:

@@ -107,14 +107,15 @@ class Measurement:
             floors["floor of bfloat16"] = self.noise_floor.rounding
         floors["floor across back ends"] = self.back_end_floor
         measured = {name: value for name, value in floors.items() if value is not None}
-        words = f"{self.kl:.3g} nats"
+        words, place = f"{self.kl:.3g} nats", ""
+        if self.bands:
+            place = place_among(self.kl, self.bands, self.summary.interval)
         if not measured:
-            return f"{words}: {place_among(self.kl, self.bands)}" if self.bands else words
+            return f"{words}: {place}" if place else words
         name, floor = max(measured.items(), key=lambda item: item[1])
         if self.kl <= floor:
             return f"{words}: not above the {name} {floor:.1g}"
-        place = place_among(self.kl, self.bands) if self.bands else f"above the {name}"
-        return f"{words}: {place}; floor {floor:.1g}"
+        return f"{words}: {place or f'above the {name}'}; floor {floor:.1g}"
 
     @property
     def _dtypes(self) -> tuple[str | None, ...]:

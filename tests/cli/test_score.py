@@ -268,8 +268,10 @@ class TestStoredReferences:
         assert after["prompts"]["sha256"] == before["prompts"]["sha256"]
         assert after["reference"]["model"] == "a" and after["reference"]["stored"]
         assert "batch_size" not in after["settings"]
-        assert score(candidates=["a"], **words) == 0
-        assert "r.safetensors, stored from a (float32)" in capsys.readouterr().out
+        assert score("--worst", "1", candidates=["a"], **words) == 0
+        out = capsys.readouterr().out
+        assert "r.safetensors, stored from a (float32)" in out
+        assert "<|start|> user" in out  # text by the candidate's tokenizer
         assert "another head" in one_line(capsys, score(candidates=["b"], **words))
 
     def test_logits_measure_any_head(self, here, capsys):

@@ -5,6 +5,7 @@ import torch
 from judge import log_rows, mean_of_means
 
 from heretic_kl.errors import ModelError
+from heretic_kl.kl import Interval
 from heretic_kl.model.rounding import BLOCK, linear_weights, round_to_nearest, rounded_weights
 from heretic_kl.score import Band, Document, TeacherForcedKL, TextKL
 from heretic_kl.score.bands import BITS, place_among
@@ -85,8 +86,8 @@ def test_a_rounded_model_is_at_its_band(kl, original, load):
         measured = kl.score(candidate)
     (band,) = [band for band in kl.bands if band.bits == 4]
     assert measured.kl == pytest.approx(band.kl, rel=1e-6)
-    assert measured.verdict.startswith(f"{measured.kl:.3g} nats: between ")
-    assert "-bit rounding of this model; floor " in measured.verdict
+    about = f"{measured.kl:.3g} nats: about 4-bit rounding of this model; floor "
+    assert measured.verdict.startswith(about)
 
 
 def test_over_text_and_stored(kl, original, make_adapter, tmp_path):
@@ -106,3 +107,8 @@ def test_where_a_kl_lies():
     assert place_among(0.1, bands) == "between 8- and 5-bit rounding of this model"
     assert place_among(0.195, bands) == "between 5- and 6-bit rounding of this model"
     assert place_among(0.2, bands) == "more than 5-bit rounding of this model"
+    wide = Interval(0.18, 0.21)
+    assert place_among(0.194, bands, wide) == "about 5-bit rounding of this model"
+    assert place_among(0.196, bands, wide) == "about 6-bit rounding of this model"
+    narrow = Interval(0.14, 0.16)
+    assert place_among(0.15, bands, narrow) == "between 8- and 5-bit rounding of this model"
