@@ -11,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test docs install lint types unit architectures e2e lowest clean
+.PHONY: demo test docs install lint types unit architectures e2e lowest wrong-inputs clean
 
 demo: $(INSTALLED)
 	$(BIN)/heretic-kl demo
@@ -50,6 +50,9 @@ docs: $(INSTALLED)
 
 lowest: $(INSTALLED)
 	$(BIN)/python benchmarks/lowest.py --venv .venv-lowest --json benchmarks/results/lowest.json
+
+wrong-inputs: $(INSTALLED)
+	PYTHONPATH=tests/cli $(BIN)/python -m wrong_inputs.page > docs/wrong-inputs.md
 
 clean:
 	rm -rf $(VENV) .venv-lowest .pytest_cache .mypy_cache .ruff_cache .hypothesis heretic-kl-demo

@@ -113,3 +113,11 @@ def innermost(error: BaseException) -> str:
         error = cause
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"
+
+
+def plain_line(text: str, longest: int = 300) -> str:
+    """Fit to be shown: no control characters, of a length that can be read."""
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    if len(printable) <= longest:
+        return printable
+    return f"{printable[: longest // 2]}…{printable[1 - longest // 2 :]}"

@@ -11,19 +11,41 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 CACHE_VARIABLE: Final = "HERETIC_KL_CACHE"
+LONGEST_NAME: Final = 200  # bytes; file systems take 255, suffixes included
 _BLOCK_BYTES: Final = 1 << 20
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path, `~` at its beginning replaced; of an unknown user it stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name stays inside the folder that it is put in, also with a suffix behind it."""
+    printable = name.isprintable() and len(name.encode(errors="replace")) <= LONGEST_NAME
+    return printable and name not in ("", ".", "..") and not set(name) & set("/\\:")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError where no file can be written to a folder, made if missing; leave nothing."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def cache_folder() -> Path:
     """Return `HERETIC_KL_CACHE`, or else the folder that the platform has for caches."""
     if folder := os.environ.get(CACHE_VARIABLE):
-        return Path(folder).expanduser()
+        return expanded(folder)
     from platformdirs import user_cache_path
 
     return user_cache_path("heretic-kl", appauthor=False)
@@ -62,13 +84,7 @@ def new_file(target: Path) -> Iterator[Path]:
         OSError: It cannot be written; what stood there still stands.
     """
     target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target)
-    with ExitStack() as stack:
-        partial = _hidden(target, "partial")
-        partial.touch(exist_ok=False)
-        stack.callback(_remove, partial)
-        stack.callback(_unlock, _lock(partial))
+    with _partial(target, Path.touch) as partial:
         yield partial
         _flush(partial)
         os.replace(partial, target)
@@ -85,16 +101,22 @@ def new_folder(target: Path) -> Iterator[Path]:
         OSError: It cannot be written; what stood there still stands.
     """
     target = target.absolute()
+    with _partial(target, Path.mkdir) as partial:
+        yield partial
+        _flush_tree(partial)
+        _replace_folder(partial, target)
+
+
+@contextmanager
+def _partial(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     with ExitStack() as stack:
         partial = _hidden(target, "partial")
-        partial.mkdir()
+        make(partial)
         stack.callback(_remove, partial)
         stack.callback(_unlock, _lock(partial))
         yield partial
-        _flush_tree(partial)
-        _replace_folder(partial, target)
 
 
 def remove_leftovers(target: Path) -> None:

@@ -9,7 +9,6 @@ import re
 import sys
 import traceback
 from logging.handlers import MemoryHandler
-from types import TracebackType
 from typing import Final
 
 from heretic_kl.config import Settings
@@ -48,12 +47,7 @@ class RunLog:
         self._logger.info("settings %s", self._settings.model_dump_json())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, HereticKLError | KeyboardInterrupt):
             self._logger.error("ended by %s: %s", type(error).__name__, error)
         elif error is not None:

@@ -19,7 +19,7 @@ from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command, load_command, wa
 from heretic_kl.cli.output import JSON_FLAG, Output, json_lines, take_json_flag
 from heretic_kl.cli.signals import Terminated, stopping_on_term
 from heretic_kl.config.retired import RETIRED_COMMANDS
-from heretic_kl.errors import ConfigError, HereticKLError
+from heretic_kl.errors import ConfigError, HereticKLError, plain_line
 
 INTERNAL_ERROR = 70
 BROKEN_PIPE = 141
@@ -109,6 +109,7 @@ def _report(error: Exception, kept_on_interrupt: str, errors: list[str], *, debu
         hint = "" if debug else "; --debug shows the traceback"
         lines = [f"internal error, please report it: {type(error).__name__}: {first}{hint}"]
         code = INTERNAL_ERROR
+    lines = [plain_line(line, 1000) for line in lines]
     errors += lines
     for line in lines:
         print(f"{PROGRAM}: error: {line}", file=sys.stderr)

@@ -13,6 +13,7 @@ from heretic_kl.cli.output import observing, writes_json
 from heretic_kl.config import ProgramSettings, read_settings
 from heretic_kl.config.tables import Text, setting
 from heretic_kl.errors import ConfigError, ScorerError
+from heretic_kl.files import expanded
 
 if TYPE_CHECKING:
     from heretic_kl.testing import ScorerContract
@@ -83,10 +84,10 @@ def run(words: Sequence[str]) -> int:
     if settings.action is None or settings.file is None:
         raise ConfigError("say what to do with which file: scorer new FILE, or scorer test FILE")
     if settings.action == "new":
-        return _new(Path(settings.file).expanduser())
+        return _new(expanded(settings.file))
     try:
         values = json.loads(settings.scorer_settings)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise ConfigError(f"--settings must be a JSON object, got {settings.scorer_settings!r}")

@@ -21,6 +21,7 @@ from heretic_kl.config.keys import (
 from heretic_kl.config.layers import NULL, Layer, decoded, did_you_mean, retired, tables_are_json
 from heretic_kl.config.settings import ProgramSettings
 from heretic_kl.errors import ConfigError
+from heretic_kl.files import expanded
 from heretic_kl.prompts.source import PromptSource
 
 OTHER_FLAGS = ("--config", "--help", "--help-all", "--version")
@@ -60,6 +61,8 @@ def read_flags(
     _add_scorer_flags(kind, parser, argv)
     parsed, unknown = parser.parse_known_args(list(argv))
     file = vars(parsed).pop(":config")
+    if file and "\0" in file:
+        raise ConfigError(f"--config must be a path without NUL, got {file!r}")
     problems += _unknown_flags(kind, unknown)
     texts = {tuple(key.split(".")): value for key, value in vars(parsed).items()}
     names = {path: spell_flag(path) for path in texts}
@@ -67,10 +70,10 @@ def read_flags(
         if hint := retired(path, spell_flag, kind):
             problems.append(f"unknown flag {name}; {hint}")
     if not tables_are_json(texts, names, problems):
-        return Layer({}, "the command line"), file and Path(file).expanduser()
+        return Layer({}, "the command line"), file and expanded(file)
     values = source(parsed_args=parsed)()
     layer = decoded(Layer(values, "the command line", names), texts, problems)
-    return layer, file and Path(file).expanduser()
+    return layer, file and expanded(file)
 
 
 def given_flags(kind: type[ProgramSettings], argv: Sequence[str]) -> frozenset[str]:

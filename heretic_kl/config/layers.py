@@ -51,7 +51,8 @@ def checked(layer: Layer, problems: list[str], path: KeyPath = ()) -> Layer:
         elif isinstance(value, Mapping) and (place.kind != "leaf" or here[-1] == "settings"):
             checked(layer, problems, here)
         elif place.kind == "table":
-            problems.append(f"{spell_key(here)} must be a table, got {value!r} ({source})")
+            shown = repr_short(value)
+            problems.append(f"{spell_key(here)} must be a table, got {shown} ({source})")
     return layer
 
 
@@ -73,7 +74,7 @@ def tables_are_json(
                 checked(Layer(nested, names[path]), problems, path)
             else:
                 problems.append(
-                    f"{spell_key(path)} must be a table, as a JSON object, got {text!r} "
+                    f"{spell_key(path)} must be a table, as a JSON object, got {repr_short(text)} "
                     f"({names[path]})"
                 )
     return len(problems) == count
@@ -93,7 +94,8 @@ def decoded(layer: Layer, texts: Mapping[KeyPath, Any], problems: list[str]) -> 
         if value is None and text != NULL:
             if text.lstrip()[:1] in ("[", "{"):
                 problems.append(
-                    f"{spell_key(path)} must be valid JSON, got {text!r} ({layer.names[path]})"
+                    f"{spell_key(path)} must be valid JSON, got {repr_short(text)} "
+                    f"({layer.names[path]})"
                 )
             value = text
         table, _ = layer.find(path[:-1]) or ({}, "")
@@ -105,8 +107,14 @@ def _json(text: str) -> Any:
     """Return the value of JSON text; None where it is none."""
     try:
         return json.loads(text, parse_constant=lambda name: None)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def repr_short(value: Any) -> str:
+    """A value as it is shown in an error: the middle of a long one is left out."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-20:]}"
 
 
 def did_you_mean(nearest: str | None, otherwise: str) -> str:

@@ -5,6 +5,7 @@ pydantic-settings parses and merges; here are unknown keys, and errors that name
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from heretic_kl.config.layers import (
     checked,
     decoded,
     did_you_mean,
+    repr_short,
     retired,
     tables_are_json,
 )
@@ -44,6 +46,10 @@ else:  # pragma: no cover
 
 DEFAULT_CONFIG_FILE = Path("config.toml")
 OTHER_VARIABLES = ("HERETIC_KL_CACHE", "HERETIC_KL_DEMO_WHEEL")  # read elsewhere; no settings
+
+LARGEST_FILE = 1 << 20  # bytes
+_DEEP_KEY = re.compile(r"(?:[\w\"'-]{1,99}[ \t]*\.[ \t]*){33}")
+"""A dotted key on which a TOML parser spends time that grows with the square of its length."""
 
 SettingsT = TypeVar("SettingsT", bound=ProgramSettings)
 
@@ -116,12 +122,18 @@ def _shares(kind: type[ProgramSettings], key: str) -> bool:
 def _toml(path: Path) -> dict[str, Any]:
     """Return the values of a file; an error says in one line what is wrong with it."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:  # a pipe too, as `--config <(...)` makes one
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8-sig")
+        if len(content) > LARGEST_FILE or _DEEP_KEY.search(text):
+            raise RecursionError
         values: dict[str, Any] = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file (--config)") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: too large (over 1 MB) or too deeply nested") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}: not UTF-8 text (line {line})") from None
@@ -129,6 +141,8 @@ def _toml(path: Path) -> dict[str, Any]:
         last = f"at line {len(text.splitlines()) or 1}, the last one"
         message = str(error).replace("at end of document", last)
         raise ConfigError(f"{path}: not valid TOML: {message}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{path}: cannot be read: {str(error).partition(';')[0]}") from None
     return values
 
 
@@ -181,7 +195,9 @@ def _explained(
         expected = allowed(place.field) if place.field is not None else "a table"
         if detail["type"] == "expected":
             expected = detail["msg"]
-        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+        elif detail["type"] in ("string_unicode", "string_pattern_mismatch"):
+            expected = "Unicode text without control characters"
+        shown = str(value).lower() if isinstance(value, bool) else repr_short(value)
         wrong_choice = place.field is not None and detail["type"] == "literal_error"
         hint = _nearest_value(value, choices(place.field)) if wrong_choice and place.field else ""
         lines.setdefault(

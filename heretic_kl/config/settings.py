@@ -24,6 +24,7 @@ from heretic_kl.config.tables import (
     DirectionsTable,
     EditTable,
     Location,
+    Name,
     Number,
     PromptsTable,
     RefinementTable,
@@ -119,7 +120,7 @@ class CommonSettings(ProgramSettings):
     device_map: Text | None = setting(
         None, "Spread a large model over devices, as accelerate does", example="auto", metavar="MAP"
     )
-    threads: Whole = setting(0, "CPU threads (0: torch's default)", ge=0)
+    threads: Whole = setting(0, "CPU threads (0: torch's default)", ge=0, le=1024)
 
     @property
     def template_variables(self) -> dict[str, Any]:
@@ -200,7 +201,7 @@ class Settings(CommonSettings):
     prompt_set: Literal["auto", "hub", "builtin"] = setting(
         "auto", "Prompts where prompts.* names no source; auto: hub if reachable, else builtin"
     )
-    seed: Whole = setting(0, "Seed of everything random", ge=0, short="s")
+    seed: Whole = setting(0, "Seed of everything random", ge=0, le=2**32 - 1, short="s")
     study_dir: Location = setting(Path("studies"), "Folder of the studies", metavar="FOLDER")
 
     revision: Text | None = setting(
@@ -241,7 +242,7 @@ class Settings(CommonSettings):
         example="sqlite:///studies.db",
         metavar="URL",
     )
-    study_name: Text | None = setting(
+    study_name: Name | None = setting(
         None,
         "Name of the study (default: from the model and the settings)",
         example="my-study",

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 
+from heretic_kl.files import expanded, is_file_name
 from heretic_kl.prompts.source import PromptSource
 from heretic_kl.prompts.source import Text as Text
 
@@ -26,7 +27,15 @@ def _no_empty_path(value: object) -> object:
     # Path("") is the current folder: never what an empty string meant.
     if value == "":
         raise PydanticCustomError("empty_path", "an empty path")
+    if "\0" in str(value) or str(expanded(str(value))).startswith("~"):
+        raise PydanticCustomError("expected", "a path without NUL, its ~ that of a user")
     return value
+
+
+def _file_name(name: str) -> str:
+    if not is_file_name(name):
+        raise PydanticCustomError("expected", "a name that a file could have, without folders")
+    return name
 
 
 def array(value: object) -> object:
@@ -37,7 +46,7 @@ def array(value: object) -> object:
         return [value]
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise PydanticCustomError("expected", "valid JSON") from None
 
 
@@ -51,8 +60,9 @@ def words(value: object) -> object:
 
 Component = Literal["attention", "mlp"]
 Whole = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[float, BeforeValidator(_no_bool)]
-Location = Annotated[Path, BeforeValidator(_no_empty_path), AfterValidator(Path.expanduser)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Location = Annotated[Path, BeforeValidator(_no_empty_path), AfterValidator(expanded)]
+Name = Annotated[Text, AfterValidator(_file_name)]
 
 
 def safetensors_path(path: Path) -> Path:

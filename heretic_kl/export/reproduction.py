@@ -18,8 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from heretic_kl.ablation import EditParameters
-from heretic_kl.errors import ReproductionError
-from heretic_kl.export.portable import plain_line
+from heretic_kl.errors import ReproductionError, plain_line
 from heretic_kl.export.reproduce import LEARNED_FILE, REPRODUCTION_FILE
 from heretic_kl.files import sha256_file
 from heretic_kl.scoring import Score, built_in_scorers

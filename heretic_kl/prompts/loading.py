@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from heretic_kl.errors import PromptError
+from heretic_kl.files import expanded
 from heretic_kl.prompts.hub import nearest_file
 from heretic_kl.prompts.source import DatasetSpec
 from heretic_kl.prompts.specs import KINDS, USES
@@ -48,7 +49,10 @@ def load_prompts(spec: DatasetSpec) -> list[Prompt]:
     """
     if spec.more:
         return [prompt for part in spec.parts() for prompt in load_prompts(part)]
-    rows = _rows(spec)
+    try:
+        rows = _rows(spec)
+    except OSError as error:  # of a name that is too long, or a folder that may not be read
+        raise PromptError(f"{spec.source}: cannot be read: {error.strerror}") from error
     categories = _panel_categories(rows) if spec.source == PANEL else [None] * len(rows)
     prompts = [
         Prompt(f"{spec.prefix}{text}{spec.suffix}", spec.system, category)
@@ -68,7 +72,7 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
 
 def _rows(spec: DatasetSpec) -> Sequence[str | None]:
     """Return the texts of the source's split and slice."""
-    path = Path(spec.source).expanduser()
+    path = expanded(spec.source)
     builtin = spec.source.startswith("builtin:")
     if spec.subset is not None and (builtin or path.is_file()):
         kind = "a built-in set" if builtin else "a file"
@@ -78,6 +82,8 @@ def _rows(spec: DatasetSpec) -> Sequence[str | None]:
     if path.is_dir():
         return table_rows(spec, lambda: read_folder(path, spec.subset))
     if path.exists():
+        if not path.is_file():  # a pipe or a device might never end
+            raise PromptError(f"{spec.source}: not a regular file: copy its content to one")
         file_format = FILE_FORMATS.get(path.suffix.lower())
         if file_format is None:
             listed = ", ".join(FILE_FORMATS)
@@ -85,6 +91,8 @@ def _rows(spec: DatasetSpec) -> Sequence[str | None]:
         if file_format == "text":
             return _text_rows(spec, path)
         return table_rows(spec, lambda: read_file(path, file_format))
+    if path.is_symlink():
+        raise PromptError(f"{spec.source}: a link that leads nowhere")
     if _looks_like_a_path(spec.source):
         raise PromptError(f"{spec.source}: no such file or folder{nearest_file(path)}")
     return table_rows(spec, lambda: read_hub(spec.source, spec.subset))

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 
-Text = Annotated[str, StringConstraints(min_length=1)]
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 _config = ConfigDict(extra="forbid", defer_build=True)
 
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
@@ -27,7 +27,7 @@ _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 def _further_sources(value: object) -> object:
     """Read JSON text; say which entry of a list is wrong, and what of it."""
     if isinstance(value, str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if not isinstance(value, list | tuple):
         raise PydanticCustomError("expected", "a list of tables, each with a source")

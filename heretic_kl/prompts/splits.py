@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from heretic_kl.errors import PromptError
 from heretic_kl.prompts.source import DatasetSpec
 
-_BOUND = r"(?:(-?\d+)(%?))?"
+_BOUND = r"(?:(-?\d{1,18})(%?))?"
 _SPLIT = re.compile(rf"([\w.-]*)(?:\[{_BOUND}:{_BOUND}\])?")
 
 

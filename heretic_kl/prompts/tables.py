@@ -21,6 +21,8 @@ from heretic_kl.prompts.hub import (
 from heretic_kl.prompts.source import DatasetSpec
 from heretic_kl.prompts.splits import read_split
 
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
+
 
 def table_rows(spec: DatasetSpec, read: Callable[[], Mapping[str, Any]]) -> list[str | None]:
     """Read the splits, choose split, rows and column, and return the column's texts.
@@ -28,22 +30,30 @@ def table_rows(spec: DatasetSpec, read: Callable[[], Mapping[str, Any]]) -> list
     Raises:
         PromptError: it cannot be read, or has no such split or column.
     """
+    splits = read_splits(spec, read)
     with quiet_datasets():
-        try:
-            splits = read()
-        except PromptError:
-            raise
-        except Exception as error:
-            # `datasets` raises errors of many libraries; the innermost one says what is wrong.
-            reason = innermost(error)
-            if "corresponds to no data" in reason:  # a header and no rows
-                raise PromptError(f"{spec.describe()}: holds no prompts") from None
-            raise PromptError(f"{spec.source}: cannot be read: {reason}") from error
         split, part = read_split(spec, tuple(map(str, splits)))
         table = splits[split]
         column = _column(spec, table)
         rows = range(len(table))[part.of(len(table))]
         return [] if not rows else list(table.select(rows)[column])
+
+
+def read_splits(spec: DatasetSpec, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return what `read` returns, whose errors become a `PromptError` of one line."""
+    with quiet_datasets():
+        try:
+            return read()
+        except PromptError:
+            raise
+        except Exception as error:
+            # `datasets` raises errors of many libraries; the innermost one says what is wrong.
+            reason = innermost(error)
+            if re.search(r"No \(supported\) data files|resolve pattern", reason):
+                reason = "it holds no .txt, .jsonl, .json, .csv or .parquet file"
+            if "corresponds to no data" in reason:  # a header and no rows
+                raise PromptError(f"{spec.describe()}: holds no prompts") from None
+            raise PromptError(f"{spec.source}: cannot be read: {reason}") from error
 
 
 def _column(spec: DatasetSpec, table: Any) -> str:
@@ -94,6 +104,9 @@ def _literal(path: Path) -> str:
 
 def read_folder(path: Path, subset: str | None = None) -> Mapping[str, Any]:
     """Return the splits of a saved dataset, or of a folder of files or of its subset."""
+    packed = sorted(file.name for file in path.rglob("*") if file.suffix.lower() in ARCHIVES)
+    if packed:  # `datasets` would unpack it, however large it becomes
+        raise PromptError(f"{path}: holds the archive {packed[0]}: unpack it and move it away")
     import datasets
 
     saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]

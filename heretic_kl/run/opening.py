@@ -12,6 +12,8 @@ from heretic_kl.config import Settings
 from heretic_kl.errors import HereticKLError
 from heretic_kl.events import BaselineMeasured, StudyOpened
 from heretic_kl.export import check_target
+from heretic_kl.model.loading.chat import chat_template
+from heretic_kl.model.loading.devices import resolve_device
 from heretic_kl.prompts import DatasetSpec, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
 from heretic_kl.run.calibrate import calibrate
@@ -105,10 +107,14 @@ def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
     """The scorers and prompts of a run, and all that can be checked without a model.
 
     Raises:
-        HereticKLError: no model, a wrong scorer, pick rule, storage, target folder or
-            prompt source.
+        HereticKLError: no model, a wrong device, chat template, scorer, pick rule, storage,
+            target folder or prompt source.
     """
     source = model_source(settings)
+    if settings.device_map is None:
+        resolve_device(settings.device)
+    if settings.chat_template != "model":
+        chat_template(None, settings.chat_template)
     if settings.save is not None:
         check_target(settings.save, overwrite=settings.overwrite, source=source.folder)
     suite = Suite(

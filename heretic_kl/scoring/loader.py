@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from heretic_kl.errors import ConfigError, ScorerError
+from heretic_kl.files import expanded
 from heretic_kl.scoring.scorer import Scorer, ScorerSettings
 from heretic_kl.scoring.sources import source_digest
 
@@ -85,7 +86,7 @@ def _locate(use: str) -> tuple[Path, str | None]:
     if not colon or not file.endswith(".py"):
         file, class_name = use, ""
     if file.endswith(".py"):
-        path = Path(file).expanduser()
+        path = expanded(file)
         if not path.is_file():
             raise ScorerError(f"scorer {use!r}: no such file {file!r}")
         return path.resolve(), class_name or None

@@ -14,18 +14,21 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from heretic_kl.errors import StudyError
+from heretic_kl.files import expanded, is_file_name
 from heretic_kl.scoring import Role, Score, ScorerSpec
 from heretic_kl.search.identity import BATCH_SIZE, FINGERPRINT
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import (
     UNEDITED,
     TrialRecord,
+    one_line,
     read_record,
     scores_from_json,
     scores_to_json,
 )
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import JOURNAL_SUFFIX, storage_for_reading, study_names
+from heretic_kl.search.storage.opening import NOT_AS_WRITTEN
 from heretic_kl.search.study import TEST_SCORES
 
 RUN = "heretic-kl:run"
@@ -103,10 +106,13 @@ def read_study(study: str | None, folder: Path, url: str | None = None) -> Store
     else:
         storage, folder_of_journal = storage_for_reading(url), None
         name = _only(study, storage)
+    if name not in study_names(storage):
+        raise StudyError(f"there is no study {name!r}; {_names_in(storage)}")
     try:
         return _read(storage, name, folder_of_journal)
-    except KeyError:  # Optuna's, of a storage that lacks the study
-        raise StudyError(f"there is no study {name!r}; {_names_in(storage)}") from None
+    except NOT_AS_WRITTEN as error:
+        what = f"study {name!r} is damaged, or another program wrote it"
+        raise StudyError(f"{what}: {one_line(error)[:200]}") from error
 
 
 def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
@@ -147,7 +153,7 @@ def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
 
 def _journal(study: str | None, folder: Path) -> Path:
     if study is not None and study.endswith(JOURNAL_SUFFIX):
-        path = Path(study).expanduser()
+        path = expanded(study)
         if not path.is_file():
             raise StudyError(f"there is no study file {study!r}")
         return path
@@ -165,11 +171,12 @@ def _journal(study: str | None, folder: Path) -> Path:
 
 def _only(study: str | None, storage: BaseStorage) -> str:
     names = study_names(storage)
-    if study is not None:
-        return study
-    if len(names) != 1:
+    if study is None and len(names) != 1:
         raise StudyError(f"name one study: {_names_in(storage)}")
-    return names[0]
+    name = study or names[0]
+    if not is_file_name(name):  # files of its name are written
+        raise StudyError(f"study {name!r} has a name that no file could have: rename it")
+    return name
 
 
 def _names_in(storage: BaseStorage) -> str:

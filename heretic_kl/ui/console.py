@@ -8,7 +8,6 @@ notices and results.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -99,12 +98,7 @@ class ConsoleObserver:
     def __enter__(self) -> ConsoleObserver:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.settle()
 
     def settle(self) -> None:

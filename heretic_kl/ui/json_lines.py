@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
-from types import TracebackType
 from typing import IO, Any, get_args
 
 from pydantic import TypeAdapter
@@ -23,12 +22,7 @@ class JsonLinesObserver:
     def __enter__(self) -> JsonLinesObserver:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stream.flush()
 
     def settle(self) -> None:

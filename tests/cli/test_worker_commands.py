@@ -54,7 +54,7 @@ def test_a_worker_waits_for_a_study_that_is_not_there_yet(there, searched, call,
     assert "there is no study" in out + errors and "waiting for it" in out + errors
 
 
-def test_a_worker_runs_no_plug_in_that_a_study_names(there, call):
+def test_no_plug_in_is_run_because_a_study_names_it(there, call):
     plug_in = there / "short.py"
     plug_in.write_text(
         "from heretic_kl.scoring import ResponseRequest, Score, Scorer, ScorerSettings\n"
@@ -72,6 +72,10 @@ def test_a_worker_runs_no_plug_in_that_a_study_names(there, call):
     assert code == 2
     assert "uses the scorer plug-in" in errors and "--scorers.short.use FILE.py:CLASS" in errors
     assert call("worker", "plugged", *flags)[0] == 0
+    save = ("save", "plugged", "--trial", "0", "--save", "plugged-model")
+    code, _, errors = call(*save)
+    assert code == 2 and "--scorers.short.use FILE.py:CLASS" in errors
+    assert call(*save, *flags[:2])[0] == 0
 
 
 def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):

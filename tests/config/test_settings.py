@@ -245,7 +245,7 @@ def test_environment_values_are_parsed_as_flags_are() -> None:
             "--kl-tokens 0",
             "kl_tokens must be a whole number from 1 to 1024, got '0' (--kl-tokens)",
         ),
-        ("--seed=-1", "seed must be a whole number, 0 or more, got '-1' (--seed)"),
+        ("--seed=-1", "seed must be a whole number from 0 to 4294967295, got '-1' (--seed)"),
         ("--trials many", "trials must be a whole number, 0 or more, got 'many' (--trials)"),
         (
             "--edit.norm rows",
@@ -328,7 +328,7 @@ def test_wrong_flags_are_one_line(argv: str, expected: str) -> None:
         ("scorers = 3", "scorers must be a table, got 3 (config.toml)"),
         ("scorers.x = 3", "scorers.x must be a table, got 3 (config.toml)"),
         ("scorers.x.settings = 3", "scorers.x.settings must be a table, got 3 (config.toml)"),
-        ("seed = true", "seed must be a whole number, 0 or more, got true (config.toml)"),
+        ("seed = true", "seed must be a whole number from 0 to 4294967295, got true (config.toml)"),
         ("[model]\nx = 1", "model must be text, not empty, got {'x': 1} (config.toml)"),
         (
             "prompts.harmful.train.limit = 0",
@@ -378,8 +378,8 @@ def test_every_problem_gets_its_line_and_the_source_that_won() -> None:
     assert len(message.splitlines()) == 4
     message = error_of("--seed", "a", toml="seed = 1\nthreads = -1", env={"HERETIC_KL_SEED": "b"})
     assert message.splitlines() == [
-        "threads must be a whole number, 0 or more, got -1 (config.toml)",
-        "seed must be a whole number, 0 or more, got 'a' (--seed)",
+        "threads must be a whole number from 0 to 1024, got -1 (config.toml)",
+        "seed must be a whole number from 0 to 4294967295, got 'a' (--seed)",
     ]
 
 

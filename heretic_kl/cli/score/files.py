@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from heretic_kl.cli.output import STDOUT
 from heretic_kl.cli.score.output import Outcome, json_text, measured_on, report
 from heretic_kl.cli.score.settings import ScoreSettings
 from heretic_kl.errors import ConfigError, ExportError
+from heretic_kl.files import check_writable, expanded
 from heretic_kl.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def check_targets(settings: ScoreSettings) -> None:
     taken: dict[Path, str] = {}
     read = (settings.name, *settings.candidate, settings.dataset.source, *map(str, settings.text))
     for name in (*read, *map(str, filter(None, (settings.lm_eval,)))):
-        if Path(name).expanduser().is_file():
-            taken[Path(name).expanduser().resolve()] = "is read"
+        if expanded(name).is_file():
+            taken[expanded(name).resolve()] = "is read"
     for flag, path in _targets(settings):
         if path.resolve() in taken:
             raise ConfigError(f"{flag} {path}: that file {taken[path.resolve()]} already")
@@ -147,12 +147,8 @@ def _targets(settings: ScoreSettings) -> Iterator[tuple[str, Path]]:
 
 
 def _require_writable(flag: str, path: Path) -> None:
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(path.parent)
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error
 

@@ -6,7 +6,6 @@ Everything that can be found wrong in seconds is found before the first model is
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from heretic_kl.cli.score.files import check_targets, write_files, writing
 from heretic_kl.cli.score.output import Outcome, json_text, report
 from heretic_kl.cli.score.settings import ScoreSettings, read_score_settings
 from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError
+from heretic_kl.files import expanded
 from heretic_kl.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _check_models(settings: ScoreSettings) -> None:
         chat_template(None, settings.chat_template)
     reference: Reference | str | None = settings.name
     if settings.stored:
-        reference = Reference.load(os.path.expanduser(settings.name))
+        reference = Reference.load(expanded(settings.name))
     elif settings.base_logits:
         reference = None
     check_models(reference, settings.candidate, **_loading(settings))
@@ -203,9 +203,9 @@ def _reference(
             **loading,
         )
     if prompts is None:
-        stored = Reference.load(os.path.expanduser(settings.name)).identity.tokenizer_hash
+        stored = Reference.load(expanded(settings.name)).identity.tokenizer_hash
         tokenizer = tokenizer_of(settings.candidate[0], stored, settings.trust_remote_code)
-        return TeacherForcedKL.load(os.path.expanduser(settings.name), tokenizer, **loading)
+        return TeacherForcedKL.load(expanded(settings.name), tokenizer, **loading)
     return TeacherForcedKL(
         settings.name,
         prompts=prompts,

@@ -14,6 +14,7 @@ from heretic_kl.config.flags import given_flags
 from heretic_kl.config.settings import KL_TOKENS, Dtype
 from heretic_kl.config.tables import Location, Tensors, Text, Whole, array, json_file, setting
 from heretic_kl.errors import ConfigError
+from heretic_kl.files import expanded
 from heretic_kl.kl_options import KLOptions
 from heretic_kl.prompts import BUILTIN_SPECS, DatasetSpec, PromptSource
 
@@ -165,14 +166,14 @@ class ScoreSettings(CommonSettings, KLOptions):
     @property
     def stored(self) -> bool:
         """Whether the reference is a file that --save-reference wrote."""
-        path = Path(self.name).expanduser()
+        path = expanded(self.name)
         return path.suffix.lower() == STORED_SUFFIX and not path.is_dir()
 
     @property
     def base_logits(self) -> bool:
         """Whether the reference is llama.cpp's file of base logits."""
         try:
-            with Path(self.name).expanduser().open("rb") as file:
+            with expanded(self.name).open("rb") as file:
                 return file.read(8) == b"_logits_"
         except OSError:
             return False

@@ -12,7 +12,7 @@ from heretic_kl.cli.study.settings import StudySettings, read_named
 from heretic_kl.config import read_settings
 from heretic_kl.config.presets import DEMO_PRESET
 from heretic_kl.config.tables import Location, Text, setting
-from heretic_kl.errors import ExportError
+from heretic_kl.errors import ExportError, StudyError
 
 
 class ReportSettings(StudySettings):
@@ -55,19 +55,26 @@ def run(words: Sequence[str]) -> int:
     from heretic_kl.export import CardPicture, add_figures, portable
     from heretic_kl.report import StudyReport, pictures, png, render
     from heretic_kl.search import PlanStore, RunFile, importances
+    from heretic_kl.search.records import one_line
+    from heretic_kl.search.storage.opening import NOT_AS_WRITTEN
     from heretic_kl.ui.terminal import make_console, say
 
     beside = study.folder or settings.study_dir
+    run_file = RunFile(beside, study.name)
     report = StudyReport(
         study,
-        run=RunFile(beside, study.name).read(),
+        run=run_file.read(),
         plans=PlanStore(beside, study.name),
         importances=importances(study.trials, len(study.roles)),
         settings=portable(dict(study.settings)),
         rule=settings.pick,
         harmful=settings.harmful_responses,
     )
-    page = report.page()
+    try:
+        page = report.page()
+    except NOT_AS_WRITTEN as error:
+        what = f"{str(run_file.path)!r} or its study holds what no run writes: move it away"
+        raise StudyError(f"{what} ({one_line(error)[:200]})") from error
     target = settings.output or beside / f"{study.name}.html"
     contents = {target: render(page).encode("utf-8", "backslashreplace")}
     shown = pictures(page) if settings.png or settings.card else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
@@ -17,6 +17,7 @@ from heretic_kl.errors import ConfigError
 if TYPE_CHECKING:
     from heretic_kl.search import StoredStudy, TrialRecord
 
+SettingsT = TypeVar("SettingsT", bound=Settings)
 STUDY_HELP = "Name or .journal file of the study (default: the newest)"
 TRIAL = "Number of the trial"
 PICK = "Rule in place of a number: knee, max-refusals=0.05"
@@ -158,7 +159,7 @@ def settings_of(
     study: StoredStudy,
 ) -> Settings:
     """What a study was made with, and what the command line says on top."""
-    values = read_settings(kind, words, stored=study.settings).model_dump()
+    values = read_beside_study(kind, words, study).model_dump()
     values.update(
         study_name=study.name,
         study_dir=study.folder or named.study_dir,
@@ -166,6 +167,38 @@ def settings_of(
         pick=None,
     )
     return Settings(**{name: values[name] for name in Settings.model_fields})
+
+
+def read_beside_study(kind: type[SettingsT], words: Sequence[str], study: StoredStudy) -> SettingsT:
+    """The settings of a study, and the command line on top of them.
+
+    A study may come from anyone: the code that it names is not run unless the command line names
+    it too, and it does not say where something is written.
+
+    Raises:
+        ConfigError: a setting is wrong, or the study uses code that the command line does not name.
+    """
+    from heretic_kl.run.opening import NOT_KEPT
+    from heretic_kl.scoring import built_in_scorers
+
+    stored = {key: value for key, value in study.settings.items() if key not in NOT_KEPT}
+    scorers: dict[str, Any] = {**stored.get("scorers", {})}
+    plug_ins = {}
+    for name, table in scorers.items():
+        if (use := table.get("use") or name) not in built_in_scorers():
+            plug_ins[name] = use
+            scorers[name] = {**table, "use": None}
+        elif use == "lm_eval":  # the code of a folder's tasks is run
+            scorers[name] = {**table, "settings": {**table.get("settings", {}), "tasks": None}}
+    stored |= {"scorers": scorers, "trust_remote_code": False}
+    settings = read_settings(kind, words, stored=stored)
+    for name, use in plug_ins.items():
+        if settings.scorers[name].enabled and settings.scorers[name].use is None:
+            raise ConfigError(
+                f"study {study.name!r} uses the scorer plug-in {use}: name it yourself if you "
+                f"trust it, with --scorers.{name}.use FILE.py:CLASS"
+            )
+    return settings
 
 
 def rule_of(trial: int | None, pick: str | None) -> str:

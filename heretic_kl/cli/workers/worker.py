@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command
 from heretic_kl.cli.optimize import TRIALS_KEPT, settle_process
 from heretic_kl.cli.output import observing
-from heretic_kl.cli.study.settings import read_named
+from heretic_kl.cli.study.settings import read_beside_study, read_named
 from heretic_kl.config import Settings, read_settings
 from heretic_kl.config.tables import Text, setting
 from heretic_kl.errors import ConfigError, StudyError
@@ -77,13 +77,7 @@ def _study(named: WorkerSettings, observer: Observer) -> StoredStudy:
 
 def _settings(words: Sequence[str], named: WorkerSettings, study: StoredStudy) -> Settings:
     """What the study was made with, and what the command line says on top."""
-    again = read_settings(WorkerSettings, words, stored=_harmless(study.settings))
-    for name, table in study.settings.get("scorers", {}).items():
-        if name not in again.scorers:
-            raise ConfigError(
-                f"study {study.name!r} uses the scorer plug-in {table.get('use')}: name it "
-                f"yourself if you trust it, with --scorers.{name}.use FILE.py:CLASS"
-            )
+    again = read_beside_study(WorkerSettings, words, study)
     values = again.model_dump(exclude={"study"})
     values.update(
         study_name=study.name,
@@ -94,18 +88,6 @@ def _settings(words: Sequence[str], named: WorkerSettings, study: StoredStudy) -
         save=None,
     )
     return Settings(**values)
-
-
-def _harmless(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's settings without what would run code: whoever writes to the storage chose them."""
-    from heretic_kl.scoring import built_in_scorers
-
-    scorers = {
-        name: table
-        for name, table in stored.get("scorers", {}).items()
-        if (table.get("use") or name) in built_in_scorers()
-    }
-    return {**stored, "scorers": scorers, "trust_remote_code": False}
 
 
 COMMAND = Command(

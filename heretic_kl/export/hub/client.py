@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from heretic_kl.errors import HereticKLError, UploadError, innermost
-from heretic_kl.export.portable import TOKENS, plain_line
+from heretic_kl.errors import HereticKLError, UploadError, innermost, plain_line
+from heretic_kl.export.portable import TOKENS
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -23,10 +23,11 @@ def resolve_device(setting: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(setting)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # `meta` has no values
     except Exception as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ModelError(
-            f"device {setting!r} cannot be used: {str(error).splitlines()[0]}"
+            f"device {setting!r} cannot be used: {reason}; use auto, cpu, cuda, cuda:1 or mps"
         ) from error
     return device
 

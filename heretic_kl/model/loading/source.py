@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
+from heretic_kl.files import expanded
 from heretic_kl.model.loading.adapters import ADAPTER_CONFIG
 from heretic_kl.model.memory import is_out_of_memory
 
@@ -27,13 +28,13 @@ class ModelSource:
     @property
     def gguf_file(self) -> Path | None:
         """The GGUF file, if the source is one."""
-        path = Path(self.name).expanduser()
+        path = expanded(self.name)
         return path if path.suffix.lower() == ".gguf" else None
 
     @property
     def folder(self) -> Path | None:
         """The local folder, if the source is one."""
-        path = Path(self.name).expanduser()
+        path = expanded(self.name)
         return path if path.is_dir() else None
 
     @property

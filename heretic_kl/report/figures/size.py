@@ -55,7 +55,7 @@ def size_figure(rows: Sequence[Row], levels: Mapping[str, float]) -> Figure:
             "width": WIDTH,
             "height": 280,
             "layer": [
-                *(_level(name, value, y) for name, value in levels.items()),
+                *(level_line(name, value, y) for name, value in levels.items()),
                 {
                     "transform": [{"filter": "datum.pareto"}],
                     "mark": {"type": "line", "strokeWidth": 1, "aria": False},
@@ -83,7 +83,8 @@ def _axis(field: str, title: str, scale: Spec) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, **scale}
 
 
-def _level(name: str, value: float, y: Spec) -> Spec:
+def level_line(name: str, value: float, y: Spec) -> Spec:
+    """A dashed line at a height, with its name; `y` is the axis of the other layers."""
     at = {"y": {"datum": value, **{k: v for k, v in y.items() if k in ("scale", "axis", "title")}}}
     text = {"type": "text", "align": "left", "dx": 3, "dy": -6, "fontSize": 10}
     return {

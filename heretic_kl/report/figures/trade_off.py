@@ -16,6 +16,7 @@ from heretic_kl.report.figures.figure import (
     log_where_wide,
     nominal,
 )
+from heretic_kl.report.figures.size import level_line
 
 KINDS: Final = (
     "searched, dominated",
@@ -68,7 +69,7 @@ def front_figure(rows: Sequence[Row], titles: tuple[str, str], limits: Row) -> F
     }
     front = [row for row in rows if row["front"]]
     best = "; ".join(row["text"] for row in sorted(front, key=lambda row: row["y"])[:6])
-    rules = [_rule(name, value) for name, value in limits.items()]
+    rules = [level_line(name, value, {}) for name, value in limits.items()]
     return Figure(
         name="front",
         title="Pareto front",
@@ -161,18 +162,3 @@ def _error_bars(x: Spec, y: Spec) -> list[Spec]:
         high = {f"{axis}2": {"field": f"{axis}_high"}}
         bars.append({"mark": QUIET_RULE, "encoding": {**channels, **low, **high}})
     return bars
-
-
-def _rule(name: str, value: float) -> Spec:
-    at = {"y": {"datum": value}}
-    text = {"type": "text", "align": "left", "dx": 3, "dy": -6, "fontSize": 10}
-    return {
-        "data": {"values": [{}]},  # once, not once a row
-        "layer": [
-            {"mark": {**QUIET_RULE, "strokeDash": [4, 4]}, "encoding": at},
-            {
-                "mark": {**text, "color": "currentColor", "aria": False},
-                "encoding": {**at, "x": {"value": 0}, "text": {"value": name}},
-            },
-        ],
-    }

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heretic_kl.errors import PromptError
+from heretic_kl.files import expanded
 from heretic_kl.prompts import DatasetSpec
 from heretic_kl.prompts.loading import FILE_FORMATS
-from heretic_kl.prompts.tables import read_file, table_rows
+from heretic_kl.prompts.tables import read_file, read_splits, table_rows
 
 CATEGORY = "category"
 """Column of a table that groups its rows."""
@@ -39,16 +40,16 @@ def load_documents(files: Sequence[str | Path], column: str | None = None) -> tu
         PromptError: a file is missing, unreadable, not UTF-8 or holds no text; in one line.
     """
     documents = [document for path in files for document in _read(Path(path), column)]
-    names = [Path(path).expanduser().resolve() for path in files]
+    names = [expanded(path).resolve() for path in files]
     if len(set(names)) < len(names):
         raise PromptError("a text file is named twice: its errors would look too small")
     return tuple(documents)
 
 
 def _read(path: Path, column: str | None) -> list[Document]:
-    path = path.expanduser()
+    path = expanded(path)
     if not path.is_file():
-        raise PromptError(f"{path}: no such text file")
+        raise PromptError(f"{path}: no such text file, or no regular one")
     kind = FILE_FORMATS.get(path.suffix.lower(), "text")
     rows = [(_whole(path), path.name)] if kind == "text" else _table(path, kind, column)
     documents = [Document(text, group) for text, group in rows if text.strip()]
@@ -67,7 +68,7 @@ def _whole(path: Path) -> str:
 
 
 def _table(path: Path, kind: str, column: str | None) -> list[tuple[str, str]]:
-    table = read_file(path, kind)
+    table = read_splits(DatasetSpec(str(path)), lambda: read_file(path, kind))
     has_categories = CATEGORY in table["train"].column_names
     if column is None and has_categories and "text" not in table["train"].column_names:
         raise PromptError(f"{path}: name the column of the texts with --text-column")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from optuna.storages import BaseStorage, RDBStorage, get_storage
@@ -16,6 +15,7 @@ from sqlalchemy import Connection, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from heretic_kl import files
 from heretic_kl.errors import StudyError
 from heretic_kl.search.storage.artifacts import ARTIFACTS_SUFFIX
 from heretic_kl.search.storage.journal import SharedJournalFile
@@ -34,6 +34,15 @@ LOCKED_SECONDS = 60.0
 """How long a writer waits for SQLite while others write."""
 TABLE_ATTEMPTS = 8
 JOURNAL_SUFFIX = ".journal"
+NOT_AS_WRITTEN = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+)
+"""What reading a study raises that nobody wrote, or that was damaged."""
 HELPERS = (ROLES_SUFFIX, ARTIFACTS_SUFFIX)
 """What names of studies end with that hold something else than trials."""
 
@@ -51,6 +60,8 @@ def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[Bas
     Raises:
         StudyError: the storage cannot be read or written.
     """
+    if name and not files.is_file_name(name):
+        raise StudyError(f"study {name!r} has a name that no file could have: rename it")
     if url is not None:
         with ExitStack() as stack:
             if url.startswith(PROXY_SCHEME):
@@ -80,6 +91,9 @@ def storage_for_reading(place: Path | str) -> BaseStorage:
         StudyError: it cannot be read.
     """
     if isinstance(place, str):
+        file = place.removeprefix("sqlite:///")
+        if file != place and not Path(file.partition("?")[0]).is_file():  # it would be made
+            raise StudyError(f"there is no database {file!r} to read a study from (--storage)")
         return connect(place) if place.startswith(PROXY_SCHEME) else get_storage(_database(place))
     with _journal_problems(place):
         return JournalStorage(JournalFileBackend(str(place), JournalFileOpenLock(str(place))))
@@ -99,17 +113,18 @@ def serve(url: str, host: str, port: int, ready: Callable[[], None] = lambda: No
 def check_storage(url: str | None, folder: Path | str, name: str | None) -> None:
     """Raise what `open_storage` would raise, before a model is loaded for it.
 
-    Where the study's name is not known yet, a journal's folder is checked.
+    A journal's folder is checked, and not made.
     """
-    if url is not None or name is not None:
+    if url is not None:
         with open_storage(url, folder, name or ""):
             return
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            return
+        files.check_writable(Path(folder))
     except OSError as error:
         raise StudyError(f"cannot write studies in {str(folder)!r}: {error.strerror}") from error
+    if name is not None and (Path(folder) / f"{name}{JOURNAL_SUFFIX}").exists():
+        with open_storage(None, folder, name):
+            return
 
 
 def study_names(storage: BaseStorage) -> list[str]:
@@ -124,7 +139,7 @@ def _journal_problems(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StudyError(f"cannot use study file {str(path)!r}: {error.strerror}") from error
-    except (ValueError, KeyError) as error:
+    except NOT_AS_WRITTEN as error:
         raise StudyError(
             f"study file {str(path)!r} is damaged and cannot be read: move it away to start anew"
         ) from error
@@ -145,8 +160,11 @@ def _database(url: str) -> RDBStorage:
 def _make_tables(url: str) -> None:
     """Make the tables of a new database; of processes that start together one is the first."""
     for attempt in range(TABLE_ATTEMPTS):
-        if inspect(create_engine(url, poolclass=NullPool)).has_table("alembic_version"):
+        tables = inspect(create_engine(url, poolclass=NullPool))
+        if tables.has_table("alembic_version"):
             return  # it is the last one to be made
+        if tables.has_table("studies") and tables.get_columns("studies")[0]["name"] != "study_id":
+            raise StudyError("its table studies is another program's: name another database")
         try:
             RDBStorage(url, engine_kwargs={"poolclass": NullPool})
         except DBAPIError:

@@ -1,0 +1,1 @@
+"""Wrong inputs and the one line that each gets: data for the tests and for docs/wrong-inputs.md."""
