@@ -9,6 +9,7 @@ from textwrap import shorten
 from typing import Any
 
 from heretic_kl.errors import ModelError, UnsupportedModelError
+from heretic_kl.model.loading.headers import check_safetensors
 from heretic_kl.model.transformers_logging import quiet_transformers
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -37,6 +38,7 @@ def check_adapter(folder: Path) -> None:
             f"adapter {str(folder)!r} has no {ADAPTER_WEIGHTS}; pickled weights are not read "
             "because they can run code: convert them first"
         )
+    check_safetensors(folder / ADAPTER_WEIGHTS)
 
 
 def adapter_base(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
 from heretic_kl.files import expanded
 from heretic_kl.model.loading.adapters import ADAPTER_CONFIG
+from heretic_kl.model.loading.headers import check_gguf, check_safetensors
 from heretic_kl.model.memory import is_out_of_memory
 
 
@@ -64,17 +65,21 @@ def check_exists(source: ModelSource) -> None:
 
     Raises:
         ModelNotFoundError: it does not exist, or holds no model.
+        UnsupportedModelError: the header of a file of its weights claims more than the file holds.
     """
     name = source.name
     if source.gguf_file is not None:
         if not source.gguf_file.is_file():
             raise ModelNotFoundError(f"no such GGUF file: {name!r}")
+        check_gguf(source.gguf_file)
         return
     if source.folder is not None:
         if not (source.folder / "config.json").is_file() and source.adapter is None:
             ggufs = sorted(source.folder.glob("*.gguf"))
             hint = f"; give the file itself, for instance {ggufs[0]}" if ggufs else ""
             raise ModelNotFoundError(f"folder {name!r} holds no config.json{hint}")
+        for file in sorted(source.folder.glob("*.safetensors")):
+            check_safetensors(file)
         return
     if source.looks_local or Path(name).exists():
         raise ModelNotFoundError(f"no model at {name!r}: give a folder, a .gguf file or a hub id")

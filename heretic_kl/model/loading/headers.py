@@ -1,0 +1,111 @@
+"""Headers of weight files, checked before a reader allocates what they claim. Reads no weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+from heretic_kl.errors import UnsupportedModelError
+
+LARGEST_HEADER: Final = 100_000_000
+"""Bytes of a safetensors header, as the format itself limits it."""
+_NUMBERS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""GGUF's kind of a number -> its bytes."""
+_TEXT, _ARRAY, _DEEPEST = 8, 9, 4
+
+
+def check_safetensors(path: Path) -> None:
+    """Refuse a file whose header claims more than the file holds.
+
+    Raises:
+        UnsupportedModelError: which file, and what its header claims.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size - 8, LARGEST_HEADER):
+                raise ValueError(f"a header of {length} bytes")
+            header: Any = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            start, end = entry["data_offsets"]
+            if not 0 <= start <= end <= size - 8 - length:
+                raise ValueError(f"a tensor that ends at byte {end} of {size - 8 - length}")
+            if math.prod(entry["shape"]) > 8 * (end - start) or min(entry["shape"], default=0) < 0:
+                raise ValueError(f"a tensor of {math.prod(entry['shape'])} elements")
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise _refusal(path, "safetensors", e) from e
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse a GGUF file whose header claims more than the file holds.
+
+    Raises:
+        UnsupportedModelError: which file, and what its header claims.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            header = _Header(data)
+            magic, version = header.number("<4s"), header.number("<I")
+            if magic != b"GGUF" or version not in (2, 3):
+                raise ValueError(f"version {version} of {magic!r}")
+            tensors, facts = header.number("<Q"), header.number("<Q")
+            for _ in range(facts):
+                header.text()
+                header.value(header.number("<I"))
+            for _ in range(tensors):
+                header.text()
+                shape = [header.number("<Q") for _ in range(header.number("<I"))]
+                header.number("<IQ")
+                if math.prod(shape) > 8 * len(data):
+                    raise ValueError(f"a tensor of {math.prod(shape)} elements")
+    except (struct.error, ValueError, OverflowError) as error:
+        raise _refusal(path, "GGUF", error) from error
+
+
+class _Header:
+    """Walks over a GGUF header; every step stays inside the file."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.at = data, 0
+
+    def number(self, form: str) -> Any:
+        self.at += struct.calcsize(form)
+        return struct.unpack_from(form, self.data, self.at - struct.calcsize(form))[0]
+
+    def text(self) -> None:
+        self.skip(self.number("<Q"), "a text")
+
+    def value(self, kind: int, depth: int = 0) -> None:
+        if kind in _NUMBERS:
+            self.skip(_NUMBERS[kind], "a number")
+        elif kind == _TEXT:
+            self.text()
+        elif kind == _ARRAY and depth < _DEEPEST:
+            inner, count = self.number("<I"), self.number("<Q")
+            if inner in _NUMBERS:
+                self.skip(count * _NUMBERS[inner], "an array")
+                return
+            for _ in range(count):
+                self.value(inner, depth + 1)
+        else:
+            raise ValueError(f"a value of kind {kind}, {depth} arrays deep")
+
+    def skip(self, count: int, what: str) -> None:
+        if count > len(self.data) - self.at:
+            raise ValueError(f"{what} of {count} bytes")
+        self.at += count
+
+
+def _refusal(path: Path, kind: str, error: Exception) -> UnsupportedModelError:
+    claim = str(error)[:100] if type(error) is ValueError else "what no such file has"
+    return UnsupportedModelError(
+        f"{str(path)!r} is no {kind} file, or is cut off: its header claims {claim}; "
+        "download it again"
+    )
