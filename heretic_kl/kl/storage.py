@@ -59,7 +59,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
                     f"this is version {METRIC_VERSION}: compute it again"
                 )
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (SafetensorError, OSError) as error:
+            facts: dict[str, object] = json.loads(metadata["facts"])
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise MeasurementError(f"{source} cannot be read: {error}") from error
-    facts: dict[str, object] = json.loads(metadata["facts"])
     return tensors, facts
