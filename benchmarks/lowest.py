@@ -61,7 +61,7 @@ def installed(python: Path, packages: list[str]) -> dict[str, str]:
 def run_tests(python: Path) -> tuple[int, str]:
     """Exit code and last line of pytest over the fast tests, on one thread."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [python, "-m", "pytest", "-q", "-m", "not e2e and not gpu", *TESTS]
+    command = [python, "-m", "pytest", "-q", "-p", "no:anyio", "-m", "not e2e and not gpu", *TESTS]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -91,7 +91,7 @@ LARGE_FOLDERS = {
 SAY_NOTHING = {"found", "own", "each", "given", "known", "told", "kept"}
 """Names that no local has."""
 
-MOST_LINES = 43_000
+MOST_LINES = 41_800
 """Of the package and the plug-ins. Only a new capability raises it, by what that needs."""
 
 
