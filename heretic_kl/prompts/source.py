@@ -31,9 +31,10 @@ def _further_sources(value: object) -> object:
             value = json.loads(value)
     if not isinstance(value, list | tuple):
         raise PydanticCustomError("expected", "a list of tables, each with a source")
-    for number, entry in enumerate(value, 1):
+    tables = [_table(entry) for entry in value]
+    for number, table in enumerate(tables, 1):
         try:
-            _named(entry)
+            TypeAdapter(DatasetSpec).validate_python(table)
         except ValidationError as error:
             details = error.errors(include_url=False)
             detail = next((d for d in details if d["type"] in _UNKNOWN), details[0])
@@ -48,14 +49,13 @@ def _further_sources(value: object) -> object:
                     else detail["msg"][:1].lower() + detail["msg"][1:],
                 },
             ) from None
-    return value
+    return tables
 
 
-def _named(table: Any) -> "DatasetSpec":
-    if dataclasses.is_dataclass(table):
-        table = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
-    fields = table if isinstance(table, Mapping) else {"source": table}
-    return TypeAdapter(DatasetSpec).validate_python(fields)
+def _table(entry: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(entry):
+        return {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+    return dict(entry) if isinstance(entry, Mapping) else {"source": entry}
 
 
 @dataclass(frozen=True, config=_config)
@@ -77,7 +77,7 @@ class PromptSource:
         default=None, description="Use at most this many prompts"
     )
     subset: Text | None = Field(default=None, description="Subset of the dataset, its config name")
-    more: Annotated[tuple["PromptSource", ...], NoDecode, BeforeValidator(_further_sources)] = (
+    more: Annotated[tuple[dict[str, Any], ...], NoDecode, BeforeValidator(_further_sources)] = (
         Field(
             default=(),
             description="Further sources of the same set, each a table like this one",
@@ -102,7 +102,7 @@ class DatasetSpec(PromptSource):
         Raises:
             ValidationError: a further source has no `source` (a `ValueError`).
         """
-        further = [part for table in self.more for part in _named(table).parts()]
+        further = [part for table in self.more for part in DatasetSpec(**table).parts()]
         return (dataclasses.replace(self, more=()), *further)
 
     def describe(self) -> str:
