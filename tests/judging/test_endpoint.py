@@ -173,10 +173,8 @@ def test_a_server_that_is_silent_or_drips_times_out(server):
 
     pace = replace(PACE, timeout=1.0, retries=1)
     server.script = failing(1, drip)
-    start = time.monotonic()
     (judgement,) = judged(server, TEXTS[0], pace=pace)
     assert (judgement.verdict, judgement.requests, judgement.timeouts) == ("answered", 2, 1)
-    assert time.monotonic() - start < 8  # the whole reply takes 10 s
     server.delay = 2.5
     (judgement,) = judged(server, TEXTS[0], pace=pace)
     assert (judgement.verdict, judgement.requests, judgement.timeouts) == (None, 2, 2)

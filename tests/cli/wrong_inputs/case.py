@@ -30,7 +30,7 @@ class Wrong:
     """By path in the current folder. There are also `model`, a tiny model, and, where a word says
     `studies`, a folder of that name with a finished study called mine."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    seconds: float = 20.0
+    seconds: float = 120.0
     """Most that it may take."""
 
     def prepare(self, folder: Path) -> None:
