@@ -243,7 +243,7 @@ def _sources(value: Any, place: str = "settings") -> Iterator[tuple[str, str]]:
         for entry in value:
             yield from _sources(entry, place)
     for key, entry in _table(value).items():
-        if key == "source" and isinstance(entry, str):
+        if key in ("source", "more") and isinstance(entry, str):  # settings read JSON text
             yield f"{place}.{key}", entry
         else:
             yield from _sources(entry, f"{place}.{key}")

@@ -29,7 +29,7 @@ def _further_sources(value: object) -> object:
     if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple) or not all(map(_is_table, value)):
         raise PydanticCustomError("expected", "a list of tables, each with a source")
     tables = [_table(entry) for entry in value]
     for number, table in enumerate(tables, 1):
@@ -55,7 +55,11 @@ def _further_sources(value: object) -> object:
 def _table(entry: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(entry):
         return {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
-    return dict(entry) if isinstance(entry, Mapping) else {"source": entry}
+    return dict(entry)
+
+
+def _is_table(entry: Any) -> bool:
+    return isinstance(entry, Mapping) or dataclasses.is_dataclass(entry)
 
 
 @dataclass(frozen=True, config=_config)

@@ -130,11 +130,16 @@ def test_what_is_no_reproduction_file_is_one_line(tmp_path, text):
 @pytest.mark.parametrize(
     "source", ["/etc/passwd", "../secret.txt", "~/notes.txt", "a/../../b", "C:\\x", ".hidden"]
 )
-@pytest.mark.parametrize("place", ["prompts", "scorer"])
+@pytest.mark.parametrize("place", ["prompts", "further source", "JSON text", "scorer"])
 def test_a_file_may_not_name_paths(saved, tmp_path, source, place):
     def change(content):
         if place == "prompts":
             content["settings"]["prompts"]["harmful"]["train"]["source"] = source
+        elif place == "further source":
+            content["settings"]["prompts"]["harmful"]["train"]["more"] = [{"source": source}]
+        elif place == "JSON text":
+            text = json.dumps([{"source": source}])
+            content["settings"]["prompts"]["harmful"]["train"]["more"] = text
         else:
             table = content["settings"]["scorers"]["teacher_forced_kl"]
             table["settings"]["prompts"] = {"source": source}

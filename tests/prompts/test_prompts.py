@@ -207,6 +207,12 @@ def test_further_sources_of_a_default_set() -> None:
     assert spec.describe() == "builtin:harmful train + builtin:borderline train"
 
 
+@pytest.mark.parametrize("more", ["a.txt", ["a.txt"], {"source": "a.txt"}, [["a.txt"]], 3])
+def test_further_sources_are_tables(more: object) -> None:
+    with pytest.raises(ValueError, match="a list of tables, each with a source"):
+        DatasetSpec("builtin:harmful", more=more)
+
+
 def test_what_is_one_set_has_no_subset(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("one\n")
     datasets.Dataset.from_dict({"text": ["one"]}).save_to_disk(str(tmp_path / "saved"))
