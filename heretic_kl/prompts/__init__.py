@@ -14,6 +14,7 @@ from heretic_kl.prompts.specs import (
     Kind,
     Use,
     resolve_specs,
+    spec_of,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "load_prompt_sets",
     "load_prompts",
     "resolve_specs",
+    "spec_of",
 ]

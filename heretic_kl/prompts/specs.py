@@ -64,11 +64,12 @@ def resolve_specs(
                 "(--prompt-set builtin does so without asking the hub)"
             )
     defaults = {**BUILTIN_SPECS, **(HUB_SPECS if chosen == "hub" else {})}
-    specs = {key: _spec(defaults[key], table[key], key[1]) for key in table}
+    specs = {key: spec_of(defaults[key], table[key], key[1]) for key in table}
     return ResolvedPrompts(specs, chosen, notice)
 
 
-def _spec(default: DatasetSpec, fields: Mapping[str, Any], use: str) -> DatasetSpec:
+def spec_of(default: DatasetSpec, fields: Mapping[str, Any], use: Use) -> DatasetSpec:
+    """A default with the fields that are set; built-in sets that name no split are split by use."""
     set_fields = _with_split(fields, use)
     set_fields["more"] = tuple(_with_split(more, use) for more in fields.get("more") or ())
     if not set_fields.get("source"):

@@ -16,7 +16,7 @@ from heretic_kl.config.tables import Location, Tensors, Text, Whole, array, json
 from heretic_kl.errors import ConfigError
 from heretic_kl.files import expanded
 from heretic_kl.kl_options import KLOptions
-from heretic_kl.prompts import BUILTIN_SPECS, DatasetSpec, PromptSource
+from heretic_kl.prompts import BUILTIN_SPECS, DatasetSpec, PromptSource, spec_of
 
 CacheType = Literal["f16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
 STORED_SUFFIX: Final = ".safetensors"
@@ -194,13 +194,7 @@ class ScoreSettings(CommonSettings, KLOptions):
     @property
     def dataset(self) -> DatasetSpec:
         """Where the prompts come from: by default the built-in harmless test prompts."""
-        default = BUILTIN_SPECS["harmless", "test"]
-        fields = {name: value for name, value in vars(self.prompts).items() if value is not None}
-        if "source" not in fields:
-            fields["source"] = default.source
-        if fields["source"].startswith("builtin:"):
-            fields.setdefault("split", default.split)
-        return DatasetSpec(**fields)
+        return spec_of(BUILTIN_SPECS["harmless", "test"], vars(self.prompts), "test")
 
 
 def read_score_settings(words: Sequence[str]) -> ScoreSettings:
