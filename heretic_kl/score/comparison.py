@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from typing_extensions import Self
 
 from heretic_kl.errors import ExportError
 from heretic_kl.model import DtypeName
+from heretic_kl.score.bands import Band
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.ranking import RankedCandidate, rank
+from heretic_kl.score.reference_run import ReferenceRun
 
 COLUMNS = ("group", "candidate", "size MB", "bits/weight", "KL, nats", "beyond the best")
 PICTURES = (".png", ".svg")
-
-
-class _Measures(Protocol):
-    def score(self, candidate: Any, *, dtype: DtypeName | None = None) -> Measurement: ...
 
 
 @dataclass(frozen=True)
@@ -108,21 +110,51 @@ class Comparison:
         return {f"{band.bits} bits": band.kl for band in bands}
 
 
-def measure_all(
-    kl: _Measures, candidates: Sequence[Any] | Mapping[str, Any], dtype: DtypeName | None
-) -> Comparison:
-    """Measure candidates one after the other; see `TeacherForcedKL.compare`."""
-    if isinstance(candidates, Mapping):
-        named = list(candidates.items())
-    else:
-        named = [
-            (str(model) if isinstance(model, str | Path) else f"candidate {number}", model)
-            for number, model in enumerate(candidates, 1)
-        ]
-    if not named:
-        raise ValueError("no candidates are given: pass at least one")
-    measurements = [kl.score(model, dtype=dtype) for _, model in named]
-    return Comparison.of([name for name, _ in named], measurements)
+class MeasuresCandidates(ABC):
+    """What any reference can do, whether its responses or a text are scored."""
+
+    _run: ReferenceRun
+    bands: tuple[Band, ...]
+
+    @abstractmethod
+    def score(self, candidate: Any, *, dtype: DtypeName | None = None) -> Measurement:
+        """Measure one candidate."""
+
+    def compare(
+        self, candidates: Sequence[Any] | Mapping[str, Any], *, dtype: DtypeName | None = None
+    ) -> Comparison:
+        """Measure several candidates, one after the other, and put them in order.
+
+        Args:
+            candidates: as for `score`, or by name.
+            dtype: as for `score`.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if isinstance(candidates, Mapping):
+            named = list(candidates.items())
+        else:
+            named = [
+                (str(model) if isinstance(model, str | Path) else f"candidate {number}", model)
+                for number, model in enumerate(candidates, 1)
+            ]
+        if not named:
+            raise ValueError("no candidates are given: pass at least one")
+        measurements = [self.score(model, dtype=dtype) for _, model in named]
+        return Comparison.of([name for name, _ in named], measurements)
+
+    def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> Self:
+        """The same inputs with another model as the reference, to measure a third from it.
+
+        Args:
+            model: as for `score`.
+            dtype: as for `score`.
+        """
+        other = copy(self)
+        other._run = self._run.seen_by(model, dtype=dtype)
+        other.bands = ()  # of another model
+        return other
 
 
 def _record(candidate: RankedCandidate) -> dict[str, Any]:

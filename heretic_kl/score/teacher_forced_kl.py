@@ -7,7 +7,6 @@ see the same prefix. Runs no model itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from heretic_kl.model import CausalModel, DtypeName
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
 from heretic_kl.score.bands import Band, bands_of, measure_bands, stored_bands
-from heretic_kl.score.comparison import Comparison, measure_all
+from heretic_kl.score.comparison import MeasuresCandidates
 from heretic_kl.score.detail import ForcedInputs, PassNotes
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import Loading, ModelLoader
@@ -49,7 +48,7 @@ STORED_FACTS = frozenset(
 )
 
 
-class TeacherForcedKL:
+class TeacherForcedKL(MeasuresCandidates):
     """KL(reference || candidate) over the reference's own responses, nats.
 
         kl = TeacherForcedKL("path/to/original", kl_tokens=8)
@@ -251,29 +250,6 @@ class TeacherForcedKL:
             notes=notes,
             bands=self.bands,
         )
-
-    def compare(
-        self, candidates: Sequence[Any] | Mapping[str, Any], *, dtype: DtypeName | None = None
-    ) -> Comparison:
-        """Measure several candidates and put them in order.
-
-        Args:
-            candidates: as for `score`, or by name.
-            dtype: as for `score`.
-        """
-        return measure_all(self, candidates, dtype)
-
-    def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> TeacherForcedKL:
-        """The same inputs with another model as the reference, to measure a third from it.
-
-        Args:
-            model: as for `score`.
-            dtype: as for `score`.
-        """
-        other = copy(self)
-        other._run = self._run.seen_by(model, dtype=dtype)
-        other.bands = ()  # of another model
-        return other
 
     # --- storing -----------------------------------------------------------------------------
 

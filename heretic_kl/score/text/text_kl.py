@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from copy import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from heretic_kl.kl import (
 from heretic_kl.kl_options import checked_options
 from heretic_kl.model import CausalModel, DtypeName
 from heretic_kl.score.bands import Band, measure_bands
-from heretic_kl.score.comparison import Comparison, measure_all
+from heretic_kl.score.comparison import MeasuresCandidates
 from heretic_kl.score.detail import PassNotes
 from heretic_kl.score.llama.base_logits import (
     BaseLogits,
@@ -56,7 +55,7 @@ NOISE_TOKENS = 4096
 """So many tokens are enough to see the size of a noise floor."""
 
 
-class TextKL:
+class TextKL(MeasuresCandidates):
     """KL(reference || candidate) over text, nats; every model reads the same tokens.
 
         kl = TextKL("path/to/original", ["wiki.test.raw", "code.jsonl"])
@@ -256,29 +255,6 @@ class TextKL:
             notes=notes,
             bands=self.bands,
         )
-
-    def compare(
-        self, candidates: Sequence[Any] | Mapping[str, Any], *, dtype: DtypeName | None = None
-    ) -> Comparison:
-        """Measure several candidates and put them in order.
-
-        Args:
-            candidates: as for `score`, or by name.
-            dtype: as for `score`.
-        """
-        return measure_all(self, candidates, dtype)
-
-    def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> TextKL:
-        """The same inputs with another model as the reference, to measure a third from it.
-
-        Args:
-            model: as for `score`.
-            dtype: as for `score`.
-        """
-        other = copy(self)
-        other._run = self._run.seen_by(model, dtype=dtype)
-        other.bands = ()  # of another model
-        return other
 
     def _measure_more(
         self, noise_floor: bool, bands: bool, runner: AnyRunner, reference: Reference
