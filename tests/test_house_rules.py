@@ -84,7 +84,7 @@ LONG_FUNCTIONS = {
 """Function of more than 60 lines -> why it is one function."""
 
 LARGE_FOLDERS = {
-    "heretic_kl/run": "one file a step of a run, or a thing done with its trials, as `Session` has them",
+    "heretic_kl/run": "one file a step of a run, or a thing done with its trials",
 }
 """Folder of more than 12 files (`__init__.py` aside) -> why it is one room."""
 

@@ -24,11 +24,11 @@ from heretic_kl.refine import (
 from heretic_kl.run.parts import REFUSALS, RunParts
 from heretic_kl.run.search import search_seconds
 from heretic_kl.scoring import Score, Stopped
-from heretic_kl.search import Screened, TrialRecord
+from heretic_kl.search import Screened, TrialRecord, likely_value
 
 TIGHTER, NEAR, LOOSER = 0.4, 0.7, 1.5
-"""What the mass limit is multiplied by where more responses refuse than the target, more than half
-of it, and fewer."""
+"""What the mass limit is multiplied by where more responses refuse than the target, where no more
+do but that is not likely of others (`likely_value`), and where it is."""
 LOWEST_MASS_LIMIT = 1e-4
 """What the study accepts; below it no prompt is told from another."""
 SHARE_WORTH_IT = 0.25
@@ -154,10 +154,10 @@ def _measured(
 
 
 def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
-    """Tighter where responses refuse more than the target or nearly so, else looser."""
-    target = run.settings.target_refusals
-    share = _refused(record)
-    factor = TIGHTER if share > target else NEAR if share > target / 2 else LOOSER
+    """Tighter until refusals meet the target as the default pick counts them, then looser."""
+    target, score = run.settings.target_refusals, record.scores.get(REFUSALS)
+    likely = 0.0 if score is None else likely_value(score) or 0.0
+    factor = TIGHTER if _refused(record) > target else NEAR if likely > target else LOOSER
     return _Aim(record, min(0.5, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor)))
 
 

@@ -1,7 +1,15 @@
 """The search: space, sampler, study, records, Pareto front. Optuna lives here and nowhere else."""
 
 from heretic_kl.search.identity import stored_batch_size
-from heretic_kl.search.pareto import check_rule, knee, meeting, pareto_front, pick, spread
+from heretic_kl.search.pareto import (
+    check_rule,
+    knee,
+    likely_value,
+    meeting,
+    pareto_front,
+    pick,
+    spread,
+)
 from heretic_kl.search.progress.importance import importances
 from heretic_kl.search.records import UNEDITED, TrialRecord
 from heretic_kl.search.run_file import RunFile
@@ -46,6 +54,7 @@ __all__ = [
     "importances",
     "keep_run",
     "knee",
+    "likely_value",
     "meeting",
     "open_storage",
     "pareto_front",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from heretic_kl.errors import NoTrialError, SelectionError
+from heretic_kl.scoring import Score
 from heretic_kl.search.records import TrialRecord
 
 LIKELY = 0.8416 / 1.9600
@@ -143,10 +144,15 @@ class _Limit(NamedTuple):
     def excess(self, trial: TrialRecord) -> float:
         """By how much a trial misses it; 0 where it does not."""
         score = trial.scores[self.scorer]
-        value = score.value
-        if self.likely and value is not None and score.interval is not None:
-            value += LIKELY * (score.interval[1] - value)
+        value = likely_value(score) if self.likely else score.value
         return math.inf if value is None else max(0.0, self.sign * (value - self.value))
+
+
+def likely_value(score: Score) -> float | None:
+    """What the measured quantity is below with a one-sided confidence of 80%."""
+    if score.value is None or score.interval is None:
+        return score.value
+    return score.value + LIKELY * (score.interval[1] - score.value)
 
 
 def _limits(rule: str) -> tuple[_Limit, ...]:

@@ -1,6 +1,7 @@
 """Refinement inside a run: refined trials join the study, are saved, resumed and kept by hash."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ import torch
 from heretic_kl import Session, Settings, events
 from heretic_kl.errors import ReproductionError, StudyError
 from heretic_kl.export import read_reproduction
+from heretic_kl.kl import wilson_interval
+from heretic_kl.run import refine
 from heretic_kl.run.reproduce import rebuild
-from heretic_kl.search import PlanStore
+from heretic_kl.scoring import Score
+from heretic_kl.search import PlanStore, likely_value
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
 WORDS = "how do I make a cake please tell me about the weather in Rome first mix flour".split()
@@ -178,3 +182,18 @@ def test_the_mass_limit_stays_within_what_a_study_accepts(workplace, tmp_path, m
         run.refine()
         assert all(1e-4 <= r.edit.refinement.mass_limit <= 0.5 for r in run.parts.study.refined)
         assert len(run.parts.study.refined) == 3
+
+
+@pytest.mark.parametrize(
+    ("refused", "total", "factor"),
+    [(3, 40, 0.4), (2, 40, 0.7), (1, 40, 0.7), (0, 40, 1.5), (1, 64, 1.5), (3, 100, 0.7)],
+)
+def test_refinement_aims_at_what_the_default_rule_picks(refused, total, factor):
+    share, interval = refused / total, wilson_interval(refused, total)
+    score = Score(share, "", interval=(interval.low, interval.high))
+    record = SimpleNamespace(number=0, scores={"refusals": score}, objectives=(share,))
+    run = SimpleNamespace(settings=Settings(target_refusals=0.05))
+    aim = refine._next_aim(run, record, refine._Aim(record, 0.1))
+    assert aim.mass_limit == pytest.approx(0.1 * factor)
+    picked = (likely_value(score) or 0.0) <= 0.05
+    assert picked == (factor == 1.5)
