@@ -191,7 +191,7 @@ class RefinementTable(_Table):
     rank: Whole = setting(1, "Rank of factors", ge=1, le=1024)
     kl_tokens: Whole = setting(16, "Positions of the response in the loss", ge=1, le=1024)
     mass_limit: Number = setting(
-        0.05,
+        0.02,
         "Probability of opening with a refusal to aim at first",
         ge=1e-4,
         le=1,

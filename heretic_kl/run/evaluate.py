@@ -11,11 +11,11 @@ from heretic_kl.errors import SelectionError
 from heretic_kl.events import BaselineMeasured
 from heretic_kl.export import other_model
 from heretic_kl.model import ModelSource
-from heretic_kl.run.calibrate import Calibrated, calibrate
 from heretic_kl.run.engines import build_engine
-from heretic_kl.run.load import load
-from heretic_kl.run.opening import check_settings
 from heretic_kl.run.parts import RunParts, measuring_context
+from heretic_kl.run.setup.calibrate import Calibrated, calibrate
+from heretic_kl.run.setup.load import load
+from heretic_kl.run.setup.opening import check_settings
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import PairedDifference, Score, ScorerSpec, Suite, paired_scores
 from heretic_kl.search import TrialRecord

@@ -18,10 +18,10 @@ from heretic_kl.export import (
 )
 from heretic_kl.prompts import DatasetSpec, Kind, dataset_revision
 from heretic_kl.prompts.sets import PromptSets
-from heretic_kl.run.command import reproducing_command
-from heretic_kl.run.directions import FoundDirections
 from heretic_kl.run.parts import RunParts
-from heretic_kl.run.preview import respond
+from heretic_kl.run.saving.command import reproducing_command
+from heretic_kl.run.setup.directions import FoundDirections
+from heretic_kl.run.trials.preview import respond
 from heretic_kl.search import RunFile, TrialRecord
 
 SHOWN_RESPONSES = 8

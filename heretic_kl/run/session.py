@@ -1,6 +1,6 @@
 """A run from model to saved edit: load, calibrate, directions, search, test, pick, save.
 
-The public face of the steps, each of which is a file of this folder. Prints nothing.
+The public face of the steps, each of which is a file in this folder. Prints nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from heretic_kl.errors import NoTrialError, SelectionError, SessionError
 from heretic_kl.events import ModelSaved, Observer, TrialPicked
 from heretic_kl.export import SavedForm, check_target
 from heretic_kl.model import edited
-from heretic_kl.run.opening import open_run
 from heretic_kl.run.parts import RunParts
-from heretic_kl.run.preview import previewed_responses
-from heretic_kl.run.refine import refine_front
-from heretic_kl.run.save import save_trial
-from heretic_kl.run.search import search
+from heretic_kl.run.saving.save import save_trial
+from heretic_kl.run.setup.opening import open_run
 from heretic_kl.run.telling import Teller
-from heretic_kl.run.test import test_baseline, test_front, test_one
+from heretic_kl.run.trials.preview import previewed_responses
+from heretic_kl.run.trials.refine import refine_front
+from heretic_kl.run.trials.search import search
+from heretic_kl.run.trials.test import test_baseline, test_front, test_one
 from heretic_kl.scoring import PreviewedResponse, Score
 from heretic_kl.search import TrialRecord, pick
 

@@ -7,7 +7,7 @@ import pytest
 from heretic_kl import Settings
 from heretic_kl.config import load_settings
 from heretic_kl.engine import Calibration, NoiseFloor
-from heretic_kl.run.command import NOT_THE_TRIAL, reproducing_command
+from heretic_kl.run.saving.command import NOT_THE_TRIAL, reproducing_command
 
 SETTINGS = {
     "plain": {},

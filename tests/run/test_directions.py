@@ -10,7 +10,7 @@ import torch
 from heretic_kl.errors import MeasurementError
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseResult
-from heretic_kl.run.directions import FEW, FEWEST, find_directions, select
+from heretic_kl.run.setup.directions import FEW, FEWEST, find_directions, select
 from heretic_kl.run.telling import Teller
 from heretic_kl.scoring import RefusalRule, ScorerSpec, Suite
 

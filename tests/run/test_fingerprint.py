@@ -9,7 +9,7 @@ import torch
 
 import heretic_kl
 from heretic_kl.model import ModelSource, load_model
-from heretic_kl.run.fingerprint import (
+from heretic_kl.run.setup.fingerprint import (
     config_fingerprint,
     tokenizer_fingerprint,
     weights_fingerprint,

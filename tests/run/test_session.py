@@ -206,7 +206,7 @@ def test_the_batch_size_of_a_study_is_kept_unless_the_user_sets_one(
     workplace, tmp_path, monkeypatch
 ):
     """The clock finds another one the next time, and in bfloat16 that changes scores."""
-    from heretic_kl.run import calibrate
+    from heretic_kl.run.setup import calibrate
 
     sizes = iter((3, 5))
     monkeypatch.setattr(calibrate, "find_batch_size", lambda *_, **__: next(sizes))
@@ -219,7 +219,7 @@ def test_the_batch_size_of_a_study_is_kept_unless_the_user_sets_one(
 
 
 def test_a_saved_model_is_run_as_its_trial_was(workplace, tmp_path, monkeypatch):
-    from heretic_kl.run import save
+    from heretic_kl.run.saving import save
 
     built = []
     build = save.build_engine

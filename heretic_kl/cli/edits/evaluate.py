@@ -59,7 +59,7 @@ def run(words: Sequence[str]) -> int:
 
     from heretic_kl.model import ModelSource, check_to_measure
     from heretic_kl.run.evaluate import evaluate
-    from heretic_kl.run.load import model_source
+    from heretic_kl.run.setup.load import model_source
     from heretic_kl.run.telling import Teller
 
     settle_process(plain)

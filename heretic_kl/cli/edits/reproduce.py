@@ -22,7 +22,7 @@ from heretic_kl.errors import ConfigError, ReproductionError
 
 if TYPE_CHECKING:
     from heretic_kl.export import Reproduction
-    from heretic_kl.run.reproduce import Comparison
+    from heretic_kl.run.saving.reproduce import Comparison
 
 DIFFERS = 4
 """Exit code: the rebuilt model is another one."""
@@ -56,7 +56,7 @@ def run(words: Sequence[str]) -> int:
     from heretic_kl.events import Notice, Result
     from heretic_kl.export import read_reproduction
     from heretic_kl.run import Session
-    from heretic_kl.run.reproduce import rebuild
+    from heretic_kl.run.saving.reproduce import rebuild
 
     wanted = read_reproduction(named.file)
     settings, left_out = _settings(words, wanted)

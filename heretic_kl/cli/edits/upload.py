@@ -63,7 +63,7 @@ def put(
     folder: Path, target: Target, observer: Observer, *, quiet: bool, message: str | None = None
 ) -> None:
     """Upload a folder, with the progress of the hub's client where somebody watches it."""
-    from heretic_kl.run.upload import upload_folder
+    from heretic_kl.run.saving.upload import upload_folder
 
     bars = sys.stderr.isatty() and not quiet and not writes_json()
     upload_folder(folder, target, observer, message=message, bars=bars)

@@ -42,7 +42,7 @@ def run(words: Sequence[str]) -> int:
     from heretic_kl.events import Notice
     from heretic_kl.export import Target, check_upload
     from heretic_kl.run import Session
-    from heretic_kl.run.reproduce import save_from_elsewhere
+    from heretic_kl.run.saving.reproduce import save_from_elsewhere
 
     settle_process(settings)
     form, overwrite = settings.save_as, settings.overwrite

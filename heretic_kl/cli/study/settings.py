@@ -178,7 +178,7 @@ def read_beside_study(kind: type[SettingsT], words: Sequence[str], study: Stored
     Raises:
         ConfigError: a setting is wrong, or the study uses code that the command line does not name.
     """
-    from heretic_kl.run.opening import NOT_KEPT
+    from heretic_kl.run.setup.opening import NOT_KEPT
     from heretic_kl.scoring import built_in_scorers
 
     stored = {key: value for key, value in study.settings.items() if key not in NOT_KEPT}

@@ -20,7 +20,7 @@ from heretic_kl.engine import (
 from heretic_kl.model import LanguageModel, common_prefix, packed_bytes
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.engines import EngineOptions, build_engine
-from heretic_kl.run.load import Loaded
+from heretic_kl.run.setup.load import Loaded
 from heretic_kl.run.telling import Teller
 
 CALIBRATION_PROMPTS = 12

@@ -21,7 +21,7 @@ from heretic_kl.export import (
     portable,
 )
 from heretic_kl.run.parts import RunParts
-from heretic_kl.run.save import measure_saved, save_trial
+from heretic_kl.run.saving.save import measure_saved, save_trial
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
 

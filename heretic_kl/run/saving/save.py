@@ -33,11 +33,11 @@ from heretic_kl.export import (
     write_reproduction,
 )
 from heretic_kl.kl import METRIC_VERSION
-from heretic_kl.run.command import reproducing_command
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.record import prompt_facts, record_saved
-from heretic_kl.run.test import test_baseline, test_one
+from heretic_kl.run.saving.command import reproducing_command
+from heretic_kl.run.trials.test import test_baseline, test_one
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from heretic_kl.ablation import EditParameters
 from heretic_kl.events import TrialFinished
 from heretic_kl.run.parts import RunParts
-from heretic_kl.run.screening import screening
+from heretic_kl.run.trials.screening import screening
 from heretic_kl.scoring import Score, Stopped
 from heretic_kl.search import Screened, crowded_bounds
 

@@ -22,13 +22,13 @@ from heretic_kl.refine import (
     removes_single_directions,
 )
 from heretic_kl.run.parts import REFUSALS, RunParts
-from heretic_kl.run.search import search_seconds
+from heretic_kl.run.trials.search import search_seconds
 from heretic_kl.scoring import Score, Stopped
 from heretic_kl.search import Screened, TrialRecord, likely_value
 
-TIGHTER, NEAR, LOOSER = 0.4, 0.7, 1.5
-"""What the mass limit is multiplied by where more responses refuse than the target, where no more
-do but that is not likely of others (`likely_value`), and where it is."""
+TIGHTER, LOOSER = 0.4, 1.5
+"""What the mass limit is multiplied by where more responses refuse than the default pick accepts
+(`likely_value`), and where it accepts them or none refuses."""
 LOWEST_MASS_LIMIT = 1e-4
 """What the study accepts; below it no prompt is told from another."""
 SHARE_WORTH_IT = 0.25
@@ -155,9 +155,10 @@ def _measured(
 
 def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
     """Tighter until refusals meet the target as the default pick counts them, then looser."""
-    target, score = run.settings.target_refusals, record.scores.get(REFUSALS)
-    likely = 0.0 if score is None else likely_value(score) or 0.0
-    factor = TIGHTER if _refused(record) > target else NEAR if likely > target else LOOSER
+    score = record.scores.get(REFUSALS)
+    likely = likely_value(score) if score is not None and score.value else 0.0
+    accepted = likely is None or likely <= run.settings.target_refusals
+    factor = LOOSER if accepted else TIGHTER
     return _Aim(record, min(0.5, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor)))
 
 

@@ -1,0 +1,1 @@
+"""From settings to an open run: load, calibrate, find directions, open the study."""

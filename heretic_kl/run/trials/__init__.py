@@ -1,0 +1,1 @@
+"""What is done with trials: search, refine, test, preview."""
