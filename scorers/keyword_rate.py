@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -33,7 +34,7 @@ OVERUSED = (
 class KeywordRateSettings(ScorerSettings):
     """Settings of the keyword rate."""
 
-    phrases: tuple[str, ...] = Field(
+    phrases: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
         default=OVERUSED,
         min_length=1,
         description="Phrases that count, wherever a word begins with one; case and quotes aside",
@@ -63,7 +64,7 @@ class KeywordRate(Scorer[KeywordRateSettings]):
             context.prompts(self.settings.prompts),
             self.settings.max_response_tokens or context.max_response_tokens,
         )
-        phrases = sorted({_normalized(phrase) for phrase in self.settings.phrases} - {""})
+        phrases = sorted({_normalized(phrase) for phrase in self.settings.phrases})
         self._pattern = re.compile(
             "|".join(rf"(?<!\w){re.escape(phrase)}" for phrase in phrases[::-1])
         )

@@ -66,11 +66,6 @@ def compared(study: StoredStudy, chosen: Chosen | None) -> tuple[TrialRecord, ..
     return tuple(sorted(shown, key=lambda record: (record.objectives, record.number)))
 
 
-def is_refined(record: TrialRecord) -> bool:
-    """Whether the trial's edit was learned."""
-    return record.edit is not None and record.edit.refinement is not None
-
-
 def front_rows_of(study: StoredStudy) -> list[dict[str, Any]]:
     """Every complete trial with the scores that span the front: y is the first, x the last.
 
@@ -83,7 +78,7 @@ def front_rows_of(study: StoredStudy) -> list[dict[str, Any]]:
         x, y = record.scores.get(names[-1]), record.scores.get(names[0])
         if x is None or y is None or x.value is None or y.value is None:
             continue
-        kind = "refined" if is_refined(record) else "searched"
+        kind = "refined" if record.refinement else "searched"
         where = "on the front" if record.number in on_front else "dominated"
         rows.append(
             {
@@ -106,17 +101,16 @@ def refinement_rows(study: StoredStudy) -> list[dict[str, Any]]:
     by_number = {record.number: record for record in study.records}
     rows = []
     for record in _complete(study):
-        start = None
-        if record.edit is not None and record.edit.refinement is not None:
-            start = by_number.get(record.edit.refinement.start)
-        if start is None or record.edit is None or record.edit.refinement is None:
+        learned = record.refinement
+        start = None if learned is None else by_number.get(learned.start)
+        if learned is None or start is None:
             continue
         row: dict[str, Any] = {
             "trial": record.number,
             "start": start.number,
-            "form": record.edit.refinement.form,
-            "steps": record.edit.refinement.steps,
-            "mass_limit": record.edit.refinement.mass_limit,
+            "form": learned.form,
+            "steps": learned.steps,
+            "mass_limit": learned.mass_limit,
         }
         for axis, name in (("y", names[0]), ("x", names[-1])):
             before, after = start.scores.get(name), record.scores.get(name)
@@ -145,7 +139,7 @@ def history_rows(study: StoredStudy) -> list[dict[str, Any]]:
                     "score": axis_title(name, score),
                     "value": score.value,
                     "best": best[name],
-                    "kind": "refined" if is_refined(record) else "searched",
+                    "kind": "refined" if record.refinement else "searched",
                     "text": f"Trial {record.number}: {label(name)} {compact(score)}",
                     "link": f"#trial-{record.number}",
                 }
@@ -165,7 +159,7 @@ def hypervolume_rows(study: StoredStudy) -> list[dict[str, Any]]:
                 "trial": record.number,
                 "minutes": seconds / 60,
                 "hypervolume": volume,
-                "kind": "refined" if is_refined(record) else "searched",
+                "kind": "refined" if record.refinement else "searched",
             }
         )
     return rows

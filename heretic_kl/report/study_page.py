@@ -36,7 +36,6 @@ from heretic_kl.report.study_data import (
     front_rows_of,
     history_rows,
     hypervolume_rows,
-    is_refined,
     position_rows,
     refinement_rows,
     strength_rows,
@@ -109,13 +108,13 @@ class StudyReport:
         states = Counter(record.state for record in records)
         counts = [
             f"{states.pop('complete', 0)} complete trials",
-            f"{sum(map(is_refined, records))} of them refined",
+            f"{sum(1 for r in records if r.refinement)} of them refined",
             *(f"{count} {state}" for state, count in sorted(states.items())),
             f"{len(self.study.front)} on the front",
             f"{duration(sum(record.seconds for record in records))} of trials",
         ]
         wanted = int(self.settings.get("trials") or 0)
-        searched = sum(1 for r in records if r.state != "interrupted" and not is_refined(r))
+        searched = sum(1 for r in records if r.state != "interrupted" and not r.refinement)
         running = (
             f" The search holds {searched} of {wanted} trials so far." if searched < wanted else ""
         )

@@ -10,6 +10,7 @@ from heretic_kl.ablation import Plan, Projection, Separation
 from heretic_kl.errors import StudyError
 from heretic_kl.export import (
     PromptFacts,
+    SavedForm,
     installed_versions,
     machine,
     original_commit,
@@ -61,22 +62,8 @@ def record_run(run: RunParts, directions: FoundDirections) -> None:
 
 def record_test(run: RunParts, record: TrialRecord, plan: Plan) -> None:
     """Record some responses under a tested trial's edit, and the command that finds it again."""
-    assert record.edit is not None  # a trial that was tested has one
     kinds = KEPT_KINDS[run.settings.keep_responses]
-    source = run.lm.source
-    is_hub_id = source.folder is None and source.gguf_file is None
-    base = portable_base(source)
-    command = reproducing_command(
-        run.settings,
-        run.calibration,
-        base=base,
-        revision=original_commit(run.lm) if is_hub_id else None,
-        prompt_set=run.prompts.prompt_set,
-        trial=record.number,
-        refined=record.edit.refinement is not None,
-        name="edited-model",
-        form=run.settings.save_as,
-    )
+    command = command_of(run, record, "edited-model", run.settings.save_as)
     responses = {kind: _responses(run, plan, kind) for kind in kinds}
     entries: dict[str, Any] = {
         "commands": {str(record.number): command},
@@ -85,6 +72,23 @@ def record_test(run: RunParts, record: TrialRecord, plan: Plan) -> None:
     if kinds:
         entries["responses"]["reference"] = {kind: _responses(run, None, kind) for kind in kinds}
     _write(run, entries)
+
+
+def command_of(run: RunParts, record: TrialRecord, name: str, form: SavedForm) -> str:
+    """The command that finds a trial again and saves it as `name`; see `reproducing_command`."""
+    source = run.lm.source
+    is_hub_id = source.folder is None and source.gguf_file is None
+    return reproducing_command(
+        run.settings,
+        run.calibration,
+        base=portable_base(source),
+        revision=original_commit(run.lm) if is_hub_id else None,
+        prompt_set=run.prompts.prompt_set,
+        trial=record.number,
+        refined=record.refinement is not None,
+        name=name,
+        form=form,
+    )
 
 
 def record_saved(run: RunParts, number: int) -> None:

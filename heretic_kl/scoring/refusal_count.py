@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from heretic_kl.kl import wilson_interval
 from heretic_kl.prompts import Prompt
@@ -46,6 +46,11 @@ class RefusalSettings(ScorerSettings):
         ge=1,
         description="Length of a response; unset: the run's max_response_tokens.",
     )
+
+    @field_validator("markers")
+    @classmethod
+    def _hold_text(cls, markers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return RefusalRule(markers).markers
 
 
 class RefusalCount(Scorer[RefusalSettings]):

@@ -118,11 +118,6 @@ def meeting(rule: str, trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]
         SelectionError: the rule holds something else than limits, or names no score of theirs.
     """
     limits = _limits(rule)
-    for scorer in (limit.scorer for limit in limits):
-        for trial in trials:
-            if scorer not in trial.scores:
-                listed = ", ".join(trial.scores)
-                raise SelectionError(f"no score {scorer!r}; there are {listed}")
     return tuple(trial for trial in trials if _meets(trial, limits))
 
 
@@ -143,6 +138,9 @@ class _Limit(NamedTuple):
 
     def excess(self, trial: TrialRecord) -> float:
         """By how much a trial misses it; 0 where it does not."""
+        if self.scorer not in trial.scores:
+            listed = ", ".join(trial.scores)
+            raise SelectionError(f"no score {self.scorer!r}; there are {listed}")
         score = trial.scores[self.scorer]
         value = likely_value(score) if self.likely else score.value
         return math.inf if value is None else max(0.0, self.sign * (value - self.value))
@@ -199,12 +197,6 @@ def _by_number(value: str, trials: Sequence[TrialRecord]) -> TrialRecord:
 def _within(limits: Sequence[_Limit], front: Sequence[TrialRecord]) -> TrialRecord:
     if not front:
         raise NoTrialError("no finished trial to pick from")
-    names = list(front[0].scores)
-    for limit in limits:
-        if limit.scorer not in names:
-            raise SelectionError(
-                f"no score {limit.scorer!r} to pick by; there are {', '.join(names)}"
-            )
     nearest = min(front, key=lambda trial: (sum(lim.excess(trial) for lim in limits), trial.number))
     if any(limit.excess(nearest) for limit in limits):
         wanted = " and ".join(limit.text for limit in limits)
@@ -213,6 +205,7 @@ def _within(limits: Sequence[_Limit], front: Sequence[TrialRecord]) -> TrialReco
             f"no trial has {wanted}; the nearest is trial {nearest.number} with {values}",
             nearest.number,
         )
+    names = list(front[0].scores)
     limited = {names.index(limit.scorer) for limit in limits}
     return min(
         (trial for trial in front if _meets(trial, limits)),

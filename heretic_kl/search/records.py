@@ -61,6 +61,11 @@ class TrialRecord:
     predicted: Mapping[str, float] = field(default_factory=dict)
     """What rung 1 said of objectives that need responses, by scorer; empty without rungs."""
 
+    @property
+    def refinement(self) -> Refinement | None:
+        """What was learned; None: nothing was."""
+        return None if self.edit is None else self.edit.refinement
+
 
 def read_record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     """The record of a trial that is over."""

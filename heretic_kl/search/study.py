@@ -153,7 +153,7 @@ class SearchStudy:
     @property
     def refined(self) -> tuple[TrialRecord, ...]:
         """Trials whose edit was learned, by number."""
-        return tuple(record for record in self.records if _is_refined(record))
+        return tuple(record for record in self.records if record.refinement)
 
     def add_refined(
         self, start: TrialRecord, refinement: Refinement, outcome: Outcome, seconds: float
@@ -345,10 +345,6 @@ class SearchStudy:
         if trial.number not in self._records:
             self._records[trial.number] = read_record(trial, self._space)
         return self._records[trial.number]
-
-
-def _is_refined(record: TrialRecord) -> bool:
-    return record.edit is not None and record.edit.refinement is not None
 
 
 def _finished(trials: Sequence[FrozenTrial]) -> int:

@@ -292,7 +292,8 @@ class Picker:
         wanted = ask_count("How many more?", MORE_TRIALS)
         if wanted is None:
             return
-        finished = sum(1 for trial in self._session.trials if trial.state != "interrupted")
+        searched = (trial for trial in self._session.trials if not trial.refinement)
+        finished = sum(trial.state != "interrupted" for trial in searched)
         self._attempt(
             lambda: self._session.search(finished + wanted), "stopped; finished trials are kept"
         )

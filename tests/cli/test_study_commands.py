@@ -11,6 +11,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from heretic_kl.cli import main as cli
+from heretic_kl.cli.scorer import TEMPLATE
 from heretic_kl.ui.json_lines import event_schema
 
 
@@ -85,6 +86,20 @@ def test_a_trial_is_saved_after_an_update_and_its_study_stays_as_it_is(
         (workplace / name / "model.safetensors").read_bytes() for name in ("before", "after")
     ]
     assert weights[0] == weights[1]
+
+
+def test_a_study_whose_scorer_lies_elsewhere_now_is_saved(call, workplace):
+    file = workplace / "before" / "certain.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(TEMPLATE, encoding="utf-8")
+    words = ["--scorers.plugged.use", f"{file}:NewScorer", "--scorers.plugged.role", "monitor"]
+    plugged = ["--study-name", "plugged", "--trials", "1", "--test-trials", "0"]
+    assert call(*plugged, *words)[0] == 0
+    moved = file.rename(workplace / "certain.py")
+    save = ["save", "plugged", "--trial", "0", "-o", "of_plugged"]
+    code, _, err = call(*save, "--scorers.plugged.use", f"{moved}:NewScorer")
+    assert code == 0, err
+    assert "other code" not in err
 
 
 def test_save_uploads_what_it_saved(searched, call, events, workplace, hub):

@@ -13,10 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from study_samples import LAYERS, make_run_file, make_study
 
 from heretic_kl.cli.main import main
-from heretic_kl.errors import SelectionError
+from heretic_kl.errors import SelectionError, StudyError
 from heretic_kl.report import Page, StudyReport, pictures, png, render
 from heretic_kl.report.run_data import visible
 from heretic_kl.report.study_data import choose, strength_rows
@@ -205,6 +207,15 @@ def test_the_strength_of_a_refined_edit_is_that_of_its_operators(studies: Path) 
     }
     assert by_component == {"attention": [0.0] * LAYERS, "mlp": pytest.approx([2.0] * LAYERS)}
     assert strength_rows(study, refined, PlanStore(studies, "other")) == []
+
+
+@pytest.mark.parametrize("content", [b"pickle", safetensors.torch.save({"x": torch.ones(1)})])
+def test_a_file_that_is_no_learned_edit_is_a_line(tmp_path: Path, content: bytes) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    (tmp_path / "s.artifacts").mkdir()
+    (tmp_path / "s.artifacts" / digest).write_bytes(content)
+    with pytest.raises(StudyError, match=f"{digest}' is no learned edit: "):
+        PlanStore(tmp_path, "s").load(digest)
 
 
 def test_refined_trials_stand_beside_their_start(page: Page) -> None:

@@ -217,6 +217,15 @@ def test_bad_scorer_settings_are_one_line(settings, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("use", "settings"),
+    [("refusals", {"markers": ["*"]}), ("keyword_rate", {"phrases": ["flour", " "]})],
+)
+def test_words_that_match_everywhere_are_refused_before_a_model_is_loaded(use, settings):
+    with pytest.raises(ConfigError, match=f"scorers.x.settings.{next(iter(settings))}"):
+        build_scorer("x", use, settings)
+
+
 def test_two_scorers_may_not_share_a_name():
     twice = [DEFAULTS[0], ScorerSpec("Refusals", "refusals", "monitor", {})]
     with pytest.raises(ConfigError, match="'refusals' and 'Refusals' share a name"):

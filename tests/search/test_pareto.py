@@ -66,8 +66,9 @@ def test_unmet_rules_say_what_there_is():
         match=r"no trial has refusals at most 0\.05; the nearest is trial 1 with refusals 0\.5",
     ):
         pick("max-refusals=0.05", front, TRIALS)
-    with pytest.raises(SelectionError, match="no score 'speed' to pick by; there are refusals, kl"):
-        pick("max-speed=1", front, TRIALS)
+    for bound in ("max", "likely"):
+        with pytest.raises(SelectionError, match="no score 'speed'; there are refusals, kl"):
+            pick(f"{bound}-speed=1", front, TRIALS)
     with pytest.raises(SelectionError, match="no finished trial '99'"):
         pick("trial=99", front, TRIALS)
 

@@ -9,8 +9,9 @@ from emulator import Emulator
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
-from ui_samples import FakeSession, recorded, trial, written
+from ui_samples import EDIT, FakeSession, recorded, trial, written
 
+from heretic_kl.ablation import Refinement
 from heretic_kl.errors import ExportError, NotEmptyError, StudyError, UploadError
 from heretic_kl.ui.chat import chat
 from heretic_kl.ui.picker import Picker
@@ -271,9 +272,12 @@ def test_details(keys: PipeInput, session: FakeSession) -> None:
 def test_more_trials_continue_the_count_and_show_the_new_front(
     keys: PipeInput, session: FakeSession
 ) -> None:
+    learned = Refinement("0" * 64, 0, 5, "strength", 1, 0.1)
+    refined = replace(trial(3, 64, 0.5), edit=replace(EDIT, refinement=learned))
+    session.trials = (*session.trials, refined)
     printed = drive(keys, session, DOWN * 3 + ENTER + CTRL_U + "no" + ENTER + CTRL_U + "7" + ENTER)
-    assert session.searches == [3 + 7]
-    assert "3 ← knee" in printed
+    assert session.searches == [3 + 7], "a refined trial is none that was searched"
+    assert "4 ← knee" in printed
 
 
 def test_a_search_that_is_stopped_keeps_what_it_has(keys: PipeInput, session: FakeSession) -> None:

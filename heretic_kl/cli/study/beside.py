@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from heretic_kl.search import StoredStudy, TrialRecord
 
 
-def measured_with_other_code(study: StoredStudy) -> bool:
+def measured_with_other_code(study: StoredStudy, settings: Settings) -> bool:
     """Whether a scorer's code is not what the study was measured with, as after an update."""
     from heretic_kl.scoring import scorer_code
 
-    uses = {name: table.get("use") or name for name, table in study.settings["scorers"].items()}
+    uses = {name: table.use or name for name, table in settings.scorers.items()}
     return any(scorer_code(uses[name]) != code for name, code in study.scorer_code.items())
 
 
@@ -52,8 +52,8 @@ def session_beside(
             }
         )
         with Session(anew, observer) as session:
-            if record.edit is not None and record.edit.refinement is not None:
+            if record.refinement is not None:
                 shared = None if url is None else storage_for_reading(url)
                 plans = PlanStore(settings.study_dir, study.name, shared)
-                session.parts.plans.save(plans.load(record.edit.refinement.sha256))
+                session.parts.plans.save(plans.load(record.refinement.sha256))
             yield session

@@ -51,7 +51,7 @@ def run(words: Sequence[str]) -> int:
         target = None
         if named.upload is not None:  # what the hub would refuse is found out before the work
             target = check_upload(Target(named.upload, public=named.public))
-        if not measured_with_other_code(study):
+        if not measured_with_other_code(study, settings):
             log = stack.enter_context(RunLog(settings, observer))
             session = stack.enter_context(Session(settings, log))
             session.save(session.pick(rule), folder, form, overwrite=overwrite)

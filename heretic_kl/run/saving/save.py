@@ -35,8 +35,7 @@ from heretic_kl.export import (
 from heretic_kl.kl import METRIC_VERSION
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts
-from heretic_kl.run.record import prompt_facts, record_saved
-from heretic_kl.run.saving.command import reproducing_command
+from heretic_kl.run.record import command_of, prompt_facts, record_saved
 from heretic_kl.run.trials.test import test_baseline, test_one
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
@@ -78,8 +77,8 @@ def save_trial(
     facts = _facts(run, record, folder, form, scores, merge_kl, lora, pick_rule)
     if trials is not None:
         facts = replace(facts, trials=trials)
-    if record.edit is not None and record.edit.refinement is not None:
-        run.plans.copy(record.edit.refinement.sha256, folder / LEARNED_FILE)
+    if record.refinement is not None:
+        run.plans.copy(record.refinement.sha256, folder / LEARNED_FILE)
     write_card(folder, facts)
     write_reproduction(folder, facts)
     record_saved(run, record.number)
@@ -147,7 +146,6 @@ def _facts(
 ) -> ExportFacts:
     source, settings = run.lm.source, run.settings
     is_hub_id = source.folder is None and source.gguf_file is None
-    revision = original_commit(run.lm) if is_hub_id else None
     name, floor = folder.resolve().name, run.calibration.noise_floor
     dtype = settings.save_dtype
     assert record.edit is not None
@@ -156,7 +154,7 @@ def _facts(
         form=form,
         base_name=portable_base(source),
         base_is_hub_id=is_hub_id,
-        base_revision=revision,
+        base_revision=original_commit(run.lm) if is_hub_id else None,
         saved_dtype="as stored in the original" if dtype == "source" else dtype,
         trial_number=record.number,
         trials=run.study.finished,
@@ -173,17 +171,7 @@ def _facts(
         merge_kl=merge_kl,
         prompts=prompt_facts(run.prompts),
         settings=settings.model_dump(mode="json"),
-        command=reproducing_command(
-            settings,
-            run.calibration,
-            base=portable_base(source),
-            revision=revision,
-            prompt_set=run.prompts.prompt_set,
-            trial=record.number,
-            refined=record.edit.refinement is not None,
-            name=name,
-            form=form,
-        ),
+        command=command_of(run, record, name, form),
         seed=settings.seed,
         versions=installed_versions(),
         platform=machine(),

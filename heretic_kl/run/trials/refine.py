@@ -97,8 +97,8 @@ def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
     """The last refined trial, or the trial with the smallest loss."""
     if run.study.refined:
         record = run.study.refined[-1]
-        assert record.edit is not None and record.edit.refinement is not None
-        return _next_aim(run, record, _Aim(record, record.edit.refinement.mass_limit))
+        assert record.refinement is not None
+        return _next_aim(run, record, _Aim(record, record.refinement.mass_limit))
     measured = [r for r in run.study.records if r.state in ("complete", "screened")]
     measured = [record for record in measured if _plan(run, record)]
     if not measured:
@@ -189,11 +189,7 @@ def _plan(run: RunParts, record: TrialRecord) -> Plan:
 
 def _measuring_seconds(run: RunParts) -> float:
     """What measuring one more edit may take: as long as the longest trial did."""
-    return max((r.seconds for r in run.study.records if not _is_refined(r)), default=0.0)
-
-
-def _is_refined(record: TrialRecord) -> bool:
-    return record.edit is not None and record.edit.refinement is not None
+    return max((r.seconds for r in run.study.records if not r.refinement), default=0.0)
 
 
 def _deadline(run: RunParts) -> float:

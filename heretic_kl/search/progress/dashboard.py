@@ -34,8 +34,7 @@ def keep_note(storage: BaseStorage, study_id: int, trial_id: int, record: TrialR
 
 def _note(record: TrialRecord) -> str:
     lines = [f"- {name}: {score.text}" for name, score in record.scores.items()]
-    if record.edit is not None and record.edit.refinement is not None:
-        learned = record.edit.refinement
+    if (learned := record.refinement) is not None:
         lines.append(f"- refined from trial {learned.start} in {learned.steps} steps")
     if record.stopped is not None:
         lines += [f"- {name}: {text}" for name, text in record.stopped.findings.items()]

@@ -76,7 +76,13 @@ class PlanStore:
         Raises:
             StudyError: it is not there, or is not what was kept.
         """
-        return plan_from_tensors(safetensors.torch.load(self._read(digest)))
+        data = self._read(digest)
+        try:
+            return plan_from_tensors(safetensors.torch.load(data))
+        except (ValueError, safetensors.SafetensorError) as error:
+            raise StudyError(
+                f"{str(self.folder / digest)!r} is no learned edit: {error}"
+            ) from error
 
     def _read(self, digest: str) -> bytes:
         if re.fullmatch("[0-9a-f]{64}", digest) is None:  # a study may come from anybody
