@@ -45,7 +45,7 @@ class Calibration:
 def find_batch_size(lm: LanguageModel, prompts: Sequence[Prompt]) -> int:
     """The batch size beyond which decoding gets no faster per response, or memory runs out.
 
-    Never larger than the number of prompts or `LARGEST_BATCH`.
+    From `SMALLEST_BATCH` to `LARGEST_BATCH`, and less than twice as many as there are prompts.
     """
     encoded = sorted((lm.chat.encode(prompt) for prompt in prompts), key=len)
     best, best_rate, size, misses = 1, 0.0, SMALLEST_BATCH, 0

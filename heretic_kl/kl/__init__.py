@@ -31,7 +31,7 @@ from heretic_kl.kl.divergence import (
     jensen_shannon,
     reverse_kl,
 )
-from heretic_kl.kl.head import Head, chunked_row_statistics
+from heretic_kl.kl.head import Head
 from heretic_kl.kl.intervals import (
     Interval,
     MeanEstimate,
@@ -67,7 +67,6 @@ from heretic_kl.kl.rows import (
     DivergenceReduction,
     ReferenceRows,
     RowStatistics,
-    concatenate_rows,
     reference_rows,
     row_statistics,
 )
@@ -99,9 +98,7 @@ __all__ = [
     "SplitKL",
     "bootstrap_interval",
     "mean_estimate",
-    "chunked_row_statistics",
     "compare_paired",
-    "concatenate_rows",
     "forward_kl",
     "geometric_weights",
     "group_means",

@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.kl.packing import PackedWeight, packed
-from heretic_kl.kl.rows import (
-    RowStatistics,
-    concatenate_rows,
-    empty_rows,
-    row_statistics,
-)
-from heretic_kl.kl.terms import Divergence, row_blocks
+from heretic_kl.kl.terms import row_blocks
 
 MAX_LOGIT_ELEMENTS: Final = 2**24
 """Logits held at once for each of reference and candidate: 64 MB in float32."""
@@ -167,61 +161,6 @@ class Head:
         if self.bias is not None:
             digest.update(_bytes(self.bias[: self.vocabulary]))
         return digest.hexdigest()
-
-
-def chunked_row_statistics(
-    head: Head,
-    reference_hidden: Tensor,  # (rows, D) after the final norm
-    candidate_hidden: Tensor,  # (rows, D) after the final norm
-    tokens: Tensor,  # (rows,) integer ids of the reference's response
-    *,
-    candidate_head: Head | None = None,
-    divergence: Divergence = "forward_kl",
-    temperature: float = 1.0,
-    max_elements: int = MAX_LOGIT_ELEMENTS,
-) -> RowStatistics:
-    """Return `row_statistics` of both hidden states, never holding all their logits.
-
-    Both are put through `head` (the candidate through `candidate_head` if it has its own) in
-    chunks of `max_elements / V` rows, so the peak does not depend on the number of rows.
-    Divergences are in nats.
-
-    Raises:
-        ValueError: Shapes do not fit; both are named.
-        MeasurementError: A row of logits holds NaN or +inf, or only -inf.
-    """
-    if reference_hidden.shape[:1] != candidate_hidden.shape[:1]:
-        raise ValueError(
-            f"reference_hidden and candidate_hidden must have the same rows, got "
-            f"{tuple(reference_hidden.shape)} and {tuple(candidate_hidden.shape)}"
-        )
-    other = head if candidate_head is None else candidate_head
-    if other.vocabulary != head.vocabulary:
-        raise ValueError(
-            f"both heads must have one vocabulary, got {head.vocabulary} and {other.vocabulary}"
-        )
-    if tokens.shape != reference_hidden.shape[:1]:
-        raise ValueError(
-            f"tokens must be (rows,) to fit hidden {tuple(reference_hidden.shape)}, "
-            f"got {tuple(tokens.shape)}"
-        )
-    if max_elements < 1:
-        raise ValueError(f"max_elements must be at least 1, got {max_elements}")
-    statistics: RowStatistics | None = None
-    for rows in row_blocks(reference_hidden.shape[0], head.vocabulary, max_elements):
-        part = row_statistics(
-            head.logits(reference_hidden[rows]),
-            other.logits(candidate_hidden[rows]),
-            tokens[rows],
-            divergence=divergence,
-            temperature=temperature,
-        )
-        if statistics is None:
-            statistics = empty_rows(reference_hidden.shape[0], part.values.device)
-        # Kept results of a few bytes among freed chunks of megabytes would fragment the heap.
-        for column, values in zip(statistics, part, strict=True):
-            column[rows] = values
-    return concatenate_rows([]) if statistics is None else statistics
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -166,13 +166,6 @@ class DivergenceReduction:
         )
 
 
-def concatenate_rows(parts: list[RowStatistics]) -> RowStatistics:
-    """Return the rows of all `parts`, in order; no parts give no rows."""
-    if not parts:
-        return empty_rows(0, torch.device("cpu"))
-    return RowStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
 def empty_rows(rows: int, device: torch.device) -> RowStatistics:
     """Return columns of `rows` places to be filled."""
     flags = ("infinite", "top1_agreement")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from heretic_kl.ablation import Plan
 from heretic_kl.engine import Engine, forced_sequences
+from heretic_kl.engine.memory import if_memory_allows
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
 from heretic_kl.prompts import Kind, Prompt
@@ -119,16 +121,19 @@ class Refiner:
 
         On the harmful validation prompts; with the first openings, whatever was mined since.
         """
-        mined, self.objective.openings = self.objective.openings, self.first_openings
-        try:
+
+        def measure() -> list[Tensor]:
             with edited(self._engine.lm.architecture, plan):
-                parts = [
+                return [
                     self.objective.terms([], self._judged[first : first + CHECKED_AT_ONCE]).log_mass
                     for first in range(0, len(self._judged), CHECKED_AT_ONCE)
                 ]
+
+        mined, self.objective.openings = self.objective.openings, self.first_openings
+        try:
+            return torch.cat(self._engine.limits.run(measure)).double().exp()
         finally:
             self.objective.openings = mined
-        return torch.cat(parts).double().exp()
 
     def refine(
         self,
@@ -137,23 +142,44 @@ class Refiner:
         *,
         tell: Callable[[Check], None] = lambda check: None,
     ) -> Refined:
-        """Learn an edit from a start; see `heretic_kl.refine.refine`."""
-        draw = random.Random(options.seed)
-        return refine(
-            start,
-            self._engine.lm.architecture,
-            self.objective,
-            self.train,
-            self.validation,
-            options,
-            tell=tell,
-            remine=lambda plan: self._remine(plan, draw),
-        )
+        """Learn an edit from a start; see `heretic_kl.refine.refine`.
 
-    def loss(self, plan: Plan, options: RefineOptions = RefineOptions()) -> float:  # noqa: B008
+        Where memory runs out, all is done again with half as many prompts a step.
+
+        Raises:
+            MeasurementError: memory runs out with one prompt of each kind.
+        """
+        draw = random.Random(options.seed)
+        while True:
+            learn = partial(
+                refine,
+                start,
+                self._engine.lm.architecture,
+                self.objective,
+                self.train,
+                self.validation,
+                options,
+                tell=tell,
+                remine=lambda plan: self._remine(plan, draw),
+            )
+            refined = if_memory_allows(learn)
+            if refined is not None:
+                return refined
+            sizes = options.harmless_per_step, options.harmful_per_step
+            if sizes == (1, 1):
+                raise MeasurementError("out of memory with one prompt of each kind in a step")
+            self._engine.release()
+            options = replace(
+                options,
+                harmless_per_step=max(1, sizes[0] // 2),
+                harmful_per_step=max(1, sizes[1] // 2),
+            )
+
+    def loss(self, plan: Plan) -> float:
         """The loss of an edit on validation prompts, to choose where to start, nats."""
-        check = evaluate(
-            self.objective, self._engine.lm.architecture, plan, self.validation, options
+        options, where = RefineOptions(), self._engine.lm.architecture
+        check = self._engine.limits.run(
+            lambda: evaluate(self.objective, where, plan, self.validation, options)
         )
         return check.kl + options.multiplier * check.hinge
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from heretic_kl.cli.scorer import TEMPLATE
 from heretic_kl.scoring import paired_difference
 
 
@@ -54,6 +55,17 @@ def test_candidates_stand_beside_the_original_paired_by_prompt(edits, call, work
         "paired by prompt",
     ):
         assert line in out
+
+
+def test_a_score_that_is_no_number_is_null_in_the_file(call, workplace):
+    text = TEMPLATE.replace("sum(values) / len(values)", "float('nan')")
+    (workplace / "odd.py").write_text(text, encoding="utf-8")
+    words = ["--scorers.odd.use", f"{workplace / 'odd.py'}:NewScorer", "--json", "odd.json"]
+    words += ["--scorers.odd.role", "monitor", "--model", "model", "--candidate", "model"]
+    code, _, err = call("evaluate", *words)
+    assert code == 0, err
+    document = json.loads((workplace / "odd.json").read_text(encoding="utf-8"))
+    assert document["scores"]["odd"]["value"] is None and "odd" in document["settings"]["scorers"]
 
 
 def test_another_tokenizer_and_missing_models_are_one_line(edits, call, workplace):

@@ -93,10 +93,10 @@ def test_a_study_whose_scorer_lies_elsewhere_now_is_saved(call, workplace):
     file.parent.mkdir(exist_ok=True)
     file.write_text(TEMPLATE, encoding="utf-8")
     words = ["--scorers.plugged.use", f"{file}:NewScorer", "--scorers.plugged.role", "monitor"]
-    plugged = ["--study-name", "plugged", "--trials", "1", "--test-trials", "0"]
+    plugged = ["--study-name", "moved", "--trials", "1", "--test-trials", "0"]
     assert call(*plugged, *words)[0] == 0
     moved = file.rename(workplace / "certain.py")
-    save = ["save", "plugged", "--trial", "0", "-o", "of_plugged"]
+    save = ["save", "moved", "--trial", "0", "-o", "of_moved"]
     code, _, err = call(*save, "--scorers.plugged.use", f"{moved}:NewScorer")
     assert code == 0, err
     assert "other code" not in err

@@ -89,6 +89,15 @@ def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
     assert [s.threads for s in local.shares(Settings(workers=3, threads=2))] == [1, 1, 1]
 
 
+def test_helpers_get_the_code_that_a_study_may_not_name(monkeypatch, capfd):
+    started = []
+    monkeypatch.setattr(local.subprocess, "Popen", lambda words, **others: started.extend(words))
+    tasks = {"use": "lm_eval", "settings": {"task": "mine", "tasks": "my tasks"}}
+    settings = Settings(scorers={"mine": tasks, "odd": {"use": "odd.py:Odd"}})
+    local._start(settings, "s", local.Share("cpu", 1), sys.stderr)
+    assert {"--scorers.mine.settings.tasks=my tasks", "--scorers.odd.use=odd.py:Odd"} < {*started}
+
+
 @pytest.mark.e2e
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, searched):

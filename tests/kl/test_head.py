@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl import Head, chunked_row_statistics, row_statistics
+from heretic_kl.kl import Head, KLTable, Reference, ReferenceIdentity, row_statistics
 
 GENERATOR = torch.Generator().manual_seed(1)
 WEIGHT = torch.randn(40, 8, generator=GENERATOR)
@@ -15,6 +15,12 @@ HIDDEN = torch.randn(11, 8, generator=GENERATOR)
 EDITED = HIDDEN + 0.2 * torch.randn(11, 8, generator=GENERATOR)
 TOKENS = torch.randint(37, (11,), generator=GENERATOR)
 FULL = Head(WEIGHT, BIAS, scale=0.25, softcap=3.0, vocabulary_size=37)
+
+
+def measured(head: Head, candidate: torch.Tensor, max_elements: int = 10_000) -> KLTable:
+    identity = ReferenceIdentity("", head.vocabulary, None, {})
+    reference = Reference.from_hidden(TOKENS[:, None], torch.ones(11, 1).bool(), HIDDEN, identity)
+    return reference.measure(candidate, head=head, max_elements=max_elements)
 
 
 def test_logits_respect_bias_scale_softcap_and_padding():
@@ -35,10 +41,10 @@ def test_half_heads_multiply_in_their_dtype_and_return_float32(dtype):
 
 @pytest.mark.parametrize("max_elements", [1, 37, 100, 10_000])
 def test_chunks_equal_the_whole(max_elements):
-    found = chunked_row_statistics(FULL, HIDDEN, EDITED, TOKENS, max_elements=max_elements)
-    whole = row_statistics(FULL.logits(HIDDEN), FULL.logits(EDITED), TOKENS)
-    for one, other in zip(found, whole, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    found = measured(FULL, EDITED, max_elements).columns()
+    whole = row_statistics(FULL.logits(HIDDEN), FULL.logits(EDITED), TOKENS)._asdict()
+    for name, column in whole.items():
+        torch.testing.assert_close(found[name][:, 0], column.to(found[name]), rtol=1e-4, atol=1e-7)
 
 
 def test_never_more_logits_than_allowed(monkeypatch):
@@ -50,7 +56,7 @@ def test_never_more_logits_than_allowed(monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(Head, "logits", watched)
-    chunked_row_statistics(FULL, HIDDEN, EDITED, TOKENS, max_elements=3 * 37)
+    measured(FULL, EDITED, 3 * 37)
     assert max(logits.numel() for logits in seen) == 3 * 37
     assert sum(len(logits) for logits in seen) == 2 * 11
 
@@ -60,7 +66,7 @@ def test_equal_hidden_states_give_exactly_nought(dtype):
     head = dataclasses.replace(FULL, weight=WEIGHT.to(dtype), bias=BIAS.to(dtype))
     unaligned = torch.empty(11 * 8 + 1)[1:].view(11, 8).copy_(HIDDEN)
     for max_elements in (37, 150, 10_000):
-        found = chunked_row_statistics(head, HIDDEN, unaligned, TOKENS, max_elements=max_elements)
+        found = measured(head, unaligned, max_elements)
         assert found.values.sum().item() == 0.0
         assert torch.equal(found.reference_probability, found.candidate_probability)
 
@@ -69,7 +75,7 @@ def test_nan_hidden_states_are_an_error():
     broken = EDITED.clone()
     broken[4, 2] = float("nan")
     with pytest.raises(MeasurementError, match="candidate logits"):
-        chunked_row_statistics(FULL, HIDDEN, broken, TOKENS)
+        measured(FULL, broken)
 
 
 def test_fingerprint_tells_heads_apart():
@@ -118,9 +124,5 @@ def test_parts_must_fit(change, message):
 def test_hidden_states_must_fit():
     with pytest.raises(ValueError, match=r"\(rows, 8\).*got \(2, 9\)"):
         FULL.logits(torch.zeros(2, 9))
-    with pytest.raises(ValueError, match=r"\(11, 8\) and \(10, 8\)"):
-        chunked_row_statistics(FULL, HIDDEN, EDITED[:10], TOKENS)
-    with pytest.raises(ValueError, match=r"\(11, 8\), got \(10,\)"):
-        chunked_row_statistics(FULL, HIDDEN, EDITED, TOKENS[:10])
-    with pytest.raises(ValueError, match="max_elements"):
-        chunked_row_statistics(FULL, HIDDEN, EDITED, TOKENS, max_elements=0)
+    with pytest.raises(ValueError, match=r"\(11, D\), got \(10, 8\)"):
+        measured(FULL, EDITED[:10])

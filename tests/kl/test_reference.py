@@ -11,7 +11,7 @@ from heretic_kl.kl import (
     Head,
     Reference,
     ReferenceIdentity,
-    chunked_row_statistics,
+    row_statistics,
     summarize,
     vocabulary_hash,
 )
@@ -34,7 +34,7 @@ LOGITS = Reference.from_logits(
 
 def test_hidden_states_measure_as_the_plain_functions_do():
     table = REFERENCE.measure(EDITED, head=HEAD, max_elements=120)
-    rows = chunked_row_statistics(HEAD, HIDDEN, EDITED, TOKENS[MASK])
+    rows = row_statistics(HEAD.logits(HIDDEN), HEAD.logits(EDITED), TOKENS[MASK])
     assert torch.equal(table.mask, MASK)
     torch.testing.assert_close(table.values[MASK], rows.values, rtol=1e-4, atol=1e-8)
     assert REFERENCE.measure(HIDDEN.clone(), head=HEAD).values.sum().item() == 0.0

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from heretic_kl import Session, Settings, events
-from heretic_kl.errors import ReproductionError, StudyError
+from heretic_kl.errors import MeasurementError, ReproductionError, StudyError
 from heretic_kl.export import read_reproduction
 from heretic_kl.kl import wilson_interval
+from heretic_kl.refine import RefineOptions, objective, refiner
 from heretic_kl.run.saving.reproduce import rebuild
 from heretic_kl.run.trials import refine
 from heretic_kl.scoring import Score
@@ -197,3 +198,38 @@ def test_refinement_aims_at_what_the_default_rule_picks(refused, total, factor):
     assert aim.mass_limit == pytest.approx(0.1 * factor)
     accepted = not refused or likely_value(score) <= 0.05
     assert accepted == (factor == 1.5)
+
+
+def test_running_out_of_memory_makes_smaller_steps_and_batches(
+    workplace, tmp_path, markers, monkeypatch
+):
+    learn, portions, sizes = refiner.refine, objective.forced_portions, []
+
+    def small_steps(*parts, **others):
+        sizes.append((parts[-1].harmless_per_step, parts[-1].harmful_per_step))
+        if sizes[-1][0] > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return learn(*parts, **others)
+
+    def small_batches(lm, batches):
+        if batches.max_rows > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return portions(lm, batches)
+
+    run, _ = session(workplace, tmp_path, markers)
+    with run:
+        run.search()
+        monkeypatch.setattr(refiner, "refine", small_steps)
+        largest = 2
+        run.refine()
+        assert len(run.parts.study.refined) == 2 and sizes[:3] == [(8, 4), (4, 2), (2, 1)]
+        plan, learner = run.parts.plan(run.trials[0].edit), run.parts.refiner
+        whole = learner.loss(plan), learner.refusal_mass(plan)
+        monkeypatch.setattr(objective, "forced_portions", small_batches)
+        assert learner.loss(plan) == pytest.approx(whole[0], rel=1e-3)
+        assert torch.allclose(learner.refusal_mass(plan), whole[1], rtol=1e-3)
+        assert run.parts.engine.batch_size <= 4
+        largest = 0
+        with pytest.raises(MeasurementError, match="out of memory with one prompt of each kind"):
+            learner.refine(plan, RefineOptions())
+        assert sizes[-1] == (1, 1)

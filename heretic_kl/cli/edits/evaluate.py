@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator
+from pydantic_core import to_json
 from pydantic_settings import NoDecode
 
 from heretic_kl.cli.command import SUMMARIES, Command
@@ -102,7 +102,7 @@ def show(
     from heretic_kl.ui.terminal import make_console, say
 
     document = _document(settings, evaluation)
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    text = to_json(document, indent=2, inf_nan_mode="null").decode() + "\n"
     observer.settle()
     observer(Result(command, document))
     if settings.json_file is not None and settings.json_file != STDOUT:

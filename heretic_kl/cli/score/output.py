@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_json
 
 from heretic_kl.cli.score.places import band_cells, bucket_cells, further_figures, worst_places
 from heretic_kl.cli.score.settings import (
@@ -205,7 +205,7 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
         else chain_document(outcome.chain, (settings.name, *settings.candidate)),
         "failure": None if outcome.failure is None else str(outcome.failure),
     }
-    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+    return to_json(document, indent=2, inf_nan_mode="null", fallback=dict).decode() + "\n"
 
 
 def _described_inputs(
@@ -245,12 +245,3 @@ def _plain_settings(settings: ScoreSettings) -> dict[str, Any]:
 def _reference_settings(outcome: Outcome) -> Mapping[str, Any]:
     """What the reference remembers of how it was made."""
     return outcome.kl.reference.identity.settings
-
-
-def _finite(value: Any) -> Any:
-    """The same without infinities and NaN, which JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -75,6 +75,8 @@ def _start(
     for name, table in settings.scorers.items():
         if table.use is not None:
             flags.append(f"--scorers.{name}.use={table.use}")
+        if (table.use or name) == "lm_eval" and table.settings.get("tasks"):
+            flags.append(f"--scorers.{name}.settings.tasks={table.settings['tasks']}")
     if settings.trust_remote_code:
         flags.append("--trust-remote-code")
     environment = dict(os.environ)

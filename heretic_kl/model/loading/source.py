@@ -116,7 +116,7 @@ def readable_errors(source: ModelSource, what: str) -> Iterator[None]:
                 f"{source.name!r} needs code from its own repository: read that code, then pass "
                 "--trust-remote-code"
             ) from error
-        if "safetensors" in text:
+        if "model.safetensors" in text:  # a shard that is missing has another name
             raise no_safetensors(source) from error
         kind = ModelNotFoundError if isinstance(error, OSError) else UnsupportedModelError
         reason = shorten(text, 240, placeholder=" ...")

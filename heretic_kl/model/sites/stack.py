@@ -49,7 +49,7 @@ def find_stack(
     """
     lists = _outer_lists(model)
     if path is not None:
-        lists = {name: _named_list(model, name, lists) for name in path.split(", ")}
+        lists = {name: _named_list(model, name, lists) for name in map(str.strip, path.split(","))}
     layers_by_list = _layers_by_list(lists, width, run)
     if not layers_by_list:
         tried = ", ".join(f"{name} ({len(modules)})" for name, modules in lists.items()) or "none"

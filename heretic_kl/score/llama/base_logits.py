@@ -30,15 +30,6 @@ LEVELS: Final = 65535
 _HEAD: Final = struct.Struct("<3i")
 
 
-def is_base_logits(path: Path) -> bool:
-    """Whether a file begins as llama.cpp's files of base logits do."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-
-
 @dataclass(frozen=True)
 class BaseLogits:
     """A file, mapped into memory: only rows that are asked for are read. A `RowLogits`."""
