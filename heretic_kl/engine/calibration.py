@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
+from torch import Tensor
 
 from heretic_kl.engine.engine import Engine
-from heretic_kl.engine.generation.generate import generate_responses
+from heretic_kl.engine.generation.generate import ChosenTokens, generate_responses
 from heretic_kl.engine.memory import if_memory_allows
 from heretic_kl.engine.noise import NoiseFloor
 from heretic_kl.model import LanguageModel, close_thought, thought_left_open
@@ -79,14 +81,22 @@ def find_response_prefix(engine: Engine, prompts: Sequence[Prompt]) -> str:
     return close_thought(engine.lm.chat.decode(common, special=True).rstrip(" "))
 
 
+class _TimedTokens(ChosenTokens):
+    """The most likely tokens, and the time at which each step had them."""
+
+    def __init__(self) -> None:
+        super().__init__((), None)
+        self.times: list[float] = []
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
+        tokens = super().__call__(logits, rows)  # waits for the device
+        self.times.append(time.perf_counter())
+        return tokens
+
+
 def _decoding_seconds(lm: LanguageModel, batch: Sequence[Sequence[int]]) -> float:
-    """Seconds for `DECODED_TOKENS` steps of decoding; reading the prompts is not among them."""
-
-    def seconds(tokens: int) -> float:
-        start = time.perf_counter()
-        generate_responses(lm, batch, tokens)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    return max(seconds(1 + DECODED_TOKENS) - seconds(1), 1e-6)
+    """Seconds of a step of decoding, the median; reading the prompts is not among them."""
+    chosen = _TimedTokens()
+    generate_responses(lm, batch, 1 + DECODED_TOKENS, chosen=chosen)
+    steps = [end - start for start, end in itertools.pairwise(chosen.times)]
+    return max(statistics.median(steps), 1e-6) if steps else 1e-6

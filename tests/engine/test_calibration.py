@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,14 @@ def test_running_out_of_memory_ends_the_growth(lm, monkeypatch):
 def test_batches_never_outgrow_the_prompts(lm, monkeypatch):
     monkeypatch.setattr(calibration, "_decoding_seconds", lambda *_: 1.0)
     assert find_batch_size(lm, PROMPTS) == 8
+
+
+def test_a_step_of_decoding_is_timed_without_the_prompts(lm, monkeypatch):
+    clock = iter([10.0, 11.0, 13.0, 14.0, 15.0, 16.0, 17.0, 99.0])
+    monkeypatch.setattr(calibration, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    endless = replace(lm, stop_ids=frozenset())
+    assert calibration._decoding_seconds(endless, [lm.chat.encode(PROMPTS[0])] * 8) == 1.0
+    assert next(clock) == 99.0  # the prompts were read once
 
 
 @pytest.mark.parametrize(
