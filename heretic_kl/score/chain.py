@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +66,6 @@ def measure_chain(
     measurements: Sequence[Measurement],
     *,
     dtype: DtypeName | None = None,
-    before: Callable[[int, int], None] = lambda earlier, later: None,
 ) -> ChainMeasurement:
     """Measure every model of a chain from every earlier one; one is loaded at a time.
 
@@ -75,7 +74,6 @@ def measure_chain(
         models: those that follow it, in order.
         measurements: `kl.score` of each of them.
         dtype: of these models; see `TeacherForcedKL.score`.
-        before: told which pair comes next, the first model being 0.
 
     Raises:
         HereticKLError: as `kl.score`.
@@ -84,7 +82,6 @@ def measure_chain(
     for earlier in range(1, len(models)):
         seen = kl.seen_by(models[earlier - 1], dtype=dtype)
         for later in range(earlier + 1, len(models) + 1):
-            before(earlier, later)
             measured = seen.score(models[later - 1], dtype=dtype)
             pairs.append(ChainPair(earlier, later, measured))
     return ChainMeasurement(tuple(pairs))

@@ -81,6 +81,12 @@ class Suite:
         return bool(self._refusal_counts)
 
     @property
+    def lowers_refusals(self) -> bool:
+        """Whether refusals of harmful prompts are counted, and not to be raised."""
+        counts = {count.name for count in self._refusal_counts}
+        return any(spec.name in counts and spec.role != "maximize" for spec in self.specs)
+
+    @property
     def refusal_objectives(self) -> list[str]:
         """Names of the objectives that count refusals of harmful prompts."""
         counts = {count.name for count in self._refusal_counts}

@@ -50,6 +50,23 @@ def test_a_judge_steers_a_search_and_the_key_stays_in_the_header(server, call, t
     assert len(server.requests) > count
 
 
+def test_no_study_says_where_responses_and_a_key_are_sent(server, call, tmp_path):
+    """Whoever made a study could else read any variable of the environment."""
+    words = judged_by(server, tmp_path / "s", key_variable=VARIABLE)
+    assert call(*words, "--trials", "1", "--test-trials", "0")[0] == 0
+    server.requests.clear()
+    server.headers.clear()
+    save = ["save", "judged", "--study-dir", str(tmp_path / "s"), "--trial", "0"]
+    save += ["-o", str(tmp_path / "out")]
+    for command in (save, ["worker", "judged", *save[2:4]]):
+        code, _, err = call(*command)
+        assert code == 2 and "--scorers.judge.settings.endpoint URL" in err
+    assert not server.requests
+    code, _, err = call(*save, "--scorers.judge.settings.endpoint", server.url)
+    assert code == 0, err
+    assert server.requests and all("Authorization" not in headers for headers in server.headers)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

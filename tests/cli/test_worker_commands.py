@@ -89,13 +89,20 @@ def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
     assert [s.threads for s in local.shares(Settings(workers=3, threads=2))] == [1, 1, 1]
 
 
-def test_helpers_get_the_code_that_a_study_may_not_name(monkeypatch, capfd):
+def test_helpers_get_what_a_study_may_not_say(monkeypatch):
     started = []
     monkeypatch.setattr(local.subprocess, "Popen", lambda words, **others: started.extend(words))
     tasks = {"use": "lm_eval", "settings": {"task": "mine", "tasks": "my tasks"}}
-    settings = Settings(scorers={"mine": tasks, "odd": {"use": "odd.py:Odd"}})
-    local._start(settings, "s", local.Share("cpu", 1), sys.stderr)
-    assert {"--scorers.mine.settings.tasks=my tasks", "--scorers.odd.use=odd.py:Odd"} < {*started}
+    judge = {"settings": {"endpoint": "http://here/v1", "key_variable": "KEY", "model": "j"}}
+    scorers = {"mine": tasks, "odd": {"use": "odd.py:Odd"}, "judge": judge}
+    local._start(Settings(scorers=scorers), "s", local.Share("cpu", 1), sys.stderr)
+    assert {
+        "--scorers.mine.settings.tasks=my tasks",
+        "--scorers.odd.use=odd.py:Odd",
+        "--scorers.judge.settings.endpoint=http://here/v1",
+        "--scorers.judge.settings.key_variable=KEY",
+    } < {*started}
+    assert not any("model=j" in word for word in started)
 
 
 @pytest.mark.e2e

@@ -166,6 +166,20 @@ def test_a_model_that_refuses_nothing_is_searched_but_not_refined(workplace, tmp
     assert any(notice.startswith("no edit is refined: nothing to learn") for notice in notices)
 
 
+@pytest.mark.parametrize("change", [{"role": "maximize"}, {"enabled": False}])
+def test_where_refusals_are_not_to_be_lowered_nothing_is_refined(
+    workplace, tmp_path, markers, change
+):
+    scorers = {"refusals": {"settings": {"markers": markers}, **change}}
+    run, seen = session(workplace, tmp_path, markers, scorers=scorers, screening=False)
+    with run:
+        run.search()
+        run.refine()
+        assert not run.parts.study.refined
+    notices = [event.message for event in seen if isinstance(event, events.Notice)]
+    assert any("no edit is refined: it would lower refusals" in text for text in notices)
+
+
 def test_minutes_end_the_search_and_the_refinement(workplace, tmp_path, markers):
     run, _ = session(workplace, tmp_path, markers, minutes=1e-4, trials=500)
     with run:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 STUDY_HELP = "Name or .journal file of the study (default: the newest)"
+UNTRUSTED = {"lm_eval": ("tasks",), "judge": ("endpoint", "key_variable")}
+"""Settings of scorers that run code or send something away: no study says them."""
 TRIAL = "Number of the trial"
 PICK = "Rule in place of a number: knee, max-refusals=0.05"
 
@@ -172,24 +174,29 @@ def settings_of(
 def read_beside_study(kind: type[SettingsT], words: Sequence[str], study: StoredStudy) -> SettingsT:
     """The settings of a study, and the command line on top of them.
 
-    A study may come from anyone: the code that it names is not run unless the command line names
-    it too, and it does not say where something is written.
+    A study may come from anyone: the code that it names is not run, and nothing is sent where it
+    says, unless the command line names it too, and it does not say where something is written.
 
     Raises:
-        ConfigError: a setting is wrong, or the study uses code that the command line does not name.
+        ConfigError: a setting is wrong, or the study uses code or a server that the command line
+            does not name.
     """
     from heretic_kl.run.setup.opening import NOT_KEPT
     from heretic_kl.scoring import built_in_scorers
 
     stored = {key: value for key, value in study.settings.items() if key not in NOT_KEPT}
     scorers: dict[str, Any] = {**stored.get("scorers", {})}
-    plug_ins = {}
+    plug_ins, servers = {}, {}
     for name, table in scorers.items():
         if (use := table.get("use") or name) not in built_in_scorers():
             plug_ins[name] = use
             scorers[name] = {**table, "use": None}
-        elif use == "lm_eval":  # the code of a folder's tasks is run
-            scorers[name] = {**table, "settings": {**table.get("settings", {}), "tasks": None}}
+        elif use in UNTRUSTED:
+            stated = table.get("settings", {})
+            taken = {key: stated[key] for key in stated if key not in UNTRUSTED[use]}
+            scorers[name] = {**table, "settings": taken}
+            if "endpoint" in stated:
+                servers[name] = stated["endpoint"]
     stored |= {"scorers": scorers, "trust_remote_code": False}
     settings = read_settings(kind, words, stored=stored)
     for name, use in plug_ins.items():
@@ -197,6 +204,12 @@ def read_beside_study(kind: type[SettingsT], words: Sequence[str], study: Stored
             raise ConfigError(
                 f"study {study.name!r} uses the scorer plug-in {use}: name it yourself if you "
                 f"trust it, with --scorers.{name}.use FILE.py:CLASS"
+            )
+    for name, url in servers.items():
+        if settings.scorers[name].enabled and "endpoint" not in settings.scorers[name].settings:
+            raise ConfigError(
+                f"study {study.name!r} sends responses to {url}: name it yourself if you trust it, "
+                f"with --scorers.{name}.settings.endpoint URL, and .key_variable where it needs one"
             )
     return settings
 

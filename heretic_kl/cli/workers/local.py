@@ -12,6 +12,7 @@ from typing import IO, Final, NamedTuple
 
 import torch
 
+from heretic_kl.cli.study.settings import UNTRUSTED
 from heretic_kl.config import Settings
 from heretic_kl.config.keys import ENV_PREFIX
 from heretic_kl.events import Notice, Observer
@@ -75,8 +76,9 @@ def _start(
     for name, table in settings.scorers.items():
         if table.use is not None:
             flags.append(f"--scorers.{name}.use={table.use}")
-        if (table.use or name) == "lm_eval" and table.settings.get("tasks"):
-            flags.append(f"--scorers.{name}.settings.tasks={table.settings['tasks']}")
+        for key in UNTRUSTED.get(table.use or name, ()):
+            if table.settings.get(key) is not None:
+                flags.append(f"--scorers.{name}.settings.{key}={table.settings[key]}")
     if settings.trust_remote_code:
         flags.append("--trust-remote-code")
     environment = dict(os.environ)

@@ -54,6 +54,9 @@ def refine_front(run: RunParts) -> None:
     wanted = table.trials if run.settings.learns else 0
     if wanted <= len(run.study.refined):
         return
+    if not run.suite.lowers_refusals:
+        run.tell.notice("no edit is refined: it would lower refusals, which no scorer asks for")
+        return
     if run.settings.edit.norm != "none" and table.form != "factors":
         run.tell.notice(
             "no edit is refined: with --edit.norm row or normalized_row only --refinement.form "
