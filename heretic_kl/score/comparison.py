@@ -1,21 +1,32 @@
-"""Several candidates of one reference: in order, as records, tables and a plot. Loads nothing."""
+"""One candidate of a reference, or several: in order, as records, tables and a plot."""
 
 from __future__ import annotations
 
 import csv
 import io
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from typing_extensions import Self
 
+from heretic_kl.engine import NoiseFloor
 from heretic_kl.errors import ExportError
+from heretic_kl.kl import (
+    DivergenceReduction,
+    Reference,
+    geometric_weights,
+    group_means,
+    summarize,
+)
 from heretic_kl.model import DtypeName
 from heretic_kl.score.bands import Band
+from heretic_kl.score.detail import ForcedInputs, PassNotes
+from heretic_kl.score.llama.kld_rows import KLDAccumulator
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.ranking import RankedCandidate, rank
 from heretic_kl.score.reference_run import ReferenceRun
@@ -110,15 +121,91 @@ class Comparison:
         return {f"{band.bits} bits": band.kl for band in bands}
 
 
-class MeasuresCandidates(ABC):
+class MeasuresCandidates:
     """What any reference can do, whether its responses or a text are scored."""
 
+    position_decay = 1.0
+    refusal_openers: tuple[int, ...] = ()
+    noise_floor: NoiseFloor | None = None
+    bands: tuple[Band, ...] = ()
     _run: ReferenceRun
-    bands: tuple[Band, ...]
+    _reduction: DivergenceReduction
+    _groups: Sequence[str] = ()  # of each prompt or window, or none at all
+    _names: Sequence[str] = ()  # what each prompt asks; unknown of a stored reference
+    _clusters: Tensor | None = None  # (P,) of windows
 
-    @abstractmethod
-    def score(self, candidate: Any, *, dtype: DtypeName | None = None) -> Measurement:
-        """Measure one candidate."""
+    @property
+    def reference(self) -> Reference:
+        """What is fed, the scored positions and what the reference computed there."""
+        return self._run.reference
+
+    @cached_property
+    def inputs(self) -> ForcedInputs:
+        """What every model is fed."""
+        return self._run.inputs(self._names)
+
+    def score(
+        self,
+        candidate: Any,
+        tokenizer: Any = None,
+        *,
+        base: Any = None,
+        dtype: DtypeName | None = None,
+    ) -> Measurement:
+        """Measure a candidate.
+
+        Args:
+            candidate: a model as for the constructor; its edits, adapters and quantization are
+                in force as they are. A training model is put in evaluation mode meanwhile.
+            tokenizer: of the candidate, to be checked against the reference's. One that lies
+                beside a loaded candidate is checked anyway.
+            base: the model that a candidate adapter is put on, as a path or hub id; None: as the
+                constructor was told.
+            dtype: what a candidate given by name is loaded in; None: as the constructor was told,
+                or in the reference's if that was `auto`.
+
+        Raises:
+            MeasurementError: another tokenizer, vocabulary or (for a stored reference) head; NaN
+                logits; memory ran out.
+            ModelError: it cannot be loaded.
+        """
+        floor, watch = self.noise_floor, self._accumulator()
+        notes = PassNotes(self.reference, self.refusal_openers, self._reduction.temperature)
+        compared = self._run.compare(
+            candidate,
+            tokenizer,
+            reduction=self._reduction,
+            base=base,
+            dtype=dtype,
+            floor=floor is not None,
+            watch=watch,
+            observe=notes,
+        )
+        table = replace(compared.table, clusters=self._clusters)
+        weights = geometric_weights(table.positions, self.position_decay)
+        summary = summarize(
+            table,
+            position_weights=weights,
+            noise_floor=None if floor is None else floor.value,
+        )
+        return Measurement(
+            summary,
+            table,
+            floor,
+            self.position_decay,
+            reference_dtype=self._run.dtype,
+            candidate_dtype=compared.dtype,
+            groups=group_means(table, self._groups, weights) if self._groups else (),
+            back_end_floor=compared.back_end_floor,
+            llama_rows=None if watch is None else watch.result(table, summary),
+            inputs=self.inputs,
+            notes=notes,
+            bands=self.bands,
+        )
+
+    def _accumulator(self) -> KLDAccumulator | None:
+        """Against a file of base logits: what computes llama.cpp's own figures."""
+        return None
 
     def compare(
         self, candidates: Sequence[Any] | Mapping[str, Any], *, dtype: DtypeName | None = None

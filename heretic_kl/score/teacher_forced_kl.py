@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,20 +21,15 @@ from heretic_kl.kl import (
     Divergence,
     DivergenceReduction,
     Reference,
-    geometric_weights,
-    group_means,
-    summarize,
 )
 from heretic_kl.kl_options import KLOptions, checked_options, sampling_seed
-from heretic_kl.model import CausalModel, DtypeName
+from heretic_kl.model import CausalModel
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
-from heretic_kl.score.bands import Band, bands_of, measure_bands, stored_bands
+from heretic_kl.score.bands import bands_of, measure_bands, stored_bands
 from heretic_kl.score.comparison import MeasuresCandidates
-from heretic_kl.score.detail import ForcedInputs, PassNotes
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import Loading, ModelLoader
-from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
 from heretic_kl.score.reference_run import AnyRunner, ReferenceRun, measure_floor
 from heretic_kl.score.refusals import find_openers
@@ -84,9 +79,6 @@ class TeacherForcedKL(MeasuresCandidates):
         ValueError: an argument is out of range.
     """
 
-    _groups: Sequence[str] = ()  # a category for each prompt, or none at all
-    _names: Sequence[str] = ()  # what each prompt asks; unknown of a stored reference
-
     def __init__(
         self,
         reference: Any,
@@ -120,8 +112,6 @@ class TeacherForcedKL(MeasuresCandidates):
         self._groups = _categories(chosen)
         self._names = [prompt.user for prompt in chosen]
         self._reduction = DivergenceReduction(divergence, temperature)
-        self.noise_floor: NoiseFloor | None = None
-        self.bands: tuple[Band, ...] = ()
         self.refusal_openers = tuple(refusal_openers)
         harmful = () if refusal_prompts is None else chosen_prompts(refusal_prompts)
         loader = ModelLoader(**loading)
@@ -158,11 +148,6 @@ class TeacherForcedKL(MeasuresCandidates):
         return self._reduction.temperature
 
     @property
-    def reference(self) -> Reference:
-        """The responses, the scored positions and what the reference computed there."""
-        return self._run.reference
-
-    @property
     def prompts(self) -> int:
         """P."""
         return int(self.reference.mask.shape[0])
@@ -177,11 +162,6 @@ class TeacherForcedKL(MeasuresCandidates):
         """What the reference computed in, for instance `bfloat16`."""
         return self._run.dtype
 
-    @cached_property
-    def inputs(self) -> ForcedInputs:
-        """What every model is fed."""
-        return self._run.inputs(self._names)
-
     def responses(self) -> list[str]:
         """The responses that both models are fed, as text.
 
@@ -192,64 +172,6 @@ class TeacherForcedKL(MeasuresCandidates):
         if tokenizer is None:
             raise MeasurementError("a stored reference has token ids only: pass its tokenizer")
         return [str(tokenizer.decode(list(s.response))) for s in self._run.sequences]
-
-    # --- measuring ---------------------------------------------------------------------------
-
-    def score(
-        self,
-        candidate: Any,
-        tokenizer: Any = None,
-        *,
-        base: Any = None,
-        dtype: DtypeName | None = None,
-    ) -> Measurement:
-        """Measure a candidate.
-
-        Args:
-            candidate: a model as for the constructor; its edits, adapters and quantization are
-                in force as they are. A training model is put in evaluation mode meanwhile.
-            tokenizer: of the candidate, to be checked against the reference's. One that lies
-                beside a loaded candidate is checked anyway.
-            base: the model that a candidate adapter is put on, as a path or hub id; None: as the
-                constructor was told.
-            dtype: what a candidate given by name is loaded in; None: as the constructor was told,
-                or in the reference's if that was `auto`.
-
-        Raises:
-            MeasurementError: another tokenizer, vocabulary or (for a stored reference) head; NaN
-                logits; memory ran out.
-            ModelError: it cannot be loaded.
-        """
-        floor = self.noise_floor
-        notes = PassNotes(self.reference, self.refusal_openers, self.temperature)
-        compared = self._run.compare(
-            candidate,
-            tokenizer,
-            reduction=self._reduction,
-            base=base,
-            dtype=dtype,
-            floor=floor is not None,
-            observe=notes,
-        )
-        weights = geometric_weights(self.kl_tokens, self.position_decay)
-        summary = summarize(
-            compared.table,
-            position_weights=weights,
-            noise_floor=None if floor is None else floor.value,
-        )
-        return Measurement(
-            summary,
-            compared.table,
-            floor,
-            self.position_decay,
-            reference_dtype=self.reference_dtype,
-            candidate_dtype=compared.dtype,
-            groups=group_means(compared.table, self._groups, weights) if self._groups else (),
-            back_end_floor=compared.back_end_floor,
-            inputs=self.inputs,
-            notes=notes,
-            bands=self.bands,
-        )
 
     # --- storing -----------------------------------------------------------------------------
 

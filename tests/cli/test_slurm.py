@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from heretic_kl.cli.scorer import TEMPLATE
 from heretic_kl.cli.workers import slurm
 from heretic_kl.config import load_settings
 
@@ -48,7 +49,9 @@ def test_scripts_are_shell(name):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 @pytest.mark.parametrize(("task", "expected"), [("0", "--config"), ("2", "worker")])
 def test_each_job_of_the_array_runs_its_command(there, call, tmp_path, task, expected):
-    assert call(*WORDS)[0] == 0
+    (there / "my scorer.py").write_text(TEMPLATE, encoding="utf-8")
+    plug_in = ("--scorers.mine.use", "my scorer.py:NewScorer", "--trust-remote-code")
+    assert call(*WORDS, *plug_in)[0] == 0
     (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "srun").chmod(0o755)
     environment = {"SLURM_ARRAY_TASK_ID": task, "PATH": f"{tmp_path}:/usr/bin:/bin"}
@@ -56,6 +59,8 @@ def test_each_job_of_the_array_runs_its_command(there, call, tmp_path, task, exp
         ["bash", "jobs/study.sbatch"], env=environment, capture_output=True, text=True, check=True
     ).stdout.split("\n")
     assert out[:2] == ["heretic-kl", expected] and "a b" in out and "studies" in out
+    unsaid = {"--trust-remote-code", "--scorers.mine.use=my scorer.py:NewScorer"}
+    assert (unsaid <= {*out}) is (expected == "worker")
 
 
 @pytest.mark.parametrize(

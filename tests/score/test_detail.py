@@ -50,7 +50,7 @@ class Capturing(PassNotes):
 @pytest.fixture(scope="module")
 def measured(kl, other):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("heretic_kl.score.teacher_forced_kl.PassNotes", Capturing)
+        patch.setattr("heretic_kl.score.comparison.PassNotes", Capturing)
         return kl.score(other)
 
 

@@ -214,6 +214,18 @@ def read_beside_study(kind: type[SettingsT], words: Sequence[str], study: Stored
     return settings
 
 
+def unsaid(settings: Settings) -> list[str]:
+    """The flags by which a command on a study names what `read_beside_study` does not take."""
+    flags = ["--trust-remote-code"] if settings.trust_remote_code else []
+    for name, table in settings.scorers.items():
+        if table.use is not None:
+            flags.append(f"--scorers.{name}.use={table.use}")
+        for key in UNTRUSTED.get(table.use or name, ()):
+            if table.settings.get(key) is not None:
+                flags.append(f"--scorers.{name}.settings.{key}={table.settings[key]}")
+    return flags
+
+
 def rule_of(trial: int | None, pick: str | None) -> str:
     """The rule that `--trial` and `--pick` stand for.
 

@@ -12,7 +12,7 @@ from typing import IO, Final, NamedTuple
 
 import torch
 
-from heretic_kl.cli.study.settings import UNTRUSTED
+from heretic_kl.cli.study.settings import unsaid
 from heretic_kl.config import Settings
 from heretic_kl.config.keys import ENV_PREFIX
 from heretic_kl.events import Notice, Observer
@@ -70,17 +70,10 @@ def helpers(settings: Settings, session: Session, observer: Observer) -> Iterato
 def _start(
     settings: Settings, study: str, share: Share, errors: IO[str]
 ) -> subprocess.Popen[bytes]:
-    """A worker that takes its settings from the study, and from here what a study may not say."""
+    """A worker that takes its settings from the study, and from here those that it may not say."""
     flags = [f"--study={study}", f"--study-dir={settings.study_dir}", "--quiet", "--no-refine"]
     flags += [f"--device={share.device}", f"--threads={share.threads}"]
-    for name, table in settings.scorers.items():
-        if table.use is not None:
-            flags.append(f"--scorers.{name}.use={table.use}")
-        for key in UNTRUSTED.get(table.use or name, ()):
-            if table.settings.get(key) is not None:
-                flags.append(f"--scorers.{name}.settings.{key}={table.settings[key]}")
-    if settings.trust_remote_code:
-        flags.append("--trust-remote-code")
+    flags += unsaid(settings)
     environment = dict(os.environ)
     if settings.storage is not None:  # not on the command line, which every user can read
         environment[f"{ENV_PREFIX}STORAGE"] = settings.storage

@@ -15,6 +15,7 @@ import heretic_kl
 from heretic_kl import files
 from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command
 from heretic_kl.cli.output import observing
+from heretic_kl.cli.study.settings import unsaid
 from heretic_kl.config import Settings, load_settings, read_settings
 from heretic_kl.config.tables import Location, Text, Whole, setting
 from heretic_kl.errors import ConfigError, StudyError
@@ -99,11 +100,13 @@ def filled(settings: SlurmSettings) -> str:
         "STUDY_DIR": str(settings.study_dir),
         "STORAGE": settings.storage or "",
     }
+    values = {name: shlex.quote(value) for name, value in variables.items()}
+    values["WORKER_FLAGS"] = f"({shlex.join(unsaid(settings))})"
     text = (script_folder() / SCRIPT).read_text(encoding="utf-8")
     for name, value in requests.items():
         text = _replaced(text, rf"(#SBATCH --{name}=).*", value)
-    for name, value in variables.items():
-        text = _replaced(text, rf"({name}=).*", shlex.quote(value))
+    for name, value in values.items():
+        text = _replaced(text, rf"({name}=).*", value)
     more = [f"#SBATCH --partition={settings.partition}"] if settings.partition else []
     more += [f"#SBATCH --gpus-per-task={settings.gpus}"] if settings.gpus else []
     head, line, rest = text.partition("#SBATCH --ntasks=1\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -111,8 +111,11 @@ class LlamaModel:
                 yield self._logits(stop - max(start, first))
             start = stop
 
-    def respond(self, prompt: Sequence[int], tokens: int, stop_ids: Collection[int]) -> list[int]:
-        """The greedy response to a prompt, with the end token where it ends within `tokens`."""
+    def respond(self, prompt: Sequence[int], tokens: int) -> list[int]:
+        """The greedy response to a prompt, with the end token where it ends within `tokens`.
+
+        It ends with any token that llama.cpp ends with: that of the text, of a turn, of a message.
+        """
         self._forget()
         response: list[int] = []
         logits = torch.empty(0)
@@ -123,7 +126,8 @@ class LlamaModel:
         while True:
             token = int(logits[0].argmax())
             response.append(token)
-            if len(response) == tokens or token in stop_ids:
+            ends = self.library.llama_vocab_is_eog(self.vocabulary_pointer, token)
+            if len(response) == tokens or ends:
                 return response
             place = len(prompt) + len(response) - 1
             self._decode([token], place, place)

@@ -20,7 +20,6 @@ from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import DivergenceReduction, Reference, ReferenceIdentity, vocabulary_hash
 from heretic_kl.model import ChatEncoder, ModelSource
-from heretic_kl.model.loading.chat import stop_token_ids
 from heretic_kl.requests import Sampling
 from heretic_kl.score.llama.model import LlamaModel
 
@@ -114,8 +113,7 @@ class LlamaReference:
                 "--backend transformers"
             )
         model = self._opened(max(len(prompt) for prompt in encoded) + max_tokens)
-        stop_ids = stop_token_ids(self.chat.tokenizer, None)
-        return [LlamaResponse(model.respond(prompt, max_tokens, stop_ids)) for prompt in encoded]
+        return [LlamaResponse(model.respond(prompt, max_tokens)) for prompt in encoded]
 
     def reference(
         self,

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from heretic_kl.engine import NoiseFloor
 from heretic_kl.errors import MeasurementError
 from heretic_kl.files import new_file
 from heretic_kl.kl import (
@@ -26,15 +24,12 @@ from heretic_kl.kl import (
     DivergenceReduction,
     Reference,
     ReferenceIdentity,
-    group_means,
-    summarize,
     vocabulary_hash,
 )
 from heretic_kl.kl_options import checked_options
-from heretic_kl.model import CausalModel, DtypeName
-from heretic_kl.score.bands import Band, measure_bands
+from heretic_kl.model import CausalModel
+from heretic_kl.score.bands import measure_bands
 from heretic_kl.score.comparison import MeasuresCandidates
-from heretic_kl.score.detail import PassNotes
 from heretic_kl.score.llama.base_logits import (
     BaseLogits,
     window_sequence,
@@ -44,7 +39,6 @@ from heretic_kl.score.llama.base_logits import (
 from heretic_kl.score.llama.kld_rows import KLDAccumulator
 from heretic_kl.score.llama.tokens import check_round_trip
 from heretic_kl.score.loader import Loading, ModelLoader
-from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.reference_run import AnyRunner, ReferenceRun, measure_floor
 from heretic_kl.score.text.documents import Document, load_documents
 from heretic_kl.score.text.windows import Window, cut_as_llama, cut_documents, first_token
@@ -85,8 +79,6 @@ class TextKL(MeasuresCandidates):
         ValueError: an argument is out of range.
     """
 
-    bands: tuple[Band, ...] = ()
-    _base: BaseLogits | None = None
     _llama_ids: Sequence[Sequence[int]] = ()
 
     def __init__(
@@ -112,7 +104,6 @@ class TextKL(MeasuresCandidates):
         documents = _documents(text, column)
         if llama_windows and len(documents) != 1:
             raise MeasurementError(f"llama.cpp reads one text file, got {len(documents)} documents")
-        self.noise_floor: NoiseFloor | None = None
         self._reduction = DivergenceReduction(divergence, temperature)
         loader = ModelLoader(**loading)
         lm = loader.reference(
@@ -160,8 +151,6 @@ class TextKL(MeasuresCandidates):
         name = Path(path).name
         check_round_trip(name, tokenizer, base.tokens.tolist())
         self = cls.__new__(cls)
-        self.noise_floor = None
-        self._base = base
         self._reduction = DivergenceReduction()
         self._groups = [name] * len(base.tokens)
         self._clusters = torch.arange(len(base.tokens))
@@ -202,11 +191,6 @@ class TextKL(MeasuresCandidates):
                 write_rows(file, logits)
 
     @property
-    def reference(self) -> Reference:
-        """The windows, the scored positions and what the reference computed there."""
-        return self._run.reference
-
-    @property
     def reduction(self) -> DivergenceReduction:
         """What is measured, at which temperature."""
         return self._reduction
@@ -216,45 +200,11 @@ class TextKL(MeasuresCandidates):
         """Files or categories, in order."""
         return tuple(dict.fromkeys(self._groups))
 
-    def score(
-        self,
-        candidate: Any,
-        tokenizer: Any = None,
-        *,
-        base: Any = None,
-        dtype: DtypeName | None = None,
-    ) -> Measurement:
-        """Measure a candidate; see `TeacherForcedKL.score`."""
-        floor, base_logits = self.noise_floor, self._base
-        accumulator = None
-        if base_logits is not None:
-            accumulator = KLDAccumulator(base_logits, self.reference.row_tokens)
-        notes = PassNotes(self.reference)
-        compared = self._run.compare(
-            candidate,
-            tokenizer,
-            reduction=self._reduction,
-            base=base,
-            dtype=dtype,
-            floor=floor is not None,
-            watch=accumulator,
-            observe=notes,
-        )
-        table = replace(compared.table, clusters=self._clusters)
-        summary = summarize(table, noise_floor=None if floor is None else floor.value)
-        return Measurement(
-            summary,
-            table,
-            floor,
-            reference_dtype=self._run.dtype,
-            candidate_dtype=compared.dtype,
-            groups=group_means(table, self._groups),
-            back_end_floor=compared.back_end_floor,
-            llama_rows=None if accumulator is None else accumulator.result(table, summary),
-            inputs=self._run.inputs(),
-            notes=notes,
-            bands=self.bands,
-        )
+    def _accumulator(self) -> KLDAccumulator | None:
+        base = self.reference.logits
+        if isinstance(base, BaseLogits):
+            return KLDAccumulator(base, self.reference.row_tokens)
+        return None
 
     def _measure_more(
         self, noise_floor: bool, bands: bool, runner: AnyRunner, reference: Reference
