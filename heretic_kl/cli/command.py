@@ -15,7 +15,7 @@ from heretic_kl.config.help import help_entry, settings_help
 
 PROGRAM: Final = "heretic-kl"
 SUMMARIES: Final = {
-    "optimize": "Search for edits of --model (the default: the word may be left out)",
+    "optimize": "Search for edits of --model (the default command)",
     "demo": "Run a short search on the demo model",
     "trials": "List the trials of a study",
     "show": "Show one trial of a study",
@@ -91,7 +91,7 @@ class Command:
             "-h, --help": "Show the settings that people use first",
             "--help-all": "Show every setting",
             "-V, --version": "Show the version",
-            "--json": "Write what happens as JSON lines to stdout; ask nothing",
+            "--json": "Write events as JSON lines to stdout, and never ask",
             "-c, --config FILE": "Settings file [config.toml, where there is one]",
         }
         lines += ["", "Options:"]

@@ -11,10 +11,11 @@ from typing import ClassVar
 
 from heretic_kl.cli.command import Command
 from heretic_kl.cli.output import STDOUT, check_json_file, observing, writes_json
-from heretic_kl.config import Settings, read_settings
+from heretic_kl.config import Settings, moved, read_settings
 from heretic_kl.config.tables import Location, json_file
 from heretic_kl.errors import ConfigError, ExportError
 
+UNUSED = ("trials", "minutes", "refine", "pick", "save", "save_as", "study_dir")
 USAGE = "inspect MODEL [--json FILE] [--SETTING VALUE ...]"
 
 
@@ -23,7 +24,7 @@ class InspectSettings(Settings):
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("json_file",),
-        **Settings.headings,
+        **moved(Settings.headings, "Without effect here", UNUSED),
     }
     shown_first: ClassVar[tuple[str, ...]] = ("Output", "Basics")
 

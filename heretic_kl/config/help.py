@@ -52,6 +52,8 @@ def settings_help(
             if len(path) == 1 and preset is not None:
                 default = preset.get(path[0], default)
             text = info.description or ""
+            if preset is not None:
+                text = text.removesuffix(" (required)")
             if info.default is True:  # the flag is --no-...
                 text = f"Do not {text[:1].lower()}{text[1:]}"
             lines += help_entry(_usage(path, info), text + _default_note(default), width)

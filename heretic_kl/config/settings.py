@@ -61,6 +61,14 @@ def settings_from(*sources: Mapping[str, Any]) -> Iterator[None]:
         _sources.reset(token)
 
 
+def moved(
+    headings: Mapping[str, tuple[str, ...]], heading: str, names: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """Headings of a help with some settings moved to the first place below one of them."""
+    rest = {title: tuple(n for n in below if n not in names) for title, below in headings.items()}
+    return {**rest, heading: (*names, *rest.get(heading, ()))}
+
+
 class ProgramSettings(BaseSettings):
     """What every command takes, and where its settings come from."""
 
@@ -103,7 +111,7 @@ class CommonSettings(ProgramSettings):
     dtype: Dtype = setting("auto", "Type of the weights; auto tries them by a forward pass")
     base: Text | None = setting(
         None,
-        "Model that an adapter is put on (default: the one it names)",
+        "Base model of an adapter (default: the one that it names)",
         example="path/to/base",
         metavar="MODEL",
     )
@@ -112,10 +120,10 @@ class CommonSettings(ProgramSettings):
         "model", "model (the tokenizer's own), none (plain text) or a Jinja file", metavar="FILE"
     )
     enable_thinking: bool | None = setting(
-        None, "Switch of chat templates that know it (default: off there)", example=False
+        None, "Thinking, where the chat template has a switch (default: off)", example=False
     )
     chat_template_kwargs: dict[str, Any] = setting(
-        {}, "More variables of the chat template", metavar="JSON"
+        {}, "Further variables for the chat template", metavar="JSON"
     )
     device_map: Text | None = setting(
         None, "Spread a large model over devices, as accelerate does", example="auto", metavar="MAP"
@@ -179,10 +187,12 @@ class Settings(CommonSettings):
         metavar="MODEL",
         short="m",
     )
-    trials: Whole = setting(200, "Finished trials that the study holds at the end", ge=0, short="n")
+    trials: Whole = setting(
+        200, "Number of finished trials at which the search ends", ge=0, short="n"
+    )
     pick: Text | None = setting(
         None,
-        "Pick unasked: knee, trial=17, likely-refusals=0.05, max-OTHER=0.9",
+        "Pick by rule: knee, trial=17, likely-refusals=0.05, max-OTHER=0.9",
         example="knee",
         metavar="RULE",
         short="p",
@@ -201,7 +211,7 @@ class Settings(CommonSettings):
     prompt_set: Literal["auto", "hub", "builtin"] = setting(
         "auto", "Prompts where prompts.* names no source; auto: hub if reachable, else builtin"
     )
-    seed: Whole = setting(0, "Seed of everything random", ge=0, le=2**32 - 1, short="s")
+    seed: Whole = setting(0, "Seed of all random numbers", ge=0, le=2**32 - 1, short="s")
     study_dir: Location = setting(Path("studies"), "Folder of the studies", metavar="FOLDER")
 
     revision: Text | None = setting(
@@ -213,7 +223,7 @@ class Settings(CommonSettings):
     max_response_tokens: Whole = setting(100, "Longest response generated to count refusals", ge=1)
     minutes: Number | None = setting(
         None,
-        "Time for search (a fifth of it) and refinement",
+        "Time for the search (a fifth of it) and refinement together",
         example=5.0,
         gt=0,
     )
@@ -232,7 +242,7 @@ class Settings(CommonSettings):
         "Only promising trials respond (default: if edits are learned)",
         example=False,
     )
-    racing: bool = setting(True, "Stop a trial that responds once a finished one surely beats it")
+    racing: bool = setting(True, "Stop a trial as soon as a finished one is certain to beat it")
     keep_responses: Literal["none", "harmless", "all"] = setting(
         "harmless", "Test responses kept for the report"
     )
@@ -249,7 +259,7 @@ class Settings(CommonSettings):
         metavar="NAME",
     )
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = setting(
-        "source", "Saved weights; source: as they were"
+        "source", "Dtype to save in; source: unchanged"
     )
     overwrite: bool = setting(False, "Save into a folder that is not empty")
 

@@ -138,7 +138,7 @@ class DirectionsTable(_Table):
 
     by_response: bool = setting(
         True,
-        "Refused harmful prompts against answered harmless ones",
+        "Compare refused harmful prompts with answered harmless ones",
     )
     project_off_harmless: bool = setting(
         False, "Remove from each direction what it shares with the mean harmless prompt"
@@ -183,12 +183,12 @@ class EditTable(_Table):
 class RefinementTable(_Table):
     """How edits are learned after the search."""
 
-    trials: Whole = setting(3, "Edits to learn, each from the one before", ge=0)
-    steps: Whole = setting(100, "Steps of the optimiser for each", ge=1)
+    trials: Whole = setting(3, "Edits to learn, each starting from the one before", ge=0)
+    steps: Whole = setting(100, "Optimizer steps for each", ge=1)
     form: Literal["strength", "direction", "factors"] = setting(
         "direction", "What is learned at each site"
     )
-    rank: Whole = setting(1, "Rank of factors", ge=1, le=1024)
+    rank: Whole = setting(1, "Rank, where form is factors", ge=1, le=1024)
     kl_tokens: Whole = setting(16, "Positions of the response in the loss", ge=1, le=1024)
     mass_limit: Number = setting(
         0.02,

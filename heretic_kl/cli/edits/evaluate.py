@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode
 from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import STDOUT, check_json_file, observing, writes_json
-from heretic_kl.config import Settings, read_settings
+from heretic_kl.config import Settings, moved, read_settings
 from heretic_kl.config.tables import Location, Text, array, json_file, setting
 from heretic_kl.errors import ConfigError
 
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from heretic_kl.ui.json_lines import JsonLinesObserver
 
 
+UNUSED = ("trials", "minutes", "refine", "pick", "save", "save_as", "study_dir")
+
+
 class EvaluateSettings(Settings):
     """The settings of a run on the original, the candidates, and where the result goes."""
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Models": ("candidate",),
         "Output": ("use", "json_file"),
-        **Settings.headings,
+        **moved(Settings.headings, "Without effect here", UNUSED),
     }
     shown_first: ClassVar[tuple[str, ...]] = ("Models", "Output", "Basics")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import observing, writes_json
-from heretic_kl.config import Settings, read_settings
+from heretic_kl.config import Settings, moved, read_settings
 from heretic_kl.config.flags import given_flags
 from heretic_kl.config.tables import Location, setting
 from heretic_kl.errors import ConfigError, ReproductionError
@@ -34,7 +34,7 @@ class ReproduceSettings(Settings):
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "File": ("file",),
-        **Settings.headings,
+        **moved(Settings.headings, "Saving", ("save", "save_as")),
     }
     shown_first: ClassVar[tuple[str, ...]] = ("File", "Saving")
 

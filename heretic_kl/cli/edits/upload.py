@@ -37,7 +37,7 @@ class UploadSettings(ProgramSettings):
     public: bool = setting(False, PUBLIC)
     branch: Text = setting("main", "Branch, made where there is none", metavar="NAME")
     message: Text | None = setting(None, "Message of the commit (default: the trial)")
-    overwrite: bool = setting(False, "Replace what the branch holds; its history keeps it")
+    overwrite: bool = setting(False, "Replace what the branch holds; its history keeps the old")
 
 
 def run(words: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
 
 from heretic_kl.cli.edits.upload import PUBLIC
-from heretic_kl.config import ProgramSettings, Settings, read_settings
+from heretic_kl.config import ProgramSettings, Settings, moved, read_settings
 from heretic_kl.config.tables import Location, Text, Whole, array, json_file, setting
 from heretic_kl.errors import ConfigError
 
@@ -87,7 +87,7 @@ class SaveSettings(TrialOfStudySettings):
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Trial": ("study", "trial"),
         "Upload": ("upload", "public"),
-        **Settings.headings,
+        **moved(Settings.headings, "Saving", ("save", "save_as")),
     }
     shown_first: ClassVar[tuple[str, ...]] = ("Trial", "Saving", "Upload")
 

@@ -23,8 +23,8 @@ class StorageSettings(ProgramSettings):
 
     action: Text | None = setting(None, "serve", metavar="ACTION")
     storage: Text | None = setting(None, "Storage URL of the database", metavar="URL")
-    host: Text = setting("127.0.0.1", "Address to listen at; nobody is asked for a password")
-    port: Whole = setting(13000, "Port to listen at", ge=1, le=65535)
+    host: Text = setting("127.0.0.1", "Address to listen on; there is no password")
+    port: Whole = setting(13000, "Port to listen on", ge=1, le=65535)
 
 
 def run(words: Sequence[str]) -> int:
