@@ -43,7 +43,7 @@ def measurement_page(
         source="heretic-kl score",
         sections=(
             Section("verdict", "Verdict", notes, figures),
-            Section("compared", "What was compared", tables=[_table(compared)]),
+            Section("compared", "Models and inputs", tables=[_table(compared)]),
             Section("figures", "Figures", measurement_footnotes(report), tables=_tables(others)),
         ),
     )

@@ -294,7 +294,7 @@ def _group_rows(report: MeasurementReport, candidate: MeasuredCandidate) -> list
 
 
 def _pairs(report: MeasurementReport, numbered: Sequence[_Numbered]) -> DetailSection:
-    rows: list[tuple[str, ...]] = [("candidate", "difference", "95% interval", "")]
+    rows: list[tuple[str, ...]] = [("candidate", "difference", "95% interval", "verdict")]
     for number, candidate in numbered:
         comparison = candidate.against_first
         if comparison is None:

@@ -37,7 +37,8 @@ class Figure:
     def drawing(self) -> Spec:
         """The specification with the rows as its data."""
         data = [{k: _linked(k, v) for k, v in row.items()} for row in self.rows]
-        return {"description": visible(self.summary), "data": {"values": data}, **self.spec}
+        drawn = {"description": self.summary, "data": {"values": data}, **self.spec}
+        return {name: _drawable(part) for name, part in drawn.items()}
 
 
 def plain_y(field: str) -> Spec:
@@ -106,6 +107,13 @@ def panels(
 
 
 def _linked(field: str, value: Any) -> Any:
-    if field == "link":
-        return f"{LINK_BASE}{value}"
-    return visible(value) if isinstance(value, str) else value
+    return f"{LINK_BASE}{value}" if field == "link" else value
+
+
+def _drawable(part: Any) -> Any:
+    """The same without control characters, at which the drawing library ends the process."""
+    if isinstance(part, str):
+        return visible(part)
+    if isinstance(part, Mapping):
+        return {name: _drawable(value) for name, value in part.items()}
+    return [_drawable(value) for value in part] if isinstance(part, list | tuple) else part

@@ -35,7 +35,7 @@ def size_figure(rows: Sequence[Row], levels: Mapping[str, float]) -> Figure:
     colours = nominal("kind", KINDS, [COLOURS[0], COLOURS[5]])
     shapes = nominal("kind", KINDS, ["circle", "diamond"])
     place = {"x": x, "y": y}
-    label = {"type": "text", "dy": -11, "fontSize": 10}
+    label = {"type": "text", "dy": -11, "fontSize": 10, "limit": 150}
     on_line = sorted((row for row in rows if row["pareto"]), key=lambda row: row["size"])
     return Figure(
         name="size",

@@ -1,0 +1,70 @@
+"""What a page is made of, and what headless Chromium and axe say of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+CHROMIUM = shutil.which("chromium")
+DARK = "--blink-settings=preferredColorScheme=0"
+PHONE = "--window-size=390,844"
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes; text is collected apart from scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.text.append(data)
+
+
+def loaded(html: str, folder: Path, fragment: str = "", *flags: str) -> tuple[str, str]:
+    """The page as headless Chromium has it once its scripts are through, and its log."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    path = folder / "r.html"
+    path.write_text(html, encoding="utf-8")
+    fixed = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'u'}"]
+    fixed += ["--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom"]
+    command = [CHROMIUM, *fixed, *flags, f"file://{path}{fragment}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    return done.stdout, done.stderr
+
+
+def violations(html: str, folder: Path, *flags: str) -> list[list[object]]:
+    """What axe finds wrong, and how far the page is wider than the window, in pixels."""
+    package = find_spec("axe_core_python")
+    if package is None or package.origin is None:
+        pytest.skip("axe-core-python is not installed")
+    axe = (Path(package.origin).parent / "axe.min.js").read_text("utf-8")
+    say = """axe.run(document, {resultTypes: ["violations"]}).then((result) => {
+        const all = result.violations.map((v) => [v.id, v.nodes.length, v.nodes[0].html]);
+        const wider = document.documentElement.scrollWidth - innerWidth;
+        if (wider > 0) all.push(["wider than the window", wider, ""]);
+        document.documentElement.dataset.axe = encodeURIComponent(JSON.stringify(all));
+        document.documentElement.dataset.passes = result.passes.length; });"""
+    open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+    parts = open_page.rpartition("</body>")
+    checked = f"{parts[0]}<script>{axe}</script><script>{say}</script></body></html>"
+    tag = re.findall(r"<html[^>]*>", loaded(checked, folder, "", *flags)[0])[0]
+    assert int(re.findall(r'data-passes="(\d+)"', tag)[0]) > 20
+    return list(json.loads(unquote(re.findall(r'data-axe="([^"]*)"', tag)[0])))
