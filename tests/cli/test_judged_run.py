@@ -65,6 +65,10 @@ def test_no_study_says_where_responses_and_a_key_are_sent(server, call, tmp_path
     code, _, err = call(*save, "--scorers.judge.settings.endpoint", server.url)
     assert code == 0, err
     assert server.requests and all("Authorization" not in headers for headers in server.headers)
+    server.requests.clear()
+    code, _, err = call(*save[:-1], str(tmp_path / "unjudged"), "--scorers.judge.enabled", "false")
+    assert code == 0 and "or by other scorers" in err, err  # as where the judge is gone
+    assert not server.requests and (tmp_path / "unjudged" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

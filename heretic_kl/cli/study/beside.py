@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def measured_with_other_code(study: StoredStudy, settings: Settings) -> bool:
-    """Whether a scorer's code is not what the study was measured with, as after an update."""
+    """Whether other scorers measure than measured the study, or their code is another by now."""
     from heretic_kl.scoring import scorer_code
 
-    uses = {name: table.use or name for name, table in settings.scorers.items()}
-    return any(scorer_code(uses[name]) != code for name, code in study.scorer_code.items())
+    tables = {name: table for name, table in settings.scorers.items() if table.enabled}
+    return {n: scorer_code(table.use or n) for n, table in tables.items()} != study.scorer_code
 
 
 @contextmanager

@@ -60,8 +60,8 @@ def run(words: Sequence[str]) -> int:
             return 0
         observer(
             Notice(
-                f"study {study.name} was measured by other code than this: the trial is measured "
-                "anew, and the study stays as it is"
+                f"study {study.name} was measured by other code than this, or by other scorers: "
+                "the trial is measured anew, and the study stays as it is"
             )
         )
         session = stack.enter_context(session_beside(study, record, settings, observer))

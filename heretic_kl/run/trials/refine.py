@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from heretic_kl.ablation import Plan, Refinement
 from heretic_kl.errors import MeasurementError
@@ -103,11 +104,11 @@ def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
         assert record.refinement is not None
         return _next_aim(run, record, _Aim(record, record.refinement.mass_limit))
     measured = [r for r in run.study.records if r.state in ("complete", "screened")]
-    measured = [record for record in measured if _plan(run, record)]
-    if not measured:
+    likely = sorted(measured, key=lambda record: _likely_loss(run, record))
+    starts = list(islice((record for record in likely if _plan(run, record)), STARTS))
+    if not starts:
         raise MeasurementError("no trial was measured whose edit could be refined")
-    likely = sorted(measured, key=lambda record: _likely_loss(run, record))[:STARTS]
-    start = min(likely, key=lambda record: refiner.loss(_plan(run, record)))
+    start = min(starts, key=lambda record: refiner.loss(_plan(run, record)))
     return _Aim(start, run.settings.refinement.mass_limit)
 
 
