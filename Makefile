@@ -11,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test docs install lint types unit architectures e2e lowest wrong-inputs clean
+.PHONY: demo test docs install lint types unit architectures e2e lowest wrong-inputs soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/heretic-kl demo
@@ -37,7 +37,7 @@ types: $(INSTALLED)
 
 unit: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile \
-		-m "not e2e and not gpu and not architectures"
+		-m "not e2e and not gpu and not architectures and not soak"
 
 architectures: $(INSTALLED)
 	$(BIN)/python -m pytest -m architectures
@@ -50,6 +50,10 @@ docs: $(INSTALLED)
 
 lowest: $(INSTALLED)
 	$(BIN)/python benchmarks/lowest.py --venv .venv-lowest --json benchmarks/results/lowest.json
+
+# Kills, full disks and jumping clocks for two hours, or for SOAK_MINUTES.
+soak: $(INSTALLED)
+	SOAK_MINUTES=$(or $(SOAK_MINUTES),120) $(BIN)/python -m pytest -s -m soak tests/soak
 
 wrong-inputs: $(INSTALLED)
 	PYTHONPATH=tests/cli $(BIN)/python -m wrong_inputs.page > docs/wrong-inputs.md

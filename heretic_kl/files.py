@@ -8,7 +8,9 @@ target can tell and remove what a killed process left.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -20,11 +22,36 @@ from typing import Final
 CACHE_VARIABLE: Final = "HERETIC_KL_CACHE"
 LONGEST_NAME: Final = 200  # bytes; file systems take 255, suffixes included
 _BLOCK_BYTES: Final = 1 << 20
+TOKENS: Final = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{8,}")
+"""Tokens of the hub, of endpoints and of GitHub."""
+_SECRETS: Final = (
+    (re.compile(r"(://[^\s:/@]*):[^\s@]*@"), r"\1:***@"),  # the password of a URL
+    (TOKENS, "***"),
+    (re.compile(r"((?:password|token|api_key|secret)=)[^\s&'\"]+", re.IGNORECASE), r"\1***"),
+)
 
 
 def expanded(path: Path | str) -> Path:
     """Return a path, `~` at its beginning replaced; of an unknown user it stays as it is."""
     return Path(os.path.expanduser(path))
+
+
+def without_home(text: str) -> str:
+    """Return a text, JSON too, with paths in this user's home folder written as `~/...`."""
+    home = os.path.expanduser("~")
+    if home.strip("/\\.~") == "":
+        return text
+    for folder in {home, json.dumps(home)[1:-1]}:
+        text = re.sub(rf"(?<![^\s\"'`=:,(\[]){re.escape(folder)}(?=[/\\])", "~", text)
+        text = text.replace(f":///{folder}/", ":///~/")
+    return text
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without passwords of URLs and without tokens."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def is_file_name(name: str) -> bool:

@@ -14,14 +14,10 @@ from typing import Final
 from heretic_kl.config import Settings
 from heretic_kl.errors import HereticKLError
 from heretic_kl.events import Event, Notice, Observer, StageAdvanced, StudyOpened, TrialFinished
+from heretic_kl.files import without_home, without_secrets
 
 KEPT_LINES: Final = 10_000
 """So many lines wait for the study's name, which is known once the model is calibrated."""
-_SECRETS: Final = (
-    (re.compile(r"(://[^\s:/@]*):[^\s@]*@"), r"\1:***@"),  # the password of a URL
-    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),
-    (re.compile(r"((?:password|token|api_key|secret)=)[^\s&'\"]+", re.IGNORECASE), r"\1***"),
-)
 
 
 class RunLog:
@@ -94,13 +90,10 @@ class RunLog:
 
 
 class _Redacting(logging.Formatter):
-    """Leaves out passwords and tokens."""
+    """Leaves out passwords, tokens and the home folder."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        for pattern, replacement in _SECRETS:
-            text = pattern.sub(replacement, text)
-        return text
+        return without_home(without_secrets(super().format(record)))
 
 
 def _facts(event: Event) -> str:

@@ -20,6 +20,7 @@ from heretic_kl.cli.output import JSON_FLAG, Output, json_lines, take_json_flag
 from heretic_kl.cli.signals import Terminated, stopping_on_term
 from heretic_kl.config.retired import RETIRED_COMMANDS
 from heretic_kl.errors import ConfigError, HereticKLError, plain_line
+from heretic_kl.files import without_secrets
 
 INTERNAL_ERROR = 70
 BROKEN_PIPE = 141
@@ -97,7 +98,7 @@ def _hint(name: str) -> str:
 def _report(error: Exception, kept_on_interrupt: str, errors: list[str], *, debug: bool) -> int:
     """Print an error in one line for each thing that is wrong; return the exit code."""
     if debug:
-        traceback.print_exception(error)
+        print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
     if isinstance(error, HereticKLError):
         lines, code = str(error).splitlines(), error.exit_code
     elif isinstance(error, OSError):
@@ -109,7 +110,7 @@ def _report(error: Exception, kept_on_interrupt: str, errors: list[str], *, debu
         hint = "" if debug else "; --debug shows the traceback"
         lines = [f"internal error, please report it: {type(error).__name__}: {first}{hint}"]
         code = INTERNAL_ERROR
-    lines = [plain_line(line, 1000) for line in lines]
+    lines = [plain_line(without_secrets(line), 1000) for line in lines]
     errors += lines
     for line in lines:
         print(f"{PROGRAM}: error: {line}", file=sys.stderr)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from heretic_kl.files import TOKENS
+
 ABSOLUTE_PATH = re.compile(
     r"""(?<![\w.:/\\~-])            # not inside a word, a relative path or a URL
     (?:/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\)   # POSIX root, home folder, Windows drive or share
@@ -22,7 +24,6 @@ QUOTED_PATH = re.compile(
 """A path with blanks, as a shell writes it."""
 DATABASE_FILE = re.compile(r"\b((?:sqlite|journal|file)(?:\+\w+)?:///)/*(?:[^\s'\"?]*/)")
 CREDENTIALS = re.compile(r"://[^\s/@]+@")
-TOKENS = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{8,}")
 SECRET_NAMES = re.compile(r"(?:^|_)(?:token|secret|password|passwd|api_key|access_key)$")
 SECRET_OPTION = re.compile(
     r"(--?[\w.-]*(?:token|secret|password|passwd|api[-_]key|access[-_]key)[= ])\S+"

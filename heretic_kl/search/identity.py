@@ -10,6 +10,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from heretic_kl.errors import StudyError
+from heretic_kl.files import without_home
 
 FINGERPRINT = "heretic-kl:fingerprint"
 BATCH_SIZE = "heretic-kl:batch-size"
@@ -22,13 +23,14 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, Any]) -> No
     Raises:
         StudyError: they differ.
     """
-    wanted = json.loads(json.dumps({**fingerprint, "optuna": optuna.__version__.split(".")[0]}))
+    facts = {**fingerprint, "optuna": optuna.__version__.split(".")[0]}
+    wanted = json.loads(without_home(json.dumps(facts)))
     stored_text = study.user_attrs.get(FINGERPRINT)
     if stored_text is None:
         study.set_user_attr(FINGERPRINT, json.dumps(wanted, sort_keys=True))
         return
     # Studies that do not say so were made with the only version there was.
-    stored = {"optuna": "5", **json.loads(stored_text)}
+    stored = {"optuna": "5", **json.loads(without_home(stored_text))}
     if different := tuple(differences(stored, wanted)):
         raise StudyError(
             f"study {study.study_name!r} was made with other settings "

@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from heretic_kl.errors import StudyError
-from heretic_kl.files import expanded, is_file_name
+from heretic_kl.files import expanded, is_file_name, without_home
 from heretic_kl.scoring import Role, Score, ScorerSpec
 from heretic_kl.search.identity import BATCH_SIZE, FINGERPRINT
 from heretic_kl.search.pareto import pareto_front
@@ -84,7 +84,7 @@ def keep_run(
         "baseline": scores_to_json(baseline),
     }
     study = optuna.load_study(study_name=name, storage=storage)
-    study.set_user_attr(RUN, json.dumps(content))
+    study.set_user_attr(RUN, without_home(json.dumps(content)))
 
 
 def read_study(study: str | None, folder: Path, url: str | None = None) -> StoredStudy:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from heretic_kl.errors import HereticKLError, UploadError, innermost, plain_line
-from heretic_kl.export.portable import TOKENS
+from heretic_kl.files import TOKENS
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -11,10 +11,9 @@ from typing import Literal
 from heretic_kl.errors import ExportError
 from heretic_kl.export.checkpoint import PICKLES
 from heretic_kl.export.folder import MODEL_MARKS
-from heretic_kl.export.portable import TOKENS
 from heretic_kl.export.reproduce import CARD_FILE, LEARNED_FILE
 from heretic_kl.export.reproduction import Reproduction, read_reproduction
-from heretic_kl.files import sha256_file
+from heretic_kl.files import TOKENS, sha256_file
 
 FIGURES = "figures/"
 """Where `add_figures` puts pictures of the card."""

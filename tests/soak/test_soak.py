@@ -1,0 +1,220 @@
+"""Hours of kills, full disks and jumping clocks; then all that was reported finished is there.
+
+`make soak` runs it for `SOAK_MINUTES` (120). Each round is one study of three workers, on a journal
+file, on SQLite or on a small disk that fills up. Workers are killed (kill -9) at random moments,
+some live days ahead of the others or behind them, and all of them keep learned edits and save
+models as they go. The seed of each round is printed.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from heretic_kl.ablation import Operator, SiteKey
+from heretic_kl.errors import ExportError, StudyError
+from heretic_kl.export import save_merged
+from heretic_kl.model import ModelSource, load_model
+from heretic_kl.scoring import Score, ScorerSpec
+from heretic_kl.search import PlanStore, SearchSpace, SearchStudy, open_storage
+from heretic_kl.testing import save_tiny_model, tiny_llama
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif("SOAK_MINUTES" not in os.environ, reason="set SOAK_MINUTES, or make soak"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+MINUTES = float(os.environ.get("SOAK_MINUTES", "120"))
+FORK = multiprocessing.get_context("fork")
+WORKERS, TRIALS, KILLS, PAUSE = 3, 40, 12, 0.7
+DAY = 86_400.0
+SPACE = SearchSpace(layers=12)
+OBJECTIVES = (ScorerSpec("refusals", "refusals", "minimize", {}),)
+PLACES = ("journal", "sqlite", "full disk")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model that all workers save edited; they inherit it when they are forked."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("soak") / "model", tiny_llama())
+    return load_model(ModelSource(str(folder)), dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(words, capture_output=True).returncode:
+        yield None
+        return
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_soak(model, tmp_path, small_disk):
+    end, rounds = time.monotonic() + 60 * MINUTES, 0
+    kinds = [kind for kind in PLACES if small_disk or kind != "full disk"]
+    for kind, seed in zip(itertools.cycle(kinds), itertools.count()):
+        if time.monotonic() > end:
+            break
+        folder = (small_disk if kind == "full disk" else tmp_path) / f"round{seed}"
+        folder.mkdir()
+        print(f"round {seed}: {kind}", flush=True)
+        one_round(model, kind, folder, seed)
+        rounds += 1
+    assert rounds > 0
+    print(f"{rounds} rounds; kinds: {', '.join(kinds)}")
+
+
+def one_round(model, kind, folder, seed):
+    """One study to its end through kills, then every check."""
+    url = f"sqlite:///{folder / 'studies.db'}" if kind == "sqlite" else None
+    place, chance = (url, folder, "s"), random.Random(seed)
+    children = []
+    with reporting(folder) as report:
+        for _ in range(KILLS):
+            while len(children) < WORKERS:
+                jump = chance.choice([0.0, 0.0, 3 * DAY, -3 * DAY])
+                life = (model, place, folder, report, jump, chance.random())
+                children.append(FORK.Process(target=worker, args=life))
+                children[-1].start()
+            with filled(folder) if kind == "full disk" and chance.random() < 0.5 else ExitStack():
+                time.sleep(chance.expovariate(1 / PAUSE))
+            victim = children.pop(chance.randrange(len(children)))
+            if victim.is_alive():
+                os.kill(victim.pid, signal.SIGKILL)
+            victim.join()
+        for child in children:
+            child.join()
+    with open_storage(*place) as storage:
+        opened = study(storage)
+        list(opened.run(TRIALS, measured))
+        check_study(opened, folder)
+    check_artifacts(folder)
+    check_models(model, folder)
+
+
+def study(storage):
+    return SearchStudy(
+        storage,
+        "s",
+        fingerprint={"model": "m"},
+        space=SPACE,
+        objectives=OBJECTIVES,
+        seed=3,
+        startup_trials=8,
+    )
+
+
+def measured(edits):
+    time.sleep(0.02)
+    strengths = [sum(k.peak_weight * k.reach for k in edit.kernels.values()) for edit in edits]
+    return [{"refusals": Score(1 / (1 + s), "x")} for s in strengths]
+
+
+def plan_of(model, number):
+    """An edit of its own for each trial."""
+    generator = torch.Generator().manual_seed(number)
+    key: SiteKey = model.architecture.sites[number % len(model.architecture.sites)].key
+    vector = torch.nn.functional.normalize(torch.randn(32, 1, generator=generator), dim=0)
+    return {key: Operator(left=-vector, right=vector)}
+
+
+@contextmanager
+def reporting(folder):
+    """Where workers say what is finished: outside of a disk that fills up."""
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"soak-{os.getpid()}-{folder.name}"
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_TRUNC)
+    (folder.parent / f"{folder.name}.said").symlink_to(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def worker(model, place, folder, report, jump, seed):
+    """A forked worker by a clock of its own; an error that a user would be shown ends it."""
+    now, chance = time.time, random.Random(seed)
+    time.time = lambda: now() + jump
+    store = PlanStore(folder, "s")
+    try:
+        with open_storage(*place) as storage:
+            for record in study(storage).run(TRIALS, measured):
+                os.write(report, f"trial {record.number}\n".encode())
+                plan = plan_of(model, record.number)
+                if chance.random() < 0.5:
+                    digest = store.save(plan)
+                    os.write(report, f"plan {digest} {record.number}\n".encode())
+                if chance.random() < 0.2:
+                    target = folder / f"model{record.number % 4}"
+                    save_merged(model, plan, target, overwrite=True)
+                    os.write(report, f"model {target.name}\n".encode())
+    except (StudyError, ExportError, OSError) as error:  # a full disk
+        os.write(report, f"error {type(error).__name__}\n".encode())
+    finally:
+        sys.stdout.flush()
+        os._exit(0)
+
+
+@contextmanager
+def filled(folder):
+    """The disk full for the block."""
+    filler = folder / "filler"
+    with suppress(OSError), filler.open("wb") as file:
+        while True:
+            file.write(b"x" * 4096)
+            file.flush()
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+def said(folder, what):
+    """What workers reported before they died: the words after `what`, line by line."""
+    lines = (folder.parent / f"{folder.name}.said").read_text().splitlines()
+    return [line.split()[1:] for line in lines if line.startswith(f"{what} ")]
+
+
+def check_study(opened, folder):
+    """The study has ended; nothing reported is lost, and nothing was measured twice."""
+    complete = [record for record in opened.records if record.state == "complete"]
+    assert len(complete) == TRIALS
+    reported = {int(number) for (number,) in said(folder, "trial")}
+    assert reported <= {record.number for record in complete}
+    assert len({json.dumps(r.parameters, sort_keys=True) for r in complete}) == TRIALS
+    assert all(record.scores["refusals"].value is not None for record in complete)
+
+
+def check_artifacts(folder):
+    """Every learned edit that was reported loads; whatever has a name is whole."""
+    store = PlanStore(folder, "s")
+    reported = {digest for digest, _ in said(folder, "plan")}
+    names = {path.name for path in store.folder.glob("[!.]*")}
+    assert reported <= names
+    for name in names:
+        assert len(store.load(name)) == 1
+
+
+def check_models(model, folder):
+    """A folder under its final name is a whole model; what killed saves left goes with the next."""
+    reported = {name for (name,) in said(folder, "model")}
+    names = {path.name for path in folder.glob("model*")}
+    assert reported <= names
+    for name in names:
+        saved = load_model(ModelSource(str(folder / name)), dtype="float32", device="cpu")
+        assert saved.parameter_count == model.parameter_count
+        save_merged(model, plan_of(model, 0), folder / name, overwrite=True)
+    assert not [path.name for path in folder.glob(".model*")]
