@@ -1,16 +1,17 @@
 """Samplers of the search at equal numbers of trials, on the demo model or another one.
 
-    python benchmarks/samplers.py [--model FOLDER] [--name demo] [--trials 64] [--seeds 1,2,3,4,5]
+    python benchmarks/samplers.py [--model FOLDER --name NAME] [--trials 40] [--limit 24]
 
 A trial is rung 1 of a search: the teacher-forced KL on harmless validation prompts, and the mean
 probability that responses to harmful ones open with a refusal. No responses are generated, so the
-figures compare samplers and say nothing about edits. All samplers see the same space and the same
-known good starts (where they have them). The refusal target is told as a constraint to those
-samplers that take one.
+figures compare samplers and say nothing about edits. All samplers see the same space, the same
+known good starts (where they have them) and the target of refusals as a constraint (where they take
+one).
 
 Stated after some numbers of trials, as medians over seeds: the least KL among trials that meet the
-target, and the share of the box [0, 1] of refusal probability times [FLOOR, 1] of KL on a log scale
-that the front dominates. The results file holds one entry a model; other models' entries stay.
+target, how many meet it, and the share of the box [0, 1] of refusal probability times [FLOOR, 1] of
+KL on a log scale that the front dominates. The results file holds one entry a model; other models'
+entries stay.
 """
 
 from __future__ import annotations
@@ -21,27 +22,29 @@ import math
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 import torch
 from machine import DTYPES, resolved_dtype, run_facts
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler
-from optuna.samplers import TPESampler as TPE
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, TPESampler
+from optuna.trial import FrozenTrial
 
 from heretic_kl import Session, Settings
 from heretic_kl.search.progress.hypervolume import hypervolume
+from heretic_kl.search.sampler import Drawer
 from heretic_kl.search.space import SearchSpace
 
 FLOOR = 1e-3
 """Nats per position: the KL that counts as none."""
 TARGET = 0.05
-MARKS = (16, 32, 64)
+MARKS = (16, 24, 40)
 """Numbers of trials after which the searches are compared."""
-BATCH = 4
-"""Trials drawn before the first of them is measured, where several run at once."""
+STARTUP = 11
+"""Trials, the known good starts, before a sampler learns."""
 
 
 class Values(NamedTuple):
@@ -51,33 +54,71 @@ class Values(NamedTuple):
     kl: float  # nats per position
 
 
+Draw = Callable[[list[FrozenTrial], Mapping[str, BaseDistribution]], dict[str, Any]]
+"""Parameters of the next trial, from those before it and what may be drawn."""
+
+
 class Way(NamedTuple):
     """One way to draw trials."""
 
-    sampler: Callable[[int, int], BaseSampler]  # from the seed and the random trials at first
+    draw: Callable[[int], Draw]  # from the seed
     starts: bool = True
-    batch: int = 1
 
 
-def _tpe(seed: int, startup: int, multivariate: bool = True) -> BaseSampler:
-    return TPE(
-        seed=seed,
-        n_startup_trials=startup,
-        multivariate=multivariate,
-        n_ei_candidates=64,
-        constant_liar=True,
+def _ours(seed: int) -> Draw:
+    drawer = Drawer(seed, STARTUP, objectives=2)
+    return lambda trials, space: drawer.draw(trials, space, worker=0)
+
+
+def _optuna(sampler: Callable[[int], BaseSampler]) -> Callable[[int], Draw]:
+    """A sampler of Optuna's, as it is, that lasts for a whole search."""
+
+    def begin(seed: int) -> Draw:
+        study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler(seed))
+        asked: list[optuna.Trial] = []
+
+        def draw(
+            trials: list[FrozenTrial], space: Mapping[str, BaseDistribution]
+        ) -> dict[str, Any]:
+            if asked:
+                last = trials[-1]
+                asked[-1].set_constraint("refusals", last.constraints["refusals"])
+                study.tell(asked[-1], last.values)
+            else:
+                study.add_trials(trials)
+            asked.append(study.ask(dict(space)))
+            return asked[-1].params
+
+        return draw
+
+    return begin
+
+
+def _tpe(startup: int, multivariate: bool = True) -> Callable[[int], Draw]:
+    return _optuna(
+        lambda seed: TPESampler(
+            seed=seed,
+            n_startup_trials=startup,
+            multivariate=multivariate,
+            n_ei_candidates=64,
+            constant_liar=True,
+        )
     )
 
 
 WAYS = {
-    "TPE, multivariate": Way(_tpe),
-    "TPE, univariate": Way(lambda seed, startup: _tpe(seed, startup, multivariate=False)),
-    "TPE, multivariate, no starts": Way(_tpe, starts=False),
-    f"TPE, multivariate, {BATCH} at once": Way(_tpe, batch=BATCH),
-    "GP": Way(lambda seed, startup: GPSampler(seed=seed, n_startup_trials=startup)),
-    "NSGA-II": Way(lambda seed, startup: NSGAIISampler(seed=seed, population_size=startup)),
-    "Sobol": Way(lambda seed, startup: QMCSampler(seed=seed, qmc_type="sobol", scramble=True)),
-    "random": Way(lambda seed, startup: RandomSampler(seed=seed)),
+    "GP on normal scores, as the search": Way(_ours),
+    "GP": Way(_optuna(lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP))),
+    "TPE, multivariate": Way(_tpe(STARTUP)),
+    "TPE, univariate": Way(_tpe(STARTUP, multivariate=False)),
+    "TPE, multivariate, 60 random": Way(_tpe(60)),
+    "GP, no starts": Way(
+        _optuna(lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP)), starts=False
+    ),
+    "NSGA-II, no starts": Way(
+        _optuna(lambda seed: NSGAIISampler(seed=seed, population_size=STARTUP)), starts=False
+    ),
+    "Sobol": Way(_optuna(lambda s: QMCSampler(seed=s, qmc_type="sobol", scramble=True))),
 }
 """The first one is what the search uses; the others are compared with it."""
 
@@ -104,22 +145,27 @@ class Measured:
         return self._values[key]
 
 
-def search(measured: Measured, way: Way, trials: int, startup: int, seed: int) -> list[Values]:
+def search(measured: Measured, way: Way, trials: int, seed: int) -> list[Values]:
     """Values of a search's trials, in order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = way.sampler(seed, startup)
-    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
-    for start in measured.space.known_good() if way.starts else ():
-        study.enqueue_trial(start)
-    values: list[Values] = []
-    while len(values) < trials:
-        drawn = [study.ask(measured.space.distributions) for _ in range(way.batch)]
-        for trial in drawn:
-            values.append(measured(trial.params))
-            trial.set_constraint("refusals", values[-1].mass - TARGET)
-            study.tell(trial, tuple(values[-1]))
-    return values[:trials]
+        draw = way.draw(seed)
+    starts = list(measured.space.known_good()) if way.starts else []
+    made: list[FrozenTrial] = []
+    while len(made) < trials:
+        space = measured.space.distributions
+        chosen = starts.pop(0) if starts else draw(made, space)
+        values = measured(chosen)
+        made.append(
+            optuna.create_trial(
+                values=list(values),
+                params=chosen,
+                distributions=space,
+                constraints={"refusals": values.mass - TARGET},
+            )
+        )
+        made[-1].number = len(made) - 1
+    return [Values(*trial.values) for trial in made]
 
 
 def figures(values: list[Values]) -> dict[str, Any]:
@@ -130,6 +176,7 @@ def figures(values: list[Values]) -> dict[str, Any]:
         points = [(v.mass, 1 - math.log(max(v.kl, FLOOR)) / math.log(FLOOR)) for v in seen]
         reached[str(mark)] = {
             "least_kl_at_target": min((v.kl for v in seen if v.mass <= TARGET), default=None),
+            "at_target": sum(v.mass <= TARGET for v in seen),
             "front_volume": hypervolume(points, (1.0, 1.0)),
         }
     return reached
@@ -142,6 +189,7 @@ def compared(by_seed: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         table[name] = {
             mark: {
                 "least_kl_at_target": _median([seed[mark]["least_kl_at_target"] for seed in made]),
+                "at_target": _median([seed[mark]["at_target"] for seed in made]),
                 "front_volume": _median([seed[mark]["front_volume"] for seed in made]),
                 "seeds_with_less_kl": sum(
                     _or_infinite(ours[mark]) < _or_infinite(theirs[mark])
@@ -166,7 +214,7 @@ def _median(values: list[float | None]) -> float | None:
 def table(entry: dict[str, Any]) -> str:
     """The comparison as Markdown."""
     marks = list(next(iter(entry["compared"].values())))
-    head = ["sampler", *(f"KL, volume after {mark}" for mark in marks)]
+    head = ["sampler", *(f"after {mark}: KL, at target, volume" for mark in marks)]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
     for name, reached in entry["compared"].items():
         lines.append(f"| {name} | {' | '.join(map(_cell, reached.values()))} |")
@@ -175,7 +223,8 @@ def table(entry: dict[str, Any]) -> str:
 
 def _cell(reached: dict[str, Any]) -> str:
     kl = reached["least_kl_at_target"]
-    return f"{'none' if kl is None else format(kl, '.3f')}, {reached['front_volume']:.3f}"
+    least = "none" if kl is None else format(kl, ".3f")
+    return f"{least}, {reached['at_target']:g}, {reached['front_volume']:.3f}"
 
 
 def main() -> None:
@@ -184,7 +233,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="default: the demo model")
     parser.add_argument("--name", default="demo", help="of its entry in the results")
     parser.add_argument("--trials", type=int, default=MARKS[-1])
-    parser.add_argument("--startup", type=int, default=MARKS[0], help="random trials at first")
+    parser.add_argument("--ways", type=int, default=len(WAYS), help="the first so many of them")
     parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
@@ -196,25 +245,28 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     seeds = arguments.seeds or [1, 2, 3, 4, 5]
     dtype = resolved_dtype(arguments.dtype)
-    searches: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
+    ways = dict(list(WAYS.items())[: arguments.ways])
+    searches: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder, _session(arguments, dtype, folder) as session:
         session.search(0)
         measured = Measured(session)
-        for seed in seeds:
-            for name, way in WAYS.items():
-                values = search(measured, way, arguments.trials, arguments.startup, seed)
+        for number, seed in enumerate(seeds):
+            for name, way in ways.items():
+                values = search(measured, way, arguments.trials, seed)
                 searches[name].append(figures(values))
                 print(seed, name, searches[name][-1], flush=True)
-    entry = {
-        "run": run_facts(seeds, arguments.threads, dtype, "optuna"),
-        "trials": arguments.trials,
-        "startup_trials": arguments.startup,
-        "target": TARGET,
-        "compared": compared(searches),
-        "searches": searches,
-    }
-    results = json.loads(arguments.out.read_text("utf-8")) if arguments.out.exists() else {}
-    arguments.out.write_text(json.dumps({**results, arguments.name: entry}, indent=2) + "\n")
+            entry = {
+                "run": run_facts(seeds[: number + 1], arguments.threads, dtype, "optuna"),
+                "trials": arguments.trials,
+                "startup_trials": STARTUP,
+                "prompts_of_each_kind": arguments.limit,
+                "target": TARGET,
+                "compared": compared(searches),
+                "searches": searches,
+            }
+            results = json.loads(arguments.out.read_text("utf-8")) if arguments.out.exists() else {}
+            results[arguments.name] = entry
+            arguments.out.write_text(json.dumps(results, indent=2) + "\n")
     print(table(entry))
 
 

@@ -63,8 +63,9 @@ def test_what_is_declared_is_imported_or_said_why() -> None:
     packages = packages_distributions()
     used = {name_of(name) for module in modules for name in packages.get(module, [])}
     used |= {MODULES[module] for module in modules if module in MODULES}
-    # transformers imports these on our behalf: device_map, GGUF files.
-    unused = {name_of(r) for r in PROJECT["dependencies"]} - used - {"accelerate", "gguf"}
+    # Others import these on our behalf: transformers for device_map and GGUF files, optuna.
+    for_others = {"accelerate", "gguf", "scipy"}
+    unused = {name_of(r) for r in PROJECT["dependencies"]} - used - for_others
     assert not unused
 
 

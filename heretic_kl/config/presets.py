@@ -5,7 +5,6 @@ from typing import Any, Final
 DEMO_PRESET: Final[dict[str, Any]] = {
     "kl_tokens": 3,
     "trials": 16,
-    "startup_trials": 11,
     "minutes": 8,  # what is left undone then on a slow machine; a fast one needs less
     "max_response_tokens": 32,
     "prompt_set": "builtin",

@@ -232,7 +232,7 @@ class Settings(CommonSettings):
         0.05, "Share of refusals that is acceptable; refinement aims at it", ge=0, le=1
     )
     startup_trials: Whole = setting(
-        60, "Random trials before the sampler (TPE) learns from them", ge=0
+        11, "Trials before the sampler learns: good starts, then random", ge=0
     )
     test_trials: Whole = setting(
         8, "Trials of the front that are measured on the test prompts", ge=0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,7 @@ from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import HereticKLError
 from heretic_kl.files import without_home, without_secrets
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
-from heretic_kl.search.sampler import ERROR, INTERRUPTED
+from heretic_kl.search.sampler import ERROR, INTERRUPTED, STOPPED
 from heretic_kl.search.screening import Screened
 from heretic_kl.search.space import SearchSpace
 
@@ -23,7 +24,6 @@ UNEDITED = -1
 """Stands for the unedited model where a trial's number would."""
 SCORES = "scores"
 SECONDS = "seconds"
-STOPPED = "stopped"
 TRACEBACK = "traceback"
 REFINEMENT = "refinement"
 PREDICTED = "predicted"
@@ -150,8 +150,12 @@ class Outcomes:
             values.append(-value if spec.role == "maximize" else value)
         return values
 
-    def excesses(self, outcome: Mapping[str, Score] | Screened) -> dict[str, float]:
-        """By how much scores exceed their limits; at most 0 where they do not."""
+    def excesses(self, outcome: Outcome) -> dict[str, float]:
+        """By how much scores exceed their limits, at best; at most 0 where they do not."""
+        if isinstance(outcome, Stopped):
+            pairs = zip(self._objectives, outcome.at_best, strict=True)
+            best = {spec.name: value for spec, value in pairs if value > -math.inf}
+            return {n: best[n] - limit for n, limit in self._limits.items() if n in best}
         scores, predicted = _rungs(outcome)
         values = {name: scores[name].value for name in self._limits if name in scores}
         values.update({name: predicted[name] for name in self._limits if name in predicted})

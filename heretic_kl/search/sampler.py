@@ -9,26 +9,41 @@ parameters, at once.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import warnings
-from collections.abc import Container, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Container, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
+GAUSSIAN_TRIALS = 100
+"""As long as there are no more to learn from, a Gaussian process chooses. Its cost grows."""
+FEWEST_TO_LEARN_FROM = 3
+STOPPED = "stopped"
+"""A trial's attribute for why it was stopped, and the best that its objectives could have been."""
 ERROR = "error"
 INTERRUPTED = "interrupted"
 """A trial's attribute for its error, and what stands there where a trial was not finished."""
 
 
 class Drawer:
-    """`startup_trials` drawn at random, then multivariate tree-structured Parzen estimators.
+    """`startup_trials` at random, then a Gaussian process, then Parzen estimators.
 
-    Trials that run count as bad ones where they are (constant liar), so that several workers do
-    not draw the same. Source: Bergstra et al. 2011; for several objectives Ozaki et al. 2020.
+    - Gaussian processes for objectives and constraints, and the expected growth of the feasible
+      hypervolume (Daulton et al. 2020), up to `GAUSSIAN_TRIALS`. They see normal scores: quantiles
+      of ranks, which a few very large divergences do not bend. A stopped trial counts with the
+      best that it could have been.
+    - Multivariate tree-structured Parzen estimators from then on (Bergstra et al. 2011; for several
+      objectives Ozaki et al. 2020).
+
+    Trials that run are counted by both, so that several workers do not draw the same.
     """
 
     def __init__(self, seed: int, startup_trials: int, objectives: int) -> None:
@@ -50,10 +65,17 @@ class Drawer:
             distributions: what may be drawn, in order.
             worker: no two that draw at the same time have the same number.
         """
-        finished = sum(1 for trial in trials if is_finished(trial))
+        sampler: BaseSampler
         seed = trial_seed(self._seed, len(trials), worker)
-        sampler = trial_sampler(seed, finished, self._startup_trials)
         self._snapshot.trials = trials
+        if sum(map(is_finished, trials)) < self._startup_trials:
+            sampler = RandomSampler(seed=seed)
+        elif FEWEST_TO_LEARN_FROM <= len(scored := normal_scores(trials)) <= GAUSSIAN_TRIALS:
+            running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+            self._snapshot.trials = [*scored, *running]
+            sampler = GPSampler(seed=seed, n_startup_trials=0)
+        else:
+            sampler = _parzen_sampler(seed)
         study = optuna.Study(_Snapshot.NAME, self._snapshot, sampler)
         trial = optuna.create_trial(state=TrialState.RUNNING)
         trial.number = len(trials)
@@ -63,6 +85,54 @@ class Drawer:
             if name not in drawn:
                 drawn[name] = sampler.sample_independent(study, trial, name, distribution)
         return {name: drawn[name] for name in distributions}
+
+
+def normal_scores(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials to learn from, with normal scores in the place of values and of constraints' excesses.
+
+    Order is kept, and so is which excesses are above 0. Left out are trials without values, or
+    without a constraint that others have.
+    """
+    valued = [(trial, values) for trial in trials if (values := _values(trial)) is not None]
+    names = list(dict.fromkeys(name for trial, _ in valued for name in trial.constraints))
+    valued = [pair for pair in valued if all(name in pair[0].constraints for name in names)]
+    if not valued:
+        return []
+    columns = [_scores(column) for column in zip(*(values for _, values in valued), strict=True)]
+    excesses = {}
+    for name in names:
+        *scores, limit = _scores([*(trial.constraints[name] for trial, _ in valued), 0.0])
+        excesses[name] = [score - limit for score in scores]
+    scored = []
+    for index, (trial, _) in enumerate(valued):
+        scored.append(
+            optuna.create_trial(
+                values=[column[index] for column in columns],
+                params=trial.params,
+                distributions=trial.distributions,
+                constraints={name: excesses[name][index] for name in names},
+            )
+        )
+        scored[-1].number = trial.number
+    return scored
+
+
+def _values(trial: FrozenTrial) -> tuple[float, ...] | None:
+    """Objectives, or the best that those of a stopped trial could have been; None: not known."""
+    if trial.state == TrialState.COMPLETE:
+        return tuple(trial.values)
+    if trial.state != TrialState.PRUNED or STOPPED not in trial.user_attrs:
+        return None
+    best = json.loads(trial.user_attrs[STOPPED])["at_best"]
+    finite = all(value is not None and math.isfinite(value) for value in best)
+    return tuple(map(float, best)) if finite else None
+
+
+def _scores(values: Sequence[float]) -> list[float]:
+    """Normal quantiles of ranks; equal values have the same."""
+    ordered, normal = sorted(values), NormalDist()
+    middle = (bisect_left(ordered, value) + bisect_right(ordered, value) for value in values)
+    return [normal.inv_cdf(place / 2 / len(ordered)) for place in middle]
 
 
 class _Snapshot(InMemoryStorage):
@@ -87,10 +157,7 @@ class _Snapshot(InMemoryStorage):
         """The sampler would tell other processes what it drew; they see the trial instead."""
 
 
-def trial_sampler(seed: int, finished: int, startup_trials: int) -> BaseSampler:
-    """The sampler for one trial; `finished` trials are there to learn from."""
-    if finished < startup_trials:
-        return RandomSampler(seed=seed)
+def _parzen_sampler(seed: int) -> TPESampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return TPESampler(

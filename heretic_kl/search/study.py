@@ -325,8 +325,9 @@ class SearchStudy:
             return self._trials.end(trial, TrialState.FAIL, attributes)
         attributes |= self._outcomes.attributes(outcome)
         if isinstance(outcome, Stopped):
-            # Pruned trials have no value: to the sampler they are worse than finished ones.
-            return self._trials.end(trial, TrialState.PRUNED, attributes)
+            # Pruned trials have no value: to Parzen estimators they are worse than finished ones.
+            excesses = self._outcomes.excesses(outcome)
+            return self._trials.end(trial, TrialState.PRUNED, attributes, excesses=excesses)
         return self._trials.end(
             trial,
             TrialState.COMPLETE,

@@ -60,7 +60,8 @@ def test_a_study_keeps_rungs_apart(tmp_path):
         for edit in edits:
             scores = scores_of(edit)
             known = {"kl": scores["kl"]}
-            promoted = edit.kernels["attention"].peak_weight > 0.8
+            kernel = edit.kernels.get("attention")
+            promoted = kernel is not None and kernel.peak_weight > 0.8
             predicted = {"refusals": scores["refusals"].value / 2}
             outcomes.append(Screened(scores if promoted else known, predicted, promoted))
         return outcomes
