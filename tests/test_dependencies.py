@@ -64,7 +64,7 @@ def test_what_is_declared_is_imported_or_said_why() -> None:
     used = {name_of(name) for module in modules for name in packages.get(module, [])}
     used |= {MODULES[module] for module in modules if module in MODULES}
     # Others import these on our behalf: transformers for device_map and GGUF files, optuna.
-    for_others = {"accelerate", "gguf", "scipy"}
+    for_others = {"accelerate", "gguf", "scipy", "greenlet"}
     unused = {name_of(r) for r in PROJECT["dependencies"]} - used - for_others
     assert not unused
 
