@@ -99,11 +99,14 @@ def _report(error: Exception, kept_on_interrupt: str, errors: list[str], *, debu
     """Print an error in one line for each thing that is wrong; return the exit code."""
     if debug:
         print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
+    more = f"; {kept_on_interrupt}" if kept_on_interrupt else ""
     if isinstance(error, HereticKLError):
         lines, code = str(error).splitlines(), error.exit_code
+    elif _is_out_of_memory(error):
+        advice = "try a smaller --dtype, --device-map auto, or a larger device"
+        lines, code = [f"out of memory: {advice}{more}"], 1
     elif isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        more = f"; {kept_on_interrupt}" if kept_on_interrupt else ""
         lines, code = [f"{error.strerror or error}{where}{more}"], 1
     else:
         first = (str(error).splitlines() or [""])[0]
@@ -115,6 +118,11 @@ def _report(error: Exception, kept_on_interrupt: str, errors: list[str], *, debu
     for line in lines:
         print(f"{PROGRAM}: error: {line}", file=sys.stderr)
     return code
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    model = sys.modules.get("heretic_kl.model")  # what cannot be imported is not imported again
+    return isinstance(error, MemoryError) if model is None else bool(model.is_out_of_memory(error))
 
 
 def _end_events(errors: Sequence[str], code: int) -> None:

@@ -16,8 +16,8 @@ from heretic_kl.export.facts import (
     stated_license,
 )
 from heretic_kl.export.folder import check_target, readable_size
-from heretic_kl.export.hub.folder import SavedFolder, saved_folder
-from heretic_kl.export.hub.upload import Target, Uploaded, check_upload, upload
+from heretic_kl.export.hub.folder import saved_folder
+from heretic_kl.export.hub.upload import Target, check_upload, upload
 from heretic_kl.export.lora import portable_base, save_lora
 from heretic_kl.export.merge import MergedSaved, save_merged
 from heretic_kl.export.portable import portable, portable_text
@@ -34,11 +34,9 @@ __all__ = [
     "MergedSaved",
     "PromptFacts",
     "Reproduction",
-    "SavedFolder",
     "SavedForm",
     "ScoreFacts",
     "Target",
-    "Uploaded",
     "check_target",
     "check_upload",
     "file_index",

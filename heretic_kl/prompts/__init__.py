@@ -5,14 +5,12 @@
 
 from heretic_kl.prompts.hub import dataset_revision
 from heretic_kl.prompts.loading import Prompt, fingerprint, load_prompts
-from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
 from heretic_kl.prompts.source import DatasetSpec, PromptSource
 from heretic_kl.prompts.specs import (
     BUILTIN_SPECS,
     KINDS,
     USES,
     Kind,
-    Use,
     resolve_specs,
     spec_of,
 )
@@ -21,15 +19,12 @@ __all__ = [
     "BUILTIN_SPECS",
     "DatasetSpec",
     "Prompt",
-    "PromptSets",
     "PromptSource",
     "Kind",
-    "Use",
     "USES",
     "KINDS",
     "dataset_revision",
     "fingerprint",
-    "load_prompt_sets",
     "load_prompts",
     "resolve_specs",
     "spec_of",

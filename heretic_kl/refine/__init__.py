@@ -5,25 +5,17 @@ prompts, under a constraint on the probability of opening a response with a refu
 frozen: only operators on what sites write are learned, so what is learned exports exactly.
 """
 
-from heretic_kl.refine.objective import Example, Objective
-from heretic_kl.refine.openings import OpeningSet, mine_openings
-from heretic_kl.refine.optimize import Check, Prompts, Refined, RefineOptions, evaluate, refine
-from heretic_kl.refine.parameters import Form, LearnableEdit, removes_single_directions
+from heretic_kl.refine.openings import mine_openings
+from heretic_kl.refine.optimize import Check, Refined, RefineOptions, refine
+from heretic_kl.refine.parameters import removes_single_directions
 from heretic_kl.refine.refiner import PURITY, Refiner
 
 __all__ = [
     "PURITY",
     "Check",
-    "Example",
-    "Form",
-    "LearnableEdit",
-    "Objective",
-    "OpeningSet",
-    "Prompts",
     "RefineOptions",
     "Refined",
     "Refiner",
-    "evaluate",
     "mine_openings",
     "refine",
     "removes_single_directions",

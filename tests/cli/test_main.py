@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from heretic_kl._version import __version__
 from heretic_kl.cli import main as cli
@@ -108,6 +109,18 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert cli.main(["--model", "x"]) == 130
     err = capsys.readouterr().err
     assert "finished trials are kept in the study" in err and err.strip().count("\n") == 0
+
+
+def test_memory_that_runs_out_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    import heretic_kl.model  # noqa: F401 (as a command does that can run out of memory)
+
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    monkeypatch.setattr(optimize, "search", raising(error))
+    assert cli.main(["--model", "x"]) == 1
+    assert capsys.readouterr().err == (
+        "heretic-kl: error: out of memory: try a smaller --dtype, --device-map auto, or a larger "
+        "device; finished trials are kept\n"
+    )
 
 
 def test_a_bug_is_one_line_and_code_70(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -49,7 +49,6 @@ class LlamaModel:
         path: a GGUF file; the first of a split one.
         context: most tokens of a sequence.
         cache_type: one of `CACHE_TYPES`, for keys and values alike.
-        threads: of the CPU; None: as many as torch uses.
         on_gpu: offload all layers, if the binding was built for a GPU.
 
     Raises:
@@ -63,7 +62,6 @@ class LlamaModel:
         *,
         context: int,
         cache_type: str = "f16",
-        threads: int | None = None,
         on_gpu: bool = True,
     ) -> None:
         self.library = library = _library()
@@ -80,7 +78,7 @@ class LlamaModel:
         self.quantization: str = "unknown" if kind is None else kind.decode()
         """What most weights are stored as, in llama.cpp's words, for instance `Q4_K - Medium`."""
         self.block_rows = max(1, min(MOST_ROWS, BLOCK_ELEMENTS // self.vocabulary))
-        options = _context_options(library, context, self.block_rows, cache_type, threads)
+        options = _context_options(library, context, self.block_rows, cache_type)
         self._context = library.llama_init_from_model(self._model, options)
         if not self._context:
             library.llama_model_free(self._model)
@@ -161,14 +159,12 @@ class LlamaModel:
         return torch.from_numpy(array.copy())
 
 
-def _context_options(
-    library: Any, context: int, rows: int, cache_type: str, threads: int | None
-) -> Any:
+def _context_options(library: Any, context: int, rows: int, cache_type: str) -> Any:
     options = library.llama_context_default_params()
     options.n_ctx = context
     options.n_batch = options.n_ubatch = BATCH
     options.n_outputs_max = rows
-    options.n_threads = options.n_threads_batch = threads or torch.get_num_threads()
+    options.n_threads = options.n_threads_batch = torch.get_num_threads()
     kind = getattr(library, f"GGML_TYPE_{cache_type.upper()}")
     options.type_k = options.type_v = kind
     if cache_type == "f32":
