@@ -73,7 +73,7 @@ class View:
         return interval(chosen and chosen["partial"][str(tokens)][measure])
 
     def distinct(self, group: str, tokens: int, table: str = "more_than_first") -> str:
-        """`better`, `worse` or `not told from 0`: whether an interval excludes 0."""
+        """`better`, `worse` or `not distinguishable from 0`: whether an interval excludes 0."""
         chosen = self.figures["groups"][group]
         if not chosen:
             return "not stated"
@@ -86,7 +86,7 @@ class View:
             if figures["low"] > 0
             else "worse"
             if figures["high"] < 0
-            else "not told from 0"
+            else "not distinguishable from 0"
         )
 
     def last_gain(self, group: str) -> int | None:

@@ -12,10 +12,10 @@ AREAS = {
 CASES: list[Wrong] = [case for area in AREAS.values() for case in area.CASES]
 HEAD = """# Wrong inputs
 
-What the command line says to {count} wrong inputs: one line on stderr, `heretic-kl: error: ` and the
-text below, an exit code above 0 ([list](commands.md#exit-codes)), no traceback, and nothing written.
-`[...]` stands for text that a library or the length of the input decides. Each row is a test
-(`tests/cli/wrong_inputs`), and `make wrong-inputs` writes this page from the tests.
+This page lists {count} wrong inputs and the error message of each. Every one prints a single line on stderr,
+`heretic-kl: error: ` and the text below. There is no traceback, nothing is written, and the exit code is above
+0 ([list](commands.md#exit-codes)). `[...]` stands for text that depends on a library or on the length of the
+input. Each row is a test (`tests/cli/wrong_inputs`), and `make wrong-inputs` writes this page from the tests.
 """
 
 
