@@ -16,7 +16,7 @@ from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import HereticKLError
 from heretic_kl.files import without_home, without_secrets
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
-from heretic_kl.search.sampler import ERROR, INTERRUPTED, STOPPED
+from heretic_kl.search.sampler import ERROR, INTERRUPTED, REFINEMENT, STOPPED
 from heretic_kl.search.screening import Screened
 from heretic_kl.search.space import SearchSpace
 
@@ -25,7 +25,6 @@ UNEDITED = -1
 SCORES = "scores"
 SECONDS = "seconds"
 TRACEBACK = "traceback"
-REFINEMENT = "refinement"
 PREDICTED = "predicted"
 OBJECTIVES = "objectives"
 """Attributes of a trial."""

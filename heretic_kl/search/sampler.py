@@ -28,6 +28,8 @@ GAUSSIAN_TRIALS = 100
 FEWEST_TO_LEARN_FROM = 3
 STOPPED = "stopped"
 """A trial's attribute for why it was stopped, and the best that its objectives could have been."""
+REFINEMENT = "refinement"
+"""A trial's attribute for what was learned: its values are not those of its parameters."""
 ERROR = "error"
 INTERRUPTED = "interrupted"
 """A trial's attribute for its error, and what stands there where a trial was not finished."""
@@ -90,10 +92,11 @@ class Drawer:
 def normal_scores(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Trials to learn from, with normal scores in the place of values and of constraints' excesses.
 
-    Order is kept, and so is which excesses are above 0. Left out are trials without values, or
-    without a constraint that others have.
+    Order is kept, and so is which excesses are above 0. Left out are refined trials, and trials
+    without values, or without a constraint that others have.
     """
-    valued = [(trial, values) for trial in trials if (values := _values(trial)) is not None]
+    searched = (trial for trial in trials if REFINEMENT not in trial.user_attrs)
+    valued = [(trial, values) for trial in searched if (values := _values(trial)) is not None]
     names = list(dict.fromkeys(name for trial, _ in valued for name in trial.constraints))
     valued = [pair for pair in valued if all(name in pair[0].constraints for name in names)]
     if not valued:

@@ -22,7 +22,6 @@ from heretic_kl.search.identity import BATCH_SIZE, check_fingerprint, reason
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.progress.dashboard import keep_note, name_objectives
 from heretic_kl.search.records import (
-    REFINEMENT,
     SECONDS,
     Outcome,
     Outcomes,
@@ -34,7 +33,7 @@ from heretic_kl.search.records import (
     scores_from_json,
     scores_to_json,
 )
-from heretic_kl.search.sampler import Drawer, is_finished
+from heretic_kl.search.sampler import REFINEMENT, Drawer, is_finished
 from heretic_kl.search.space import (
     REFINE,
     SearchSpace,

@@ -15,13 +15,15 @@ from heretic_kl.search.sampler import STOPPED, Drawer, normal_scores
 SPACE = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
 
 
-def trial(number, values=None, *, excess=None, at_best=None, state=TrialState.COMPLETE, x=0.5):
+def trial(
+    number, values=None, *, excess=None, at_best=None, state=TrialState.COMPLETE, x=0.5, **more
+):
     made = optuna.create_trial(
         state=TrialState.PRUNED if at_best else state,
         values=values,
         params={"x": x, "y": 0.5},
         distributions=SPACE,
-        user_attrs={STOPPED: json.dumps({"at_best": at_best})} if at_best else {},
+        user_attrs={STOPPED: json.dumps({"at_best": at_best})} if at_best else more,
         constraints={} if excess is None else {"refusals": excess},
     )
     made.number = number
@@ -44,6 +46,11 @@ def test_normal_scores_keep_order_and_limits():
 def test_an_excess_of_nothing_stays_feasible():
     scored = normal_scores([trial(0, (1.0, 1.0), excess=0.0), trial(1, (2.0, 2.0), excess=1.0)])
     assert scored[0].constraints["refusals"] == 0.0
+
+
+def test_what_was_learned_is_not_laid_to_the_parameters_of_its_start():
+    trials = [trial(0, (0.1, 1.0)), trial(1, (0.2, 0.5)), trial(2, (0.0, 0.1), refinement="{}")]
+    assert [t.number for t in normal_scores(trials)] == [0, 1]
 
 
 def test_stopped_trials_count_with_their_best():

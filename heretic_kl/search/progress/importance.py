@@ -9,7 +9,7 @@ from functools import partial
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from heretic_kl.search.records import REFINEMENT
+from heretic_kl.search.sampler import REFINEMENT
 
 FEWEST_TRIALS = 10
 """Complete trials below which an estimate says nothing."""
