@@ -117,17 +117,22 @@ class Suite:
         """What all scorers need of every candidate."""
         return [request for spec in self.specs for request in self._ask(spec)]
 
-    def evaluate(self, engine: MeasuringEngine, plan: Plan | None) -> dict[str, Score]:
+    def evaluate(
+        self, engine: MeasuringEngine, plan: Plan | None, *, monitors: bool = True
+    ) -> dict[str, Score]:
         """Scores of one candidate (None: the unedited model), in the order of the config.
+
+        Without `monitors` objectives alone are measured.
 
         Raises:
             MeasurementError: an objective has no value.
             ScorerError: a scorer raised.
         """
-        flat, places = self._asked(self.specs)
+        specs = self.specs if monitors else self.objectives
+        flat, places = self._asked(specs)
         with _blamed_on(", ".join(places)):
             results = engine.measure(plan, flat)
-        return {spec.name: self._score(spec, results[places[spec.name]]) for spec in self.specs}
+        return {spec.name: self._score(spec, results[places[spec.name]]) for spec in specs}
 
     def evaluate_objectives(
         self,

@@ -65,7 +65,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
         suite.prepare(
             measuring_context(settings, engine, calibration, prompts, suite, "validation")
         )
-        baseline = suite.evaluate(engine, None)
+        baseline = suite.evaluate(engine, None, monitors=False)
     tell(BaselineMeasured("validation", baseline))
     space = SearchSpace(len(engine.lm.architecture.layers), loaded.components, settings.edit.norm)
     identity = study_fingerprint(facts, calibration, suite)
