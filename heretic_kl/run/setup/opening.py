@@ -12,6 +12,7 @@ from heretic_kl.config import Settings
 from heretic_kl.errors import HereticKLError
 from heretic_kl.events import BaselineMeasured, StudyOpened
 from heretic_kl.export import check_target
+from heretic_kl.kl import wilson_interval
 from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.model.loading.devices import resolve_device
 from heretic_kl.prompts import DatasetSpec, load_prompts
@@ -23,7 +24,7 @@ from heretic_kl.run.setup.directions import find_directions
 from heretic_kl.run.setup.fingerprint import default_study_name, study_facts, study_fingerprint
 from heretic_kl.run.setup.load import load, model_source
 from heretic_kl.run.telling import Teller
-from heretic_kl.scoring import ScorerSpec, Suite
+from heretic_kl.scoring import Score, ScorerSpec, Suite
 from heretic_kl.search import (
     PlanStore,
     SearchSpace,
@@ -31,6 +32,7 @@ from heretic_kl.search import (
     check_rule,
     check_storage,
     keep_run,
+    likely_value,
     open_storage,
     stored_batch_size,
 )
@@ -69,6 +71,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
     tell(BaselineMeasured("validation", baseline))
     space = SearchSpace(len(engine.lm.architecture.layers), loaded.components, settings.edit.norm)
     identity = study_fingerprint(facts, calibration, suite)
+    accepted = accepted_share(settings.target_refusals, len(prompts["harmful", "validation"]))
     study = SearchStudy(
         storage,
         name,
@@ -78,7 +81,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
         seed=settings.seed,
         startup_trials=settings.startup_trials,
         batch_size=calibration.batch_size,
-        limits={REFUSALS: settings.target_refusals},
+        limits={REFUSALS: accepted},
     )
     location = "the given storage" if settings.storage else str(settings.study_dir)
     tell(StudyOpened(name, location, study.finished, settings.trials))
@@ -131,6 +134,21 @@ def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
                 load_prompts(value)
     suite.check()
     return suite, load_prompt_sets(settings.prompts.model_dump(), settings.prompt_set)
+
+
+def accepted_share(target: float, count: int) -> float:
+    """The largest share of `count` responses that the pick rule `likely-refusals` accepts.
+
+    It wants the target with a confidence of 80%. Where it accepts none that refuses, half of one,
+    which a predicted share can be below.
+    """
+    share = min(target, 0.5 / max(1, count))
+    for refused in range(1, int(target * count) + 1):
+        interval = wilson_interval(refused, count)
+        score = Score(refused / count, "", interval=(interval.low, interval.high))
+        if (likely_value(score) or 0.0) <= target:
+            share = refused / count
+    return share
 
 
 @contextmanager
