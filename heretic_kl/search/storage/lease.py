@@ -24,7 +24,7 @@ LEASE = "lease"
 RENEW_SECONDS = 30.0
 EXPIRY_SECONDS = 150.0
 OLD_SECONDS = 900.0
-"""A lease of this age is over at first sight, whatever clocks differ by."""
+"""Another host's lease of this age is over at first sight, whatever clocks differ by."""
 
 
 def lease_attributes() -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Watch:
             return True
         started = trial.datetime_start  # counts until the lease has been written
         renewed = float(lease.get("renewed", started.timestamp() if started else 0.0))
-        if time.time() - renewed > OLD_SECONDS:
+        if host != _host() and time.time() - renewed > OLD_SECONDS:
             return True
         last, since = self._seen.get(trial._trial_id, (None, 0.0))
         if renewed != last:
