@@ -29,7 +29,8 @@ ROOMS = {
     "refine": LEAVES | {"ablation", "engine", "kl", "model", "prompts", "requests"},
     "export": LEAVES | {"model", "ablation", "search", "scoring"},
     "score": LEAVES
-    | {"engine", "kl", "kl_options", "model", "prompts", "refine", "report", "requests", "scoring"},
+    | {"engine", "judging", "kl", "kl_options", "model", "prompts", "refine", "report", "requests"}
+    | {"scoring"},
     "report": LEAVES | {"model", "search", "scoring", "ablation", "kl"},
     "events": LEAVES | {"search", "scoring"},
     "config": LEAVES | {"prompts", "kl_options"},

@@ -2,12 +2,21 @@
 
 judgement.py   verdicts, the protocol of a judge, each response judged once
 question.py    what a chat model is asked, and how its answer is read
-endpoint.py    an OpenAI-compatible server: retries, timeouts, concurrency, tokens
+endpoint.py    a model of an OpenAI-compatible server: retries, timeouts, concurrency
+chat.py        such a model as a judge
 classifier.py  a `transformers` text classifier by folder or hub id
 """
 
+from heretic_kl.judging.chat import ChatEndpoint
 from heretic_kl.judging.classifier import TextClassifier
-from heretic_kl.judging.endpoint import ChatEndpoint, Pace, endpoint_problem, read_key
+from heretic_kl.judging.endpoint import (
+    Connection,
+    Pace,
+    Reply,
+    ServedModel,
+    endpoint_problem,
+    read_key,
+)
 from heretic_kl.judging.judgement import (
     VERDICTS,
     JudgedOnce,
@@ -20,11 +29,14 @@ from heretic_kl.judging.question import Question
 
 __all__ = [
     "ChatEndpoint",
+    "Connection",
     "JudgedOnce",
     "Judgement",
     "Pace",
     "Question",
+    "Reply",
     "ResponseJudge",
+    "ServedModel",
     "TextClassifier",
     "VERDICTS",
     "Verdict",

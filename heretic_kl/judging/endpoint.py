@@ -1,7 +1,8 @@
-"""A chat model behind an OpenAI-compatible server, as a judge.
+"""A model behind an OpenAI-compatible server: requests, retries, timeouts. Reads no answers.
 
 The key goes into one header of requests to one address. Redirects are not followed, and nothing
-that is raised or returned here holds the key, a response or an answer.
+that is raised or returned here holds the key; only a server's own words on a request that it does
+not take can hold parts of that request.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ import random
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from heretic_kl.errors import ConfigError, ScorerError
-from heretic_kl.judging.judgement import Judgement, Pair, Verdict
-from heretic_kl.judging.question import Question
+from heretic_kl.errors import ConfigError, HereticKLError
 
 if TYPE_CHECKING:
     import httpx2 as httpx
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LONGEST_PAUSE: Final = 60.0
 """Seconds between two requests; a server that asks for more is not waited for."""
@@ -49,9 +51,31 @@ class Pace:
     """Seconds before the first retry; doubled with each further one, less a random part."""
 
 
+class Connection(NamedTuple):
+    """What requests of one call share."""
+
+    client: httpx.Client
+    stop: threading.Event
+    """Set once no further request is of use."""
+
+
+class Reply(NamedTuple):
+    """What one request gave."""
+
+    content: bytes = b""
+    """The body, where the status is 200."""
+    problem: str = ""
+    """Why it is of no use; holds nothing of request and body."""
+    pause: float | None = None
+    """Seconds to wait at least before asking again; None: asking again is of no use."""
+    timed_out: bool = False
+    reason: str = ""
+    """What the server says of a request that it does not take, without the key."""
+
+
 @dataclass(frozen=True)
-class ChatEndpoint:
-    """A model of a server; see `heretic_kl.judging.ResponseJudge`."""
+class ServedModel:
+    """A model of a server. Subclasses say what it is asked."""
 
     url: str
     """Base address, such as `http://localhost:8000/v1`."""
@@ -61,101 +85,100 @@ class ChatEndpoint:
     """Further fields of each request, such as `temperature`."""
     pace: Pace = Pace()
 
+    role: ClassVar[str] = "model"
+    failure: ClassVar[type[HereticKLError]] = HereticKLError
+    """What is raised where every further request would fail."""
+    hints: ClassVar[tuple[str, str]] = ("check the key", "check address and model")
+
     @property
     def name(self) -> str:
         """Model and address."""
         return f"{self.model} at {self.url}"
 
-    @property
-    def identity(self) -> str:
-        """Nothing is known of the model but its name."""
-        return self.name
-
-    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
-        """See `ResponseJudge.judge`; several requests at the same time.
-
-        Raises:
-            ScorerError: the server does not take the key, the model or the address.
-        """
+    def each(
+        self, items: Sequence[Item], ask: Callable[[Connection, Item], Result]
+    ) -> list[Result]:
+        """What `ask` gives for each item, in order; several at the same time."""
         httpx = _http_library()
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         limits = httpx.Limits(max_connections=self.pace.concurrency)
-        stop = threading.Event()
         with httpx.Client(headers=headers, timeout=self.pace.timeout, limits=limits) as client:
-            pool = ThreadPoolExecutor(self.pace.concurrency, thread_name_prefix="judge")
+            connection = Connection(client, threading.Event())
+            pool = ThreadPoolExecutor(self.pace.concurrency, thread_name_prefix=self.role)
             try:
-                return list(pool.map(lambda pair: self._judged(client, stop, *pair), pairs))
+                return list(pool.map(lambda item: ask(connection, item), items))
             finally:  # where one raises, the others end with the request that they are in
-                stop.set()
+                connection.stop.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _judged(self, client: httpx.Client, stop: threading.Event, *pair: Any) -> Judgement:
-        """One response, asked about until there is a verdict or no retry is left."""
-        question = Question(*pair)
-        judgement = Judgement(None)
-        for attempt in range(self.pace.retries + 1):
-            reply = self._asked(client, question)
-            judgement = Judgement(
-                reply.verdict,
-                reply.problem,
-                judgement.requests + 1,
-                judgement.timeouts + reply.timed_out,
-                judgement.prompt_tokens + reply.prompt_tokens,
-                judgement.answer_tokens + reply.answer_tokens,
-            )
-            if reply.pause is None or attempt == self.pace.retries:
-                break
-            longest = min(LONGEST_PAUSE, self.pace.first_pause * 2**attempt)
-            if stop.wait(max(reply.pause, longest * random.uniform(0.5, 1))):
-                break
-        return judgement
+    def may_retry(self, connection: Connection, attempt: int, pause: float | None) -> bool:
+        """Wait before asking again; False: no further request is due."""
+        if pause is None or attempt == self.pace.retries:
+            return False
+        longest = min(LONGEST_PAUSE, self.pace.first_pause * 2**attempt)
+        return not connection.stop.wait(max(pause, longest * random.uniform(0.5, 1)))
 
-    def _asked(self, client: httpx.Client, question: Question) -> _Reply:
-        """One request.
+    def send(
+        self,
+        connection: Connection,
+        path: str,
+        request: Mapping[str, Any] | None = None,
+        largest: int = LARGEST_REPLY,
+    ) -> Reply:
+        """One request; without a body, a GET.
+
+        Args:
+            connection: see `each`.
+            path: below the base address.
+            request: `model` and `body` are added.
+            largest: bytes of a reply that are read.
 
         Raises:
-            ScorerError: every further one would fail in the same way.
+            HereticKLError: `failure`, where every further one would fail in the same way.
         """
         httpx = _http_library()
-        message = {"role": "user", "content": question.text}
-        request = {"model": self.model, "messages": [message], **self.body}
+        method, url = "GET", f"{self.url.rstrip('/')}/{path}"
+        if request is not None:
+            method, request = "POST", {"model": self.model, **request, **self.body}
         deadline = time.monotonic() + self.pace.timeout
-        content = b""
+        content = bytearray()
         try:
-            url = f"{self.url.rstrip('/')}/chat/completions"
-            with client.stream("POST", url, json=request) as response:
+            with connection.client.stream(method, url, json=request) as response:
                 for part in response.iter_bytes():
                     content += part
-                    if len(content) > LARGEST_REPLY:
-                        return _Reply(problem=f"a reply of more than {LARGEST_REPLY} bytes")
+                    if len(content) > largest:
+                        return Reply(problem=f"a reply of more than {largest} bytes")
                     if time.monotonic() > deadline:
                         raise httpx.ReadTimeout("")
         except httpx.TimeoutException:
             problem = f"no reply within {self.pace.timeout:g} s"
-            return _Reply(problem=problem, pause=0.0, timed_out=True)
+            return Reply(problem=problem, pause=0.0, timed_out=True)
         except httpx.TransportError as error:
-            return _Reply(problem=f"no connection ({type(error).__name__})", pause=0.0)
+            return Reply(problem=f"no connection ({type(error).__name__})", pause=0.0)
         except httpx.DecodingError:
-            return _Reply(problem="a malformed reply", pause=0.0)
+            return Reply(problem="a malformed reply", pause=0.0)
         if response.status_code == 200:
-            return _read(content, question)
-        return self._refused(response.status_code, response.headers, content)
+            return Reply(bytes(content))
+        return self._refused(response.status_code, response.headers, bytes(content))
 
-    def _refused(self, status: int, headers: Mapping[str, str], content: bytes) -> _Reply:
+    def _refused(self, status: int, headers: Mapping[str, str], content: bytes) -> Reply:
+        reason = self._reason(content)
         if status in WRONG_SETTINGS:
-            raise ScorerError(f"judge {self.name}: HTTP {status}{self._reason(status, content)}")
+            hint = self.hints[status not in (401, 402, 403)]
+            text = f" ({reason}): {hint}" if reason else f": {hint}"
+            if 300 <= status < 400:
+                text = ": it redirects, which is not followed; set the address that it leads to"
+            raise self.failure(f"{self.role} {self.name}: HTTP {status}{text}")
         problem = f"HTTP {status}"
         if status < 500 and status not in PASSING:
-            return _Reply(problem=problem)
+            return Reply(problem=problem, reason=reason)
         pause = _asked_pause(headers.get("Retry-After", ""))
         if pause > LONGEST_PAUSE:
-            return _Reply(problem=f"{problem}, which asks to wait {pause:.0f} s")
-        return _Reply(problem=problem, pause=pause)
+            return Reply(problem=f"{problem}, which asks to wait {pause:.0f} s")
+        return Reply(problem=problem, pause=pause)
 
-    def _reason(self, status: int, content: bytes) -> str:
-        """What the server says, if anything, without the key; and what to look at."""
-        if 300 <= status < 400:
-            return ": it redirects, which is not followed; set the address that it leads to"
+    def _reason(self, content: bytes) -> str:
+        """What the server says, if anything, without the key."""
         try:
             error = json.loads(content)["error"]
             said = error["message"] if isinstance(error, dict) else error
@@ -163,47 +186,7 @@ class ChatEndpoint:
             said = ""
         text = said if isinstance(said, str) else ""
         text = text if self.key is None else text.replace(self.key, "***")
-        text = " ".join(re.sub(r"[^\x20-\x7e]", " ", text).split())[:200]
-        hint = "check key_variable" if status in (401, 402, 403) else "check endpoint and model"
-        return f" ({text}): {hint}" if text else f": {hint}"
-
-
-class _Reply(NamedTuple):
-    """What one request gave."""
-
-    verdict: Verdict | None = None
-    problem: str = ""
-    pause: float | None = None
-    """Seconds to wait at least before asking again; None: asking again is of no use."""
-    timed_out: bool = False
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
-
-
-def _read(content: bytes, question: Question) -> _Reply:
-    """A verdict from the body of a reply with status 200."""
-    try:
-        reply = json.loads(content)
-        choice = reply["choices"][0]
-        answer = choice["message"]["content"]
-        usage = reply.get("usage")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return _Reply(problem="a malformed reply", pause=0.0)
-    counts = usage if isinstance(usage, dict) else {}
-    paid = _Reply(
-        prompt_tokens=_count(counts.get("prompt_tokens")),
-        answer_tokens=_count(counts.get("completion_tokens")),
-    )
-    verdict = question.verdict(answer) if isinstance(answer, str) else None
-    if verdict is not None:
-        return paid._replace(verdict=verdict)
-    cut = isinstance(choice, dict) and choice.get("finish_reason") == "length"
-    problem = "an answer cut by max_tokens" if cut else "an answer that is no verdict"
-    return paid._replace(problem=problem, pause=0.0)
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+        return " ".join(re.sub(r"[^\x20-\x7e]", " ", text).split())[:200]
 
 
 def _asked_pause(header: str) -> float:
@@ -227,8 +210,9 @@ def endpoint_problem(url: str) -> str | None:
         return "holds a user, a password, ? or #: a key belongs into an environment variable"
     if parts.scheme not in ("http", "https") or not host or re.search(r"\s", url):
         return f"= {url!r} is no address: write it like http://localhost:8000/v1"
-    if parts.path.rstrip("/").endswith("/chat/completions"):
-        return f"= {url!r} goes too far: leave out /chat/completions"
+    beyond = re.search(r"/(chat/)?completions$", parts.path.rstrip("/"))
+    if beyond is not None:
+        return f"= {url!r} goes too far: leave out {beyond[0]}"
     return None
 
 

@@ -378,6 +378,8 @@ def _profile(table: KLTable, finite: Tensor) -> tuple[PositionMean, ...]:
 
 def _require_same_reference(a: KLTable, b: KLTable) -> None:
     """Raise `MeasurementError`, saying which, unless both measured the same rows alike."""
+    if a.lower_bound or b.lower_bound:
+        raise MeasurementError("a lower bound cannot be paired: its distance to the KL is unknown")
     if a.values.shape != b.values.shape:
         raise MeasurementError(
             f"tables of {tuple(a.values.shape)} and {tuple(b.values.shape)} prompts and "

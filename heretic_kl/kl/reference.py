@@ -323,7 +323,7 @@ class Reference:
         statistics = empty_rows(self.rows, torch.device("cpu"))
         tokens, missing = self.row_tokens, torch.ones(self.rows, dtype=torch.bool)
         for rows, logits in blocks:
-            reference = self._logits_of(rows, head).to(logits.device)
+            reference = self.logits_of(rows, head).to(logits.device)
             if observe is not None:
                 observe(rows, reference, logits)
             part = row_statistics(
@@ -344,7 +344,7 @@ class Reference:
             temperature=temperature,
         )
 
-    def _logits_of(self, rows: Tensor, head: Head | None) -> Tensor:
+    def logits_of(self, rows: Tensor, head: Head | None) -> Tensor:
         """Return the reference's logits (n, V) of rows (n,)."""
         if self.logits is not None:
             return self.logits.of(rows)

@@ -36,6 +36,7 @@ class KLTable:
     divergence: Divergence = "forward_kl"
     temperature: float = 1.0
     clusters: Tensor | None = None  # (P,) integer: which rows depend on each other; None: none
+    lower_bound: bool = False  # values are at most the divergence, see `heretic_kl.kl.bound`
 
     def __post_init__(self) -> None:
         """Raise `ValueError` unless all columns are (P, N) of one shape."""
@@ -111,6 +112,7 @@ class KLTable:
             mask=mask.reshape(prompts, positions),
             divergence=divergence,
             temperature=temperature,
+            lower_bound=False,
             **columns,
         )
 
@@ -126,13 +128,15 @@ class KLTable:
         return KLTable(
             divergence=self.divergence,
             temperature=self.temperature,
+            lower_bound=self.lower_bound,
             clusters=None if self.clusters is None else self.clusters[prompts],
             **{name: column[prompts] for name, column in self.columns().items()},
         )
 
     def save(self, path: str | Path) -> None:
         """Write the table as safetensors, in one step."""
-        facts = {"divergence": self.divergence, "temperature": self.temperature}
+        names = ("divergence", "temperature", "lower_bound")
+        facts = {name: getattr(self, name) for name in names}
         clusters = {} if self.clusters is None else {"clusters": self.clusters}
         save_tensors(path, _KIND, {**self.columns(), **clusters}, facts)
 
@@ -146,4 +150,5 @@ class KLTable:
         tensors, facts = load_tensors(path, _KIND)
         divergence = cast(Divergence, facts["divergence"])
         temperature = float(cast(float, facts["temperature"]))
-        return cls(divergence=divergence, temperature=temperature, **tensors)
+        bound = facts.get("lower_bound") is True
+        return cls(divergence=divergence, temperature=temperature, lower_bound=bound, **tensors)

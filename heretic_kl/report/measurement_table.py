@@ -54,6 +54,8 @@ class MeasuredCandidate:
     """Where its KL lies, in one line."""
     places: tuple[DetailSection, ...] = ()
     """Its worst prompts and positions."""
+    lower_bound: bool = False
+    """All its divergences are lower bounds."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def measurement_sections(
     """
     sections = [_compared(report)]
     numbered = list(enumerate(report.candidates, 1))
-    measure = f"{_MEASURES[report.candidates[0].summary.divergence]}, nats"
+    measure = f"{_measure(report)}, nats"
     kinds = [_Kind(_figure_rows, "figure", measure)]
     if report.candidates[0].groups:
         kinds.append(_Kind(_group_rows, "group", f"{measure}, by file or category"))
@@ -184,11 +186,16 @@ def _compared(report: MeasurementReport) -> DetailSection:
         named.append((title, candidate.name, candidate.dtype))
     rows = [(title, f"{name} ({dtype})" if dtype else name) for title, name, dtype in named]
     rows.extend(report.inputs)
-    measure = f"{_MEASURES[summary.divergence]}, temperature {summary.temperature:g}"
+    measure = f"{_measure(report)}, temperature {summary.temperature:g}"
     if report.position_decay != 1.0:
         measure += f", each position weighs {report.position_decay:g} of the one before"
     rows.append(("measure", measure))
     return DetailSection("What was compared", tuple(rows))
+
+
+def _measure(report: MeasurementReport) -> str:
+    first = report.candidates[0]
+    return "lower bound of " * first.lower_bound + _MEASURES[first.summary.divergence]
 
 
 def _widest(

@@ -155,8 +155,8 @@ class MeasuresCandidates:
         """Measure a candidate.
 
         Args:
-            candidate: a model as for the constructor; its edits, adapters and quantization are
-                in force as they are. A training model is put in evaluation mode meanwhile.
+            candidate: a model as for the constructor, or `URL#MODEL`; its edits, adapters and
+                quantization are in force. A training model is put in evaluation mode meanwhile.
             tokenizer: of the candidate, to be checked against the reference's. One that lies
                 beside a loaded candidate is checked anyway.
             base: the model that a candidate adapter is put on, as a path or hub id; None: as the
@@ -181,6 +181,7 @@ class MeasuresCandidates:
             watch=watch,
             observe=notes,
         )
+        floor = None if compared.known_tokens else floor  # which is of whole divergences
         table = replace(compared.table, clusters=self._clusters)
         weights = geometric_weights(table.positions, self.position_decay)
         summary = summarize(
@@ -201,6 +202,7 @@ class MeasuresCandidates:
             inputs=self.inputs,
             notes=notes,
             bands=self.bands,
+            known_tokens=compared.known_tokens,
         )
 
     def _accumulator(self) -> KLDAccumulator | None:
@@ -253,6 +255,7 @@ def _record(candidate: RankedCandidate) -> dict[str, Any]:
         "bytes": None if size is None else size.file_bytes,
         "bits_per_weight": None if size is None else size.bits_per_weight,
         "kl": summary.mean,
+        "lower_bound": measured.known_tokens is not None,
         "standard_error": summary.standard_error,
         "low": None if interval is None else interval.low,
         "high": None if interval is None else interval.high,

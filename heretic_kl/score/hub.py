@@ -84,7 +84,7 @@ def evaluation_results(measurement: Measurement, on: MeasuredOn) -> str:
         ) from None
     if on.dataset_id is None:
         raise MeasurementError(f"{on.source!r} is no dataset of the hub, which such a file names")
-    error = measurement.summary.standard_error
+    error = _uncertainty(measurement)["standard_error"]
     within = "" if error is None else f" ± {error:.2g}"
     entry = EvalResultEntry(
         dataset_id=on.dataset_id,
@@ -150,6 +150,8 @@ def merged_with_lm_eval(
 
 
 def _uncertainty(measurement: Measurement) -> dict[str, Any]:
+    if measurement.known_tokens is not None:
+        raise MeasurementError(f"this is no KL for the hub: {measurement.verdict}")
     summary = measurement.summary
     return {
         "standard_error": summary.standard_error,

@@ -12,6 +12,7 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from heretic_kl.errors import ModelError, ModelNotFoundError
+from heretic_kl.judging import Pace, read_key
 from heretic_kl.model import (
     Capabilities,
     CausalModel,
@@ -29,7 +30,10 @@ from heretic_kl.model import (
 from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.score.llama.model import llama_available
 from heretic_kl.score.llama.reference import LlamaReference
+from heretic_kl.score.served import PromptEndpoint
 
+SERVER_TIMEOUT = 600.0
+"""Seconds for one sequence."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -54,6 +58,9 @@ class Loading(TypedDict, total=False):
         trust_remote_code: run code from a model's repository.
         backend: what runs .gguf files.
         gguf_cache_type: as what llama.cpp stores keys and values, see `llama.CACHE_TYPES`.
+        key_variable: environment variable that holds the key of candidates' servers; None: no key
+            is sent.
+        top_logprobs: tokens that a server is asked for at each position; 0: all of them.
         notify: told, in words, what the user should know.
     """
 
@@ -64,6 +71,8 @@ class Loading(TypedDict, total=False):
     trust_remote_code: bool
     backend: Backend
     gguf_cache_type: str
+    key_variable: str | None
+    top_logprobs: int
     notify: Callable[[str], None]
 
 
@@ -82,6 +91,8 @@ class ModelLoader:
     trust_remote_code: bool = False
     backend: Backend = "auto"
     gguf_cache_type: str = "f16"
+    key_variable: str | None = None
+    top_logprobs: int = 20
     notify: Callable[[str], None] = lambda message: None
     _reference: ModelSource | None = field(default=None, init=False)
     _probed: WeakKeyDictionary[nn.Module, Capabilities] = field(
@@ -173,6 +184,16 @@ class ModelLoader:
         if is_module:
             self._probed[model] = lm.capabilities
         return lm, tokenizer is not None
+
+    def served(self, name: str) -> PromptEndpoint:
+        """A candidate behind a server, named as `URL#MODEL`.
+
+        Raises:
+            ConfigError: the name or the key cannot be one.
+        """
+        key = None if self.key_variable is None else read_key(self.key_variable)
+        pace = Pace(timeout=SERVER_TIMEOUT)
+        return PromptEndpoint.named(name, key=key, top=self.top_logprobs, pace=pace)
 
     def in_llama(self, source: ModelSource) -> bool:
         """Whether a candidate is run by llama.cpp.

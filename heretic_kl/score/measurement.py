@@ -36,6 +36,7 @@ from heretic_kl.score.detail import (
     worst_prompts,
 )
 from heretic_kl.score.llama.kld_rows import LlamaRows
+from heretic_kl.score.served import KnownTokens
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Measurement:
     """What was noted of the candidate's logits in the same pass."""
     bands: tuple[Band, ...] = ()
     """The reference with its own weights rounded; (): not measured."""
+    known_tokens: KnownTokens | None = None
+    """Not None: every divergence is a lower bound, from the tokens that a server told of."""
 
     @property
     def kl(self) -> float:
@@ -102,6 +105,8 @@ class Measurement:
     @property
     def verdict(self) -> str:
         """One line: the KL, where it lies among floors and bands, and the floor."""
+        if self.known_tokens is not None:
+            return f"at least {self.kl:.3g} nats: {self.known_tokens}"
         floors = {"noise floor": self.summary.noise_floor}
         if self.noise_floor is not None and "bfloat16" in self._dtypes:
             floors["floor of bfloat16"] = self.noise_floor.rounding
@@ -189,6 +194,8 @@ class Measurement:
             plain["worst_positions"] = [place._asdict() for place in self.worst_positions(worst)]
         if self.table.clusters is not None:
             del plain["profile"]
+        if self.known_tokens is not None:
+            plain["known_tokens"] = self.known_tokens._asdict()
         if self.groups:
             plain["groups"] = [group._asdict() for group in self.groups]
             plain["macro_average"] = macro_average(self.groups)._asdict()
@@ -207,9 +214,10 @@ class Measurement:
         if summary.noise_floor is not None:
             below = "below the " if summary.below_noise_floor else ""
             floor = f", {below}noise floor {summary.noise_floor:.1g}"
+        least = "at least " * (self.known_tokens is not None)
         units = "prompts" if self.table.clusters is None else "clusters"
         infinite = f", {summary.infinite_count} positions infinite" * bool(summary.infinite_count)
         return (
-            f"{summary.mean:.4g}{error} nats{interval}{floor}{infinite} "
+            f"{least}{summary.mean:.4g}{error} nats{interval}{floor}{infinite} "
             f"({summary.prompts} {units}, {summary.rows} positions)"
         )

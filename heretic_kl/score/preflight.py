@@ -12,6 +12,7 @@ from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Reference, vocabulary_hash
 from heretic_kl.model import ModelSource, load_tokenizer
 from heretic_kl.score.loader import Loading, ModelLoader, as_source, has_tokenizer
+from heretic_kl.score.served import is_served
 
 
 def check_models(
@@ -42,6 +43,9 @@ def check_models(
         loader.check(source, put_on)
         expected = _hash(source if has_tokenizer(source) or put_on is None else put_on, loader)
     for name in candidates:
+        if is_served(name):
+            loader.served(str(name)).parent()  # which finds out whether it is there
+            continue
         source = as_source(name)
         assert source is not None
         put_on = loader.base_of(source)
@@ -65,7 +69,7 @@ def tokenizer_of(
 ) -> Any | None:
     """The tokenizer that lies beside a model; None: there is none, or another one."""
     source = as_source(name)
-    if source is None or not has_tokenizer(source):
+    if source is None or is_served(name) or not has_tokenizer(source):
         return None
     tokenizer: Any = load_tokenizer(source, trust_remote_code)
     return tokenizer if vocabulary_hash(tokenizer.get_vocab()) == tokenizer_hash else None

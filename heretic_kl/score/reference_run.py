@@ -38,16 +38,17 @@ from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.reference import StoredLogits
 from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import CausalModel, DtypeName, evaluating, likely_layers
-from heretic_kl.score.detail import ForcedInputs
+from heretic_kl.score.detail import ForcedInputs, PassNotes
 from heretic_kl.score.llama.candidate import compare_natively, reference_in_llama
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import ModelLoader, as_source
+from heretic_kl.score.served import KnownTokens, compare_served, is_served
 
 AnyRunner: TypeAlias = Runner | LlamaReference
 """Runs the reference: both give its responses."""
 Watch: TypeAlias = Callable[[LogitBlock], LogitBlock]
 """Sees a candidate's logits, and says what is compared of them."""
-Observe: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]
+Observe: TypeAlias = PassNotes
 """Sees rows (n,) and both models' logits (n, V) there, as they are compared."""
 
 
@@ -58,6 +59,8 @@ class CandidateTable(NamedTuple):
     dtype: str
     back_end_floor: float | None = None
     """Nats between two back ends on the candidate itself; None: not measured, or one back end."""
+    known_tokens: KnownTokens | None = None
+    """Not None: the table holds lower bounds, from the tokens that a server told of."""
 
 
 @dataclass
@@ -150,6 +153,10 @@ class ReferenceRun:
         With `floor`, one in another back end than the reference is also run in the reference's.
         All logits go through `watch` on their way to the statistics, and are shown to `observe`.
         """
+        if is_served(candidate):
+            served = self.loader.served(candidate)
+            put_on = base or self.loader.base
+            return compare_served(self, served, reduction, base=put_on, observe=observe)
         source = as_source(candidate)
         if source is not None and self.loader.in_llama(source):
             floor = floor and self.head is not None  # of a stored one the model may not fit here

@@ -79,8 +79,11 @@ def chat_server():
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_GET(self):
+            self.do_POST()
+
         def do_POST(self):
-            content = self.rfile.read(int(self.headers["Content-Length"]))
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"null"
             status, headers, body = chat.reply(self.path, dict(self.headers), content)
             parts = body
             if not hasattr(body, "__next__"):

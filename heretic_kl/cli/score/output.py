@@ -90,6 +90,7 @@ def report(
                 bucket_cells(measurement),
                 measurement.verdict,
                 worst_places(measurement, settings.worst),
+                measurement.known_tokens is not None,
             )
             for name, measurement in zip(settings.candidate, outcome.measurements, strict=False)
         ),

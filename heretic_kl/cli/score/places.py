@@ -26,6 +26,10 @@ def further_figures(measurement: Measurement) -> Rows:
             ("KL of everything else", _estimate(split.remainder)),
             ("p(refusal begins)", refuses),
         ]
+    known_tokens = measurement.known_tokens
+    if known_tokens is not None:
+        rests = f"{known_tokens.reference_rest:.2g} -> {known_tokens.candidate_rest:.2g}"
+        rows.append((f"p(not in the top {known_tokens.top})", rests))
     for part in measurement.parts:
         error = "" if part.standard_error is None else f" ± {part.standard_error:.2g}"
         rows.append((f"KL, {part.name}", f"{part.kl:.4g}{error} ({part.positions})"))

@@ -80,7 +80,7 @@ def _check_models(settings: ScoreSettings) -> None:
         raise ConfigError("--bands rounds a reference in transformers: add --backend transformers")
     if settings.base is not None:
         names = (*settings.candidate, *(() if settings.stored else (settings.name,)))
-        if not any(ModelSource(name).adapter for name in names):
+        if not settings.served and not any(ModelSource(name).adapter for name in names):
             raise ConfigError("--base has no effect: none of the models is an adapter's folder")
     if settings.chat_template != "model":
         chat_template(None, settings.chat_template)
@@ -101,6 +101,8 @@ def _loading(settings: ScoreSettings) -> Loading:
         "trust_remote_code": settings.trust_remote_code,
         "backend": _backend(settings),
         "gguf_cache_type": settings.gguf_cache_type,
+        "key_variable": settings.key_variable,
+        "top_logprobs": settings.top_logprobs,
     }
 
 

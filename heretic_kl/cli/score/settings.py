@@ -32,6 +32,11 @@ UNUSED_OVER_TEXT: Final = (
     *("chat_template_kwargs", "response_prefix", "save_reference", "store", "refusal_prompts"),
 )
 USED_OVER_TEXT: Final = ("context", "stride", "text_column")
+WHOLE_ALONE: Final = (
+    *("divergence", "temperature", "bands", "refusal_prompts"),
+    *("ranking", "plot", "hub_metadata"),
+)
+"""What a lower bound has no part in."""
 
 
 class ScoreSettings(CommonSettings, KLOptions):
@@ -52,7 +57,7 @@ class ScoreSettings(CommonSettings, KLOptions):
         "Loading": (
             *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
             *("chat_template", "enable_thinking", "response_prefix", "backend"),
-            *("chat_template_kwargs", "gguf_cache_type"),
+            *("chat_template_kwargs", "gguf_cache_type", "key_variable", "top_logprobs"),
         ),
         "Performance": ("batch_size", "device_map", "threads"),
     }
@@ -66,7 +71,8 @@ class ScoreSettings(CommonSettings, KLOptions):
     )
     candidate: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
         (),
-        "What is measured against it; later ones are also compared with the first (required)",
+        "What is measured against it; later ones are also compared with the first; URL#NAME is "
+        "model NAME of a server at http://HOST/v1 (required)",
         metavar="MODEL ...",
     )
     chain: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
@@ -154,6 +160,12 @@ class ScoreSettings(CommonSettings, KLOptions):
         "for a reference with other candidates",
     )
     gguf_cache_type: CacheType = setting("f16", "As what llama.cpp stores keys and values")
+    key_variable: Text | None = setting(
+        None, "Environment variable that holds the key of candidates' servers", metavar="NAME"
+    )
+    top_logprobs: Whole = setting(
+        20, "Likeliest tokens that a server is asked for, which give a lower bound; 0: all", ge=0
+    )
     response_prefix: str = setting("", "Start of every response")
     batch_size: Whole = setting(16, "Most sequences at once; halved where memory runs out", ge=1)
 
@@ -177,6 +189,11 @@ class ScoreSettings(CommonSettings, KLOptions):
                 return file.read(8) == b"_logits_"
         except OSError:
             return False
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The candidates behind a server."""
+        return tuple(n for n in self.candidate if n.startswith(("http://", "https://")))
 
     @property
     def over_text(self) -> bool:
@@ -218,6 +235,7 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
         _refuse(set_by_flags, ("backend", "gguf_cache_type"), "without a .gguf candidate")
     if settings.backend == "transformers":
         _refuse(set_by_flags, ("gguf_cache_type",), "with --backend transformers")
+    _check_served(settings, set_by_flags)
     if "store" in set_by_flags and "save_reference" not in set_by_flags:
         raise ConfigError("--store has no effect without --save-reference: pass both, or neither")
     if settings.refusal_prompts is not None and settings.divergence != "forward_kl":
@@ -279,6 +297,23 @@ def _with_chain(settings: ScoreSettings) -> ScoreSettings:
     if changed.stored or changed.base_logits:
         raise ConfigError(f"--chain begins with a model, not with a stored reference ({first})")
     return changed
+
+
+def _check_served(settings: ScoreSettings, set_by_flags: Set[str]) -> None:
+    if not settings.served:
+        _refuse(set_by_flags, ("key_variable", "top_logprobs"), "without a candidate URL#MODEL")
+        return
+    if settings.chain or settings.base_logits:
+        raise ConfigError(
+            "a candidate behind a server is measured from a model or a stored reference: leave out "
+            + ("--chain" if settings.chain else "the file of base logits")
+        )
+    if not settings.top_logprobs:
+        return
+    why = "for the likeliest tokens alone: have the server tell all, --top-logprobs 0"
+    if settings.candidate[1:]:
+        raise ConfigError(f"a lower bound is compared with nothing; pass one --candidate {why}")
+    _refuse(set_by_flags, WHOLE_ALONE, why)
 
 
 def _check_text(settings: ScoreSettings, set_by_flags: Set[str]) -> None:

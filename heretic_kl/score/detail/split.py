@@ -78,6 +78,10 @@ class PassNotes:
         masses = self._openers(ours, theirs, rows[first])
         self._masses[:, rows[first]] = torch.stack(masses).cpu()
 
+    def note_best(self, tokens: Tensor) -> None:
+        """Note the best token of each row (rows,) where no logits are known."""
+        self._best, self._openers = tokens, None
+
     @property
     def best_tokens(self) -> Tensor:
         """(P, N) int64: the candidate's best token at each scored position, else 0."""
