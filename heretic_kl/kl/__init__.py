@@ -17,7 +17,6 @@ KL(reference || candidate), and a mean is over positions within the mask, then o
     head.py         hidden states to logits in chunks
     table.py        prompts by positions
     openers.py      the KL split into the mass of some first tokens, and the rest
-    bound.py        a lower bound where only the likeliest tokens are known
     measurement.py  means with errors; two candidates compared in pairs
     intervals.py    Wilson, bootstrap
     reference.py    the original model's responses and states: given, loaded or computed
@@ -26,7 +25,6 @@ KL(reference || candidate), and a mean is over positions within the mask, then o
     packing.py      weights packed for the CPU's matrix products
 """
 
-from heretic_kl.kl.bound import LowerBound, TopBlock, lower_bound
 from heretic_kl.kl.divergence import (
     forward_kl,
     geometric_weights,
@@ -87,7 +85,6 @@ __all__ = [
     "KLSummary",
     "KLTable",
     "LogitBlock",
-    "LowerBound",
     "OpenerMass",
     "OpenerReduction",
     "PairedComparison",
@@ -99,7 +96,6 @@ __all__ = [
     "RowLogits",
     "RowStatistics",
     "SplitKL",
-    "TopBlock",
     "bootstrap_interval",
     "mean_estimate",
     "compare_paired",
@@ -108,7 +104,6 @@ __all__ = [
     "group_means",
     "jensen_shannon",
     "kl_divergence_loss",
-    "lower_bound",
     "lowest_mean",
     "macro_average",
     "prompt_means",

@@ -36,7 +36,7 @@ class KLTable:
     divergence: Divergence = "forward_kl"
     temperature: float = 1.0
     clusters: Tensor | None = None  # (P,) integer: which rows depend on each other; None: none
-    lower_bound: bool = False  # values are at most the divergence, see `heretic_kl.kl.bound`
+    lower_bound: bool = False  # values are at most the divergence, see `score/served/bound.py`
 
     def __post_init__(self) -> None:
         """Raise `ValueError` unless all columns are (P, N) of one shape."""

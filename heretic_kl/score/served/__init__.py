@@ -1,5 +1,6 @@
 """Models behind an OpenAI-compatible server, measured by log-probabilities of given token ids.
 
+bound.py      a lower bound where only the likeliest tokens are known
 exchange.py   token ids in, log-probabilities of the likeliest tokens out
 candidate.py  such a model measured beside a reference; an adapter that a server ignores
 """

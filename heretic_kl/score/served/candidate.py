@@ -14,10 +14,9 @@ from heretic_kl.kl import (
     DivergenceReduction,
     KLTable,
     LogitBlock,
-    TopBlock,
-    lower_bound,
     prompt_means,
 )
+from heretic_kl.score.served.bound import TopBlock, lower_bound
 from heretic_kl.score.served.exchange import PromptEndpoint, ServedTokens
 
 if TYPE_CHECKING:

@@ -271,8 +271,8 @@ def _echo_rows(
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, Mapping) or not isinstance(logprobs.get("top_logprobs"), list):
         raise _NoLogProbabilitiesError("echo: no logprobs in the reply")
-    shown, own, top = (logprobs[name] for name in ("tokens", "token_logprobs", "top_logprobs"))
-    if min(map(len, (shown, own, top))) < len(sent):
+    shown, logs, top = (logprobs[name] for name in ("tokens", "token_logprobs", "top_logprobs"))
+    if min(map(len, (shown, logs, top))) < len(sent):
         raise _NoLogProbabilitiesError("echo: no logprobs of the prompt in the reply")
     if not shown[0].startswith(ID_PREFIX) and tokens.tokenizer is None:
         raise MeasurementError(
@@ -295,7 +295,7 @@ def _echo_rows(
             if key != shown[place]  # the token itself, or one that looks like it
         }
         row.pop(-1, None)
-        rows.append({**row, sent[place]: _number(own[place])})
+        rows.append({**row, sent[place]: _number(logs[place])})
     return rows
 
 

@@ -8,13 +8,11 @@ from heretic_kl.kl import (
     KLTable,
     Reference,
     ReferenceIdentity,
-    TopBlock,
     compare_paired,
     forward_kl,
-    lower_bound,
     row_statistics,
 )
-from heretic_kl.kl.bound import REST_ROUNDING
+from heretic_kl.score.served.bound import REST_ROUNDING, TopBlock, lower_bound
 
 P, N, V = 5, 4, 40
 
