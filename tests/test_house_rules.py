@@ -14,7 +14,7 @@ import heretic_kl
 ROOT = Path(heretic_kl.__file__).parent
 PLUG_INS = ROOT.parent / "scorers"
 
-LEAVES = {"errors", "files", "_version"}
+LEAVES = {"errors", "files", "ranks", "_version"}
 RUN = {"ablation", "engine", "export", "kl", "model", "prompts", "requests", "scoring", "search"}
 ROOMS = {
     "kl": LEAVES,
@@ -44,6 +44,7 @@ ROOMS = {
     "demo": LEAVES | {"model"},
     "errors": set(),
     "files": set(),
+    "ranks": set(),
     "kl_options": set(),
     "_version": set(),
     "__main__": {"cli"},

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from heretic_kl.config import ProgramSettings
 from heretic_kl.config.help import help_entry, settings_help
+from heretic_kl.ranks import launched
 
 PROGRAM: Final = "heretic-kl"
 SUMMARIES: Final = {
@@ -120,5 +121,5 @@ def wants_help(words: Sequence[str]) -> tuple[bool, bool]:
 
 
 def at_terminal() -> bool:
-    """Whether a person sits at both ends: stdin and stdout are terminals."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    """Whether a person sits at both ends: stdin and stdout are terminals, of one process."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and launched() == 1

@@ -11,9 +11,11 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
+from heretic_kl import ranks
 from heretic_kl._version import EVENTS_VERSION, __version__
 from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command, load_command, wants_help
 from heretic_kl.cli.output import JSON_FLAG, Output, json_lines, take_json_flag
@@ -22,6 +24,10 @@ from heretic_kl.config.retired import RETIRED_COMMANDS
 from heretic_kl.errors import ConfigError, HereticKLError, plain_line
 from heretic_kl.files import without_secrets
 
+TOGETHER = ("optimize", "worker", "score")
+"""Commands that several processes of `torchrun` run as one."""
+OTHERS_WAIT = 10.0
+"""Seconds before a process that is not the first one says what is wrong: the first one says it."""
 INTERNAL_ERROR = 70
 BROKEN_PIPE = 141
 
@@ -30,9 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     errors: list[str] = []
+    if os.environ.get("RANK", "0") != "0" and ranks.launched() > 1:
+        _drop_stdout()
     with json_lines() as output:
         with stopping_on_term():
             code = _run(words, output, errors)
+        if code and ranks.count() > 1:  # without waiting for what the others might still send
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         if output.as_json and code != BROKEN_PIPE:
             try:
                 _end_events(errors, code)
@@ -52,7 +64,8 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
         named = bool(words) and not words[0].startswith("-")
         asked, everything = wants_help(words)
         output.as_json = JSON_FLAG in words and not asked  # until the command is known
-        command = _command(words.pop(0) if named else "optimize")
+        name = words.pop(0) if named else "optimize"
+        command = _command(name)
         kept_on_interrupt = command.kept
         if asked:
             print(command.help(everything=everything, commands=not named))
@@ -60,7 +73,9 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
         else:
             names_file = command.json_may_name_file
             words, output.as_json = take_json_flag(words, may_name_file=names_file)
+            _join(name)
             code = command.run(command.words(words))
+            ranks.leave()
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
@@ -78,8 +93,20 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
         # Python would report the same broken pipe again when it flushes at exit.
         _drop_stdout()
         return BROKEN_PIPE
+    except SystemExit as ending:  # see `ranks.check_together`
+        print(ending.code, file=sys.stderr)
+        return 1
     except Exception as error:
         return _report(error, kept_on_interrupt, errors, debug=_debugging(words))
+
+
+def _join(name: str) -> None:
+    """Under `torchrun`, run the command together with the other processes."""
+    if ranks.launched() > 1 and name not in TOGETHER:
+        raise ConfigError(
+            f"{name} does not run under torchrun, only {', '.join(TOGETHER)}: start it by itself"
+        )
+    ranks.join()
 
 
 def _command(name: str) -> Command:
@@ -97,6 +124,8 @@ def _hint(name: str) -> str:
 
 def _report(error: Exception, kept_on_interrupt: str, errors: list[str], *, debug: bool) -> int:
     """Print an error in one line for each thing that is wrong; return the exit code."""
+    if not ranks.is_first():
+        time.sleep(OTHERS_WAIT)  # torchrun ends this process where the first one has ended
     if debug:
         print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
     more = f"; {kept_on_interrupt}" if kept_on_interrupt else ""

@@ -11,6 +11,7 @@ from heretic_kl.cli.command import PROGRAM, Command, at_terminal
 from heretic_kl.cli.output import observing, writes_json
 from heretic_kl.config import Settings, load_settings
 from heretic_kl.errors import ConfigError
+from heretic_kl.ranks import launched
 
 if TYPE_CHECKING:
     from heretic_kl.events import FrontShown, Observer
@@ -38,6 +39,8 @@ def search(settings: Settings, *, demo: bool = False) -> int:
     Raises:
         ConfigError: `save` is set, nobody can be asked, and no rule picks a trial.
     """
+    if settings.workers != 1 and launched() > 1:
+        raise ConfigError("torchrun starts the processes of one worker: leave --workers out")
     interactive = settings.pick is None and at_terminal() and not writes_json()
     if settings.save is not None and settings.pick is None and not interactive:
         settings = settings.model_copy(update={"pick": _default_rule(settings)})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heretic_kl.errors import ConfigError
+from heretic_kl.ranks import is_first
 
 if TYPE_CHECKING:
     from heretic_kl.ui.console import ConsoleObserver
@@ -76,7 +77,7 @@ def writes_json() -> bool:
 def observing(*, quiet: bool = False) -> Iterator[ConsoleObserver | JsonLinesObserver]:
     """Whoever is told the events of this command, until the block is left."""
     observer: ConsoleObserver | JsonLinesObserver
-    if writes_json():
+    if writes_json() or not is_first():  # whose stdout nobody reads
         from heretic_kl.ui.json_lines import JsonLinesObserver
 
         observer = JsonLinesObserver(sys.stdout)

@@ -18,6 +18,7 @@ from heretic_kl.engine.memory import if_memory_allows
 from heretic_kl.engine.noise import NoiseFloor
 from heretic_kl.model import LanguageModel, close_thought, thought_left_open
 from heretic_kl.prompts import Prompt
+from heretic_kl.ranks import from_first
 
 PREFIX_TOKENS = 24
 """Response tokens generated to look for a common opening."""
@@ -99,4 +100,4 @@ def _decoding_seconds(lm: LanguageModel, batch: Sequence[Sequence[int]]) -> floa
     chosen = _TimedTokens()
     generate_responses(lm, batch, 1 + DECODED_TOKENS, chosen=chosen)
     steps = [end - start for start, end in itertools.pairwise(chosen.times)]
-    return max(statistics.median(steps), 1e-6) if steps else 1e-6
+    return from_first(lambda: max(statistics.median(steps), 1e-6) if steps else 1e-6)

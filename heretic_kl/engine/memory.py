@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 from weakref import WeakSet
 
+from heretic_kl import ranks
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import clear_device_memory, is_out_of_memory
 
@@ -110,6 +111,7 @@ class MemoryLimits:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+                _end_together(error)
                 message = self._lowered(candidates)
                 if message is None:
                     raise MeasurementError(
@@ -151,5 +153,15 @@ def if_memory_allows(work: Callable[[], T]) -> T | None:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        _end_together(error)
     clear_device_memory()
     return None
+
+
+def _end_together(error: Exception) -> None:
+    """Of several processes with one model, one may be out of memory while the others compute."""
+    if ranks.count() > 1:
+        raise MeasurementError(
+            "out of memory: processes that share a model cannot run less on their own; give a "
+            "smaller --batch-size, a smaller --parallel-candidates or more processes"
+        ) from error

@@ -24,6 +24,7 @@ from heretic_kl.export.facts import LoraFacts
 from heretic_kl.export.folder import check_target, new_folder
 from heretic_kl.model import LanguageModel, ModelSource, Site
 from heretic_kl.model.transformers_logging import quiet_transformers
+from heretic_kl.ranks import from_first
 
 DEFAULT_RANK = 16
 EXACT_SVD_SIZE = 256
@@ -86,7 +87,7 @@ def save_lora(
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    check_target(folder, overwrite=overwrite, source=lm.source.folder)
+    from_first(lambda: check_target(folder, overwrite=overwrite, source=lm.source.folder))
     if not plan:
         raise ExportError("this edit changes nothing, so there is no adapter to save")
     _check_sites(lm, plan)
@@ -97,14 +98,7 @@ def save_lora(
         for key, operator in plan.items()
     }
     tensors = _tensors({path: fit.factors for path, fit in fits.items()})
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    with new_folder(folder, overwrite=overwrite, needed_bytes=needed) as partial_folder:
-        save_file(tensors, partial_folder / ADAPTER_FILE, metadata={"format": "pt"})
-        config = _config(lm, plan, wanted, has_bias=any(key.endswith(".bias") for key in tensors))
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (partial_folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-        with quiet_transformers():
-            lm.chat.tokenizer.save_pretrained(partial_folder)
+    from_first(lambda: _write(lm, plan, tensors, folder, wanted, overwrite))
     missed = math.hypot(*(fit.missed for fit in fits.values()))
     change = math.hypot(*(fit.change for fit in fits.values()))
     return LoraFacts(
@@ -113,6 +107,24 @@ def save_lora(
         relative_error=missed / change if change > 0 else 0.0,
         worst_relative_error=max(fit.relative for fit in fits.values()),
     )
+
+
+def _write(
+    lm: LanguageModel,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    rank: int,
+    overwrite: bool,
+) -> None:
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    with new_folder(folder, overwrite=overwrite, needed_bytes=needed) as partial_folder:
+        save_file(dict(tensors), partial_folder / ADAPTER_FILE, metadata={"format": "pt"})
+        config = _config(lm, plan, rank, has_bias=any(key.endswith(".bias") for key in tensors))
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (partial_folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        with quiet_transformers():
+            lm.chat.tokenizer.save_pretrained(partial_folder)
 
 
 def read_lora(folder: Path) -> dict[str, LoraFactors]:

@@ -24,7 +24,9 @@ from heretic_kl.export.checkpoint import Checkpoint, find_checkpoint, other_file
 from heretic_kl.export.folder import check_target, new_folder
 from heretic_kl.export.shards import FLOAT_TYPES, TensorEdit, fitted, rewrite, rewritten_bytes
 from heretic_kl.model import LanguageModel
+from heretic_kl.model.placement import is_offloaded, is_sharded, whole
 from heretic_kl.model.transformers_logging import quiet_transformers
+from heretic_kl.ranks import from_first
 
 QUANTIZATION_ERROR = 0.25
 """Largest relative difference between a weight and what quantization made of it."""
@@ -61,13 +63,14 @@ def save_merged(
     Raises:
         ExportError: the target is taken, the disk is full, the model's weights cannot be baked.
     """
-    check_target(folder, overwrite=overwrite, source=lm.source.folder)
+    from_first(lambda: check_target(folder, overwrite=overwrite, source=lm.source.folder))
     edits = _parameter_edits(lm, plan)
     checkpoint = find_checkpoint(lm)
     stored = None if checkpoint is None else _stored_edits(lm, checkpoint, edits)
     if checkpoint is None or stored is None:
+        _refuse_scattered(lm)
         return _save_from_memory(lm, edits, folder, checkpoint, dtype, overwrite)
-    return _save_streamed(stored, folder, checkpoint, dtype, overwrite)
+    return from_first(lambda: _save_streamed(stored, folder, checkpoint, dtype, overwrite))
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def _stored_edits(
     placed: dict[str, TensorEdit] = {}
     sites = {f"{site.key.path}.weight": site for site in lm.architecture.sites}
     for parameter, edit in edits.items():
-        held = lm.model.get_parameter(parameter).detach()
+        held = whole(lm.model.get_parameter(parameter).detach())
         if parameter in sites and sites[parameter].quantized_inputs:
             held = sites[parameter].weight()
             names = _possible_names(lm.model, checkpoint, parameter)
@@ -297,11 +300,6 @@ def _save_from_memory(
             "the original's files hold weights in another form than the model, so the edit cannot "
             "be written into them: search without --quantization to save it merged"
         )
-    if any(parameter.device.type == "meta" for parameter in lm.model.parameters()):
-        raise ExportError(
-            "parts of the model are offloaded and its files cannot be rewritten as they are: "
-            "load it without offloading to save it merged"
-        )
     # Edited tensors have names of the model here; another copy of the weights has the files'.
     others = None if checkpoint is None else other_files(checkpoint, checkpoint.tensors, folder)
     needed = lm.parameter_count * saved_dtype.itemsize
@@ -316,6 +314,15 @@ def _save_from_memory(
             copies = {name: path for name, path in others.items() if name not in ours}
             _copy_files(copies, partial_folder)
     return MergedSaved(folder, "rewritten", tuple(sorted(edits)))
+
+
+def _refuse_scattered(lm: LanguageModel) -> None:
+    """A model that is not whole in memory can be saved only by rewriting its files."""
+    if is_offloaded(lm.model) or any(map(is_sharded, lm.model.parameters())):
+        raise ExportError(
+            "parts of the model are offloaded or on other processes, and its files cannot be "
+            "rewritten as they are: load it without that to save it merged, or save an adapter"
+        )
 
 
 def _edited_state(

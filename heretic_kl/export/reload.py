@@ -11,10 +11,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from heretic_kl import ranks
 from heretic_kl.errors import ExportError, MeasurementError, ModelError
 from heretic_kl.export.lora import LoraFactors, read_lora
 from heretic_kl.model import LanguageModel, ModelSource, load_model
 from heretic_kl.model.loading.devices import DtypeName
+from heretic_kl.model.placement import device_of, is_sharded, local_part, placed_like
 from heretic_kl.model.sites.stack import submodule
 
 SavedForm = Literal["merged", "lora"]
@@ -84,15 +86,15 @@ def _loaded_meanwhile(
         try:
             yield loaded
         finally:
-            loaded.model.to("cpu")  # frees the device before the original comes back
+            if not _stays(loaded):
+                loaded.model.to("cpu")  # frees the device before the original comes back
 
 
 @contextmanager
 def _out_of_the_way(lm: LanguageModel) -> Iterator[None]:
     """Keep a model off a GPU meanwhile: two whole models rarely fit beside each other."""
     home = lm.device
-    placed = getattr(lm.model, "hf_device_map", None) is not None  # also where quantized
-    if home.type != "cuda" or placed:
+    if home.type != "cuda" or _stays(lm):
         yield
         return
     lm.model.to("cpu")
@@ -101,6 +103,12 @@ def _out_of_the_way(lm: LanguageModel) -> Iterator[None]:
         yield
     finally:
         lm.model.to(home)
+
+
+def _stays(lm: LanguageModel) -> bool:
+    """Whether it was placed as it was loaded: quantized, on several devices, or by processes."""
+    spread = getattr(lm.model, "hf_device_map", None) is not None
+    return spread or any(map(is_sharded, lm.model.parameters()))
 
 
 def load_merged(folder: Path, like: LanguageModel, device: torch.device) -> LanguageModel:
@@ -130,7 +138,7 @@ def _load_like(
         source,
         base=base,
         dtype=cast(DtypeName, str(like.dtype).removeprefix("torch.")),
-        device=str(device),
+        device="auto" if ranks.count() > 1 else str(device),
         device_map="auto" if spread else None,
         quantization=like.quantization,
         trust_remote_code=trust_remote_code,
@@ -165,12 +173,18 @@ def _adapter_applied(lm: LanguageModel, adapter: dict[str, LoraFactors]) -> Iter
 def _adapter_hook(
     module: nn.Module, factors: LoraFactors
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    device = next(module.parameters()).device
+    device = device_of(module)
     a, b = factors.a.float().to(device), factors.b.float().to(device)
     bias = None if factors.bias is None else factors.bias.float().to(device)
+    sharded = [p for p in module.parameters(recurse=False) if p.ndim == 2 and is_sharded(p)]
+    if sharded:  # this process is given its part of the inputs
+        a = local_part(placed_like(a, sharded[0]))
 
     def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        added = (inputs[0].float() @ a.T) @ b.T
+        inner = inputs[0].float() @ a.T
+        if sharded:
+            torch.distributed.all_reduce(inner)
+        added = inner @ b.T
         if bias is not None:
             added = added + bias
         edited: Tensor = (output.float() + added).to(output.dtype)

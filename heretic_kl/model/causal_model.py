@@ -13,6 +13,7 @@ from torch import nn
 from heretic_kl.kl import Head, vocabulary_hash
 from heretic_kl.model.capabilities import Capabilities
 from heretic_kl.model.loading.chat import ChatEncoder
+from heretic_kl.model.placement import device_of
 
 M = TypeVar("M", bound="CausalModel")
 
@@ -40,8 +41,7 @@ class CausalModel:
     @property
     def device(self) -> torch.device:
         """Of the input embeddings."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return device_of(self.model.get_input_embeddings())
 
     @property
     def dtype_name(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from heretic_kl.model.causal_model import CausalModel
 from heretic_kl.model.loading.quantization import Quantization
 from heretic_kl.model.loading.source import ModelSource
+from heretic_kl.model.placement import is_offloaded
 from heretic_kl.model.sites.architecture import Architecture
 
 
@@ -26,6 +27,12 @@ class LanguageModel(CausalModel):
     def remarks(self, *, plain_text_wanted: bool = False) -> list[str]:
         """What a user should know about how this model is prompted and can be edited."""
         remarks = self.architecture.remarks()
+        if is_offloaded(self.model):
+            share = sum(p.numel() for p in self.model.parameters() if p.device.type == "meta")
+            remarks.append(
+                f"parts of the model are offloaded ({share / self.parameter_count:.0%} of its "
+                "weights): every pass loads them, which is slow"
+            )
         if self.chat.template is None and not plain_text_wanted:
             remarks.insert(
                 0,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from heretic_kl.errors import ModelError
+from heretic_kl.model.placement import is_sharded
 
 BLOCK: Final = 32
 """Weights that share a scale."""
@@ -73,10 +74,11 @@ def linear_weights(model: nn.Module) -> list[LinearWeight]:
             if id(parameter) in seen or not (stacked or (linear and parameter.dim() == 2)):
                 continue
             seen.add(id(parameter))
-            if not parameter.is_floating_point() or parameter.device.type == "meta":
+            absent = parameter.device.type == "meta" or is_sharded(parameter)
+            if not parameter.is_floating_point() or absent:
                 raise ModelError(
                     "the reference's weights cannot be rounded: they are packed or not in memory; "
-                    "load it without quantization and offloading, or leave out --bands"
+                    "load it whole, without quantization, or leave out --bands"
                 )
             transposed = type(module).__name__ == "Conv1D"  # GPT-2 stores (inputs, outputs)
             weights.append(LinearWeight(parameter, 0 if transposed else -1))

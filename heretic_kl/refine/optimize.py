@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from heretic_kl.ablation import Plan
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import Architecture, edited
+from heretic_kl.ranks import from_first
 from heretic_kl.refine.objective import Example, Objective, minibatches
 from heretic_kl.refine.parameters import Form, LearnableEdit
 
@@ -154,7 +155,7 @@ def refine(
     def check(plan: Plan, step: int) -> Check:
         now = replace(options, threshold=learner.threshold, multiplier=learner.multiplier)
         terms = evaluate(objective, architecture, plan, validation, now)
-        checks.append(terms._replace(step=step, seconds=time.perf_counter() - begun))
+        checks.append(terms._replace(step=step, seconds=_seconds_since(begun)))
         tell(checks[-1])
         return checks[-1]
 
@@ -162,7 +163,7 @@ def refine(
     while (step := step + 1) <= learner.steps:
         learner.step()
         if step == TIMED_STEPS:
-            learner.fit_time(step, time.perf_counter() - begun, checks[0].seconds)
+            learner.fit_time(step, _seconds_since(begun), checks[0].seconds)
         if step % options.check_every and step != learner.steps:
             continue
         plan = learner.averaged()
@@ -172,8 +173,13 @@ def refine(
         if step < learner.steps:
             learner.adjust(made)
             remine(plan)
-            learner.fit_time(step, time.perf_counter() - begun, checks[0].seconds)
+            learner.fit_time(step, _seconds_since(begun), checks[0].seconds)
     return Refined(best_plan, tuple(checks), best)
+
+
+def _seconds_since(begun: float) -> float:
+    """By the clock of the first of several processes with one model."""
+    return from_first(lambda: time.perf_counter() - begun)
 
 
 def _order(check: Check, options: RefineOptions) -> tuple[float, float]:

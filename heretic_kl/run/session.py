@@ -18,6 +18,7 @@ from heretic_kl.errors import NoTrialError, SelectionError, SessionError
 from heretic_kl.events import ModelSaved, Observer, TrialPicked
 from heretic_kl.export import SavedForm, check_target
 from heretic_kl.model import edited
+from heretic_kl.ranks import from_first, is_first
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.saving.save import save_trial
 from heretic_kl.run.setup.opening import open_run
@@ -60,7 +61,7 @@ class Session:
     ) -> None:
         self.settings = settings
         self._joins = joins
-        self._tell = Teller(observer)
+        self._tell = Teller(observer if is_first() else _ignore)
         self._held = ExitStack()
         self._parts: RunParts | None = None
         self._rules: dict[int, str] = {}
@@ -190,7 +191,7 @@ class Session:
             SelectionError: the trial was interrupted before its edit was drawn.
         """
         parts, folder = self.parts, Path(folder)
-        check_target(folder, overwrite=overwrite, source=parts.lm.source.folder)
+        from_first(lambda: check_target(folder, overwrite=overwrite, source=parts.lm.source.folder))
         plan, rule = _plan(parts, record), self._rules.get(record.number)
         test_one(parts, record.number)  # told as a test, not as part of saving
         what = "merged model" if form == "merged" else "LoRA adapter"

@@ -14,6 +14,7 @@ import torch
 
 from heretic_kl.ablation import Plan
 from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError, ScorerError
+from heretic_kl.ranks import on_first
 from heretic_kl.requests import Request, Result, SoFar, Watch
 from heretic_kl.scoring.loader import build_scorer
 from heretic_kl.scoring.racing import Judge, Race, Rival, Stopped
@@ -180,6 +181,7 @@ class Suite:
             flat += requests
         return flat, places
 
+    @on_first
     def _score(self, spec: ScorerSpec, results: Sequence[Result]) -> Score:
         with _blamed_on(spec.name):
             score = self.scorers[spec.name].score(results)
@@ -191,6 +193,7 @@ class Suite:
             return score
         return replace(score, per_prompt=tuple(values))
 
+    @on_first
     def _bounds(self, spec: ScorerSpec, results: Sequence[SoFar]) -> Bounds:
         with _blamed_on(spec.name):
             return self.scorers[spec.name].bounds(results)

@@ -11,6 +11,7 @@ from optuna.storages import BaseStorage
 
 from heretic_kl.errors import StudyError
 from heretic_kl.files import without_home
+from heretic_kl.ranks import on_first
 
 FINGERPRINT = "heretic-kl:fingerprint"
 BATCH_SIZE = "heretic-kl:batch-size"
@@ -50,6 +51,7 @@ def differences(stored: Any, wanted: Any, name: str = "") -> Iterator[str]:
         yield name + (values if len(values) < 100 else "")
 
 
+@on_first
 def stored_batch_size(storage: BaseStorage, name: str) -> int | None:
     """The batch size that a study was begun with; None where there is no such study.
 

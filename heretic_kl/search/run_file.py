@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileOpenLock
 
 from heretic_kl import files
 from heretic_kl.errors import StudyError
+from heretic_kl.ranks import is_first
 
 SUFFIX = ".report.json"
 FORMAT = 1
@@ -57,6 +58,8 @@ class RunFile:
         Raises:
             StudyError: the file cannot be read or written.
         """
+        if not is_first():
+            return
         turn = JournalFileOpenLock(str(self.path))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import StudyError
+from heretic_kl.ranks import check_together, from_first, held_by_first, is_first, on_first
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
 from heretic_kl.search.identity import BATCH_SIZE, check_fingerprint, reason
 from heretic_kl.search.pareto import pareto_front
@@ -124,7 +125,7 @@ class SearchStudy:
             watch=watch,
         )
         with self.sole("opening"):
-            check_fingerprint(self._study, fingerprint)
+            from_first(lambda: check_fingerprint(self._study, fingerprint))
             name_objectives(self._study, [spec.name for spec in objectives])
             if batch_size is not None and BATCH_SIZE not in self._study.user_attrs:
                 self._study.set_user_attr(BATCH_SIZE, batch_size)
@@ -181,12 +182,11 @@ class SearchStudy:
                 **attributes,
             },
         )
-        trial_id = self._storage.create_new_trial(self._study._study_id, template)
-        return self._ended(self._storage.get_trial(trial_id))
+        return self._ended(self._trials.add(template))
 
     def sole(self, role: str) -> AbstractContextManager[None]:
         """A block that one process at a time is in, of all that have opened the study."""
-        return self._roles.hold(role)
+        return held_by_first(lambda: self._roles.hold(role))
 
     def run(
         self,
@@ -217,7 +217,7 @@ class SearchStudy:
         Raises:
             StudyError: several trials in a row failed.
         """
-        with self._roles.hold_numbered("worker") as worker:
+        with held_by_first(lambda: self._roles.hold_numbered("worker")) as worker:
             failures, pause = 0, WAIT_SECONDS
             seen = {t.number for t in self._trials.read() if t.state.is_finished()}
             while not stop():
@@ -248,11 +248,13 @@ class SearchStudy:
                 seen.add(trial.number)
                 yield self._record(trial)
 
+    @on_first
     def test_scores(self, number: int) -> dict[str, Score] | None:
         """A trial's scores on the test prompts, if they were measured."""
         stored = self._study.user_attrs.get(f"{TEST_SCORES}{number}")
         return None if stored is None else scores_from_json(stored)
 
+    @on_first
     def keep_test_scores(self, number: int, scores: Mapping[str, Score]) -> None:
         """Keep a trial's scores on the test prompts; `UNEDITED` counts as one."""
         self._study.set_user_attr(f"{TEST_SCORES}{number}", scores_to_json(scores))
@@ -304,6 +306,7 @@ class SearchStudy:
             for outcome in outcomes:
                 self._outcomes.attributes(outcome)  # raise now what storing it would raise
         except Exception as error:  # plug-ins and drivers may raise anything
+            check_together()
             if len(edits) == 1:
                 yield _Measured(None, error, time.perf_counter() - start)
                 return
@@ -338,7 +341,8 @@ class SearchStudy:
     def _ended(self, trial: FrozenTrial) -> TrialRecord:
         """The record of a trial that is over now, after its note was written."""
         record = self._record(trial)
-        keep_note(self._storage, self._study._study_id, trial._trial_id, record)
+        if is_first():
+            keep_note(self._storage, self._study._study_id, trial._trial_id, record)
         return record
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:

@@ -17,6 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from heretic_kl.ranks import on_first
 from heretic_kl.search.sampler import ERROR, INTERRUPTED, Drawer, is_finished
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import Heartbeat, Roles, Watch, lease_attributes
@@ -37,7 +38,7 @@ class RunningTrial(NamedTuple):
 
 
 class StudyTrials:
-    """The trials of one study.
+    """The trials of one study. Of several processes with one model the first one has them.
 
     Args:
         storage: of the study.
@@ -66,10 +67,12 @@ class StudyTrials:
         self._heartbeat, self._watch = heartbeat, watch
         self._edits: dict[int, str] = {}
 
+    @on_first
     def read(self) -> list[FrozenTrial]:
         """All trials, by number."""
         return self._storage.get_all_trials(self._study_id, deepcopy=False)
 
+    @on_first
     def settle(self, *, queue: bool = True) -> list[FrozenTrial]:
         """End what nobody runs any more, queue what was never measured; return all trials."""
         trials = self.read()
@@ -82,6 +85,7 @@ class StudyTrials:
             trials = self.read()
         return trials
 
+    @on_first
     def begin(self, trials: list[FrozenTrial], worker: int) -> RunningTrial:
         """Take the first trial of the queue, or draw a new one.
 
@@ -97,6 +101,7 @@ class StudyTrials:
         self._heartbeat.add(trial_id)
         return RunningTrial(trial_id, self._storage.get_trial(trial_id).number, parameters)
 
+    @on_first
     def end(
         self,
         trial: RunningTrial,
@@ -122,6 +127,13 @@ class StudyTrials:
         self._heartbeat.remove(trial.id)
         return self._storage.get_trial(trial.id)
 
+    @on_first
+    def add(self, template: FrozenTrial) -> FrozenTrial:
+        """Store a trial that is over."""
+        trial_id = self._storage.create_new_trial(self._study_id, template)
+        return self._storage.get_trial(trial_id)
+
+    @on_first
     def hand_back(self, trial: RunningTrial) -> FrozenTrial:
         """End a trial without an outcome, unless it is over."""
         return self.end(trial, TrialState.FAIL, {ERROR: INTERRUPTED})

@@ -52,7 +52,14 @@ PARENT = lease_module._process(os.getppid())
         (f"{ELSEWHERE}:1", 0, False),
         (f"{ELSEWHERE}:1", 10_000, True),
     ],
-    ids=["lives", "lives, by another clock", "number given again", "died", "elsewhere", "elsewhere, silent"],
+    ids=[
+        "lives",
+        "lives, by another clock",
+        "number given again",
+        "died",
+        "elsewhere",
+        "elsewhere, silent",
+    ],
 )
 def test_only_trials_whose_owner_is_gone_are_ended(storage, owner, age, abandoned):
     number = start_trial(storage, owner, age)

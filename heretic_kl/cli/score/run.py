@@ -19,6 +19,7 @@ from heretic_kl.cli.score.settings import ScoreSettings, read_score_settings
 from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError
 from heretic_kl.files import expanded
 from heretic_kl.prompts import Prompt, load_prompts
+from heretic_kl.ranks import is_first, launched
 
 if TYPE_CHECKING:
     from heretic_kl.events import Observer
@@ -39,6 +40,8 @@ def run(words: Sequence[str]) -> int:
         HereticKLError: a wrong flag, model, source or target; one line each.
     """
     settings = read_score_settings(words)
+    if settings.write_llama_base is not None and launched() > 1:
+        raise ConfigError("--write-llama-base does not run under torchrun: leave one of them out")
     check_targets(settings)
     prompts = None if settings.stored or settings.over_text else load_prompts(settings.dataset)
     if settings.refusal_dataset is not None:
@@ -61,7 +64,8 @@ def run(words: Sequence[str]) -> int:
             else:
                 print_measurement(results, report(settings, prompts, outcome))
         finally:  # a reader of stdout that goes away costs no file
-            write_files(settings, prompts, outcome)
+            if is_first():
+                write_files(settings, prompts, outcome)
     if outcome.failure is not None:
         raise outcome.failure
     return 0
@@ -138,7 +142,7 @@ def _measure(
     name = settings.name
     with _stage(observer, f"Measuring the reference {name}"), _within_memory(name):
         kl = _reference(settings, prompts, observer)
-    if settings.save_reference is not None and isinstance(kl, TeacherForcedKL):
+    if settings.save_reference is not None and isinstance(kl, TeacherForcedKL) and is_first():
         # At once: a candidate that fails later must not cost what was computed here.
         with writing("--save-reference", settings.save_reference):
             kl.save(settings.save_reference, store=settings.store)

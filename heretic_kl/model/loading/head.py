@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.kl import Head
 from heretic_kl.model.forward.layer_inputs import forward_replaced
+from heretic_kl.model.placement import device_of, in_memory
 
 TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference between computed logits and the model's own, relative to the largest logit."""
@@ -98,7 +99,9 @@ def find_body_and_head(model: Any) -> tuple[Any, Head]:
             not give the model's own logits.
     """
     name = type(model).__name__
-    weight = getattr(model.get_output_embeddings(), "weight", None)
+    output = model.get_output_embeddings()
+    with in_memory(output) if isinstance(output, nn.Module) else nullcontext():
+        weight = getattr(output, "weight", None)
     if not isinstance(weight, Tensor):
         raise UnsupportedModelError(f"{name} has no linear output head")
     run = _run(model)
@@ -135,9 +138,10 @@ def _replaced_head(
 
 
 def _run(model: Any) -> _Run:
-    embedding = model.get_input_embeddings().weight
+    embeddings = model.get_input_embeddings()
     positions = len(SMALL_LOGITS) + 2  # two more for the soft cap
-    tokens = (torch.arange(positions) * 89 % len(embedding))[None].to(embedding.device)
+    tokens = (torch.arange(positions) * 89 % len(embeddings.weight))[None]
+    tokens = tokens.to(device_of(embeddings))
     calls: list[tuple[Tensor, HeadModule]] = []
 
     def observe(hidden: Tensor, module: HeadModule) -> Tensor:

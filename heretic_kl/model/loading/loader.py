@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from heretic_kl import ranks
 from heretic_kl.errors import ModelError, UnsupportedModelError
 from heretic_kl.model.forward.probing import find_capabilities
 from heretic_kl.model.language_model import LanguageModel
@@ -30,6 +31,7 @@ from heretic_kl.model.loading.source import (
     readable_errors,
 )
 from heretic_kl.model.loading.weights import PROBE_TOKENS, check_decoder_only, load_weights
+from heretic_kl.model.placement import device_of
 from heretic_kl.model.sites.architecture import find_architecture
 from heretic_kl.model.transformers_logging import quiet_transformers
 
@@ -40,7 +42,7 @@ def load_model(
     base: ModelSource | None = None,
     dtype: DtypeName = "auto",
     device: str = "auto",
-    device_map: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     quantization: Quantization = "none",
     trust_remote_code: bool = False,
     template: str = "model",
@@ -176,6 +178,11 @@ def check_parts(source: ModelSource, base: ModelSource | None) -> ModelSource:
     if source.adapter is None:
         return source
     check_adapter(source.adapter)
+    if ranks.count() > 1:
+        raise UnsupportedModelError(
+            f"{source.name!r} is an adapter, which cannot be put on a model that is split among "
+            "processes: merge it first, or run without torchrun"
+        )
     if base is None:
         raise ModelError(
             f"{source.name!r} is an adapter and names no base model: give the model to put it on "
@@ -215,11 +222,11 @@ def _stream_width(model: Any) -> int:
 @torch.no_grad()
 def _check_causal(source: ModelSource, model: Any) -> None:
     """Reject encoders, whose earlier tokens attend to later ones."""
-    embedding = model.get_input_embeddings().weight
-    vocabulary = len(embedding)
+    embeddings = model.get_input_embeddings()
+    vocabulary = len(embeddings.weight)
     tokens = (torch.arange(PROBE_TOKENS) * 97 % vocabulary).repeat(2, 1)
     tokens[1, -1] = (tokens[1, -1] + 1) % vocabulary
-    logits = model(input_ids=tokens.to(embedding.device), use_cache=False).logits
+    logits = model(input_ids=tokens.to(device_of(embeddings)), use_cache=False).logits
     first, second = logits[:, 0].float()
     if float((first - second).norm()) > 0.05 * float(first.norm()):
         raise UnsupportedModelError(

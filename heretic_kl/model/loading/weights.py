@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
+from heretic_kl import ranks
 from heretic_kl.errors import ModelError, UnsupportedModelError
 from heretic_kl.model.loading.devices import DtypeName, dtype_candidates, resolve_device
 from heretic_kl.model.loading.quantization import (
@@ -17,7 +20,9 @@ from heretic_kl.model.loading.quantization import (
     quantization_arguments,
 )
 from heretic_kl.model.loading.source import ModelSource, hub_arguments, readable_errors
+from heretic_kl.model.loading.tensor_parallel import check_alike, tensor_parallel
 from heretic_kl.model.memory import is_out_of_memory
+from heretic_kl.model.placement import device_of, is_offloaded, offloads
 from heretic_kl.model.transformers_logging import quiet_transformers
 
 PROBE_TOKENS: Final = 8
@@ -40,20 +45,29 @@ def load_weights(
     *,
     dtype: DtypeName,
     device: str,
-    device_map: str | None,
+    device_map: str | Mapping[str, Any] | None,
     trust_remote_code: bool,
     quantization: Quantization = "none",
 ) -> LoadedWeights:
     """Load a whole model in the first dtype whose forward pass gives finite logits.
 
-    The source is no adapter. A `device_map`, passed to transformers, overrides the device.
+    The source is no adapter. A `device_map`, passed to transformers, overrides the device. Under
+    `torchrun` every process gets its part, see `tensor_parallel`.
 
     Raises:
         ModelError: it cannot be loaded, does not fit, or no dtype gives finite logits.
     """
     target = resolve_device(device)
     placement: dict[str, Any] = {"device_map": device_map} if device_map else {}
-    if not device_map and (quantization != "none" or is_quantized(source, trust_remote_code)):
+    if ranks.count() > 1:
+        placement = tensor_parallel(
+            source,
+            device=device,
+            device_map=device_map,
+            quantization=quantization,
+            trust_remote_code=trust_remote_code,
+        )
+    elif not device_map and (quantization != "none" or is_quantized(source, trust_remote_code)):
         placement = {"device_map": {"": str(target)}}  # quantized weights cannot be moved later
     failures: list[str] = []
     model: Any = None
@@ -69,7 +83,9 @@ def load_weights(
         model.eval().requires_grad_(False)
         failure = str(candidate).removeprefix("torch.")
         try:
-            if gives_finite_logits(model):
+            logits = probe_logits(model)
+            check_alike(source, logits)
+            if bool(torch.isfinite(logits).all()):
                 return LoadedWeights(model, candidate, stored)
         except RuntimeError as error:  # its code does not run in this dtype
             if is_out_of_memory(error):
@@ -96,13 +112,12 @@ def check_decoder_only(source: ModelSource, config: Any) -> None:
 
 
 @torch.no_grad()
-def gives_finite_logits(model: Any) -> bool:
-    """Whether a short forward pass gives neither NaN nor infinity."""
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    tokens = torch.arange(PROBE_TOKENS) * 97 % vocabulary
-    device = model.get_input_embeddings().weight.device
-    logits = model(input_ids=tokens[None].to(device), use_cache=False).logits
-    return bool(torch.isfinite(logits).all())
+def probe_logits(model: Any) -> Tensor:
+    """The logits of a short forward pass, (1, PROBE_TOKENS, V)."""
+    embeddings = model.get_input_embeddings()
+    tokens = torch.arange(PROBE_TOKENS) * 97 % int(embeddings.weight.shape[0])
+    logits: Tensor = model(input_ids=tokens[None].to(device_of(embeddings)), use_cache=False).logits
+    return logits
 
 
 def _from_pretrained(
@@ -154,10 +169,10 @@ def _check_complete(source: ModelSource, model: Any, info: Any) -> None:
             f"{source.name!r} lacks {len(missing)} of the model's weights, for instance "
             f"{missing[0]}: the download is incomplete, or of another layout"
         )
-    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+    if is_offloaded(model) and not offloads(model):
         raise ModelError(
-            f"{source.name!r} does not fit in memory: parts of it would be offloaded, which is "
-            "not supported"
+            f"{source.name!r} does not fit in memory, and transformers offloads none of it: use a "
+            "smaller model, or --quantization"
         )
 
 

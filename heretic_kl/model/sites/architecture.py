@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from heretic_kl.ablation import Component, SiteFacts, SiteKey
 from heretic_kl.errors import UnsupportedModelError
+from heretic_kl.model.placement import device_of, in_memory, whole
 from heretic_kl.model.sites.discovery import DiscoveredSite, find_sites, layer_constants
 from heretic_kl.model.sites.output_gain import OutputGain
 from heretic_kl.model.sites.probe import ROWS, TOKENS, Probe, probe_tokens
@@ -45,7 +46,7 @@ class Site:
     @property
     def device(self) -> torch.device:
         """Of its output."""
-        return _first_tensor(self.module).device
+        return device_of(self.module)
 
     def matrix(self) -> WritingTensor | None:
         """The weight, where the site is one matrix; None: experts in one tensor, or quantized."""
@@ -67,7 +68,12 @@ class Site:
             kind = type(self.module).__name__
             what = "is quantized" if not self.tensors else "holds several experts in one tensor"
             raise UnsupportedModelError(f"{self.key.path} ({kind}) {what}: it has no one weight")
-        return matrix.vectors(self.module.get_parameter(matrix.name).detach()).T
+        return matrix.vectors(self.stored(matrix)).T
+
+    def stored(self, tensor: WritingTensor) -> Tensor:
+        """One of the site's tensors, whole; where it is sharded, every process asks for it."""
+        with in_memory(self.module):
+            return whole(self.module.get_parameter(tensor.name).detach())
 
     @property
     def quantized_inputs(self) -> int:
@@ -90,9 +96,8 @@ class Site:
     def bias(self) -> Tensor | None:
         """(D,), or None."""
         for tensor in self.tensors:
-            stored = self.module.get_parameter(tensor.name).detach()
-            if stored.ndim == 1:
-                return stored
+            if self.module.get_parameter(tensor.name).ndim == 1:
+                return self.stored(tensor)
         return None
 
     def facts(self) -> SiteFacts:
@@ -270,12 +275,6 @@ def _site(
         )
     key = SiteKey(discovered.layer, discovered.component, path)
     return Site(key, discovered.module, tensors, discovered.output_gain, discovered.by_rows)
-
-
-def _first_tensor(module: nn.Module) -> Tensor:
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor
-    return torch.empty(0)
 
 
 def _constant_layers(probe: Probe, sites: Sequence[DiscoveredSite]) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heretic_kl.errors import UnsupportedModelError
+from heretic_kl.model.placement import device_of
 from heretic_kl.model.sites.stack import (
     LayerStack,
     stream_into,
@@ -59,7 +60,7 @@ def probe_tokens(model: Any, seed: int = 0) -> Tensor:
     vocabulary = min(int(embeddings.shape[0]), int(getattr(config, "vocab_size", 1 << 30)))
     # Ids that stand for images and sounds lie at the end of most vocabularies.
     tokens = torch.randint(max(1, vocabulary * 3 // 4), (ROWS, TOKENS), generator=generator)
-    return tokens.to(embeddings.device)
+    return tokens.to(device_of(model.get_input_embeddings()))
 
 
 class Probe:

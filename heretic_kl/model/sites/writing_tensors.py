@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from heretic_kl.model.placement import in_memory, replaced, whole
 from heretic_kl.model.sites.probe import Probe
 from heretic_kl.model.sites.stack import stream_out_of, submodule
 
@@ -70,7 +71,10 @@ def writing_tensors(
         while called is not None and outer is not None and not tensors:
             if outer in calls:
                 call = calls[outer]
-                tensors = _tensors(_module(probe, outer), call, _module(probe, called), probe.width)
+                with in_memory(_module(probe, outer)):
+                    tensors = _tensors(
+                        _module(probe, outer), call, _module(probe, called), probe.width
+                    )
             outer = _parent(outer)
         tensors_by_place.update(dict.fromkeys(same_kind, tensors))
     return tensors_by_place
@@ -126,7 +130,7 @@ def _tensors(
     direction = direction / direction.norm()
     before = _output(called, call)
     tensors = []
-    for name, parameter in holder.named_parameters():
+    for name, parameter in list(holder.named_parameters()):
         if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
             continue  # quantized: an edit cannot be baked into it
         for axis, size in enumerate(parameter.shape):
@@ -149,15 +153,11 @@ def _tensors(
 @contextmanager
 def without(module: nn.Module, tensors: Sequence[WritingTensor]) -> Iterator[None]:
     """The module with its writing tensors zero, until the block is left."""
-    parameters = [module.get_parameter(tensor.name) for tensor in tensors]
-    originals = [parameter.data for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.data = torch.zeros_like(parameter.data)
+    with in_memory(module), ExitStack() as stack:
+        for tensor in tensors:
+            zeros = torch.zeros_like(module.get_parameter(tensor.name).detach())
+            stack.enter_context(replaced(module, tensor.name, zeros))
         yield
-    finally:
-        for parameter, data in zip(parameters, originals, strict=True):
-            parameter.data = data
 
 
 def _output(module: nn.Module, call: _Call) -> Tensor:
@@ -178,8 +178,7 @@ def _along(change: Tensor, before: Tensor, direction: Tensor) -> bool:
 @contextmanager
 def _amplified(module: nn.Module, tensor: WritingTensor, direction: Tensor) -> Iterator[None]:
     """The tensor with random vectors along the direction added, until the block is left."""
-    parameter = module.get_parameter(tensor.name)
-    original = parameter.data
+    original = whole(module.get_parameter(tensor.name).detach())
     vectors = tensor.vectors(original)
     generator = torch.Generator().manual_seed(2)
     amounts = torch.randn(vectors.shape[:-1], generator=generator).to(original.device)
@@ -187,8 +186,6 @@ def _amplified(module: nn.Module, tensor: WritingTensor, direction: Tensor) -> I
     scale = size * direction.numel() ** 0.5
     # In the tensor's own dtype: a tensor of many experts may be most of a layer.
     added = amounts[..., None].to(original.dtype) * (scale * direction).to(original)
-    try:
-        parameter.data = (vectors + added).movedim(-1, tensor.axis).contiguous()
+    amplified = (vectors + added).movedim(-1, tensor.axis).contiguous()
+    with replaced(module, tensor.name, amplified):
         yield
-    finally:
-        parameter.data = original

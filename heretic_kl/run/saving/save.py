@@ -33,6 +33,7 @@ from heretic_kl.export import (
     write_reproduction,
 )
 from heretic_kl.kl import METRIC_VERSION
+from heretic_kl.ranks import is_first
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.record import command_of, prompt_facts, record_saved
@@ -79,8 +80,9 @@ def save_trial(
         facts = replace(facts, trials=trials)
     if record.refinement is not None:
         run.plans.copy(record.refinement.sha256, folder / LEARNED_FILE)
-    write_card(folder, facts)
-    write_reproduction(folder, facts)
+    if is_first():
+        write_card(folder, facts)
+        write_reproduction(folder, facts)
     record_saved(run, record.number)
     floor = run.calibration.noise_floor
     return ModelSaved(

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
 from heretic_kl.config import Settings
 from heretic_kl.engine import Calibration
 from heretic_kl.kl import METRIC_VERSION
 from heretic_kl.model import LanguageModel, ModelSource
+from heretic_kl.model.placement import in_memory, is_offloaded, is_sharded, whole
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.scoring import Suite, scorer_code
 
@@ -93,8 +94,11 @@ def weights_fingerprint(lm: LanguageModel) -> str:
     """
     named = {**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())}
     names = sorted(named)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        digests = list(threads.map(lambda name: _tensor_digest(named[name]), names))
+    if is_offloaded(lm.model) or any(map(is_sharded, named.values())):
+        digests = [_scattered_digest(lm.model, name) for name in names]
+    else:
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+            digests = list(threads.map(lambda name: _tensor_digest(named[name]), names))
     return _sha256(json.dumps(list(zip(names, digests, strict=True))))
 
 
@@ -117,11 +121,18 @@ def tokenizer_fingerprint(lm: LanguageModel) -> str:
     return _sha256(json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
+def _scattered_digest(model: nn.Module, name: str) -> str:
+    """Of a tensor that is brought from where it is; every process of a split model asks for it."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    with in_memory(owner):
+        return _tensor_digest(whole(getattr(owner, leaf).detach()))
+
+
 def _tensor_digest(tensor: Tensor) -> str:
     digest = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    if tensor.device.type != "meta":  # weights offloaded to a disk are known by name and shape
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

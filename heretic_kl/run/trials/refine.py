@@ -15,6 +15,8 @@ from itertools import islice
 from heretic_kl.ablation import Plan, Refinement
 from heretic_kl.errors import MeasurementError
 from heretic_kl.events import TrialFinished
+from heretic_kl.model.placement import is_offloaded
+from heretic_kl.ranks import from_first
 from heretic_kl.refine import (
     Check,
     Refined,
@@ -58,6 +60,11 @@ def refine_front(run: RunParts) -> None:
     if not run.suite.lowers_refusals:
         run.tell.notice("no edit is refined: it would lower refusals, which no scorer asks for")
         return
+    if is_offloaded(run.lm.model):
+        run.tell.notice(
+            "no edit is refined: parts of the model are offloaded, and gradients need all of it"
+        )
+        return
     if run.settings.edit.norm != "none" and table.form != "factors":
         run.tell.notice(
             "no edit is refined: with --edit.norm row or normalized_row only --refinement.form "
@@ -85,11 +92,11 @@ def _refine_until(run: RunParts, refiner: Refiner, aim: _Aim, wanted: int, deadl
     longest = 0.0
     while len(run.study.refined) < wanted:
         begun = time.perf_counter()
-        seconds = deadline - begun - _measuring_seconds(run)
+        seconds = from_first(lambda: deadline - begun - _measuring_seconds(run))  # noqa: B023
         if seconds < SHARE_WORTH_IT * longest or seconds <= 0:
             break
         record = _refine_once(run, refiner, aim, seconds)
-        longest = max(longest, time.perf_counter() - begun)
+        longest = max(longest, from_first(lambda: time.perf_counter() - begun))  # noqa: B023
         aim = _next_aim(run, record, aim)
         left = longest * (wanted - len(run.study.refined))
         count = run.study.finished + len(run.study.refined)

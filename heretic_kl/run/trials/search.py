@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from heretic_kl.ablation import EditParameters
 from heretic_kl.events import TrialFinished
+from heretic_kl.ranks import from_first
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.trials.screening import screening
 from heretic_kl.scoring import Score, Stopped
@@ -43,7 +44,7 @@ def search(run: RunParts, until: int) -> None:
             evaluate,
             candidates=candidates,
             notify=run.tell.notice,
-            stop=lambda: time.perf_counter() >= deadline,
+            stop=lambda: from_first(lambda: time.perf_counter() >= deadline),
         )
         for record in trials:
             finished = study.finished

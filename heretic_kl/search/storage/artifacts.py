@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from heretic_kl import files
 from heretic_kl.ablation import Plan, plan_from_tensors, tensors_from_plan
 from heretic_kl.errors import StudyError
+from heretic_kl.ranks import on_first
 from heretic_kl.search.storage.roles import study_id
 
 ARTIFACTS_SUFFIX = ".artifacts"
@@ -41,6 +42,7 @@ class PlanStore:
         self.folder = Path(folder) / f"{name}{ARTIFACTS_SUFFIX}"
         self._shared = None if storage is None else _Blobs(storage, self.folder.name)
 
+    @on_first
     def save(self, plan: Plan) -> str:
         """Keep a plan; its sha256 finds it again. An equal plan is kept once.
 
@@ -55,6 +57,7 @@ class PlanStore:
             self._shared.put(digest, data)
         return digest
 
+    @on_first
     def copy(self, digest: str, target: Path) -> None:
         """Write the plan with this sha256 to another file.
 
@@ -70,6 +73,7 @@ class PlanStore:
                 f"cannot copy the learned edit {digest[:12]} to {str(target)!r}: {error.strerror}"
             ) from error
 
+    @on_first
     def load(self, digest: str) -> Plan:
         """The plan with this sha256.
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from sqlalchemy import Connection, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError
@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from heretic_kl import files
 from heretic_kl.errors import StudyError
+from heretic_kl.ranks import is_first
 from heretic_kl.search.storage.artifacts import ARTIFACTS_SUFFIX
 from heretic_kl.search.storage.journal import SharedJournalFile
 from heretic_kl.search.storage.proxy import PROXY_SCHEME, connect, run_proxy
@@ -62,6 +63,9 @@ def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[Bas
     """
     if name and not files.is_file_name(name):
         raise StudyError(f"study {name!r} has a name that no file could have: rename it")
+    if not is_first():  # it asks the first process, and never its storage
+        yield InMemoryStorage()
+        return
     if url is not None:
         with ExitStack() as stack:
             if url.startswith(PROXY_SCHEME):
