@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heretic_kl.errors import ConfigError
+from heretic_kl.files import check_writable, expanded
 from heretic_kl.ranks import is_first
 
 if TYPE_CHECKING:
@@ -55,6 +56,31 @@ def check_json_file(target: Path | None) -> None:
     """
     if target not in (None, STDOUT) and not target.absolute().parent.is_dir():
         raise ConfigError(f"--json {target}: there is no folder {str(target.parent)!r}")
+
+
+def check_new_files(sources: Iterable[str], targets: Iterable[tuple[str, Path | None]]) -> None:
+    """Refuse files that cannot be written, or that would replace what is read or written.
+
+    Args:
+        sources: names of models, prompts and files that are read.
+        targets: flags and their files; None is no file.
+
+    Raises:
+        ConfigError: which, and why.
+    """
+    taken = {expanded(n).resolve(): "is read" for n in sources if expanded(n).is_file()}
+    for flag, path in targets:
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise ConfigError(f"{flag} {path}: that file {taken[path.resolve()]} already")
+        taken[path.resolve()] = f"is where {flag} goes"
+        if path.is_dir():
+            raise ConfigError(f"{flag} {path}: a folder of that name exists; name a file")
+        try:
+            check_writable(path.parent)
+        except OSError as error:
+            raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager

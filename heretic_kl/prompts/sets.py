@@ -30,6 +30,10 @@ class PromptSets:
         """Every kind of one use."""
         return {kind: self.prompts[kind, use] for kind in KINDS}
 
+    def texts(self, use: Use) -> dict[Kind, tuple[str, ...]]:
+        """What users say in every prompt of one use, by kind."""
+        return {k: tuple(prompt.user for prompt in members) for k, members in self.of(use).items()}
+
     def sample(self, count: int) -> tuple[Prompt, ...]:
         """The first harmful and the first harmless training prompts, `count` of each."""
         return self["harmful", "train"][:count] + self["harmless", "train"][:count]

@@ -24,15 +24,16 @@ from heretic_kl.report.front_table import (
     front_table,
 )
 from heretic_kl.report.inspection_table import inspection_sections
-from heretic_kl.report.measurement_page import measurement_page
 from heretic_kl.report.measurement_table import (
     MeasuredCandidate,
     MeasurementReport,
     measurement_footnotes,
     measurement_sections,
 )
-from heretic_kl.report.page import Page, render
-from heretic_kl.report.study_page import StudyReport, pictures
+from heretic_kl.report.pages.evaluation import EvaluationReport, distinct
+from heretic_kl.report.pages.measurement import measurement_page
+from heretic_kl.report.pages.page import Page, render
+from heretic_kl.report.pages.study import StudyReport, pictures
 from heretic_kl.report.wording import (
     align,
     cell,
@@ -48,6 +49,7 @@ from heretic_kl.report.wording import (
 
 __all__ = [
     "DetailSection",
+    "EvaluationReport",
     "FrontRow",
     "MeasuredCandidate",
     "MeasurementReport",
@@ -63,6 +65,7 @@ __all__ = [
     "comparison_sections",
     "describe_edit",
     "details_lines",
+    "distinct",
     "duration",
     "evaluation_footnotes",
     "evaluation_sections",

@@ -71,8 +71,8 @@ def trial_details(
     if record.parameters:
         drawn = tuple((name, _plain(value)) for name, value in record.parameters.items())
         sections.append(DetailSection("Parameters as drawn (shares of the depth)", drawn))
-    sections.extend(_score_sections(record.scores, "validation prompts"))
-    sections.extend(_score_sections(test_scores or {}, "test prompts"))
+    sections.extend(score_sections(record.scores, "validation prompts"))
+    sections.extend(score_sections(test_scores or {}, "test prompts"))
     return tuple(sections)
 
 
@@ -121,7 +121,8 @@ def _edit_rows(edit: EditParameters) -> list[tuple[str, ...]]:
     return rows
 
 
-def _score_sections(scores: Mapping[str, Score], prompts: str) -> list[DetailSection]:
+def score_sections(scores: Mapping[str, Score], prompts: str) -> list[DetailSection]:
+    """A section a score, and one of its profile over positions where it has one."""
     sections = []
     for name, score in scores.items():
         rows = [("score", score.text), *_error_rows(score), *_response_rows(score.details)]

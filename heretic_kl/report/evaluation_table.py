@@ -47,7 +47,7 @@ class TrialComparison:
 
 
 class EvaluatedCandidate(Protocol):
-    """What the table needs of a candidate."""
+    """What table and page need of a candidate."""
 
     @property
     def name(self) -> str:
@@ -67,6 +67,11 @@ class EvaluatedCandidate(Protocol):
     @property
     def minus_first(self) -> Mapping[str, PairedDifference]:
         """Paired by prompt; empty for the first candidate."""
+        ...
+
+    @property
+    def responses(self) -> Mapping[str, Sequence[str]]:
+        """To the first prompts, by kind; empty where none were generated."""
         ...
 
 

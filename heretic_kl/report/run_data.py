@@ -12,7 +12,6 @@ from os.path import commonprefix
 from typing import Any, Final
 
 from heretic_kl.scoring import Score
-from heretic_kl.search import StoredStudy
 
 Run = Mapping[str, Any]
 """The content of a `RunFile`."""
@@ -31,15 +30,23 @@ SIDES: Final = (("refused", "harmful"), ("answered", "harmless"))
 
 @dataclass(frozen=True)
 class PairedResponse:
-    """One prompt, what the original says, and what it says under each trial's edit."""
+    """One prompt, what the original says, and what it says under each edit."""
 
     kind: str
+    number: int
+    """Of the prompt among those of its kind, from 1."""
     prompt: str
     original: str
-    edited: Mapping[int, str]
-    """By trial number, the chosen trial first."""
-    shared: int
-    """Characters that the original and the first trial begin with, both."""
+    edited: Mapping[str, str]
+    """By name, `trial 17`."""
+    beside: int = 1
+    """How many of them, from the first, stand beside the original's."""
+
+    @property
+    def shared(self) -> int:
+        """Characters that all that stand side by side begin with."""
+        shown = list(self.edited.values())[: self.beside]
+        return len(commonprefix([self.original, *shown])) if shown else 0
 
 
 @dataclass(frozen=True)
@@ -94,44 +101,69 @@ def projection_rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def paired_responses(
+def study_responses(
     run: Run, first: int | None, *, harmful: bool
 ) -> tuple[list[PairedResponse], int]:
-    """Responses side by side; `first` is the trial that comes first.
+    """Responses side by side; `first` is the trial that comes first. See `paired_responses`."""
+    by_model = dict(run.get("responses", {}))
+    original = by_model.pop("reference", {})
+    numbers = sorted(map(int, by_model), key=lambda n: (n != first, n))
+    edited = {f"trial {n}": by_model[str(n)] for n in numbers}
+    return paired_responses(run.get("test_prompts", {}), original, edited, harmful=harmful)
+
+
+def paired_responses(
+    prompts: Mapping[str, Sequence[str]],
+    original: Mapping[str, Sequence[str]],
+    edited: Mapping[str, Mapping[str, Sequence[str]]],
+    *,
+    harmful: bool,
+    beside: int = 1,
+) -> tuple[list[PairedResponse], int]:
+    """Responses side by side.
+
+    Args:
+        prompts: by kind.
+        original: its responses to the first of them, by kind.
+        edited: the same by the name of the edit.
+        harmful: whether responses to harmful prompts are shown.
+        beside: edits that stand beside the original.
 
     Returns:
-        The pairs, without those to harmful prompts unless they are asked for; how many were left
-        out.
+        The pairs; to how many harmful prompts they are left out.
     """
-    by_model: Mapping[str, Mapping[str, Sequence[str]]] = run.get("responses", {})
-    originals, prompts = by_model.get("reference", {}), run.get("test_prompts", {})
-    numbers = sorted((int(n) for n in by_model if n != "reference"), key=lambda n: (n != first, n))
     pairs, left_out = [], 0
-    for kind, texts in originals.items():
+    for kind, texts in original.items():
         if kind == "harmful" and not harmful:
             left_out = len(texts)
             continue
         for index, text in enumerate(texts):
-            said = {n: by_model[str(n)].get(kind, ()) for n in numbers}
-            edited = {n: of_trial[index] for n, of_trial in said.items() if index < len(of_trial)}
-            shown = next(iter(edited.values()), "")
-            shared = len(commonprefix([text, shown])) if edited else 0
-            pairs.append(PairedResponse(kind, prompts[kind][index], text, edited, shared))
+            said = {name: responses.get(kind, ()) for name, responses in edited.items()}
+            shown = {name: of_edit[index] for name, of_edit in said.items() if index < len(of_edit)}
+            prompt = prompts[kind][index]
+            pairs.append(PairedResponse(kind, index + 1, prompt, text, shown, beside))
     return pairs, left_out
 
 
-def verdicts(run: Run, study: StoredStudy, numbers: Sequence[int]) -> list[Verdicts]:
-    """Refused or not, prompt by prompt, for every scorer that counts refusals of test prompts."""
-    scorers = study.settings.get("scorers", {})
+def verdicts(
+    prompts: Mapping[str, Sequence[str]],
+    plug_ins: Mapping[str, str],
+    scores: Mapping[str, Mapping[str, Score]],
+) -> list[Verdicts]:
+    """Refused or not, prompt by prompt, for every scorer that counts refusals.
+
+    Args:
+        prompts: by kind.
+        plug_ins: scorer -> the plug-in that it is.
+        scores: by name of the model, the original first, then by scorer.
+    """
     tables = []
-    for name in study.test_baseline or {}:
-        use = scorers.get(name, {}).get("use") or name
-        prompts = run.get("test_prompts", {}).get(PROMPTS_OF.get(use, ""), ())
-        refused = {"original": _refused(study.test_baseline or {}, name)}
-        refused |= {f"trial {n}": _refused(study.tested.get(n, {}), name) for n in numbers}
+    for scorer in next(iter(scores.values()), {}):
+        shown = prompts.get(PROMPTS_OF.get(plug_ins.get(scorer, scorer), ""), ())
+        refused = {model: _refused(of_model, scorer) for model, of_model in scores.items()}
         counted = {model: places for model, places in refused.items() if places is not None}
-        if prompts and counted:
-            tables.append(Verdicts(name, tuple(prompts), counted))
+        if shown and counted:
+            tables.append(Verdicts(scorer, tuple(shown), counted))
     return tables
 
 

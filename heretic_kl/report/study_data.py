@@ -5,6 +5,7 @@ A row is a mapping of names to numbers and text, JSON-ready; `None` where nothin
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ def front_rows_of(study: StoredStudy) -> list[dict[str, Any]]:
                 "trial": record.number,
                 "kind": f"{kind}, {where}",
                 "front": record.number in on_front,
-                **_with_interval("x", x),
-                **_with_interval("y", y),
+                **with_interval("x", x),
+                **with_interval("y", y),
                 "text": f"Trial {record.number}, {kind}, {where}: "
                 f"{label(names[0])} {compact(y)}, {label(names[-1])} {compact(x)}",
                 "link": f"#trial-{record.number}",
@@ -115,7 +116,7 @@ def refinement_rows(study: StoredStudy) -> list[dict[str, Any]]:
         for axis, name in (("y", names[0]), ("x", names[-1])):
             before, after = start.scores.get(name), record.scores.get(name)
             row[f"{axis}_before"] = None if before is None else before.value
-            row |= {axis: None} if after is None else _with_interval(axis, after)
+            row |= {axis: None} if after is None else with_interval(axis, after)
             row[f"{axis}_before_text"] = "–" if before is None else compact(before)
             row[f"{axis}_text"] = "–" if after is None else compact(after)
         rows.append(row)
@@ -169,20 +170,21 @@ def comparison_rows(study: StoredStudy, trials: Sequence[TrialRecord]) -> list[d
     """Original and compared trials on the test prompts, one row a model and score."""
     models = [("original", study.test_baseline)]
     models += [(f"trial {r.number}", study.tested.get(r.number)) for r in trials]
-    rows = []
-    for model, scores in models:
-        for name, score in (scores or {}).items():
-            if score.value is None:
-                continue
-            rows.append(
-                {
-                    "model": model,
-                    "score": axis_title(name, score),
-                    **_with_interval("value", score),
-                    "text": score.text,
-                }
-            )
-    return rows
+    return [row for model, scores in models for row in score_rows(model, scores or {})]
+
+
+def score_rows(model: str, scores: Mapping[str, Score]) -> list[dict[str, Any]]:
+    """Every score of one model that has a value, with its 95% interval."""
+    return [
+        {
+            "model": model,
+            "score": axis_title(name, score),
+            **with_interval("value", score),
+            "text": score.text,
+        }
+        for name, score in scores.items()
+        if score.value is not None and math.isfinite(score.value)
+    ]
 
 
 def position_rows(study: StoredStudy, trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -190,25 +192,33 @@ def position_rows(study: StoredStudy, trials: Sequence[TrialRecord]) -> list[dic
 
     Trials without test scores give their validation profile; `prompts` says which it is.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for record in trials:
         tested = study.tested.get(record.number)
-        for score in (tested or record.scores).values():
-            for place in _profile(score):
-                error = place.get("standard_error")
-                half = None if error is None else Z_95 * error
-                mean = place["mean"]
-                rows.append(
-                    {
-                        "model": f"trial {record.number}",
-                        "prompts": "test" if tested else "validation",
-                        "position": int(place["position"]) + 1,
-                        "mean": mean,
-                        "low": mean if half is None else max(0.0, mean - half),
-                        "high": mean if half is None else mean + half,
-                        "count": place.get("count"),
-                    }
-                )
+        use = "test" if tested else "validation"
+        rows += profile_rows(f"trial {record.number}", tested or record.scores, use)
+    return rows
+
+
+def profile_rows(model: str, scores: Mapping[str, Score], use: str) -> list[dict[str, Any]]:
+    """The KL of one model at every position, with its 95% interval."""
+    rows = []
+    for score in scores.values():
+        for place in _profile(score):
+            error = place.get("standard_error")
+            half = None if error is None else Z_95 * error
+            mean = place["mean"]
+            rows.append(
+                {
+                    "model": model,
+                    "prompts": use,
+                    "position": int(place["position"]) + 1,
+                    "mean": mean,
+                    "low": mean if half is None else max(0.0, mean - half),
+                    "high": mean if half is None else mean + half,
+                    "count": place.get("count"),
+                }
+            )
     return rows
 
 
@@ -253,7 +263,8 @@ def _complete(study: StoredStudy) -> list[TrialRecord]:
     return [record for record in study.records if record.state == "complete"]
 
 
-def _with_interval(name: str, score: Score) -> dict[str, Any]:
+def with_interval(name: str, score: Score) -> dict[str, Any]:
+    """A score's value and its interval, as fields whose names begin with `name`."""
     low, high = score.interval or (score.value, score.value)
     return {name: score.value, f"{name}_low": low, f"{name}_high": high}
 

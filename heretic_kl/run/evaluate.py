@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from heretic_kl.config import Settings
 from heretic_kl.errors import SelectionError
 from heretic_kl.events import BaselineMeasured
-from heretic_kl.export import other_model
+from heretic_kl.export import other_model, portable_base
 from heretic_kl.model import ModelSource
+from heretic_kl.prompts import Kind, Prompt
+from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts, measuring_context
+from heretic_kl.run.record import run_facts, shown_responses
+from heretic_kl.run.saving.command import evaluating_command
 from heretic_kl.run.setup.calibrate import Calibrated, calibrate
 from heretic_kl.run.setup.load import load
 from heretic_kl.run.setup.opening import check_settings
@@ -34,6 +38,8 @@ class EvaluatedModel:
     """By scorer whose score is a mean over prompts."""
     minus_first: Mapping[str, PairedDifference]
     """The same, minus the first candidate; empty for that one."""
+    responses: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """To the first prompts, by kind; empty where nobody asked for them."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,16 @@ class Evaluation:
     scores: Mapping[str, Score]
     """Of the original."""
     candidates: tuple[EvaluatedModel, ...]
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Objective -> minimize or maximize, in the order of the settings."""
+    prompt_texts: Mapping[Kind, Sequence[str]] = field(default_factory=dict)
+    """By kind."""
+    responses: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of the original; see `EvaluatedModel.responses`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What it was measured with; see `run_facts`."""
+    command: str = ""
+    """A line for a shell that measures the same again."""
 
 
 def evaluate(
@@ -59,6 +75,7 @@ def evaluate(
 
     Args:
         settings: of a run on the original; what concerns searching and saving has no say.
+            `keep_responses` says which responses to the first prompts are kept.
         candidates: hub ids, folders, .gguf files and folders of PEFT adapters.
         use: which prompts.
         tell: told what happens.
@@ -77,17 +94,36 @@ def evaluate(
         calibration = calibrated.calibration
         suite.prepare(measuring_context(settings, engine, calibration, prompts, suite, use))
         scores = suite.evaluate(engine, None)
+        responses = shown_responses(engine, None, settings, prompts.of(use))
     tell(BaselineMeasured(use, scores))
     evaluated: list[EvaluatedModel] = []
     first: Scores = {}
     for name in candidates:
         with tell.stage("measure", f"Measuring {name}"):
-            theirs = _measure(name, settings, calibrated, suite, tell)
+            theirs, texts = _measure(name, settings, calibrated, suite, prompts.of(use), tell)
         minus_first = _paired(theirs, first) if evaluated else {}
         first = first or theirs
-        evaluated.append(EvaluatedModel(name, theirs, _paired(theirs, scores), minus_first))
-    counts: dict[str, int] = {kind: len(members) for kind, members in prompts.of(use).items()}
-    return Evaluation(str(settings.model), use, counts, scores, tuple(evaluated))
+        pairs = _paired(theirs, scores)
+        evaluated.append(EvaluatedModel(name, theirs, pairs, minus_first, texts))
+    return Evaluation(
+        str(settings.model),
+        use,
+        {kind: len(members) for kind, members in prompts.of(use).items()},
+        scores,
+        tuple(evaluated),
+        roles={spec.name: spec.role for spec in suite.objectives},
+        prompt_texts=prompts.texts(use),
+        responses=responses,
+        facts=_facts(calibrated, prompts, use),
+        command=evaluating_command(
+            settings,
+            calibration,
+            candidates,
+            base=portable_base(loaded.lm.source),
+            prompt_set=prompts.prompt_set,
+            use=use,
+        ),
+    )
 
 
 def evaluate_trial(run: RunParts, record: TrialRecord, specs: Sequence[ScorerSpec]) -> Evaluation:
@@ -112,8 +148,13 @@ def evaluate_trial(run: RunParts, record: TrialRecord, specs: Sequence[ScorerSpe
 
 
 def _measure(
-    name: str, settings: Settings, calibrated: Calibrated, suite: Suite, tell: Teller
-) -> dict[str, Score]:
+    name: str,
+    settings: Settings,
+    calibrated: Calibrated,
+    suite: Suite,
+    prompts: Mapping[Kind, tuple[Prompt, ...]],
+    tell: Teller,
+) -> tuple[dict[str, Score], Mapping[str, Sequence[str]]]:
     engine = calibrated.engine
     engine.release()
     # Before the original leaves a GPU: a candidate is measured against its references.
@@ -124,7 +165,13 @@ def _measure(
         ModelSource(name), engine.lm, base=base, trust_remote_code=settings.trust_remote_code
     ) as lm:
         theirs = build_engine(lm, options, notify=tell.notice, original=engine)
-        return suite.evaluate(theirs, {})
+        return suite.evaluate(theirs, {}), shown_responses(theirs, {}, settings, prompts)
+
+
+def _facts(calibrated: Calibrated, prompts: PromptSets, use: str) -> dict[str, Any]:
+    """What the run found out, and of its prompts those that were measured on."""
+    facts = run_facts(calibrated.engine.lm, calibrated.calibration, prompts)
+    return {**facts, "prompts": [entry for entry in facts["prompts"] if entry["use"] == use]}
 
 
 def _paired(scores: Scores, others: Scores) -> dict[str, PairedDifference]:

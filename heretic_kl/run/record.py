@@ -7,6 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from heretic_kl.ablation import Plan, Projection, Separation
+from heretic_kl.config import Settings
+from heretic_kl.engine import Calibration, Engine
 from heretic_kl.errors import StudyError
 from heretic_kl.export import (
     PromptFacts,
@@ -17,7 +19,8 @@ from heretic_kl.export import (
     portable,
     portable_base,
 )
-from heretic_kl.prompts import DatasetSpec, Kind, dataset_revision
+from heretic_kl.model import LanguageModel
+from heretic_kl.prompts import DatasetSpec, Kind, Prompt, dataset_revision
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.saving.command import reproducing_command
@@ -37,9 +40,18 @@ KEPT_KINDS: Mapping[str, tuple[Kind, ...]] = {
 
 def record_run(run: RunParts, directions: FoundDirections) -> None:
     """Record model and separation; costs a notice where the file cannot be written."""
-    calibration = run.calibration
     entries = {
-        "model": portable_base(run.lm.source),
+        **run_facts(run.lm, run.calibration, run.prompts),
+        "test_prompts": run.prompts.texts("test"),
+        "directions": _directions(directions),
+    }
+    _write(run, entries)
+
+
+def run_facts(lm: LanguageModel, calibration: Calibration, prompts: PromptSets) -> dict[str, Any]:
+    """Model, versions, machine, calibration and prompts, fit to be shown to others."""
+    return {
+        "model": portable_base(lm.source),
         "versions": installed_versions(),
         "machine": machine(),
         "calibration": {
@@ -50,27 +62,22 @@ def record_run(run: RunParts, directions: FoundDirections) -> None:
             "response prefix": calibration.response_prefix,
             "noise floor": calibration.noise_floor.text,
         },
-        "prompts": portable([vars(facts) for facts in prompt_facts(run.prompts)]),
-        "test_prompts": {
-            kind: [prompt.user for prompt in prompts]
-            for kind, prompts in run.prompts.of("test").items()
-        },
-        "directions": _directions(directions),
+        "prompts": portable([vars(facts) for facts in prompt_facts(prompts)]),
     }
-    _write(run, entries)
 
 
 def record_test(run: RunParts, record: TrialRecord, plan: Plan) -> None:
     """Record some responses under a tested trial's edit, and the command that finds it again."""
-    kinds = KEPT_KINDS[run.settings.keep_responses]
     command = command_of(run, record, "edited-model", run.settings.save_as)
-    responses = {kind: _responses(run, plan, kind) for kind in kinds}
+    prompts = run.prompts.of("test")
+    responses = shown_responses(run.engine, plan, run.settings, prompts)
     entries: dict[str, Any] = {
         "commands": {str(record.number): command},
         "responses": {str(record.number): responses},
     }
-    if kinds:
-        entries["responses"]["reference"] = {kind: _responses(run, None, kind) for kind in kinds}
+    if responses:
+        reference = shown_responses(run.engine, None, run.settings, prompts)
+        entries["responses"]["reference"] = reference
     _write(run, entries)
 
 
@@ -118,9 +125,17 @@ def _revision(spec: DatasetSpec) -> str | None:
     return " + ".join(commit or "unknown" for commit in commits) if any(commits) else None
 
 
-def _responses(run: RunParts, plan: Plan | None, kind: Kind) -> list[str]:
-    prompts = run.prompts[kind, "test"][:SHOWN_RESPONSES]
-    return respond(run.engine, plan, prompts, run.settings.max_response_tokens)
+def shown_responses(
+    engine: Engine, plan: Plan | None, settings: Settings, sets: Mapping[Kind, tuple[Prompt, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """Whole responses to the first prompts of the kinds that the settings keep, by kind.
+
+    `plan` None: the unedited model.
+    """
+    return {
+        kind: respond(engine, plan, sets[kind][:SHOWN_RESPONSES], settings.max_response_tokens)
+        for kind in KEPT_KINDS[settings.keep_responses]
+    }
 
 
 def _directions(directions: FoundDirections) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Edits that exist already, whoever made them, measured beside the original and paired."""
 
+import html
 import json
+import shlex
 import shutil
 
 import pytest
@@ -61,11 +63,55 @@ def test_a_score_that_is_no_number_is_null_in_the_file(call, workplace):
     text = TEMPLATE.replace("sum(values) / len(values)", "float('nan')")
     (workplace / "odd.py").write_text(text, encoding="utf-8")
     words = ["--scorers.odd.use", f"{workplace / 'odd.py'}:NewScorer", "--json", "odd.json"]
+    words += ["--html", "odd.html"]
     words += ["--scorers.odd.role", "monitor", "--model", "model", "--candidate", "model"]
     code, _, err = call("evaluate", *words)
     assert code == 0, err
     document = json.loads((workplace / "odd.json").read_text(encoding="utf-8"))
     assert document["scores"]["odd"]["value"] is None and "odd" in document["settings"]["scorers"]
+
+
+def test_the_page_shows_what_was_measured(edits, call, workplace):
+    words = ["--model", "model", "--candidate", str(workplace / "edit-merged"), "copy"]
+    code, out, _ = call("evaluate", *words, "--html", "out/e.html", "--json", "e.json")
+    assert code == 0 and "refusals on the test prompts" in out
+    page = (workplace / "out" / "e.html").read_text("utf-8")
+    document = json.loads((workplace / "e.json").read_text())
+    for candidate in document["candidates"]:
+        for score in candidate["scores"].values():
+            assert score["text"] in page
+        assert len(candidate["responses"]["harmless"]) == 3
+        assert "harmful" not in candidate["responses"]
+    assert document["responses"]["harmless"] == document["candidates"][1]["responses"]["harmless"]
+    assert 'id="figure-front"' in page and 'id="figure-positions"' in page
+    assert str(workplace) not in page and "edit-merged" in page
+    assert "only whether they are refused; --harmful-responses shows them" in page
+    assert document["facts"]["prompts"][0]["sha256"][:16] in page
+
+    printed = html.unescape(page.partition('aria-label="Command">')[2].partition("</pre>")[0])
+    program, *again = shlex.split(printed)
+    assert program == "heretic-kl" and again[:3] == ["evaluate", "--model", "model"]
+    code, _, _ = call(*again, "--html", "again.html", "--json", "a.json", "--harmful-responses")
+    repeated = json.loads((workplace / "a.json").read_text())
+    assert code == 0 and repeated["scores"] == document["scores"]
+    for ours, theirs in zip(repeated["candidates"], document["candidates"], strict=True):
+        assert ours["scores"] == theirs["scores"] and len(ours["responses"]["harmful"]) == 3
+    assert "harmful prompt 3" in (workplace / "again.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--harmful-responses"], "has no effect without --html FILE"),
+        (["--html", "model"], "a folder of that name exists; name a file"),
+        (["--html", "a.txt/e.html"], "cannot be written"),
+        (["--html", "e.json", "--json", "e.json"], "is where --json goes already"),
+    ],
+)
+def test_targets_are_checked_before_a_model_is_loaded(call, words, message, monkeypatch):
+    monkeypatch.setattr("heretic_kl.run.setup.load.load", None)
+    code, _, err = call("evaluate", "--model", "model", "--candidate", "copy", *words)
+    assert code == 2 and message in err and err.count("\n") == 1
 
 
 def test_another_tokenizer_and_missing_models_are_one_line(edits, call, workplace):

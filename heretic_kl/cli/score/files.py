@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heretic_kl.cli.output import STDOUT
+from heretic_kl.cli.output import STDOUT, check_new_files
 from heretic_kl.cli.score.output import Outcome, json_text, measured_on, report
 from heretic_kl.cli.score.settings import ScoreSettings
 from heretic_kl.errors import ConfigError, ExportError
-from heretic_kl.files import check_writable, expanded
 from heretic_kl.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -26,18 +25,9 @@ def check_targets(settings: ScoreSettings) -> None:
         ConfigError: which, and why.
         ExportError: pictures cannot be drawn.
     """
-    taken: dict[Path, str] = {}
     read = (settings.name, *settings.candidate, settings.dataset.source, *map(str, settings.text))
-    for name in (*read, *map(str, filter(None, (settings.lm_eval,)))):
-        if expanded(name).is_file():
-            taken[expanded(name).resolve()] = "is read"
-    for flag, path in _targets(settings):
-        if path.resolve() in taken:
-            raise ConfigError(f"{flag} {path}: that file {taken[path.resolve()]} already")
-        taken[path.resolve()] = f"is where {flag} goes"
-        if path.is_dir():
-            raise ConfigError(f"{flag} {path}: a folder of that name exists; name a file")
-        _require_writable(flag, path)
+    lm_eval = [] if settings.lm_eval is None else [str(settings.lm_eval)]
+    check_new_files((*read, *lm_eval), _targets(settings))
     if settings.lm_eval is not None:
         _harness_results(settings)
     if settings.plot is not None or settings.html is not None:
@@ -131,26 +121,15 @@ def _harness_results(settings: ScoreSettings) -> Mapping[str, Any]:
     return results
 
 
-def _targets(settings: ScoreSettings) -> Iterator[tuple[str, Path]]:
+def _targets(settings: ScoreSettings) -> Iterator[tuple[str, Path | None]]:
     yield from (("--table", path) for path in _numbered(settings, settings.table))
     yield from (("--hub-metadata", p) for p in _numbered(settings, settings.hub_metadata))
-    for flag, path in (
-        ("--json", None if settings.json_file == STDOUT else settings.json_file),
-        ("--save-reference", settings.save_reference),
-        ("--ranking", settings.ranking),
-        ("--plot", settings.plot),
-        ("--html", settings.html),
-        ("--write-llama-base", settings.write_llama_base),
-    ):
-        if path is not None:
-            yield flag, path
-
-
-def _require_writable(flag: str, path: Path) -> None:
-    try:
-        check_writable(path.parent)
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error
+    yield "--json", None if settings.json_file == STDOUT else settings.json_file
+    yield "--save-reference", settings.save_reference
+    yield "--ranking", settings.ranking
+    yield "--plot", settings.plot
+    yield "--html", settings.html
+    yield "--write-llama-base", settings.write_llama_base
 
 
 def _numbered(settings: ScoreSettings, path: Path | None) -> list[Path]:

@@ -13,10 +13,15 @@ from heretic_kl.report.figures.progress import (
 )
 from heretic_kl.report.figures.residuals import norms_figure, projection_figure, separation_figure
 from heretic_kl.report.figures.size import size_figure
-from heretic_kl.report.figures.trade_off import front_figure, refinement_figure
+from heretic_kl.report.figures.trade_off import (
+    candidates_figure,
+    front_figure,
+    refinement_figure,
+)
 
 __all__ = [
     "Figure",
+    "candidates_figure",
     "comparison_figure",
     "front_figure",
     "history_figure",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from heretic_kl.report.figures.figure import (
     WIDTH,
@@ -15,17 +16,24 @@ from heretic_kl.report.figures.figure import (
     whole,
 )
 
+UNSEEN: Final = "Prompts that neither directions, search nor refinement saw."
 
-def comparison_figure(rows: Sequence[Row]) -> Figure:
-    """Original and edited models on the test prompts, with intervals."""
+
+def comparison_figure(rows: Sequence[Row], use: str = "test", about: str = UNSEEN) -> Figure:
+    """Original and edited models on the prompts of one use, with intervals.
+
+    Args:
+        rows: see `score_rows`.
+        use: `test` or `validation`.
+        about: a sentence on these prompts.
+    """
     models = list(dict.fromkeys(row["model"] for row in rows))
     y = {"field": "model", "type": "nominal", "sort": models, "title": None}
     x = {"type": "quantitative", "title": None}
     return Figure(
         name="comparison",
-        title="Original against edited, on the test prompts",
-        caption="Prompts that neither directions, search nor refinement saw. Bars are 95% "
-        "intervals.",
+        title=f"Original against edited, on the {use} prompts",
+        caption=f"{about} Bars are 95% intervals.".lstrip(),
         summary=" ".join(f"{row['model']}: {row['score']} {row['text']}." for row in rows),
         columns={"score": "score", "model": "model", "value": "value"}
         | {"value_low": "low", "value_high": "high", "text": "in words"},

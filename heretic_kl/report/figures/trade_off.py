@@ -13,6 +13,7 @@ from heretic_kl.report.figures.figure import (
     Figure,
     Row,
     Spec,
+    by_model,
     log_where_wide,
     nominal,
 )
@@ -24,7 +25,7 @@ KINDS: Final = (
     "refined, dominated",
     "refined, on the front",
 )
-
+SHAPES: Final = ("circle", "diamond", "square", "triangle-up", "cross", "triangle-down")
 
 _FRONT: Final = {
     KINDS[0]: (COLOURS[5], "circle"),
@@ -86,6 +87,55 @@ def front_figure(rows: Sequence[Row], titles: tuple[str, str], limits: Row) -> F
     )
 
 
+def candidates_figure(rows: Sequence[Row], titles: tuple[str, str], use: str) -> Figure:
+    """Original and candidates: the first objective against the last one.
+
+    Args:
+        rows: `model`, `kind`, `front`, `x` and `y` with `_low` and `_high`, `text`, `link`.
+        titles: of x and of y, with units.
+        use: which prompts.
+    """
+    x_title, y_title = titles
+    x = _x(x_title, scale={"scale": {"zero": True}})
+    y = _y(y_title, rows, {})
+    models = [row["model"] for row in rows]
+    place = {"x": x, "y": y}
+    line = {"type": "line", "strokeWidth": 1, "color": "currentColor", "opacity": 0.6}
+    return Figure(
+        name="front",
+        title="Pareto front",
+        caption=f"{y_title} against {x_title} on the {use} prompts. The line joins the models that "
+        "no other one beats in both. Bars are 95% intervals. Select a point to go to its figures.",
+        summary="; ".join(row["text"] for row in rows) + ".",
+        columns={
+            **{"model": "model", "kind": "kind", "x": x_title, "x_low": "low", "x_high": "high"},
+            **{"y": y_title, "y_low": "low", "y_high": "high"},
+        },
+        rows=rows,
+        spec={
+            "width": WIDTH,
+            "height": 280,
+            "layer": [
+                {
+                    "transform": [{"filter": "datum.front"}],
+                    "mark": {**line, "aria": False},
+                    "encoding": {**place, "order": {"field": "x"}},
+                },
+                *_error_bars(x, y),
+                {
+                    "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+                    "encoding": {
+                        **place,
+                        "color": by_model(models),
+                        "shape": nominal("model", models, _shapes(len(models))),
+                        **LINKED,
+                    },
+                },
+            ],
+        },
+    )
+
+
 def refinement_figure(rows: Sequence[Row], titles: tuple[str, str]) -> Figure:
     """Every refined trial, joined to the trial that it started from."""
     x_title, y_title = titles
@@ -137,6 +187,10 @@ def refinement_figure(rows: Sequence[Row], titles: tuple[str, str]) -> Figure:
             ],
         },
     )
+
+
+def _shapes(count: int) -> list[str]:
+    return [SHAPES[place % len(SHAPES)] for place in range(count)]
 
 
 def _x(title: str, scale: Spec) -> Spec:

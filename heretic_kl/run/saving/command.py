@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from heretic_kl.config import Settings
@@ -19,6 +19,13 @@ NOT_THE_TRIAL = frozenset(
     }
 )
 """Settings that change no trial, or that the command states in a form of its own."""
+SEARCH = frozenset(
+    {
+        *("minutes", "refine", "startup_trials", "screening", "racing", "parallel_candidates"),
+        *("target_refusals", "save_dtype", "edit", "refinement"),
+    }
+)
+"""Settings that change how edits are searched and saved, and no score."""
 
 
 def reproducing_command(
@@ -39,27 +46,55 @@ def reproducing_command(
     dtype, batch size, response prefix, which prompts. Paths are cut to their last name; `base` and
     `name` (the model, the folder to save to) are fit to be published already.
     """
+    words = ["heretic-kl", "--model", base]
+    if revision is not None:
+        words += ["--revision", revision]
+    words += ["--kl-tokens", str(settings.kl_tokens)]
+    words += ["--trials", str(settings.trials if refined else max(settings.trials, trial + 1))]
+    words += _changed(settings, calibration, prompt_set, NOT_THE_TRIAL | {"kl_tokens"})
+    words += ["--pick", f"trial={trial}", "--save", name]
+    if form != Settings.model_fields["save_as"].default:
+        words += ["--save-as", form]
+    return shlex.join(words)
+
+
+def evaluating_command(
+    settings: Settings,
+    calibration: Calibration,
+    candidates: Sequence[str],
+    *,
+    base: str,
+    prompt_set: str,
+    use: str,
+) -> str:
+    """A line for a shell that measures the same candidates in the same way; see above."""
+    words = ["heretic-kl", "evaluate", "--model", base, "--candidate", *portable(candidates)]
+    if settings.revision is not None:
+        words += ["--revision", settings.revision]
+    words += ["--use", use, "--kl-tokens", str(settings.kl_tokens)]
+    words += _changed(settings, calibration, prompt_set, NOT_THE_TRIAL | SEARCH | {"kl_tokens"})
+    return shlex.join(words)
+
+
+def _changed(
+    settings: Settings, calibration: Calibration, prompt_set: str, left_out: Collection[str]
+) -> list[str]:
+    """Flags of all settings that differ from their defaults, and of what the run found out."""
     stated = {
         "dtype": calibration.dtype,
         "batch_size": calibration.batch_size,
         "response_prefix": calibration.response_prefix,
         "prompt_set": prompt_set,
     }
-    values = {**settings.model_dump(mode="json"), **stated}
     defaults = Settings().model_dump(mode="json")
-    words = ["heretic-kl", "--model", base]
-    if revision is not None:
-        words += ["--revision", revision]
-    words += ["--kl-tokens", str(settings.kl_tokens)]
-    words += ["--trials", str(settings.trials if refined else max(settings.trials, trial + 1))]
-    for key, value in portable(values).items():
-        if key not in NOT_THE_TRIAL | {"kl_tokens"}:
-            for path, changed in _changes((key,), value, defaults.get(key)):
-                words += [_flag(path), _text(changed, path)]
-    words += ["--pick", f"trial={trial}", "--save", name]
-    if form != defaults["save_as"]:
-        words += ["--save-as", form]
-    return shlex.join(words)
+    values = portable({**settings.model_dump(mode="json"), **stated})
+    return [
+        word
+        for key, value in values.items()
+        if key not in left_out
+        for path, changed in _changes((key,), value, defaults.get(key))
+        for word in (_flag(path), _text(changed, path))
+    ]
 
 
 def _changes(

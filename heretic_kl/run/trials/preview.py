@@ -34,8 +34,8 @@ def respond(
     prompts: tuple[Prompt, ...],
     max_tokens: int,
     stop: RefusalRule | None = None,
-) -> list[str]:
+) -> tuple[str, ...]:
     """The responses' texts; with `stop` each as far as its verdict needs."""
     (result,) = engine.measure(plan, [ResponseRequest(prompts, max_tokens, stop)])
     assert isinstance(result, ResponseResult)
-    return list(result.texts)
+    return result.texts

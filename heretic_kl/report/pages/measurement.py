@@ -12,9 +12,11 @@ from heretic_kl.report.measurement_table import (
     measurement_footnotes,
     measurement_sections,
 )
-from heretic_kl.report.page import Page, PageTable, Section
+from heretic_kl.report.pages.page import Page, PageTable, Section
 
-CORNERS = frozenset({"figure", "group", "position", "confidence", "candidate", "prompt", "place"})
+CORNERS = frozenset(
+    {"figure", "group", "position", "confidence", "candidate", "prompt", "place", "model"}
+)
 """What stands first in a heading."""
 WIDE = 10_000
 """Columns of a page: it scrolls."""
@@ -43,17 +45,18 @@ def measurement_page(
         source="heretic-kl score",
         sections=(
             Section("verdict", "Verdict", notes, figures),
-            Section("compared", "Models and inputs", tables=[_table(compared)]),
+            Section("compared", "Models and inputs", tables=[detail_table(compared)]),
             Section("figures", "Figures", measurement_footnotes(report), tables=_tables(others)),
         ),
     )
 
 
 def _tables(sections: Sequence[DetailSection]) -> list[PageTable]:
-    return [_table(section) for section in sections if section.rows]
+    return [detail_table(section) for section in sections if section.rows]
 
 
-def _table(section: DetailSection) -> PageTable:
+def detail_table(section: DetailSection) -> PageTable:
+    """A section as a table; without a heading of its own it gets one."""
     rows = list(section.rows)
     width = max(len(row) for row in rows)
     has_heading = len(rows) > 1 and (rows[0][0] in CORNERS or not rows[0][0])

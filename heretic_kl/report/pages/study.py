@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from heretic_kl.report import figures as draw
 from heretic_kl.report.details import trial_details
 from heretic_kl.report.figures import Figure
-from heretic_kl.report.page import (
-    Page,
-    PageTable,
-    Section,
-    TrialEntry,
-    TrialList,
-    TrialRow,
-    settings_rows,
-)
+from heretic_kl.report.pages.page import Entry, Page, PageTable, Section, TrialList, TrialRow
+from heretic_kl.report.pages.sections import made_section, responses_section, verdicts_section
 from heretic_kl.report.run_data import (
     norm_rows,
-    paired_responses,
     projection_rows,
     separation_rows,
+    study_responses,
     verdicts,
 )
 from heretic_kl.report.study_data import (
@@ -40,7 +33,7 @@ from heretic_kl.report.study_data import (
     refinement_rows,
     strength_rows,
 )
-from heretic_kl.report.wording import cell, describe_edit, duration, label, scores_line
+from heretic_kl.report.wording import MISSING, cell, describe_edit, duration, label, scores_line
 from heretic_kl.scoring import Score
 from heretic_kl.search import PlanStore, StoredStudy, TrialRecord
 
@@ -101,6 +94,7 @@ class StudyReport:
             source=f"study {study.name}",
             sections=sections,
             keyboard_links=frozenset(f"#trial-{r.number}" for r in study.front),
+            anchors={f"trial {r.number}": f"trial-{r.number}" for r in study.records},
         )
 
     def _lead(self) -> str:
@@ -210,39 +204,21 @@ class StudyReport:
 
     def _responses(self, chosen: Chosen | None) -> Section:
         first = None if chosen is None else chosen.number
-        pairs, left_out = paired_responses(self.run, first, harmful=self.harmful)
+        pairs, left_out = study_responses(self.run, first, harmful=self.harmful)
         notes = [] if pairs or left_out else [f"Paired responses: {NOT_RECORDED}."]
-        if pairs:
-            notes.append(
-                "Greedy responses to test prompts. What the original and the first trial begin "
-                "with alike is paler."
-            )
-            if first is not None and first not in pairs[0].edited:
-                notes.append(f"Responses of trial {first}: {NOT_RECORDED}.")
-        if left_out:
-            notes.append(
-                f"Responses to {left_out} harmful prompts are left out; --harmful-responses shows "
-                "them."
-            )
+        if pairs and first is not None and f"trial {first}" not in pairs[0].edited:
+            notes.append(f"Responses of trial {first}: {NOT_RECORDED}.")
         if self.harmful and not any(pair.kind == "harmful" for pair in pairs):
             notes.append("Responses to harmful prompts were not kept: --keep-responses all does.")
-        return Section("responses", "Responses side by side", notes, pairs=pairs)
+        return responses_section(pairs, left_out, notes, use="test", first="the first trial")
 
     def _verdicts(self, trials: Sequence[TrialRecord]) -> Section:
-        title = "Refused or not"
-        tables = []
-        for verdict in verdicts(self.run, self.study, [record.number for record in trials]):
-            rows = [
-                (
-                    prompt,
-                    *("refused" if at in places else "not" for places in verdict.refused.values()),
-                )
-                for at, prompt in enumerate(verdict.prompts)
-            ]
-            name = f"{label(verdict.scorer)}: test prompts"
-            tables.append(PageTable(name, ("prompt", *verdict.refused), rows))
-        notes = [] if tables else [f"Verdicts by prompt: {NOT_RECORDED}."]
-        return Section("verdicts", title, notes, tables=tables)
+        scorers = self.study.settings.get("scorers", {})
+        plug_ins = {name: table.get("use") or name for name, table in scorers.items()}
+        scores = {"original": self.study.test_baseline or {}}
+        scores |= {f"trial {r.number}": self.study.tested.get(r.number, {}) for r in trials}
+        tables = verdicts(self.run.get("test_prompts", {}), plug_ins, scores)
+        return verdicts_section(tables, "test", f"Verdicts by prompt: {NOT_RECORDED}.")
 
     def _trials(self, chosen: Chosen | None) -> Section:
         study = self.study
@@ -250,8 +226,9 @@ class StudyReport:
         wanted |= set() if chosen is None else {chosen.number}
         detailed = [r for r in study.records if r.number in wanted][:MOST_ENTRIES]
         entries = [
-            TrialEntry(
-                record.number,
+            Entry(
+                f"trial-{record.number}",
+                f"Trial {record.number}",
                 f"Trial {record.number}: {scores_line(record.scores)}",
                 trial_details(record, study.tested.get(record.number)),
             )
@@ -275,35 +252,19 @@ class StudyReport:
         headings = ("trial", "state", *map(label, scores), "time", "edit")
         notes = ["Trials on the front and tested trials open with everything known of them."]
         return Section(
-            "trials", "Trials", notes, trials=entries, all_trials=TrialList(headings, rows)
+            "trials", "Trials", notes, entries=entries, all_trials=TrialList(headings, rows)
         )
 
     def _settings(self, chosen: Chosen | None) -> Section:
         commands = self.run.get("commands", {})
         command = None if chosen is None else commands.get(str(chosen.number))
-        notes = []
-        if command is None:
-            notes.append(f"The command that finds the trial again: {NOT_RECORDED}.")
-        elif chosen is not None:
-            notes.append(f"This command finds trial {chosen.number} again and saves it:")
-        tables = []
-        versions = {**self.run.get("versions", {}), "machine": self.run.get("machine")}
-        facts = {**versions, **self.run.get("calibration", {})}
+        note = f"The command that finds the trial again: {NOT_RECORDED}."
+        if command is not None and chosen is not None:
+            note = f"This command finds trial {chosen.number} again and saves it:"
+        section = made_section(self.run, self.settings, [command] if command else [], note)
         if self.run.get("versions"):
-            tables.append(PageTable("Versions and calibration", ("what", "value"), _pairs(facts)))
-        else:
-            notes.append(f"Versions: {NOT_RECORDED}.")
-        prompts = [
-            (f"{p['kind']} {p['use']}", str(p["source"]), str(p["count"]), str(p["sha256"])[:16])
-            for p in self.run.get("prompts", ())
-        ]
-        if prompts:
-            headings = ("prompts", "source", "count", "SHA-256")
-            tables.append(PageTable("Prompts", headings, prompts))
-        settings = settings_rows(self.settings)
-        tables.append(PageTable("Every setting", ("setting", "value"), settings))
-        commands_shown = [] if command is None else [command]
-        return Section("settings", "How it was made", notes, tables=tables, commands=commands_shown)
+            return section
+        return replace(section, notes=[*section.notes, f"Versions: {NOT_RECORDED}."])
 
     def _titles(self) -> list[str]:
         """Titles of the objectives, with units, as far as a trial shows them."""
@@ -332,8 +293,4 @@ def pictures(page: Page) -> tuple[Figure, ...]:
 
 
 def _cell(score: Score | None) -> str:
-    return "–" if score is None else cell(score)
-
-
-def _pairs(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, "–" if value is None else str(value)) for name, value in facts.items()]
+    return MISSING if score is None else cell(score)

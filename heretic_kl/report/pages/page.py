@@ -33,10 +33,12 @@ class PageTable:
 
 
 @dataclass(frozen=True)
-class TrialEntry:
-    """Everything about one trial, to be opened."""
+class Entry:
+    """Everything about one trial or model, to be opened."""
 
-    number: int
+    anchor: str
+    """`trial-17`."""
+    name: str
     summary: str
     parts: Sequence[DetailSection]
 
@@ -70,7 +72,7 @@ class Section:
     tables: Sequence[PageTable] = ()
     pairs: Sequence[PairedResponse] = ()
     commands: Sequence[str] = ()
-    trials: Sequence[TrialEntry] = ()
+    entries: Sequence[Entry] = ()
     all_trials: TrialList | None = None
 
 
@@ -85,6 +87,8 @@ class Page:
     sections: Sequence[Section]
     keyboard_links: frozenset[str] = frozenset()
     """Links in charts that the Tab key reaches."""
+    anchors: Mapping[str, str] = field(default_factory=dict)
+    """Name of a trial or model -> where the page has everything about it."""
     version: str = field(default=__version__)
 
     @property

@@ -1,0 +1,1 @@
+"""Pages of HTML: which sections they have, and how they are rendered. Measures nothing."""
