@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -47,16 +49,18 @@ def test_the_demo_figures_are_those_of_the_results_file():
     assert f"{saved['value']:.3f} ± {saved['standard_error']:.3f}" in README
 
 
-def test_what_the_unasked_pick_leaves_is_that_of_the_results_file():
-    text = " ".join(README.split())
-    for run in results("search_quality.json")["runs"]:
-        if run["model"] == "demo" and run["tool"] in ("heretic-kl", "heretic"):
-            judged = run["choices"]["6"]["judged"]
-            kl = judged["kl"]
-            assert f"{kl['mean']:.3f} ± {kl['se']:.3f}" in text
-            assert re.search(
-                rf"left {judged['candidate']['harmful']['refusals']} (of 100|at)", text
-            )
+@pytest.mark.parametrize("tool", ["heretic-kl", "heretic"])
+def test_what_the_unasked_pick_leaves_is_that_of_the_results_file(tool):
+    text, runs = " ".join(README.split()), results("search_quality.json")["runs"]
+    judged = [
+        run["choices"]["6"]["judged"]
+        for run in sorted(runs, key=lambda run: run["seed"])
+        if run["model"] == "demo" and run["tool"] == tool
+    ]
+    counts = " and ".join(str(found["candidate"]["harmful"]["refusals"]) for found in judged)
+    assert f"left {counts}" in text
+    for found in judged:
+        assert f"{found['kl']['mean']:.3f} ± {found['kl']['se']:.3f}" in text
 
 
 def test_the_cost_of_a_measurement_is_that_of_the_results_file():
