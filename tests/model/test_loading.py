@@ -35,9 +35,13 @@ def test_a_dtype_without_finite_logits_is_passed_over(tmp_path, monkeypatch):
     folder = save_tiny_model(tmp_path / "m", tiny_llama())
     candidates = (torch.float16, torch.float32)
     monkeypatch.setattr(weights, "dtype_candidates", lambda *_: candidates)
-    monkeypatch.setattr(weights, "gives_finite_logits", lambda model: model.dtype == torch.float32)
+    infinite = torch.full((1, 4, 9), torch.inf)
+    probe = weights.probe_logits
+    monkeypatch.setattr(
+        weights, "probe_logits", lambda m: probe(m) if m.dtype == torch.float32 else infinite
+    )
     assert load(folder).dtype == torch.float32
-    monkeypatch.setattr(weights, "gives_finite_logits", lambda model: False)
+    monkeypatch.setattr(weights, "probe_logits", lambda model: infinite)
     with pytest.raises(ModelError, match="no finite logits in float16, float32"):
         load(folder)
 
@@ -46,10 +50,11 @@ def test_a_dtype_that_the_model_does_not_run_in_is_passed_over(tmp_path, monkeyp
     def mixed(model):
         if model.dtype is torch.bfloat16:
             raise RuntimeError("mixed dtype\nand more")
-        return True
+        return probe(model)
 
+    probe = weights.probe_logits
     folder = save_tiny_model(tmp_path / "m", tiny_llama())
-    monkeypatch.setattr(weights, "gives_finite_logits", mixed)
+    monkeypatch.setattr(weights, "probe_logits", mixed)
     monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: True)
     assert load_model(ModelSource(str(folder)), device="cpu").dtype is torch.float32
     with pytest.raises(ModelError, match=r"in bfloat16 \(mixed dtype\): try --dtype float32"):
