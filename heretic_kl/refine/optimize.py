@@ -29,6 +29,8 @@ LOWERED, RAISED = 0.5, 1.5
 """What the threshold is multiplied by at a check where validation prompts exceed the limit, and
 where they have less than `FAR_BELOW` of it."""
 FAR_BELOW = 0.5
+FIRST_THRESHOLD = 6.0
+"""Where the threshold starts, in mass limits: checks are too few to come down to a low one."""
 MULTIPLIER_RANGE = (1e-3, 10.0)
 TIMED_STEPS = 5
 """Steps after which the time of the others is estimated."""
@@ -52,8 +54,8 @@ class RefineOptions:
     mass_limit: float = 0.02
     """Largest mean probability of opening with a refusal, on validation prompts."""
     threshold: float = 0.3
-    """The hinge `relu(log mass - log threshold)` is zero below it; at first and at most. Checks
-    lower and raise it, so that validation prompts come near the limit."""
+    """The hinge `relu(log mass - log threshold)` is zero below it; at most. Checks lower and raise
+    it, so that validation prompts come near the limit."""
     multiplier: float = 0.1
     """Weight of the hinge beside the KL in nats, where it starts."""
     slack: float = 0.05
@@ -205,7 +207,7 @@ class _Learner:
         self._train = train
         self._options = options
         self.steps = options.steps
-        self.threshold = options.threshold
+        self.threshold = min(options.threshold, FIRST_THRESHOLD * options.mass_limit)
         self.multiplier = options.multiplier
         self._hinge: float | None = None
         groups = self._edit.groups(options.direction_rate, options.strength_rate)
