@@ -71,8 +71,12 @@ def _elsewhere(tmp_path, monkeypatch):
 @pytest.fixture
 def small_runs(monkeypatch):
     """Settings of a run are as shown, but for fewer trials, prompts and tokens."""
-    real = config.Settings
-    monkeypatch.setattr(config, "Settings", lambda **values: real(**{**values, **SMALL_RUN}))
+
+    class Small(config.Settings):
+        def __init__(self, **values):
+            super().__init__(**{**values, **SMALL_RUN})
+
+    monkeypatch.setattr(config, "Settings", Small)
 
 
 @pytest.fixture
