@@ -159,6 +159,6 @@ def _pickled(error: Exception) -> bytes:
     try:
         content = pickle.dumps(error)
         pickle.loads(content)  # noqa: S301 (just written)
-    except Exception:
+    except Exception:  # whatever its class raises; the error itself is passed on as text
         return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return content
