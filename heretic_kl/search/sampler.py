@@ -45,7 +45,8 @@ class Drawer:
     - Multivariate tree-structured Parzen estimators from then on (Bergstra et al. 2011; for several
       objectives Ozaki et al. 2020).
 
-    Trials that run are counted by both, so that several workers do not draw the same.
+    Trials that run are counted by both, so that several workers do not draw the same. Where the
+    best sampler returns to an edit that was drawn before, the next one chooses, at last at random.
     """
 
     def __init__(self, seed: int, startup_trials: int, objectives: int) -> None:
@@ -67,17 +68,32 @@ class Drawer:
             distributions: what may be drawn, in order.
             worker: no two that draw at the same time have the same number.
         """
-        sampler: BaseSampler
         seed = trial_seed(self._seed, len(trials), worker)
-        self._snapshot.trials = trials
+        drawn_before = [trial.params for trial in trials]
+        samplers = [self._sampler(trials, seed), _parzen_sampler(seed), RandomSampler(seed=seed)]
+        for sampler in samplers:  # a measurement repeats exactly: no edit is worth a second one
+            parameters = self._sample(sampler, trials, distributions)
+            if parameters not in drawn_before:
+                break
+        return parameters
+
+    def _sampler(self, trials: list[FrozenTrial], seed: int) -> BaseSampler:
         if sum(map(is_finished, trials)) < self._startup_trials:
-            sampler = RandomSampler(seed=seed)
-        elif FEWEST_TO_LEARN_FROM <= len(scored := normal_scores(trials)) <= GAUSSIAN_TRIALS:
+            return RandomSampler(seed=seed)
+        if FEWEST_TO_LEARN_FROM <= len(normal_scores(trials)) <= GAUSSIAN_TRIALS:
+            return GPSampler(seed=seed, n_startup_trials=0)
+        return _parzen_sampler(seed)
+
+    def _sample(
+        self,
+        sampler: BaseSampler,
+        trials: list[FrozenTrial],
+        distributions: Mapping[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        self._snapshot.trials = trials
+        if isinstance(sampler, GPSampler):
             running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-            self._snapshot.trials = [*scored, *running]
-            sampler = GPSampler(seed=seed, n_startup_trials=0)
-        else:
-            sampler = _parzen_sampler(seed)
+            self._snapshot.trials = [*normal_scores(trials), *running]
         study = optuna.Study(_Snapshot.NAME, self._snapshot, sampler)
         trial = optuna.create_trial(state=TrialState.RUNNING)
         trial.number = len(trials)

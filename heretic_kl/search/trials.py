@@ -96,10 +96,15 @@ class StudyTrials:
         for trial in trials:
             if trial.state == TrialState.WAITING and self._take(trial._trial_id):
                 return RunningTrial(trial._trial_id, trial.number, trial.params)
-        parameters = self._drawer.draw(trials, self._distributions, worker)
-        trial_id = self._create(TrialState.RUNNING, parameters, lease_attributes())
-        self._heartbeat.add(trial_id)
-        return RunningTrial(trial_id, self._storage.get_trial(trial_id).number, parameters)
+        while True:
+            parameters = self._drawer.draw(trials, self._distributions, worker)
+            trial_id = self._create(TrialState.RUNNING, parameters, lease_attributes())
+            self._heartbeat.add(trial_id)
+            begun = RunningTrial(trial_id, self._storage.get_trial(trial_id).number, parameters)
+            trials = self.read()
+            if all(before.params != parameters for before in trials[: begun.number]):
+                return begun
+            self.hand_back(begun)  # another worker drew the same at the same time
 
     @on_first
     def end(

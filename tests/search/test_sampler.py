@@ -115,3 +115,14 @@ def test_workers_do_not_draw_what_another_one_runs():
     running.params["y"] = first["y"]
     second = drawer.draw([*trials, running], SPACE, worker=1)
     assert math.dist(first.values(), second.values()) > 0.02
+
+
+def test_no_edit_is_drawn_twice(monkeypatch):
+    """Where the best sampler returns to a corner, another one chooses."""
+    for kind in (sampler.GPSampler, sampler.TPESampler):
+        monkeypatch.setattr(kind, "sample_relative", lambda *words: {"x": 1.0, "y": 0.5})
+    trials = [trial(n, (n / 10, 1.0 - n / 10), excess=n / 10, x=n / 5) for n in range(6)]
+    drawer = Drawer(seed=1, startup_trials=2, objectives=2)
+    assert trials[-1].params == {"x": 1.0, "y": 0.5}
+    assert drawer.draw(trials, SPACE, worker=0) not in [t.params for t in trials]
+    assert drawer.draw(trials[:-1], SPACE, worker=0) == trials[-1].params

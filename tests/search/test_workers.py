@@ -1,9 +1,9 @@
 """Several workers run one study: nothing is lost, nothing is measured twice."""
 
 import json
+import multiprocessing
 import os
 import random
-import signal
 import sys
 import threading
 import time
@@ -12,6 +12,7 @@ import pytest
 from test_study import SPACE, evaluate, study
 
 from heretic_kl.search import open_storage
+from heretic_kl.search.sampler import Drawer
 from heretic_kl.search.storage import Heartbeat, Roles, Watch
 
 STARTS = len(SPACE.known_good())
@@ -111,6 +112,33 @@ def test_an_interrupted_draw_is_measured_with_the_same_parameters(place):
         assert opened.records[-2].parameters == again.parameters
 
 
+def test_workers_that_draw_the_same_at_once_measure_it_once(place, monkeypatch):
+    """Neither can see the other's trial while it draws."""
+    drawing, draw = threading.Barrier(2), Drawer.draw
+    first = draw(Drawer(1, 0, 2), [], SPACE.distributions, 0)
+    seen = []
+
+    def same_at_first(self, trials, distributions, worker):
+        if len(trials) > STARTS:
+            return draw(self, trials, distributions, worker)
+        seen.append(worker)
+        drawing.wait(timeout=60)
+        return first
+
+    def work(number):
+        with open_storage(*place) as storage:
+            list(study(storage).run(STARTS + 2, evaluate))
+
+    with open_storage(*place) as storage:
+        list(study(storage).run(STARTS, evaluate))
+    monkeypatch.setattr(Drawer, "draw", same_at_first)
+    in_threads(2, work)
+    with open_storage(*place) as storage:
+        complete = [r for r in study(storage).records if r.state == "complete"]
+    assert len(set(seen)) == 2
+    assert len(complete) == len(set(texts(complete))) == STARTS + 2
+
+
 @pytest.mark.parametrize("place", ["journal", "sqlite"], indirect=True)
 def test_one_process_at_a_time_has_a_role(place):
     inside, most, numbers = [0], [0], []
@@ -135,10 +163,11 @@ def test_one_process_at_a_time_has_a_role(place):
 
 
 def worker(place, finished, until):
-    """The life of a forked worker, which says what it was told is finished."""
+    """The life of a worker in a process of its own, which writes down what it saw finish."""
+    said = os.open(finished, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     with open_storage(*place) as storage:
         for record in study(storage).run(until, slowly):
-            os.write(finished, f"{record.number}\n".encode())
+            os.write(said, f"{record.number}\n".encode())
 
 
 def slowly(edits):
@@ -147,30 +176,26 @@ def slowly(edits):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_workers_lose_no_finished_trial_and_repeat_none(tmp_path):
     place, until, chance = (None, tmp_path, "s"), 40, random.Random(5)
-    finished = os.open(tmp_path / "finished", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    children = []
+    # Forked from a process without threads: a child of this one could wait for some of torch's.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    work, children = (place, tmp_path / "finished", until), []
     for _ in range(10):
         while len(children) < 3:
-            child = os.fork()
-            if child == 0:
-                try:
-                    worker(place, finished, until)
-                finally:
-                    os._exit(0)
-            children.append(child)
-        time.sleep(chance.uniform(0.02, 0.3))
+            children.append(processes.Process(target=worker, args=work))
+            children[-1].start()
+        time.sleep(chance.uniform(0.02, 0.6))
         victim = children.pop(chance.randrange(3))
-        os.kill(victim, signal.SIGKILL)
-        os.waitpid(victim, 0)
+        victim.kill()
+        victim.join()
     with open_storage(*place) as storage:
         opened = study(storage)
         list(opened.run(until, evaluate))
         complete = [record for record in opened.records if record.state == "complete"]
     for child in children:
-        os.waitpid(child, 0)
+        child.join()
     reported = [int(line) for line in (tmp_path / "finished").read_text().split()]
     assert len(complete) == until
     assert set(reported) <= {record.number for record in complete}
