@@ -132,6 +132,7 @@ def ways(session: Session) -> dict[str, tuple[Plan, RefineOptions]]:
         f"fixed beta {BETA:g}": (start, default.weighted(BETA)),
         "fixed threshold": (start, replace(default, mass_limit=1.0)),
         "middle layers alone": (middle_layers(session, start), default),
+        "openings alone": (start, replace(default, refusals_per_step=0)),
         "no average of parameters": (start, replace(default, average=0.0)),
     }
 

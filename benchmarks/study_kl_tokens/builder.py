@@ -19,7 +19,7 @@ from heretic_kl.ablation.storage import plan_from_tensors, tensors_from_plan
 from heretic_kl.engine import Engine
 from heretic_kl.files import new_file
 from heretic_kl.prompts import Prompt
-from heretic_kl.refine import RefineOptions, Refiner, refine
+from heretic_kl.refine import RefineOptions, Refiner, Reread, refine
 from heretic_kl.scoring import RefusalRule
 from heretic_kl.search.space import SearchSpace
 
@@ -112,7 +112,13 @@ class Builder:
             self.directions,
             self.engine.lm.architecture.facts(),
         )
-        refiner, snapshots = self._refiner, []
+        refiner = self._refiner
+        snapshots: list[Plan] = []
+
+        def reread(plan: Plan) -> Reread:
+            snapshots.append(plan)
+            return Reread()
+
         refined = refine(
             start,
             self.engine.lm.architecture,
@@ -121,10 +127,11 @@ class Builder:
             refiner.validation,
             options,
             tell=lambda check: self.tell(f"{form}: step {check.step}, KL {check.kl:.3f}"),
-            remine=snapshots.append,
+            reread=reread,
         )
-        snapshots += [refined.plan] * (SNAPSHOTS - len(snapshots))
-        return snapshots[:SNAPSHOTS]
+        learned = snapshots[1:]  # the start is checked too
+        learned += [refined.plan] * (SNAPSHOTS - len(learned))
+        return learned[:SNAPSHOTS]
 
     @cached_property
     def _refiner(self) -> Refiner:

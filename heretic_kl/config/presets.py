@@ -8,10 +8,10 @@ DEMO_PRESET: Final[dict[str, Any]] = {
     "minutes": 8,  # what is left undone then on a slow machine; a fast one needs less
     "max_response_tokens": 32,
     "prompt_set": "builtin",
-    # Of 64 responses one may refuse: with fewer, 5% are not likely unless none does.
+    # Of 100 responses three may refuse where 5% must be likely, of 64 one, of fewer none.
     "prompts": {
         kind: {"train": {"limit": 96}, "validation": {"limit": count}}
-        for kind, count in (("harmful", 64), ("harmless", 40), ("borderline", 40))
+        for kind, count in (("harmful", 100), ("harmless", 40), ("borderline", 40))
     },
     "test_trials": 3,
     "study_dir": "heretic-kl-demo/studies",

@@ -6,7 +6,7 @@ frozen: only operators on what sites write are learned, so what is learned expor
 """
 
 from heretic_kl.refine.openings import mine_openings
-from heretic_kl.refine.optimize import Check, Refined, RefineOptions, refine
+from heretic_kl.refine.optimize import Check, Refined, RefineOptions, Reread, refine
 from heretic_kl.refine.parameters import removes_single_directions
 from heretic_kl.refine.refiner import PURITY, Refiner
 
@@ -16,6 +16,7 @@ __all__ = [
     "RefineOptions",
     "Refined",
     "Refiner",
+    "Reread",
     "mine_openings",
     "refine",
     "removes_single_directions",

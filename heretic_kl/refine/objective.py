@@ -1,6 +1,6 @@
-"""The two terms of the loss over minibatches: KL on harmless prompts, refusal mass on harmful ones.
+"""The terms of the loss over minibatches: KL on harmless prompts, refusal mass on harmful ones.
 
-Both come from one teacher-forced pass over a tree of tokens. Takes no step.
+All come from one teacher-forced pass over a tree of tokens. Takes no step.
 """
 
 from __future__ import annotations
@@ -31,11 +31,20 @@ class Example:
     hidden: Tensor  # (n, D), the reference's final hidden states at scored positions
 
 
+class Refusal(NamedTuple):
+    """A harmful prompt and a refusal of it, both as token ids."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    """Up to the token at which it is known to refuse."""
+
+
 class Terms(NamedTuple):
     """What one pass over some prompts gives, with gradients where they are on."""
 
     kl: Tensor  # (P,) nats, forward KL(reference || candidate), mean over positions
     log_mass: Tensor  # (Q,) log probability of opening with a refusal
+    log_refusals: Tensor  # (R,) log probability of these very refusals
 
 
 class Objective:
@@ -59,21 +68,31 @@ class Objective:
         self._weight = weight.float() if small else weight
         self._head = head
 
-    def terms(self, harmless: Sequence[Example], harmful: Sequence[tuple[int, ...]]) -> Terms:
-        """Run both kinds of prompts in one pass.
+    def terms(
+        self,
+        harmless: Sequence[Example],
+        harmful: Sequence[tuple[int, ...]],
+        refusals: Sequence[Refusal] = (),
+    ) -> Terms:
+        """Run all prompts in one pass.
 
         Args:
             harmless: P examples.
             harmful: Q prompts' token ids.
+            refusals: R refusals whose own probability is asked for.
         """
         contexts = self.openings.contexts
         sequences = [example.sequence for example in harmless]
         # The last token of a forced response is not fed: any token stands for it.
         sequences += [ForcedSequence(ids, (*c, 0)) for ids in harmful for c in contexts]
-        hidden = self._hidden(sequences)
         count = sum(len(example.hidden) for example in harmless)
+        last = count + len(harmful) * sum(len(context) + 1 for context in contexts)
+        sequences += [ForcedSequence(*refusal) for refusal in refusals]
+        hidden = self._hidden(sequences)
         return Terms(
-            self._kl(harmless, hidden[:count]), self._log_mass(len(harmful), hidden[count:])
+            self._kl(harmless, hidden[:count]),
+            self._log_mass(len(harmful), hidden[count:last]),
+            self._log_refusals(refusals, hidden[last:]),
         )
 
     def _hidden(self, sequences: Sequence[ForcedSequence]) -> Tensor:
@@ -119,6 +138,15 @@ class Objective:
         by_prompt = hidden.view(prompts, start, -1)[:, chosen]  # (Q, nodes, D)
         logits = self._logits(by_prompt.flatten(0, 1)).view(prompts, len(chosen), -1)
         return opening_log_mass(self.openings, list(logits.log_softmax(dim=-1).unbind(dim=1)))
+
+    def _log_refusals(self, refusals: Sequence[Refusal], hidden: Tensor) -> Tensor:
+        if not refusals:
+            return hidden.new_zeros(0, dtype=torch.float32)
+        tokens = [token for refusal in refusals for token in refusal.response]
+        rows = self._logits(hidden).log_softmax(dim=-1)
+        at_tokens = rows.gather(1, torch.tensor(tokens, device=rows.device).unsqueeze(1))
+        parts = torch.split(at_tokens.squeeze(1), [len(refusal.response) for refusal in refusals])
+        return torch.stack([part.sum() for part in parts])
 
 
 def minibatches(count: int, size: int, generator: random.Random) -> Iterator[list[int]]:

@@ -21,7 +21,7 @@ from heretic_kl.ablation import Plan
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import Architecture, edited
 from heretic_kl.ranks import from_first
-from heretic_kl.refine.objective import Example, Objective, minibatches
+from heretic_kl.refine.objective import Example, Objective, Refusal, minibatches
 from heretic_kl.refine.parameters import Form, LearnableEdit
 
 LOWEST_THRESHOLD = 0.01
@@ -51,8 +51,11 @@ class RefineOptions:
     rank: int = 1
     harmless_per_step: int = 8
     harmful_per_step: int = 4
+    refusals_per_step: int = 2
+    """Refusals by the candidate itself, as it last responded to training prompts."""
     mass_limit: float = 0.02
-    """Largest mean probability of opening with a refusal, on validation prompts."""
+    """Largest mean probability of opening with a refusal, on validation prompts, and largest share
+    of refusals among the candidate's responses to training prompts."""
     threshold: float = 0.3
     """The hinge `relu(log mass - log threshold)` is zero below it; at most. Checks lower and raise
     it, so that validation prompts come near the limit."""
@@ -93,14 +96,27 @@ class Check(NamedTuple):
     kl_error: float  # standard error over prompts
     mass: float  # mean probability of opening with a refusal
     above_half: int  # prompts where that is the likelier
+    refused: float  # share of the candidate's responses to training prompts; 0: not asked
     hinge: float  # nats, mean over prompts, at the threshold
     threshold: float
     multiplier: float
     seconds: float
 
     def violation(self, limit: float) -> float:
-        """By how much the mass exceeds a limit; 0 where it does not."""
-        return max(0.0, self.mass - limit)
+        """By how much mass or responses exceed a limit; 0 where neither does."""
+        return max(0.0, self.mass - limit, self.refused - limit)
+
+
+class Reread(NamedTuple):
+    """What a candidate says to some harmful training prompts."""
+
+    refusals: Sequence[Refusal] = ()
+    asked: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of refusals; 0 where nothing was asked."""
+        return len(self.refusals) / max(1, self.asked)
 
 
 @dataclass(frozen=True)
@@ -128,11 +144,12 @@ def refine(
     options: RefineOptions,
     *,
     tell: Callable[[Check], None] = lambda check: None,
-    remine: Callable[[Plan], None] = lambda plan: None,
+    reread: Callable[[Plan], Reread] = lambda plan: Reread(),
 ) -> Refined:
     """Learn an edit from a start; what is returned is never worse than it on validation prompts.
 
-    Better is: a smaller violation of the mass limit; where there is none, a smaller KL.
+    Better is: a smaller violation of the limit, by mass or responses; where there is none, a
+    smaller KL.
 
     Args:
         start: the plan to begin at.
@@ -142,7 +159,7 @@ def refine(
         validation: other prompts, to stop early and to set the threshold by.
         options: how to learn.
         tell: told of every check, the start's included.
-        remine: may replace the objective's openings by what a candidate says now.
+        reread: has a candidate respond; may replace the objective's openings by what it says.
 
     Raises:
         ValueError: see `LearnableEdit`.
@@ -157,7 +174,9 @@ def refine(
     def check(plan: Plan, step: int) -> Check:
         now = replace(options, threshold=learner.threshold, multiplier=learner.multiplier)
         terms = evaluate(objective, architecture, plan, validation, now)
-        checks.append(terms._replace(step=step, seconds=_seconds_since(begun)))
+        said = reread(plan)
+        learner.refusals = said.refusals
+        checks.append(terms._replace(step=step, refused=said.share, seconds=_seconds_since(begun)))
         tell(checks[-1])
         return checks[-1]
 
@@ -174,7 +193,6 @@ def refine(
             best, best_plan = made, plan
         if step < learner.steps:
             learner.adjust(made)
-            remine(plan)
             learner.fit_time(step, _seconds_since(begun), checks[0].seconds)
     return Refined(best_plan, tuple(checks), best)
 
@@ -209,6 +227,7 @@ class _Learner:
         self.steps = options.steps
         self.threshold = min(options.threshold, FIRST_THRESHOLD * options.mass_limit)
         self.multiplier = options.multiplier
+        self.refusals: Sequence[Refusal] = ()
         self._hinge: float | None = None
         groups = self._edit.groups(options.direction_rate, options.strength_rate)
         self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -217,7 +236,7 @@ class _Learner:
             self._edit,
             multi_avg_fn=get_ema_multi_avg_fn(options.average),  # type: ignore[no-untyped-call]
         )
-        order = random.Random(options.seed)
+        self._draw = order = random.Random(options.seed)
         self._harmless = minibatches(len(train.harmless), options.harmless_per_step, order)
         self._harmful = minibatches(len(train.harmful), options.harmful_per_step, order)
 
@@ -226,8 +245,10 @@ class _Learner:
         harmless = [self._train.harmless[index] for index in next(self._harmless)]
         harmful = [self._train.harmful[index] for index in next(self._harmful)]
         with torch.enable_grad(), edited(self._architecture, self._edit.plan):
-            terms = self._objective.terms(harmless, harmful)
-            hinge = torch.relu(terms.log_mass - math.log(self.threshold)).mean()
+            terms = self._objective.terms(harmless, harmful, self._some_refusals())
+            excess = terms.log_mass - math.log(self.threshold)
+            excess_of_refusals = terms.log_refusals - math.log(LOWEST_THRESHOLD)
+            hinge = torch.relu(torch.cat([excess, excess_of_refusals])).mean()
             loss = terms.kl.mean() + self.multiplier * hinge
             if not torch.isfinite(loss):
                 raise MeasurementError(
@@ -240,8 +261,12 @@ class _Learner:
         self._average.update_parameters(self._edit)
         self._ascend(float(hinge.detach()))
 
+    def _some_refusals(self) -> list[Refusal]:
+        count = min(self._options.refusals_per_step, len(self.refusals))
+        return self._draw.sample(list(self.refusals), count)
+
     def adjust(self, check: Check) -> None:
-        """Lower the threshold while validation prompts exceed the limit; raise it far below."""
+        """Lower the threshold while a check exceeds the limit; raise it far below."""
         limit = self._options.mass_limit
         if check.violation(limit):
             self.threshold = max(LOWEST_THRESHOLD, self.threshold * LOWERED)
@@ -251,12 +276,12 @@ class _Learner:
     def fit_time(self, step: int, elapsed: float, check_seconds: float) -> None:
         """Lower the number of steps to what fits in the time, by those taken so far.
 
-        Before the first check the time of one, and as much for mining, is added to that of steps.
+        Before the first check the time of one is added to that of steps.
         """
         options = self._options
         per_step = (elapsed - check_seconds) / step
         if step < options.check_every:
-            per_step += 2 * check_seconds / options.check_every
+            per_step += check_seconds / options.check_every
         fitting = step + (options.seconds - elapsed - check_seconds) / max(per_step, 1e-9)
         self.steps = int(max(step, min(self.steps, fitting)))
 
@@ -308,6 +333,7 @@ def evaluate(
         kl_error=float(kl.std() / len(kl) ** 0.5) if len(kl) > 1 else math.inf,
         mass=float(mass.mean()),
         above_half=int((mass > 0.5).sum()),
+        refused=0.0,
         hinge=float(torch.relu(log_mass - math.log(options.threshold)).mean()),
         threshold=options.threshold,
         multiplier=options.multiplier,

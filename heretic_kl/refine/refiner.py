@@ -20,7 +20,7 @@ from heretic_kl.engine.memory import if_memory_allows
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
 from heretic_kl.prompts import Kind, Prompt
-from heretic_kl.refine.objective import Example, Objective
+from heretic_kl.refine.objective import Example, Objective, Refusal
 from heretic_kl.refine.openings import mine_openings
 from heretic_kl.refine.optimize import (
     CHECKED_AT_ONCE,
@@ -28,6 +28,7 @@ from heretic_kl.refine.optimize import (
     Prompts,
     Refined,
     RefineOptions,
+    Reread,
     evaluate,
     refine,
 )
@@ -35,10 +36,10 @@ from heretic_kl.requests import StopRule
 
 PURITY = 0.6
 """See `mine_openings`. At 0.9 openings of the demo model went deeper and were evaded more often."""
-REMINED_PROMPTS = 64
-"""Harmful prompts of which a candidate's responses are read at every check."""
+REREAD_PROMPTS = 64
+"""Harmful training prompts to which a candidate responds at every check."""
 OPENING_TOKENS = 16
-"""Tokens of those responses."""
+"""Tokens of those responses, at most."""
 
 
 class RefusalJudge(StopRule, Protocol):
@@ -149,8 +150,8 @@ class Refiner:
         Raises:
             MeasurementError: memory runs out with one prompt of each kind.
         """
-        draw = random.Random(options.seed)
         while True:
+            reread = _Rereader(self, options.seed)
             learn = partial(
                 refine,
                 start,
@@ -160,7 +161,7 @@ class Refiner:
                 self.validation,
                 options,
                 tell=tell,
-                remine=lambda plan: self._remine(plan, draw),
+                reread=reread,
             )
             refined = if_memory_allows(learn)
             if refined is not None:
@@ -183,16 +184,19 @@ class Refiner:
         )
         return check.kl + options.multiplier * check.hinge
 
-    def _remine(self, plan: Plan, draw: random.Random) -> None:
-        """Learn openings from refusals by other words, which a candidate may turn to."""
-        chosen = draw.sample(self._refused, min(REMINED_PROMPTS, len(self._refused)))
+    def refusals(self, plan: Plan, encoded: Sequence[tuple[int, ...]]) -> list[Refusal]:
+        """A candidate's refusals of prompts; openings are mined again from all that was said."""
         with edited(self._engine.lm.architecture, plan):
-            responses = self._engine.runner.responses(self._encoded(chosen), OPENING_TOKENS)
-        for response in responses:
-            text = self._engine.lm.chat.decode(response.tokens)
-            pool = self._refusals if self._rule.is_refusal(text) else self._others
-            pool.append(tuple(response.tokens))
+            responses = self._engine.runner.responses(encoded, OPENING_TOKENS, [self._rule])
+        refusals = []
+        for ids, response in zip(encoded, responses, strict=True):
+            tokens = tuple(response.tokens)
+            refused = self._rule.is_refusal(self._engine.lm.chat.decode(response.tokens))
+            (self._refusals if refused else self._others).append(tokens)
+            if refused:
+                refusals.append(Refusal(ids, tokens))
         self.objective.openings = mine_openings(self._refusals, self._others, purity=PURITY)
+        return refusals
 
     def _split(
         self, prompts: Sequence[Prompt], *, refused: bool
@@ -221,3 +225,20 @@ class Refiner:
 
     def _encoded(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
         return [self._engine.encode(prompt) for prompt in prompts]
+
+
+class _Rereader:
+    """Has candidates respond to training prompts: to those refused last time, and to others."""
+
+    def __init__(self, refiner: Refiner, seed: int) -> None:
+        self._refiner, self._draw = refiner, random.Random(seed)
+        self._refused: list[tuple[int, ...]] = []
+
+    def __call__(self, plan: Plan) -> Reread:
+        prompts = self._refiner.train.harmful
+        others = [ids for ids in prompts if ids not in self._refused]
+        count = min(REREAD_PROMPTS, len(prompts)) - len(self._refused)
+        chosen = [*self._refused, *self._draw.sample(others, count)]
+        refusals = self._refiner.refusals(plan, chosen)
+        self._refused = [refusal.prompt for refusal in refusals]
+        return Reread(refusals, len(chosen))

@@ -17,7 +17,7 @@ from heretic_kl.prompts import DatasetSpec, fingerprint, load_prompts
 
 SETS = ("harmful", "harmless", "borderline")
 USE_SIZES = {
-    "harmful": {"train": 132, "validation": 64, "test": 64},
+    "harmful": {"train": 132, "validation": 100, "test": 64},
     "harmless": {"train": 132, "validation": 64, "test": 64},
     "borderline": {"train": 66, "validation": 66, "test": 66},
 }

@@ -1,6 +1,7 @@
 """Refining lowers the loss it states, never returns worse than its start, and changes no weight."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from heretic_kl.engine import Engine, forced_sequences
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
-from heretic_kl.refine.objective import Example, Objective, minibatches
+from heretic_kl.refine.objective import Example, Objective, Refusal, minibatches
 from heretic_kl.refine.openings import OpeningSet
-from heretic_kl.refine.optimize import Prompts, RefineOptions, refine
+from heretic_kl.refine.optimize import Prompts, RefineOptions, Reread, refine
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
 
 HARMLESS = tuple(
@@ -67,6 +68,54 @@ def test_the_terms_are_those_of_plain_forward_passes(lm, parts):
             after = lm.model(torch.tensor([[*ids, 6]])).logits[0].softmax(-1)
             mass = after[-2, 5] + after[-2, 6] * after[-1, 7]
             assert float(terms.log_mass[index]) == pytest.approx(math.log(float(mass)), abs=1e-3)
+
+
+def test_the_probability_of_refusals_is_the_product_over_their_tokens(lm, parts):
+    engine, prompts, start = parts
+    refusals = [Refusal(prompts.harmful[0], (5, 9, 7)), Refusal(prompts.harmful[2], (6,))]
+    with torch.no_grad(), edited(lm.architecture, start):
+        terms = objective(lm, engine).terms(prompts.harmless, prompts.harmful[:1], refusals)
+        for (ids, response), log in zip(refusals, terms.log_refusals, strict=True):
+            rows = lm.model(torch.tensor([[*ids, *response]])).logits[0].log_softmax(-1)
+            places = range(len(ids) - 1, len(ids) - 1 + len(response))
+            plain = sum(float(rows[p, t]) for p, t in zip(places, response, strict=True))
+            assert float(log) == pytest.approx(plain, abs=1e-3)
+        others = objective(lm, engine).terms(prompts.harmless, prompts.harmful[:1])
+    assert torch.allclose(terms.kl, others.kl, atol=1e-5)
+    assert torch.allclose(terms.log_mass, others.log_mass, atol=1e-4)
+    assert len(others.log_refusals) == 0
+
+
+def test_refusals_by_other_words_become_unlikely_and_count_against_a_candidate(lm, parts):
+    """No opening sees them: only the candidate's own responses do."""
+    engine, prompts, start = parts
+    with torch.no_grad(), edited(lm.architecture, start):
+        likeliest = int(lm.model(torch.tensor([prompts.harmful[0]])).logits[0, -1].argmax())
+    refusal = Refusal(prompts.harmful[0], (likeliest,))
+
+    def log_probability(plan):
+        with torch.no_grad(), edited(lm.architecture, plan):
+            return float(objective(lm, engine).terms([], [], [refusal]).log_refusals)
+
+    def reread(plan):
+        return Reread([refusal] if log_probability(plan) > before - 0.3 else [], 2)
+
+    before = log_probability(start)
+    options = RefineOptions(
+        steps=60, check_every=10, warmup=1, direction_rate=0.05, strength_rate=0.1, multiplier=5.0
+    )
+    refined = refine(
+        start,
+        lm.architecture,
+        objective(lm, engine, openings=((42,),)),
+        prompts,
+        prompts,
+        replace(options, mass_limit=0.4),
+        reread=reread,
+    )
+    assert refined.checks[0].refused == 0.5 and refined.checks[0].violation(0.4) > 0
+    assert refined.best.refused == 0.0
+    assert log_probability(refined.plan) < before - 0.3
 
 
 def test_unedited_the_kl_is_zero(lm, parts):
@@ -146,17 +195,18 @@ def test_minibatches_use_every_index_before_any_comes_again():
     assert sorted(drawn[:5]) == sorted(drawn[5:]) == list(range(5))
 
 
-def test_time_that_mining_takes_leaves_fewer_steps(lm, parts, monkeypatch):
-    """The clock advances in mining alone: 50 s each time, of 120."""
+def test_time_that_responses_take_leaves_fewer_steps(lm, parts, monkeypatch):
+    """The clock advances in responses alone: 30 s each time, of 120."""
     engine, prompts, start = parts
     clock = [0.0]
     monkeypatch.setattr("heretic_kl.refine.optimize.time.perf_counter", lambda: clock[0])
 
-    def remine(plan):
-        clock[0] += 50.0
+    def reread(plan):
+        clock[0] += 30.0
+        return Reread()
 
     options = RefineOptions(steps=40, check_every=6, mass_limit=1.0, seconds=120.0)
     refined = refine(
-        start, lm.architecture, objective(lm, engine), prompts, prompts, options, remine=remine
+        start, lm.architecture, objective(lm, engine), prompts, prompts, options, reread=reread
     )
     assert clock[0] <= options.seconds and 6 < refined.steps < 20
