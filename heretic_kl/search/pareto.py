@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from heretic_kl.errors import NoTrialError, SelectionError
+from heretic_kl.kl import wilson_interval
 from heretic_kl.scoring import Score
 from heretic_kl.search.records import TrialRecord
 
+LIKELY_LEVEL = 0.6
+"""Of the two-sided interval whose upper end is a one-sided limit with a confidence of 80%."""
 LIKELY = 0.8416 / 1.9600
 """From a value to the upper end of its 95% interval, how far a one-sided confidence of 80% reaches
 (quantiles of the normal distribution)."""
@@ -147,9 +150,16 @@ class _Limit(NamedTuple):
 
 
 def likely_value(score: Score) -> float | None:
-    """What the measured quantity is below with a one-sided confidence of 80%."""
+    """What the measured quantity is below with a one-sided confidence of 80%.
+
+    By Wilson's interval where the score is a share whose details tell `count` and `total`, else
+    by a part of the score's own interval.
+    """
     if score.value is None or score.interval is None:
         return score.value
+    count, total = score.details.get("count"), score.details.get("total")
+    if isinstance(count, int) and total and score.value == count / total:
+        return wilson_interval(count, total, LIKELY_LEVEL).high
     return score.value + LIKELY * (score.interval[1] - score.value)
 
 

@@ -201,11 +201,12 @@ def test_the_mass_limit_stays_within_what_a_study_accepts(workplace, tmp_path, m
 
 @pytest.mark.parametrize(
     ("refused", "total", "factor"),
-    [(3, 40, 0.4), (1, 40, 0.4), (0, 40, 1.5), (1, 64, 1.5), (3, 100, 0.4), (0, 10, 1.5)],
+    [(3, 40, 0.4), (1, 40, 0.4), (0, 40, 1.5), (1, 64, 1.5), (3, 100, 1.5), (4, 100, 0.4)],
 )
 def test_refinement_aims_at_what_the_default_rule_picks(refused, total, factor):
     share, interval = refused / total, wilson_interval(refused, total)
-    score = Score(share, "", interval=(interval.low, interval.high))
+    details = {"count": refused, "total": total}
+    score = Score(share, "", interval=(interval.low, interval.high), details=details)
     record = SimpleNamespace(number=0, scores={"refusals": score}, objectives=(share,))
     run = SimpleNamespace(settings=Settings(target_refusals=0.05))
     aim = refine._next_aim(run, record, refine._Aim(record, 0.1))

@@ -3,7 +3,7 @@ import pytest
 from heretic_kl.errors import NoTrialError, SelectionError
 from heretic_kl.kl import wilson_interval
 from heretic_kl.scoring import Score
-from heretic_kl.search import TrialRecord, check_rule, knee, pareto_front, pick
+from heretic_kl.search import TrialRecord, check_rule, knee, likely_value, pareto_front, pick
 
 
 def trial(number, refusals, kl, state="complete"):
@@ -94,7 +94,8 @@ def test_limits_hold_together_and_at_least_is_a_limit_too():
 
 def counted(number, count, total, kl):
     interval = wilson_interval(count, total)
-    refusals = Score(count / total, "", interval=(interval.low, interval.high))
+    details = {"count": count, "total": total}
+    refusals = Score(count / total, "", interval=(interval.low, interval.high), details=details)
     objectives = (count / total, kl)
     scores = {"refusals": refusals, "kl": Score(kl, "")}
     return TrialRecord(number, "complete", {}, None, scores, objectives)
@@ -104,7 +105,15 @@ def test_a_likely_limit_counts_the_interval():
     trials = [counted(0, 0, 64, 0.3), counted(1, 1, 64, 0.2), counted(2, 3, 64, 0.1)]
     assert pick("max-refusals=0.05", trials, trials).number == 2
     assert pick("likely-refusals=0.05", trials, trials).number == 1
-    assert pick("likely-refusals=0.04", trials, trials).number == 0
+    assert pick("likely-refusals=0.03", trials, trials).number == 0
+
+
+def test_shares_are_likely_by_their_own_interval_and_other_scores_by_a_part_of_theirs():
+    assert likely_value(counted(0, 3, 100, 0.1).scores["refusals"]) < 0.05
+    assert likely_value(counted(0, 4, 100, 0.1).scores["refusals"]) > 0.05
+    mean = Score(1.0, "", interval=(0.0, 2.0))
+    assert likely_value(mean) == pytest.approx(1.0 + 0.8416 / 1.96)
+    assert likely_value(Score(1.0, "")) == 1.0 and likely_value(Score(None, "")) is None
 
 
 def test_where_none_is_likely_the_likeliest_of_those_that_meet_the_limit_is_picked():
