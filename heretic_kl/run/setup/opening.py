@@ -144,8 +144,9 @@ def accepted_share(target: float, count: int) -> float:
     """
     share = min(target, 0.5 / max(1, count))
     for refused in range(1, int(target * count) + 1):
-        interval, details = wilson_interval(refused, count), {"count": refused, "total": count}
-        score = Score(refused / count, "", interval=tuple(interval), details=details)
+        low, high = wilson_interval(refused, count)
+        details = {"count": refused, "total": count}
+        score = Score(refused / count, "", interval=(low, high), details=details)
         if (likely_value(score) or 0.0) <= target:
             share = refused / count
     return share
