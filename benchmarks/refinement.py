@@ -162,7 +162,7 @@ def way(
 
 def _terms(check: Any) -> dict[str, float]:
     """A check's terms."""
-    return {name: getattr(check, name) for name in ("step", "kl", "mass", "multiplier")}
+    return {name: getattr(check, name) for name in ("step", "kl", "mass", "refused", "multiplier")}
 
 
 def step_cost(session: Session) -> dict[str, float]:

@@ -211,7 +211,8 @@ def _deadline(run: RunParts) -> float:
 
 
 def _note(check: Check) -> str:
-    return f"step {check.step}: KL {check.kl:.4f}, refusal mass {check.mass:.3f}"
+    terms = f"step {check.step}: KL {check.kl:.4f}, refusal mass {check.mass:.3f}"
+    return f"{terms}, {check.refused:.0%} of training prompts refused"
 
 
 def _comparison(record: TrialRecord, refined: Refined) -> str:
