@@ -1,6 +1,7 @@
 """`heretic-kl worker`, `--workers` and `storage serve`, as a user sees them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,16 @@ from heretic_kl.config import Settings
 from heretic_kl.search import read_study
 
 
-def test_a_worker_runs_more_trials_with_the_settings_of_the_study(there, searched, call):
+@pytest.fixture
+def passing_change(there, searched, tmp_path):
+    """Afterwards the studies are as other tests expect them."""
+    shutil.copytree(there / "studies", tmp_path / "studies")
+    yield
+    shutil.rmtree(there / "studies")
+    shutil.copytree(tmp_path / "studies", there / "studies")
+
+
+def test_a_worker_runs_more_trials_with_the_settings_of_the_study(there, passing_change, call):
     before = read_study("mine", there / "studies")
     code, _, errors = call("worker", "mine", "--trials", "6", "--threads", "1")
     assert code == 0, errors
