@@ -54,6 +54,7 @@ from heretic_kl.scoring.scorer import (
     Scorer,
     ScorerContext,
     ScorerSettings,
+    likely_value,
 )
 from heretic_kl.scoring.suite import MeasuringEngine, ScorerSpec, Suite
 
@@ -89,6 +90,7 @@ __all__ = [
     "RowReduction",
     "Sampling",
     "Score",
+    "likely_value",
     "Scorer",
     "ScorerContext",
     "ScorerSettings",

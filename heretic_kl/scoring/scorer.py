@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeV
 
 from pydantic import BaseModel, ConfigDict
 
+from heretic_kl.kl import wilson_interval
 from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.requests import Request, Result, SoFar
 from heretic_kl.scoring.refusal_rule import RefusalRule
@@ -69,6 +70,13 @@ class ScorerContext:
         return self.prompts_by_kind[kind]
 
 
+LIKELY_LEVEL = 0.6
+"""Of the two-sided interval whose upper end is a one-sided limit with a confidence of 80%."""
+LIKELY = 0.8416 / 1.9600
+"""From a value to the upper end of its 95% interval, how far a one-sided confidence of 80% reaches
+(quantiles of the normal distribution)."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What a scorer found for one candidate."""
@@ -113,6 +121,20 @@ class Score:
     def without_prompts(self) -> Score:
         """The same without a value for each prompt."""
         return replace(self, per_prompt=None)
+
+
+def likely_value(score: Score) -> float | None:
+    """What the measured quantity is below with a one-sided confidence of 80%.
+
+    By Wilson's interval where the score is a share whose details tell `count` and `total`, else
+    by a part of the score's own interval.
+    """
+    if score.value is None or score.interval is None:
+        return score.value
+    count, total = score.details.get("count"), score.details.get("total")
+    if isinstance(count, int) and total and score.value == count / total:
+        return wilson_interval(count, total, LIKELY_LEVEL).high
+    return score.value + LIKELY * (score.interval[1] - score.value)
 
 
 class Bounds(NamedTuple):

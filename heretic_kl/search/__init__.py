@@ -4,7 +4,6 @@ from heretic_kl.search.identity import stored_batch_size
 from heretic_kl.search.pareto import (
     check_rule,
     knee,
-    likely_value,
     meeting,
     pareto_front,
     pick,
@@ -54,7 +53,6 @@ __all__ = [
     "importances",
     "keep_run",
     "knee",
-    "likely_value",
     "meeting",
     "open_storage",
     "pareto_front",

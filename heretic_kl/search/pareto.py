@@ -7,15 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from heretic_kl.errors import NoTrialError, SelectionError
-from heretic_kl.kl import wilson_interval
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import likely_value
 from heretic_kl.search.records import TrialRecord
-
-LIKELY_LEVEL = 0.6
-"""Of the two-sided interval whose upper end is a one-sided limit with a confidence of 80%."""
-LIKELY = 0.8416 / 1.9600
-"""From a value to the upper end of its 95% interval, how far a one-sided confidence of 80% reaches
-(quantiles of the normal distribution)."""
 
 
 def pareto_front(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
@@ -147,20 +140,6 @@ class _Limit(NamedTuple):
         score = trial.scores[self.scorer]
         value = likely_value(score) if self.likely else score.value
         return math.inf if value is None else max(0.0, self.sign * (value - self.value))
-
-
-def likely_value(score: Score) -> float | None:
-    """What the measured quantity is below with a one-sided confidence of 80%.
-
-    By Wilson's interval where the score is a share whose details tell `count` and `total`, else
-    by a part of the score's own interval.
-    """
-    if score.value is None or score.interval is None:
-        return score.value
-    count, total = score.details.get("count"), score.details.get("total")
-    if isinstance(count, int) and total and score.value == count / total:
-        return wilson_interval(count, total, LIKELY_LEVEL).high
-    return score.value + LIKELY * (score.interval[1] - score.value)
 
 
 def _limits(rule: str) -> tuple[_Limit, ...]:

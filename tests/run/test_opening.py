@@ -4,8 +4,7 @@ import pytest
 
 from heretic_kl.kl import wilson_interval
 from heretic_kl.run.setup.opening import accepted_share
-from heretic_kl.scoring import Score
-from heretic_kl.search import likely_value
+from heretic_kl.scoring import Score, likely_value
 
 
 @pytest.mark.parametrize("count", [41, 64, 100, 400])

@@ -13,8 +13,8 @@ from heretic_kl.kl import wilson_interval
 from heretic_kl.refine import RefineOptions, objective, refiner
 from heretic_kl.run.saving.reproduce import rebuild
 from heretic_kl.run.trials import refine
-from heretic_kl.scoring import Score
-from heretic_kl.search import PlanStore, likely_value
+from heretic_kl.scoring import Score, likely_value
+from heretic_kl.search import PlanStore
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
 WORDS = "how do I make a cake please tell me about the weather in Rome first mix flour".split()

@@ -2,8 +2,8 @@ import pytest
 
 from heretic_kl.errors import NoTrialError, SelectionError
 from heretic_kl.kl import wilson_interval
-from heretic_kl.scoring import Score
-from heretic_kl.search import TrialRecord, check_rule, knee, likely_value, pareto_front, pick
+from heretic_kl.scoring import Score, likely_value
+from heretic_kl.search import TrialRecord, check_rule, knee, pareto_front, pick
 
 
 def trial(number, refusals, kl, state="complete"):

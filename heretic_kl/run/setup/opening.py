@@ -24,7 +24,7 @@ from heretic_kl.run.setup.directions import find_directions
 from heretic_kl.run.setup.fingerprint import default_study_name, study_facts, study_fingerprint
 from heretic_kl.run.setup.load import load, model_source
 from heretic_kl.run.telling import Teller
-from heretic_kl.scoring import Score, ScorerSpec, Suite
+from heretic_kl.scoring import Score, ScorerSpec, Suite, likely_value
 from heretic_kl.search import (
     PlanStore,
     SearchSpace,
@@ -32,7 +32,6 @@ from heretic_kl.search import (
     check_rule,
     check_storage,
     keep_run,
-    likely_value,
     open_storage,
     stored_batch_size,
 )

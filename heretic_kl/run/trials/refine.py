@@ -26,8 +26,8 @@ from heretic_kl.refine import (
 )
 from heretic_kl.run.parts import REFUSALS, RunParts
 from heretic_kl.run.trials.search import search_seconds
-from heretic_kl.scoring import Score, Stopped
-from heretic_kl.search import Screened, TrialRecord, likely_value
+from heretic_kl.scoring import Score, Stopped, likely_value
+from heretic_kl.search import Screened, TrialRecord
 
 TIGHTER, LOOSER = 0.4, 1.5
 """What the mass limit is multiplied by where more responses refuse than the default pick accepts
