@@ -304,7 +304,8 @@ def test_a_mistake_in_the_command_is_one_line(call, capfd):
     assert "--model demo: write NAME=FOLDER" in capfd.readouterr().err
 
 
-def test_the_comparison_in_the_guide_is_that_of_the_results_file():
-    text = (ROOT / "benchmarks/results/search_quality.json").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["search_quality", "search_quality_qwen"])
+def test_the_comparisons_in_the_guide_are_those_of_the_results_files(name):
+    text = (ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8")
     rows = table.markdown(json.loads(text)["runs"]).split("\n\n")[0]
     assert rows in (ROOT / "docs/refinement.md").read_text(encoding="utf-8")
