@@ -129,7 +129,7 @@ class Builder:
             tell=lambda check: self.tell(f"{form}: step {check.step}, KL {check.kl:.3f}"),
             reread=reread,
         )
-        learned = snapshots[1:]  # the start is checked too
+        learned = snapshots[1:-1]  # neither the start nor the last: the best stands for it
         learned += [refined.plan] * (SNAPSHOTS - len(learned))
         return learned[:SNAPSHOTS]
 
