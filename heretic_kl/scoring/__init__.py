@@ -90,7 +90,6 @@ __all__ = [
     "RowReduction",
     "Sampling",
     "Score",
-    "likely_value",
     "Scorer",
     "ScorerContext",
     "ScorerSettings",
@@ -113,4 +112,5 @@ __all__ = [
     "read_key",
     "paired_scores",
     "scorer_code",
+    "likely_value",
 ]
