@@ -203,5 +203,5 @@ def test_a_process_that_fails_alone_ends_all(workplace, tmp_path, monkeypatch):
 
 
 def test_other_commands_stay_alone(tmp_path):
-    assert in_processes(2, ["inspect", tmp_path], tmp_path) == [2, 2]
+    assert in_processes(2, ["inspect", tmp_path], tmp_path, wait_for_all=True) == [2, 2]
     assert "does not run under torchrun" in (tmp_path / "err0").read_text()
