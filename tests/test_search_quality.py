@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
 from benchmarks.search_quality import __main__ as command  # noqa: E402
-from benchmarks.search_quality import judge, table, task  # noqa: E402
+from benchmarks.search_quality import heretic_runner, judge, table, task  # noqa: E402
 from benchmarks.search_quality.plot import save as draw  # noqa: E402
 from benchmarks.search_quality.refusal_rule import verdict  # noqa: E402
 from benchmarks.search_quality.results import Results, is_judged  # noqa: E402
@@ -172,6 +172,27 @@ def test_lines_of_temaq_are_read_as_it_prints_them():
     assert found is not None and (found[1], found[2]) == ("3", "2.3")
 
 
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_peer_that_ran_out_of_time_has_no_candidate_and_one_that_fails_ends_all(
+    killed, tmp_path, monkeypatch
+):
+    process = task.Process([(1.0, "its last line")], 1, 380.0, killed)
+    monkeypatch.setattr(heretic_runner, "run_process", lambda *words, **more: process)
+    monkeypatch.setattr(heretic_runner, "_ask", lambda python, word, *more: "[]")
+    task.write_builtin_prompts(tmp_path / "prompts")
+    names = {"model": tmp_path, "folder": tmp_path, "prompts": tmp_path / "prompts"}
+    numbers = {"minutes": (3.0, 6.0), "seed": 0, "threads": 1, "response_tokens": 40}
+    more = {"dtype": "bfloat16", "trials": 1000, "target": 0.05, "tolerance": 0.05}
+    asked = task.Task(**names, **numbers, **more)
+    if killed:
+        figures, choices = heretic_runner.run(asked, Path("python"))
+        assert figures["trials"] == [] and figures["search_seconds"] is None
+        assert {c.note for c in choices.values()} == {"no trial ended in time"}
+    else:
+        with pytest.raises(SystemExit, match="its last line"):
+            heretic_runner.run(asked, Path("python"))
+
+
 def judged(refusals, kl):
     return {
         "candidate": {"harmful": {"n": 100, "refusals": refusals}},
@@ -204,6 +225,7 @@ def test_kl_is_compared_with_the_best_peer_that_meets_the_target():
     assert table.best_peer(first, [first, heretic, temaq]) == heretic  # Temaq refuses too often
     text = table.markdown(RUNS)
     assert "2, 4 of 100" in text and "| 0.25 |" in text
+    assert "| demo | 6 | Heretic | 1 run without a candidate |" in text
     assert "Heretic, seed 0, 6 minutes: no trial ended in time" in text
 
 

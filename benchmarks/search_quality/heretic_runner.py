@@ -32,7 +32,7 @@ def run(task: Task, python: Path) -> tuple[dict[str, Any], dict[float, Choice]]:
         Facts of the run, and a choice a budget.
 
     Raises:
-        SystemExit: it finished no trial, or exported no model.
+        SystemExit: it ended before its time without a trial, or exported no model.
     """
     _write_config(task, python)
     env = environment(task.threads)
@@ -48,13 +48,13 @@ def run(task: Task, python: Path) -> tuple[dict[str, Any], dict[float, Choice]]:
         terminal=True,
     )
     rows = json.loads(_ask(python, "dump", task.folder.resolve()))
-    if not rows:
+    if not rows and not process.killed:
         raise SystemExit(f"Heretic finished no trial in {task.folder}:\n{process.tail}")
     trials = [_trial(row, started) for row in rows]
     facts = {
         "seconds": process.seconds,
-        "setup_seconds": round(min(row["start"] for row in rows) - started, 1),
-        "search_seconds": max(trial["t_process"] for trial in trials),
+        "setup_seconds": round(min(row["start"] for row in rows) - started, 1) if rows else None,
+        "search_seconds": max((trial["t_process"] for trial in trials), default=None),
         "trials": trials,
     }
     choices = {minutes: _choice(task, python, trials, minutes) for minutes in task.minutes}

@@ -64,15 +64,23 @@ class Point:
         return len(self.refusals) == self.seeds and self.rate <= TARGET
 
 
+Key = tuple[str, float, str]
+"""Model, budget in minutes, tool."""
+
+
 def points(runs: Sequence[Run]) -> list[Point]:
     """One a model, budget and tool that has a judged candidate, in this order."""
-    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    made = (_point(*key, choices) for key, choices in _groups(runs).items())
+    return [point for point in made if point is not None]
+
+
+def _groups(runs: Sequence[Run]) -> dict[Key, list[dict[str, Any]]]:
+    """What was chosen, by model, budget and tool in the table's order."""
+    groups: dict[Key, list[dict[str, Any]]] = {}
     for run, minutes, choice in judged_choices(list(runs)):
         groups.setdefault((run["model"], minutes, run["tool"]), []).append(choice)
     order = {tool: place for place, tool in enumerate(TOOLS)}
-    ordered = sorted(groups.items(), key=lambda item: (*item[0][:2], order.get(item[0][2], 99)))
-    made = (_point(*key, choices) for key, choices in ordered)
-    return [point for point in made if point is not None]
+    return dict(sorted(groups.items(), key=lambda item: (*item[0][:2], order.get(item[0][2], 99))))
 
 
 def _point(model: str, minutes: float, tool: str, choices: list[dict[str, Any]]) -> Point | None:
@@ -115,9 +123,17 @@ def markdown(runs: Sequence[Run]) -> str:
     head = ["model", "minutes", "tool", "refusals by seed", "KL, answered prompts (nats)"]
     head += ["range over seeds", "KL / best peer's at <= 5% refusals"]
     lines = [_row(head), _row(["---"] * len(head))]
-    lines += [_row(_cells(point, all_points)) for point in all_points]
+    for key, choices in _groups(runs).items():
+        point = _point(*key, choices)
+        lines.append(_row(_cells(point, all_points) if point else _no_candidate(*key, choices)))
     notes = list(_notes(runs))
     return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _no_candidate(model: str, minutes: float, tool: str, choices: list[Any]) -> list[str]:
+    """The row of a tool that reached nothing within a budget."""
+    runs = f"{len(choices)} run{'s' if len(choices) > 1 else ''} without a candidate"
+    return [model, f"{minutes:g}", TOOLS.get(tool, tool), runs, "", "", ""]
 
 
 def _cells(point: Point, among: Sequence[Point]) -> list[str]:
