@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_session import settings, workplace  # noqa: F401 (a fixture)
+from sessions import settings
 
 from heretic_kl import Session, events
 from heretic_kl.ablation import EditParameters

@@ -1,7 +1,6 @@
 """A whole run on a tiny random model: search, test, pick, save in both forms, resume."""
 
 import json
-import shlex
 import shutil
 from contextlib import nullcontext
 from itertools import zip_longest
@@ -10,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sessions import KINDS, run, settings
 
-from heretic_kl import Session, Settings, events
-from heretic_kl.config import load_settings
+from heretic_kl import Session, events
 from heretic_kl.errors import (
     ConfigError,
     ExportError,
@@ -22,56 +21,7 @@ from heretic_kl.errors import (
     SessionError,
     StudyError,
 )
-from heretic_kl.testing import save_tiny_model, tiny_llama
-
-KINDS = ("harmful", "harmless", "borderline")
-WORDS = "how do I make a cake please tell me about the weather in Rome first mix flour".split()
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A model and prompt files; the tiny model refuses nothing, so an odd word is the marker."""
-    folder = tmp_path_factory.mktemp("run")
-    save_tiny_model(folder / "model", tiny_llama())
-    for index, name in enumerate(("a", "b")):
-        lines = [" ".join(WORDS[(i + index) % 9 :][: 3 + i % 5]) for i in range(12)]
-        (folder / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
-    return folder
-
-
-def settings(workplace, folder, **changes):
-    def table(name):
-        parts = {"train": "[:6]", "validation": "[6:9]", "test": "[9:]"}
-        source = str(workplace / f"{name}.txt")
-        return {split: {"source": source, "split": part} for split, part in parts.items()}
-
-    defaults = {
-        "model": str(workplace / "model"),
-        "device": "cpu",
-        "dtype": "float32",
-        "trials": 9,
-        "startup_trials": 9,
-        "max_response_tokens": 6,
-        "batch_size": 4,
-        "kl_tokens": 3,
-        "test_trials": 2,
-        "response_prefix": "",
-        "prompt_set": "builtin",
-        "study_dir": folder / "studies",
-        "prompts": {"harmful": table("a"), "harmless": table("b"), "borderline": table("b")},
-        "directions": {"by_response": False},  # its responses are as good as drawn by lot
-        "scorers": {
-            "refusals": {"settings": {"markers": ["flour", "mix"]}},
-            "teacher_forced_kl": {"settings": {"set_aside_refused": False}},
-        },
-    }
-    return Settings(**{**defaults, **changes})
-
-
-def run(workplace, folder, **changes):
-    seen = []
-    session = Session(settings(workplace, folder, **changes), seen.append)
-    return session, seen
+from heretic_kl.testing import tiny_llama
 
 
 def test_a_run_from_model_to_saved_edit(workplace, tmp_path):
@@ -155,30 +105,6 @@ def test_responses_are_kept_as_the_user_says(workplace, tmp_path, kept, kinds):
     assert {*responses["0"]} == {*responses.get("reference", {})} == kinds
 
 
-def test_an_adapter_of_a_resumed_run_is_measured_against_the_unedited_model(workplace, tmp_path):
-    """Its hooks sit on the original, whose references must have been computed before."""
-    scorers = {
-        "scorers": {
-            "refusals": {"settings": {"markers": ["flour"]}},
-            "kl": {
-                "use": "teacher_forced_kl",
-                "settings": {"kl_tokens": 2, "set_aside_refused": False},
-            },
-            "teacher_forced_kl": {"enabled": False},
-        }
-    }
-    first, _ = run(workplace, tmp_path, trials=2, **scorers)
-    with first:
-        first.search()
-        first.test_one(0)
-    again, _ = run(workplace, tmp_path, trials=2, **scorers)
-    with again:
-        saved = again.save(again.trials[0], tmp_path / "adapter", "lora")
-    trial, reread = saved.trial_scores["kl"].value, saved.saved_scores["kl"].value
-    assert trial > 1e-6
-    assert reread == pytest.approx(trial, rel=1e-3)
-
-
 def test_a_second_run_continues_the_first(workplace, tmp_path):
     first, _ = run(workplace, tmp_path, trials=3)
     with first:
@@ -216,49 +142,6 @@ def test_the_batch_size_of_a_study_is_kept_unless_the_user_sets_one(
         with session:
             assert session.calibration.batch_size == session.parts.engine.batch_size == expected
             session.search()
-
-
-def test_a_saved_model_is_run_as_its_trial_was(workplace, tmp_path, monkeypatch):
-    from heretic_kl.run.saving import save
-
-    built = []
-    build = save.build_engine
-
-    def recorded(lm, options, **more):
-        built.append((options, build(lm, options, **more)))
-        return built[-1][1]
-
-    monkeypatch.setattr(save, "build_engine", recorded)
-    session, _ = run(workplace, tmp_path, trials=1, batch_size=3, cache_memory_mb=7)
-    with session:
-        session.search()
-        for form in ("merged", "lora"):
-            session.save(session.trials[0], str(tmp_path / form), form)
-        parts = session.parts
-    assert len(built) == 2
-    for options, engine in built:
-        assert options == parts.engine_options and options.cache_bytes <= 7 * 2**20
-        assert engine.batch_size == parts.engine.batch_size
-        assert engine.lm.capabilities == parts.engine.lm.capabilities
-
-
-def test_the_command_of_a_saved_model_makes_it_again(workplace, tmp_path, monkeypatch):
-    changes = {"seed": 4, "batch_size": 0, "racing": True, "edit": {"norm": "row"}, "trials": 3}
-    session, _ = run(workplace, tmp_path, startup_trials=2, **changes)
-    with session:
-        session.search()
-        record = [trial for trial in session.trials if trial.state == "complete"][-1]
-        session.save(record, tmp_path / "out", "lora")
-    facts = json.loads((tmp_path / "out" / "reproduce.json").read_text())
-    monkeypatch.chdir(workplace)  # the command names files without their folders
-    words = [*shlex.split(facts["command"])[1:], "--device", "cpu"]
-    again = load_settings([*words, "--study-dir", str(tmp_path / "anew")])
-    assert (str(again.save), again.save_as) == ("out", "lora")
-    with Session(again) as repeated:
-        repeated.search()
-        trial = repeated.pick(again.pick)
-    assert (trial.number, trial.parameters) == (record.number, record.parameters)
-    assert trial.scores == record.scores
 
 
 def test_only_one_place_builds_engines():
@@ -380,15 +263,6 @@ def test_settings_that_change_scores_make_another_study(workplace, tmp_path):
         assert [e for e in seen if isinstance(e, events.StudyOpened)][0].finished == 0
 
 
-@pytest.mark.parametrize("norm", ["row", "normalized_row"])
-def test_norm_modes_run_and_save(workplace, tmp_path, norm):
-    session, _ = run(workplace, tmp_path, trials=1, edit={"norm": norm})
-    with session:
-        session.search()
-        saved = session.save(session.trials[0], tmp_path / "out", "merged")
-        assert saved.merge_kl <= saved.noise_floor
-
-
 def test_what_cannot_be_met_is_refused_before_the_search(workplace, tmp_path):
     session, seen = run(workplace, tmp_path, pick="max-false_refusals=0.1")
     with pytest.raises(SelectionError, match="no objective 'false_refusals'"):
@@ -411,38 +285,3 @@ def test_prompts_of_the_test_that_trials_were_measured_on_are_noticed(workplace,
         assert session.front == ()
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
     assert any("3 of 3 harmful test prompts are also validation prompts" in n for n in notices)
-
-
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_a_raced_search_stops_losers_and_finds_the_same_front(workplace, tmp_path, at_once):
-    changes = {"trials": 30, "startup_trials": 30, "parallel_candidates": at_once}
-    changes["refine"] = False
-    changes["scorers"] = {
-        "refusals": {"settings": {"markers": ["flour", "mix"]}},
-        "teacher_forced_kl": {"settings": {"set_aside_refused": False, "kl_target": 0.0}},
-    }
-    whole, _ = run(workplace, tmp_path / "whole", **changes)
-    with whole:
-        whole.search()
-        expected = {record.number: record for record in whole.trials}
-        front = [record.number for record in whole.front]
-    raced, seen = run(workplace, tmp_path / "raced", racing=True, **changes)
-    with raced:
-        raced.search()
-        stopped = [record for record in raced.trials if record.state == "stopped"]
-        assert stopped and raced.parts.study.finished == 30
-        assert not {record.number for record in stopped} & set(front)
-        for record in stopped:
-            assert expected[record.number].parameters == record.parameters
-            assert record.stopped.dominated_by < record.number
-        if at_once == 1:  # side by side, rounding differs with who is still there
-            finished = [record for record in raced.trials if record.state == "complete"]
-            for record in finished:
-                assert record.scores == expected[record.number].scores
-            assert [record.number for record in raced.front] == front
-        raced.test()
-    again, _ = run(workplace, tmp_path / "raced", **changes)
-    with again:
-        assert [r.stopped for r in again.trials if r.stopped] == [r.stopped for r in stopped]
-    finished = [event for event in seen if isinstance(event, events.TrialFinished)]
-    assert len(finished) == 30 and finished[-1].finished == 30

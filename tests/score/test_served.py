@@ -7,6 +7,7 @@ import pytest
 import torch
 from score.judge import log_rows, mean_of_means
 from score.served_model import serving
+from score_documents import as_documented
 
 from heretic_kl.cli import main as cli
 from heretic_kl.errors import ConfigError, MeasurementError
@@ -237,8 +238,6 @@ class TestCommand:
         (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
 
     def test_it_is_shown_as_what_it_is(self, original, served, capsys, tmp_path):
-        from cli.test_score import as_documented
-
         words = ["--candidate", served.url, "--json", "o.json", "--table", "t.safetensors"]
         assert self.run(original, *words, "--html", "o.html", "--top-logprobs", 5) == 0
         out = capsys.readouterr().out

@@ -9,7 +9,7 @@ import time
 
 import optuna
 import pytest
-from test_study import SPACE, evaluate, study
+from studies import SPACE, evaluate, study
 
 from heretic_kl.search import open_storage
 from heretic_kl.search.storage import lease as lease_module

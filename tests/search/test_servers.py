@@ -3,7 +3,7 @@
 import pytest
 import torch
 from servers import free_port, postgresql, proxy
-from test_study import SPACE, evaluate, study
+from studies import SPACE, evaluate, study
 from test_workers import in_threads, texts
 
 from heretic_kl.ablation import SiteKey, ablation_operator

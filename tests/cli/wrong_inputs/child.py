@@ -14,7 +14,9 @@ from pathlib import Path
 from unittest import mock
 
 from heretic_kl.cli import main as cli
-from wrong_inputs.settings import CASES
+from wrong_inputs import settings, settings_files
+
+CASES = [*settings.CASES, *settings_files.CASES]
 
 
 def main(folder: Path) -> None:

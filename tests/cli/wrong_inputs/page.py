@@ -1,10 +1,11 @@
 """The page docs/wrong-inputs.md, from the tables: `make wrong-inputs` writes it."""
 
-from wrong_inputs import checks, prompts, settings, storage
+from wrong_inputs import checks, prompts, settings, settings_files, storage
 from wrong_inputs.case import Wrong
 
 AREAS = {
     "Settings": settings,
+    "Settings in files and variables": settings_files,
     "Settings, with the machine and the scorers": checks,
     "Prompts": prompts,
     "Studies and storages": storage,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from heretic_kl.cli import main as cli
-from wrong_inputs import settings
+from wrong_inputs import child
 from wrong_inputs.page import CASES, page
 
 ROOT = Path(__file__).parents[3]
@@ -73,8 +73,8 @@ def test_a_wrong_setting_shows_before_torch_is_imported(tmp_path):
         check=True,
     )
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == len(settings.CASES)
-    for case, (code, err, torch) in zip(settings.CASES, results, strict=True):
+    assert len(results) == len(child.CASES)
+    for case, (code, err, torch) in zip(child.CASES, results, strict=True):
         assert code == 2 and not torch, case.what
         assert err.count("\n") == 1 and case.matches(err.rstrip("\n")), err
 

@@ -1,0 +1,131 @@
+"""Trials a minute of several workers, and how long many wait for a trial."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workers.landscape import FORK, Place, complete, scores_of, sleeping, study_in
+from heretic_kl.ablation import EditParameters
+from heretic_kl.scoring import Score
+from heretic_kl.search import open_storage
+
+
+def scaling(place: Place, workers: int, cost: float, rounds: int) -> dict[str, Any]:
+    """Trials a minute of several workers that begin together."""
+    barrier, spent = FORK.Barrier(workers + 1), FORK.Queue()
+    until = workers * rounds
+
+    def work() -> None:
+        with open_storage(*place) as storage:
+            study = study_in(storage, place[2])
+            barrier.wait()
+            cpu = time.process_time()
+            list(study.run(until, sleeping(cost)))
+            spent.put(time.process_time() - cpu)
+
+    children = [FORK.Process(target=work) for _ in range(workers)]
+    for child in children:
+        child.start()
+    barrier.wait()
+    start = time.perf_counter()
+    cpu = sum(spent.get() for _ in children)
+    seconds = time.perf_counter() - start
+    for child in children:
+        child.join()
+    with open_storage(*place) as storage:
+        done = len(complete(study_in(storage, place[2]).records))
+    return {
+        "workers": workers,
+        "fake_cost_seconds": cost,
+        "trials": done,
+        "seconds": round(seconds, 2),
+        "trials_a_minute": round(60 * done / seconds, 1),
+        "share_of_ideal": round(rounds * cost / seconds, 3),
+        "client_cpu_seconds_a_trial": round(cpu / done, 3),
+    }
+
+
+def many(url: str, folder: Path, workers: int, cost: float, rounds: int) -> dict[str, Any]:
+    """Seconds to ask and to tell, of many workers in threads of a few processes."""
+    processes = 4
+    until, figures = workers * rounds, FORK.Queue()
+
+    def work() -> None:
+        times: list[tuple[float, float]] = []
+        threads = [
+            threading.Thread(target=one_of_many, args=(url, folder, cost, until, times))
+            for _ in range(workers // processes)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        figures.put(times)
+
+    children = [FORK.Process(target=work) for _ in range(processes)]
+    for child in children:
+        child.start()
+    times = [pair for _ in children for pair in figures.get()]
+    for child in children:
+        child.join()
+    asks, tells = (sorted(column) for column in zip(*times, strict=True))
+    code = (
+        "import sys, json; from pathlib import Path; "
+        "from benchmarks.workers.throughput import counted; "
+        "print(json.dumps(counted(sys.argv[1], Path(sys.argv[2]))))"
+    )
+    words = [sys.executable, "-c", code, url, str(folder)]
+    checked = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    return {
+        "workers": workers,
+        "fake_cost_seconds": cost,
+        "trials_timed": len(times),
+        "ask_seconds_median": round(statistics.median(asks), 3),
+        "ask_seconds_95th": round(asks[int(0.95 * len(asks))], 3),
+        "tell_seconds_median": round(statistics.median(tells), 3),
+        "tell_seconds_95th": round(tells[int(0.95 * len(tells))], 3),
+        "wanted": until,
+        **checked,
+    }
+
+
+def one_of_many(
+    url: str, folder: Path, cost: float, until: int, times: list[tuple[float, float]]
+) -> None:
+    """One worker's life; its first trial, at which all begin together, is not timed."""
+    begun: list[float] = []
+
+    def evaluate(edits: Sequence[EditParameters]) -> list[dict[str, Score]]:
+        begun.append(time.perf_counter())
+        time.sleep(cost * random.uniform(0.2, 1.8))
+        begun.append(time.perf_counter())
+        return [scores_of(edit) for edit in edits]
+
+    time.sleep(random.uniform(0, cost))
+    with open_storage(url, folder, "many") as storage:
+        told = None
+        for _ in study_in(storage, "many", startup_trials=10**6).run(until, evaluate):
+            if not begun:
+                continue  # another worker's
+            now = time.perf_counter()
+            if told is not None:
+                times.append((begun[0] - told, now - begun[1]))
+            told = now
+            begun.clear()
+
+
+def counted(url: str, folder: Path) -> dict[str, Any]:
+    """What is in a study of many workers; in a process of its own, since gRPC does not fork."""
+    with open_storage(url, folder, "many") as storage:
+        done = complete(study_in(storage, "many").records)
+    parameters = {json.dumps(record.parameters, sort_keys=True) for record in done}
+    return {"complete": len(done), "repeated": len(done) - len(parameters)}
