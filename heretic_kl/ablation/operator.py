@@ -70,6 +70,15 @@ class Operator:
             edited = edited + self.shift
         return edited.to(output.dtype)
 
+    def strengthened(self, factor: float) -> Operator:
+        """`y -> y + factor (edit(y) - y)`: the same change, so many times as large."""
+        return Operator(
+            left=factor * self.left,
+            right=self.right,
+            scale=None if self.scale is None else 1 + factor * (self.scale - 1),
+            shift=None if self.shift is None else factor * self.shift,
+        )
+
     def linear(self, vectors: Tensor) -> Tensor:
         """`scale * y + left (right^T y)` of float32 vectors (..., D): the edit without its shift.
 

@@ -138,13 +138,11 @@ class DirectionsTable(_Table):
 
     by_response: bool = setting(
         True,
-        "Compare refused harmful prompts with answered harmless ones",
+        "Compare refused harmful with answered harmless prompts",
     )
-    project_off_harmless: bool = setting(
-        False, "Remove from each direction what it shares with the mean harmless prompt"
-    )
+    project_off_harmless: bool = setting(False, "Remove what is along the mean harmless prompt")
     winsorize_quantile: Number = setting(
-        1.0, "Clip residuals to this quantile of their magnitudes (1: no clipping)", gt=0, le=1
+        1.0, "Clip residuals at this quantile of magnitudes (1: off)", gt=0, le=1
     )
 
 
@@ -156,7 +154,7 @@ class EditTable(_Table):
     )
     components: Annotated[tuple[Component, ...], NoDecode, BeforeValidator(words)] = setting(
         ("attention", "mlp"),
-        "Modules to edit: attention (and other token mixers), mlp (and experts)",
+        "What to edit: attention (or mixers), mlp (or experts)",
         metavar="LIST",
     )
     layers: Text | None = setting(
@@ -191,7 +189,7 @@ class RefinementTable(_Table):
     rank: Whole = setting(1, "Rank, where form is factors", ge=1, le=1024)
     kl_tokens: Whole = setting(16, "Positions of the response in the loss", ge=1, le=1024)
     mass_limit: Number = setting(
-        0.02,
+        0.05,
         "Probability of opening with a refusal to aim at first",
         ge=1e-4,
         le=1,

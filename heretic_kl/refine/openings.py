@@ -57,10 +57,6 @@ class OpeningSet:
         longer = {q[:depth] for q in prefixes for depth in range(len(q))}
         return tuple(prefix for prefix in prefixes if prefix not in longer)
 
-    def begins(self, response: Sequence[int]) -> bool:
-        """Whether a response begins with one of them."""
-        return any(tuple(response[: len(opening)]) == opening for opening in self.openings)
-
 
 def mine_openings(
     refusals: Sequence[Sequence[int]],

@@ -26,9 +26,15 @@ from heretic_kl.refine.parameters import Form, LearnableEdit
 
 LOWEST_THRESHOLD = 0.01
 LOWERED, RAISED = 0.5, 1.5
-"""What the threshold is multiplied by at a check where validation prompts exceed the limit, and
-where they have less than `FAR_BELOW` of it."""
-FAR_BELOW = 0.5
+"""Least and most that the threshold is multiplied by at a check."""
+AIMED_AT = 0.8
+"""Share of the limit that the threshold steers to."""
+STRENGTHENINGS = 2
+"""Most times that an edit of smaller KL, which exceeds the limit, is made stronger at the end."""
+NEAR = 2.0
+"""It exceeds the limit by this factor at most."""
+EXPONENT = 3.0
+"""Refusal mass falls with this power of the strength (demo model: 3.3 around a learned edit)."""
 FIRST_THRESHOLD = 6.0
 """Where the threshold starts, in mass limits: checks are too few to come down to a low one."""
 MULTIPLIER_RANGE = (1e-3, 10.0)
@@ -53,7 +59,7 @@ class RefineOptions:
     harmful_per_step: int = 4
     refusals_per_step: int = 2
     """Refusals by the candidate itself, as it last responded to training prompts."""
-    mass_limit: float = 0.02
+    mass_limit: float = 0.05
     """Largest mean probability of opening with a refusal, on validation prompts, and largest share
     of refusals among the candidate's responses to training prompts."""
     threshold: float = 0.3
@@ -73,7 +79,8 @@ class RefineOptions:
     check_every: int = 20
     seed: int = 0
     seconds: float = math.inf
-    """Fewer steps are taken where all of them and their checks would take longer."""
+    """Fewer steps are taken where all of them and their checks would take longer, and more, up to
+    twice as many, where they take less."""
 
     def weighted(self, beta_kl: float) -> RefineOptions:
         """The plain weighted form `beta_kl * KL + hinge` with both weights fixed."""
@@ -95,16 +102,20 @@ class Check(NamedTuple):
     kl: float  # nats, mean over positions, then prompts
     kl_error: float  # standard error over prompts
     mass: float  # mean probability of opening with a refusal
-    above_half: int  # prompts where that is the likelier
     refused: float  # share of the candidate's responses to training prompts; 0: not asked
     hinge: float  # nats, mean over prompts, at the threshold
     threshold: float
     multiplier: float
     seconds: float
 
+    @property
+    def refusal(self) -> float:
+        """The larger of refusal mass and the share of refusals among responses."""
+        return max(self.mass, self.refused)
+
     def violation(self, limit: float) -> float:
         """By how much mass or responses exceed a limit; 0 where neither does."""
-        return max(0.0, self.mass - limit, self.refused - limit)
+        return max(0.0, self.refusal - limit)
 
 
 class Reread(NamedTuple):
@@ -148,8 +159,8 @@ def refine(
 ) -> Refined:
     """Learn an edit from a start; what is returned is never worse than it on validation prompts.
 
-    Better is: a smaller violation of the limit, by mass or responses; where there is none, a
-    smaller KL.
+    Better is: a smaller violation of the limit, by mass or responses, then a smaller KL. At the end
+    an edit of smaller KL that exceeds the limit by little is made stronger until it meets it.
 
     Args:
         start: the plan to begin at.
@@ -165,8 +176,6 @@ def refine(
         ValueError: see `LearnableEdit`.
         MeasurementError: there is nothing to learn from, or the loss is not finite.
     """
-    if not train.harmless or not train.harmful:
-        raise MeasurementError(NOTHING_TO_LEARN_FROM)
     learner = _Learner(start, architecture, objective, train, options)
     begun = time.perf_counter()
     checks: list[Check] = []
@@ -180,7 +189,7 @@ def refine(
         tell(checks[-1])
         return checks[-1]
 
-    best, best_plan, step = check(start, 0), start, 0
+    edits, step = _Kept(check(start, 0), start, options.mass_limit), 0
     while (step := step + 1) <= learner.steps:
         learner.step()
         if step == TIMED_STEPS:
@@ -188,22 +197,48 @@ def refine(
         if step % options.check_every and step != learner.steps:
             continue
         plan = learner.averaged()
-        made = check(plan, step)
-        if _order(made, options) < _order(best, options):
-            best, best_plan = made, plan
+        edits.add(check(plan, step), plan)
         if step < learner.steps:
-            learner.adjust(made)
+            learner.adjust(checks[-1])
             learner.fit_time(step, _seconds_since(begun), checks[0].seconds)
-    return Refined(best_plan, tuple(checks), best)
+    for _ in range(STRENGTHENINGS):
+        if stronger := edits.strengthened():
+            edits.add(check(stronger, step - 1), stronger)
+    return Refined(edits.plan, tuple(checks), edits.best)
+
+
+class _Kept:
+    """The best edit so far, and one of smaller KL that exceeds the limit by little."""
+
+    def __init__(self, start: Check, plan: Plan, limit: float) -> None:
+        self.best, self.plan = start, plan
+        self._limit = limit
+        self._near: tuple[Check, Plan] | None = None
+
+    def add(self, check: Check, plan: Plan) -> None:
+        """Compare one more."""
+        if self._order(check) < self._order(self.best):
+            self.best, self.plan = check, plan
+        over = check.refusal / self._limit
+        if 1 < over <= NEAR and (self._near is None or check.kl < self._near[0].kl):
+            self._near = check, plan
+
+    def strengthened(self) -> Plan | None:
+        """The one over the limit, made so much stronger that it may meet it; None: no need."""
+        if self._near is None or self._near[0].kl >= self.best.kl:
+            return None
+        check, plan = self._near
+        self._near = None
+        factor = 1.01 * (check.refusal / self._limit) ** (1 / EXPONENT)
+        return {key: operator.strengthened(factor) for key, operator in plan.items()}
+
+    def _order(self, check: Check) -> tuple[float, float]:
+        return check.violation(self._limit), check.kl
 
 
 def _seconds_since(begun: float) -> float:
     """By the clock of the first of several processes with one model."""
     return from_first(lambda: time.perf_counter() - begun)
-
-
-def _order(check: Check, options: RefineOptions) -> tuple[float, float]:
-    return check.violation(options.mass_limit), check.kl
 
 
 class _Learner:
@@ -217,6 +252,8 @@ class _Learner:
         train: Prompts,
         options: RefineOptions,
     ) -> None:
+        if not train.harmless or not train.harmful:
+            raise MeasurementError(NOTHING_TO_LEARN_FROM)
         self._edit = LearnableEdit(start, options.form, rank=options.rank, seed=options.seed)
         for key, operator in self._edit.plan.items():
             operator.to(architecture.site(key).device)  # in place, before anything reads it
@@ -266,24 +303,25 @@ class _Learner:
         return self._draw.sample(list(self.refusals), count)
 
     def adjust(self, check: Check) -> None:
-        """Lower the threshold while a check exceeds the limit; raise it far below."""
-        limit = self._options.mass_limit
-        if check.violation(limit):
-            self.threshold = max(LOWEST_THRESHOLD, self.threshold * LOWERED)
-        elif check.mass < FAR_BELOW * limit:
-            self.threshold = min(self._options.threshold, self.threshold * RAISED)
+        """Move the threshold by how far a check is from what is aimed at."""
+        aim = AIMED_AT * self._options.mass_limit
+        factor = min(RAISED, max(LOWERED, aim / max(check.refusal, 1e-9)))
+        highest = self._options.threshold
+        self.threshold = min(highest, max(LOWEST_THRESHOLD, self.threshold * factor))
 
     def fit_time(self, step: int, elapsed: float, check_seconds: float) -> None:
-        """Lower the number of steps to what fits in the time, by those taken so far.
+        """Change the number of steps to what fits in the time, by those taken so far.
 
+        Where all fit, and not as many again, there are more: no other refinement would fit.
         Before the first check the time of one is added to that of steps.
         """
         options = self._options
         per_step = (elapsed - check_seconds) / step
         if step < options.check_every:
             per_step += check_seconds / options.check_every
-        fitting = step + (options.seconds - elapsed - check_seconds) / max(per_step, 1e-9)
-        self.steps = int(max(step, min(self.steps, fitting)))
+        last_checks = 2 * check_seconds  # the last one, and one more where it exceeds the limit
+        fitting = step + (options.seconds - elapsed - last_checks) / max(per_step, 1e-9)
+        self.steps = int(max(step, fitting)) if fitting < 2 * options.steps else options.steps
 
     def averaged(self) -> Plan:
         """The averaged parameters as a plan."""
@@ -332,7 +370,6 @@ def evaluate(
         kl=float(kl.mean()),
         kl_error=float(kl.std() / len(kl) ** 0.5) if len(kl) > 1 else math.inf,
         mass=float(mass.mean()),
-        above_half=int((mass > 0.5).sum()),
         refused=0.0,
         hinge=float(torch.relu(log_mass - math.log(options.threshold)).mean()),
         threshold=options.threshold,

@@ -1,6 +1,7 @@
 """The base of scorers that count refusals: responses, rule, share, interval. Runs no model.
 
-A degenerate response is never a success: it counts as a refusal, unless refusals are maximized.
+A few degenerate responses are a small model's nature; more count as refusals, since a model that is
+broken has not stopped refusing. Where refusals are maximized, none counts.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ class RefusalSettings(ScorerSettings):
         ge=1,
         description="Length of a response; unset: the run's max_response_tokens.",
     )
+    degenerate_allowed: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="Share of degenerate responses allowed",
+    )
 
     @field_validator("markers")
     @classmethod
@@ -54,9 +61,10 @@ class RefusalSettings(ScorerSettings):
 
 
 class RefusalCount(Scorer[RefusalSettings]):
-    """Share of prompts of one kind that are refused or get a degenerate response, 0 to 1.
+    """Share of prompts of one kind that are refused, 0 to 1.
 
-    Where the share is maximized, degenerate responses do not count, whether they refuse or not.
+    Degenerate responses above the share that is allowed count as refusals. Where the share is
+    maximized, they do not count, whether they refuse or not.
     """
 
     Settings = RefusalSettings
@@ -105,6 +113,8 @@ class RefusalCount(Scorer[RefusalSettings]):
         count, total = len(refused), len(texts)
         interval = wilson_interval(count, total)
         share = count / total
+        between = f"{interval.low:.0%} to {interval.high:.0%}"
+        broken = f"; {reasons.total()} degenerate" if reasons else ""
         details = {
             "count": count,
             "total": total,
@@ -114,17 +124,24 @@ class RefusalCount(Scorer[RefusalSettings]):
         }
         return Score(
             value=share,
-            text=f"{count}/{total} ({share:.0%}, {interval.low:.0%} to {interval.high:.0%})",
+            text=f"{count}/{total} ({share:.0%}, {between}){broken}",
             interval=(interval.low, interval.high),
             details=details,
         )
 
     def per_prompt(self, results: Sequence[Result]) -> Sequence[float]:
-        """1 for each prompt that counts as refused, else 0."""
+        """1 for each prompt that counts as refused, else 0.
+
+        Of degenerate responses the first ones are those that are allowed.
+        """
         texts = self._texts(results)
-        return [
-            float(self._counts(*pair)) for pair in zip(texts, self._request.prompts, strict=True)
-        ]
+        allowed, values = self._allowed, []
+        for text, prompt in zip(texts, self._request.prompts, strict=True):
+            refuses, broken = self._verdict(text, prompt)
+            if broken and not refuses and allowed:
+                allowed, broken = allowed - 1, False
+            values.append(float(refuses or broken))
+        return values
 
     def bounds(self, results: Sequence[SoFar]) -> Bounds:
         """Decided refusals count; responses that are over and do not refuse never will."""
@@ -133,19 +150,26 @@ class RefusalCount(Scorer[RefusalSettings]):
             return Bounds(0.0, 1.0)
         assert isinstance(responses, PartialResponses)
         rows = list(zip(responses.texts, self._request.prompts, responses.over, strict=True))
-        whole = [self._counts(text, prompt) for text, prompt, over in rows if over]
+        whole = [self._verdict(text, prompt) for text, prompt, over in rows if over]
         undecided = (text for text, _, over in rows if not over and not self._maximized)
-        refused = sum(whole) + sum(self._rule.decided(text) for text in undecided)
-        fine = len(whole) - sum(whole)
+        refusals = sum(refuses for refuses, _ in whole) + sum(map(self._rule.decided, undecided))
+        broken = sum(broken and not refuses for refuses, broken in whole)
+        fine = sum(not refuses and not broken for refuses, broken in whole)
         total = len(rows)
-        text = f"at least {refused}/{total} after {refused + fine} responses"
-        return Bounds(refused / total, (total - fine) / total, text)
+        least = refusals + max(0, broken - self._allowed)
+        most = total - fine - min(broken, self._allowed)
+        text = f"at least {least}/{total} after {refusals + broken + fine} responses"
+        return Bounds(least / total, most / total, text)
 
-    def _counts(self, text: str, prompt: Prompt) -> bool:
-        refuses = self._rule.is_refusal(text)
-        if self._maximized:
-            return refuses and degeneracy(text, prompt) is None
-        return refuses or degeneracy(text, prompt) is not None
+    @property
+    def _allowed(self) -> int:
+        """How many degenerate responses do not count."""
+        return int(self.settings.degenerate_allowed * len(self._request.prompts))
+
+    def _verdict(self, text: str, prompt: Prompt) -> tuple[bool, bool]:
+        """Whether a response refuses, and whether it is degenerate; maximized: neither is both."""
+        refuses, broken = self._rule.is_refusal(text), degeneracy(text, prompt) is not None
+        return (refuses and not broken, False) if self._maximized else (refuses, broken)
 
     def _texts(self, results: Sequence[Result]) -> tuple[str, ...]:
         (responses,) = results

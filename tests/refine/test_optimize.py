@@ -13,7 +13,7 @@ from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
 from heretic_kl.refine.objective import Example, Objective, Refusal, minibatches
 from heretic_kl.refine.openings import OpeningSet
-from heretic_kl.refine.optimize import Prompts, RefineOptions, Reread, refine
+from heretic_kl.refine.optimize import Prompts, RefineOptions, Reread, _Learner, refine
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
 
 HARMLESS = tuple(
@@ -162,6 +162,35 @@ def test_the_mass_limit_comes_before_the_kl(lm, parts):
     assert refined.checks[-1].threshold < options.threshold
 
 
+@pytest.mark.parametrize("enough", [1, 2, 3])
+def test_an_edit_that_exceeds_the_limit_by_little_is_made_stronger(lm, parts, enough):
+    """At most twice; where that is not enough, what met the limit before is returned."""
+    engine, prompts, start = parts
+    sizes = []
+
+    def reread(plan):
+        sizes.append(float(sum(operator.left.norm() for operator in plan.values())))
+        fine = len(sizes) in (1, 3 + enough)  # the start, two checks, and those after strengthening
+        return Reread((), 2) if fine else Reread([Refusal((5, 6), (42,))], 2)
+
+    refined = refine(
+        start,
+        lm.architecture,
+        objective(lm, engine, openings=((42,),)),
+        prompts,
+        prompts,
+        RefineOptions(steps=8, check_every=4, warmup=1, mass_limit=0.4, multiplier=1e-3, slack=1e9),
+        reread=reread,
+    )
+    steps = [check.step for check in refined.checks]
+    assert steps == [0, 4, 8, 8, 8][: 3 + min(enough, 2)] and refined.steps == 8
+    for weaker, stronger in zip(sizes[2:], sizes[3:], strict=False):
+        assert stronger == pytest.approx(1.01 * 1.25 ** (1 / 3) * weaker)
+    kept = refined.checks[-1] if enough <= 2 else refined.checks[0]
+    assert refined.best == kept and refined.best.violation(0.4) == 0
+    assert refined.best.kl <= refined.checks[0].kl
+
+
 def test_the_same_seed_gives_the_same_edit(lm, parts):
     engine, prompts, start = parts
     options = RefineOptions(steps=3, check_every=3, mass_limit=1.0)
@@ -196,7 +225,7 @@ def test_minibatches_use_every_index_before_any_comes_again():
 
 
 def test_time_that_responses_take_leaves_fewer_steps(lm, parts, monkeypatch):
-    """The clock advances in responses alone: 30 s each time, of 120."""
+    """The clock advances in responses alone: 30 s each time, of 150; one check is in reserve."""
     engine, prompts, start = parts
     clock = [0.0]
     monkeypatch.setattr("heretic_kl.refine.optimize.time.perf_counter", lambda: clock[0])
@@ -205,8 +234,28 @@ def test_time_that_responses_take_leaves_fewer_steps(lm, parts, monkeypatch):
         clock[0] += 30.0
         return Reread()
 
-    options = RefineOptions(steps=40, check_every=6, mass_limit=1.0, seconds=120.0)
+    options = RefineOptions(steps=40, check_every=6, mass_limit=1.0, seconds=150.0)
     refined = refine(
         start, lm.architecture, objective(lm, engine), prompts, prompts, options, reread=reread
     )
     assert clock[0] <= options.seconds and 6 < refined.steps < 20
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(12.5, 12), (30.5, 30), (80.0, 20)])
+def test_steps_fill_a_time_that_is_too_short_for_another_refinement(
+    lm, parts, monkeypatch, seconds, steps
+):
+    """The clock advances by a second a step."""
+    engine, prompts, start = parts
+    clock, step = [0.0], _Learner.step
+
+    def ticking(self):
+        clock[0] += 1.0
+        step(self)
+
+    monkeypatch.setattr("heretic_kl.refine.optimize.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(_Learner, "step", ticking)
+    options = RefineOptions(steps=20, check_every=10, mass_limit=1.0, seconds=seconds)
+    terms_of = objective(lm, engine)
+    refined = refine(start, lm.architecture, terms_of, prompts, prompts, options)
+    assert refined.steps == steps

@@ -140,19 +140,22 @@ TEXTS = (
 )
 
 
-def counted(role):
-    scorer = build_scorer("r", "refusals", {})
+def counted(role, **settings):
+    scorer = build_scorer("r", "refusals", settings)
     scorer.prepare(fake_context(prompts_by_kind={"harmful": (ENGLISH,) * len(TEXTS)}, role=role))
     return scorer
 
 
+@pytest.mark.parametrize("role", ["minimize", "monitor"])
 @pytest.mark.parametrize(
-    ("role", "refused"), [("minimize", [0, 2, 3, 4, 5]), ("monitor", [0, 2, 3, 4, 5])]
+    ("allowed", "refused"),
+    [(0.0, [0, 2, 3, 4, 5]), (0.1, [0, 2, 3, 4, 5]), (0.2, [0, 3, 4, 5]), (0.34, [0, 3, 4])],
 )
-def test_a_degenerate_response_counts_as_refused(role, refused):
-    score = counted(role).score([ResponseResult(TEXTS)])
+def test_degenerate_responses_above_what_is_allowed_count_as_refused(role, allowed, refused):
+    score = counted(role, degenerate_allowed=allowed).score([ResponseResult(TEXTS)])
     assert score.details["refused"] == refused and score.value == len(refused) / len(TEXTS)
     assert score.details["degenerate"] == {"empty": 1, "loop": 1, "wrong script": 1}
+    assert score.text.endswith("; 3 degenerate")
 
 
 def test_no_degenerate_response_counts_where_refusals_are_maximized():
@@ -160,12 +163,14 @@ def test_no_degenerate_response_counts_where_refusals_are_maximized():
     score = scorer.score([ResponseResult(TEXTS)])
     assert score.details["refused"] == [0] and score.value == 1 / len(TEXTS)
     assert score.details["degenerate"] == {"empty": 1, "loop": 2, "wrong script": 1}
+    assert score.text.endswith("; 4 degenerate")
     assert scorer.requests()[0].stop is None  # a refusal that is cut may go on as a loop
 
 
 @pytest.mark.parametrize("role", ["minimize", "maximize"])
-def test_bounds_are_sure_with_degenerate_responses(role):
-    scorer = counted(role)
+@pytest.mark.parametrize("allowed", [0.0, 0.17, 0.5])
+def test_bounds_are_sure_with_degenerate_responses(role, allowed):
+    scorer = counted(role, degenerate_allowed=allowed)
     final = scorer.score([ResponseResult(TEXTS)]).value
     for end in range(len(TEXTS) + 1):
         over = tuple(index < end for index in range(len(TEXTS)))

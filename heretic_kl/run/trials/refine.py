@@ -29,9 +29,8 @@ from heretic_kl.run.trials.search import search_seconds
 from heretic_kl.scoring import Score, Stopped, likely_value
 from heretic_kl.search import Screened, TrialRecord
 
-TIGHTER, LOOSER = 0.4, 1.5
-"""What the mass limit is multiplied by where more responses refuse than the default pick accepts
-(`likely_value`), and where it accepts them or none refuses."""
+TIGHTER, LOOSER = 0.4, 2.0
+"""Least and most that the mass limit is multiplied by from one refinement to the next."""
 LOWEST_MASS_LIMIT = 1e-4
 """What the study accepts; below it no prompt is told from another."""
 SHARE_WORTH_IT = 0.25
@@ -165,11 +164,11 @@ def _measured(
 
 
 def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
-    """Tighter until refusals meet the target as the default pick counts them, then looser."""
+    """Scale the limit by how far refusals, as the default pick counts them, are from the target."""
     score = record.scores.get(REFUSALS)
-    likely = likely_value(score) if score is not None and score.value else 0.0
-    accepted = likely is None or likely <= run.settings.target_refusals
-    factor = LOOSER if accepted else TIGHTER
+    likely = likely_value(score) if score is not None and score.value else None
+    target = run.settings.target_refusals
+    factor = LOOSER if likely is None else min(LOOSER, max(TIGHTER, target / likely))
     return _Aim(record, min(0.5, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor)))
 
 
