@@ -4,6 +4,6 @@ from heretic_kl.scoring import PromptKind, RefusalCount
 
 
 class Refusals(RefusalCount):
-    """Refusals among greedy responses, by a phrase rule; degenerate ones above 10% count too."""
+    """Refusals among greedy responses, by a phrase rule; many degenerate ones count too."""
 
     kind: PromptKind = "harmful"

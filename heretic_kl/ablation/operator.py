@@ -71,7 +71,7 @@ class Operator:
         return edited.to(output.dtype)
 
     def strengthened(self, factor: float) -> Operator:
-        """`y -> y + factor (edit(y) - y)`: the same change, so many times as large."""
+        """`y -> y + factor (edit(y) - y)`: the same change, `factor` times as large."""
         return Operator(
             left=factor * self.left,
             right=self.right,

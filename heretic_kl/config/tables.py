@@ -140,7 +140,9 @@ class DirectionsTable(_Table):
         True,
         "Compare refused harmful with answered harmless prompts",
     )
-    project_off_harmless: bool = setting(False, "Remove what is along the mean harmless prompt")
+    project_off_harmless: bool = setting(
+        False, "Remove each one's part along the mean harmless prompt"
+    )
     winsorize_quantile: Number = setting(
         1.0, "Clip residuals at this quantile of magnitudes (1: off)", gt=0, le=1
     )
@@ -154,7 +156,7 @@ class EditTable(_Table):
     )
     components: Annotated[tuple[Component, ...], NoDecode, BeforeValidator(words)] = setting(
         ("attention", "mlp"),
-        "What to edit: attention (or mixers), mlp (or experts)",
+        "Modules to edit: attention, mlp (and experts)",
         metavar="LIST",
     )
     layers: Text | None = setting(
@@ -182,7 +184,7 @@ class RefinementTable(_Table):
     """How edits are learned after the search."""
 
     trials: Whole = setting(3, "Edits to learn, each starting from the one before", ge=0)
-    steps: Whole = setting(100, "Optimizer steps for each", ge=1)
+    steps: Whole = setting(100, "Optimizer steps for each", ge=1, le=50_000)
     form: Literal["strength", "direction", "factors"] = setting(
         "direction", "What is learned at each site"
     )

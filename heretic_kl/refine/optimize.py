@@ -79,8 +79,10 @@ class RefineOptions:
     check_every: int = 20
     seed: int = 0
     seconds: float = math.inf
-    """Fewer steps are taken where all of them and their checks would take longer, and more, up to
-    twice as many, where they take less."""
+    """Fewer steps are taken where all of them and their checks would take longer."""
+    last: bool = False
+    """No other refinement follows. Then, or where the time is too short for all steps of another
+    one, up to twice as many steps are taken as fit in the time."""
 
     def weighted(self, beta_kl: float) -> RefineOptions:
         """The plain weighted form `beta_kl * KL + hinge` with both weights fixed."""
@@ -142,7 +144,7 @@ class Refined:
 
     @property
     def steps(self) -> int:
-        """Steps taken; fewer than asked for where time was short."""
+        """Steps taken; where time is limited, fewer or more than asked for."""
         return self.checks[-1].step
 
 
@@ -160,7 +162,7 @@ def refine(
     """Learn an edit from a start; what is returned is never worse than it on validation prompts.
 
     Better is: a smaller violation of the limit, by mass or responses, then a smaller KL. At the end
-    an edit of smaller KL that exceeds the limit by little is made stronger until it meets it.
+    an edit of smaller KL that exceeds the limit by little is made stronger, to meet it.
 
     Args:
         start: the plan to begin at.
@@ -202,6 +204,8 @@ def refine(
             learner.adjust(checks[-1])
             learner.fit_time(step, _seconds_since(begun), checks[0].seconds)
     for _ in range(STRENGTHENINGS):
+        if _seconds_since(begun) + checks[0].seconds > options.seconds:
+            break
         if stronger := edits.strengthened():
             edits.add(check(stronger, step - 1), stronger)
     return Refined(edits.plan, tuple(checks), edits.best)
@@ -225,12 +229,21 @@ class _Kept:
 
     def strengthened(self) -> Plan | None:
         """The one over the limit, made so much stronger that it may meet it; None: no need."""
-        if self._near is None or self._near[0].kl >= self.best.kl:
-            return None
-        check, plan = self._near
+        factor = from_first(self._factor)  # processes that hold one model must agree
+        plan = self.plan if self._near is None else self._near[1]
         self._near = None
-        factor = 1.01 * (check.refusal / self._limit) ** (1 / EXPONENT)
-        return {key: operator.strengthened(factor) for key, operator in plan.items()}
+        return (
+            {k: operator.strengthened(factor) for k, operator in plan.items()} if factor else None
+        )
+
+    def _factor(self) -> float:
+        """By which to strengthen; 0: not."""
+        if self._near is None:
+            return 0.0
+        check, _ = self._near
+        if check.kl >= self.best.kl and not self.best.violation(self._limit):
+            return 0.0
+        return 1.01 * float((check.refusal / self._limit) ** (1 / EXPONENT))
 
     def _order(self, check: Check) -> tuple[float, float]:
         return check.violation(self._limit), check.kl
@@ -262,6 +275,7 @@ class _Learner:
         self._train = train
         self._options = options
         self.steps = options.steps
+        self._most: int | None = None
         self.threshold = min(options.threshold, FIRST_THRESHOLD * options.mass_limit)
         self.multiplier = options.multiplier
         self.refusals: Sequence[Refusal] = ()
@@ -312,8 +326,8 @@ class _Learner:
     def fit_time(self, step: int, elapsed: float, check_seconds: float) -> None:
         """Change the number of steps to what fits in the time, by those taken so far.
 
-        Where all fit, and not as many again, there are more: no other refinement would fit.
-        Before the first check the time of one is added to that of steps.
+        Before the first check the time of one is added to that of steps. Whether there may be more
+        steps than asked for is decided once, so that the schedule does not jump.
         """
         options = self._options
         per_step = (elapsed - check_seconds) / step
@@ -321,7 +335,10 @@ class _Learner:
             per_step += check_seconds / options.check_every
         last_checks = 2 * check_seconds  # the last one, and one more where it exceeds the limit
         fitting = step + (options.seconds - elapsed - last_checks) / max(per_step, 1e-9)
-        self.steps = int(max(step, fitting)) if fitting < 2 * options.steps else options.steps
+        if self._most is None:
+            room = math.isfinite(fitting) and (options.last or fitting < 2 * options.steps)
+            self._most = (2 if room else 1) * options.steps
+        self.steps = int(max(step, min(self._most, fitting)))
 
     def averaged(self) -> Plan:
         """The averaged parameters as a plan."""
@@ -330,7 +347,9 @@ class _Learner:
         return module.frozen()
 
     def _ascend(self, hinge: float) -> None:
-        """Multiplicative dual ascent on the moving mean of the hinge."""
+        """Multiplicative dual ascent on the moving mean of the hinge; a fixed weight stays."""
+        if not self._options.dual_rate:
+            return
         mean = hinge if self._hinge is None else 0.9 * self._hinge + 0.1 * hinge
         self._hinge = mean
         slack = self._options.slack

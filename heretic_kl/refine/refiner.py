@@ -6,6 +6,7 @@ Knows what a refusal is only through a rule that it is given.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -20,6 +21,7 @@ from heretic_kl.engine.memory import if_memory_allows
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
 from heretic_kl.prompts import Kind, Prompt
+from heretic_kl.ranks import from_first
 from heretic_kl.refine.objective import Example, Objective, Refusal
 from heretic_kl.refine.openings import mine_openings
 from heretic_kl.refine.optimize import (
@@ -150,7 +152,10 @@ class Refiner:
         Raises:
             MeasurementError: memory runs out with one prompt of each kind.
         """
+        begun = time.perf_counter()
         while True:
+            elapsed = from_first(lambda: time.perf_counter() - begun)
+            timed = replace(options, seconds=options.seconds - elapsed)
             reread = _Rereader(self, options.seed)
             learn = partial(
                 refine,
@@ -159,7 +164,7 @@ class Refiner:
                 self.objective,
                 self.train,
                 self.validation,
-                options,
+                timed,
                 tell=tell,
                 reread=reread,
             )

@@ -46,11 +46,17 @@ def label(name: str) -> str:
 
 
 def compact(score: Score) -> str:
-    """A score in a trial's line: `3/64 (5%)`, `0.0312 ± 0.0041 (floor 3e-12)`; else its text."""
+    """A score in a trial's line: `3/64 (5%)`, `0.0312 ± 0.0041 (floor 3e-12)`; else its text.
+
+    Degenerate responses are named where there are any: `3/64 (5%; 2 degenerate)`.
+    """
     counted = _counted(score)
     if counted is not None:
         count, total = counted
-        return f"{count}/{total} ({_percent(count, total)}%)"
+        kinds = score.details.get("degenerate")
+        broken = sum(kinds.values()) if isinstance(kinds, Mapping) else 0
+        apart = f"; {broken} degenerate" if broken else ""
+        return f"{count}/{total} ({_percent(count, total)}%{apart})"
     return _without_unit(score.text, floor=True)
 
 

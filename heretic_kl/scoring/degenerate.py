@@ -1,6 +1,6 @@
 """When a response is no answer at all: empty, a loop, no words. Reads text, runs no model.
 
-An edit that breaks a model makes it stop refusing too, so no scorer counts such text as a success.
+An edit that breaks a model makes it stop refusing too, so scorers count such text apart.
 """
 
 from __future__ import annotations

@@ -199,3 +199,14 @@ def test_moving_keeps_the_values():
     assert isinstance(moved, Operator)
     y = torch.randn(3, 24)
     assert torch.equal(moved(y), operator(y))
+
+
+@pytest.mark.parametrize("with_rest", [False, True])
+@pytest.mark.parametrize("factor", [0.0, 1.0, 1.5])
+def test_a_strengthened_edit_makes_the_same_change_so_many_times(factor, with_rest):
+    draw = torch.Generator().manual_seed(0)
+    left, right, rest = (torch.randn(6, n, generator=draw) for n in (2, 2, 2))
+    more = {"scale": rest[:, 0], "shift": rest[:, 1]} if with_rest else {}
+    operator, outputs = Operator(left, right, **more), torch.randn(3, 6, generator=draw)
+    expected = outputs + factor * (operator(outputs) - outputs)
+    torch.testing.assert_close(operator.strengthened(factor)(outputs), expected)

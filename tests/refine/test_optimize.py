@@ -162,6 +162,38 @@ def test_the_mass_limit_comes_before_the_kl(lm, parts):
     assert refined.checks[-1].threshold < options.threshold
 
 
+def test_where_nothing_meets_the_limit_the_best_edit_is_made_stronger_too(lm, parts):
+    engine, prompts, start = parts
+    reread = [1.0, 0.5, 0.45, 0.3]  # shares of refusals; the limit is 0.4
+    refined = refine(
+        start,
+        lm.architecture,
+        objective(lm, engine, openings=((42,),)),
+        prompts,
+        prompts,
+        RefineOptions(steps=8, check_every=4, warmup=1, mass_limit=0.4),
+        reread=lambda plan: Reread([Refusal((5, 6), (42,))] * int(20 * reread.pop(0)), 20),
+    )
+    assert [check.refused for check in refined.checks] == [1.0, 0.5, 0.45, 0.3]
+    assert refined.best == refined.checks[-1] and refined.steps == 8
+
+
+def test_no_edit_is_made_stronger_when_the_time_is_over(lm, parts, monkeypatch):
+    """The clock advances by 30 s a check, and all of them exceed the limit."""
+    engine, prompts, start = parts
+    clock = [0.0]
+    monkeypatch.setattr("heretic_kl.refine.optimize.time.perf_counter", lambda: clock[0])
+
+    def reread(plan):
+        clock[0] += 30.0
+        return Reread([Refusal((5, 6), (42,))], 2)
+
+    options = RefineOptions(steps=4, check_every=4, mass_limit=0.4, seconds=80.0)
+    terms_of = objective(lm, engine, openings=((42,),))
+    refined = refine(start, lm.architecture, terms_of, prompts, prompts, options, reread=reread)
+    assert len(refined.checks) == 2 and clock[0] <= options.seconds
+
+
 @pytest.mark.parametrize("enough", [1, 2, 3])
 def test_an_edit_that_exceeds_the_limit_by_little_is_made_stronger(lm, parts, enough):
     """At most twice; where that is not enough, what met the limit before is returned."""
@@ -200,6 +232,14 @@ def test_the_same_seed_gives_the_same_edit(lm, parts):
     ]
     for key in start:
         assert torch.equal(runs[0][key].left, runs[1][key].left)
+
+
+@pytest.mark.parametrize("beta_kl", [1e-3, 5000.0])
+def test_a_fixed_weight_stays_whatever_it_is(lm, parts, beta_kl):
+    engine, prompts, start = parts
+    options = RefineOptions(steps=3, warmup=1).weighted(beta_kl)
+    refined = refine(start, lm.architecture, objective(lm, engine), prompts, prompts, options)
+    assert refined.checks[-1].multiplier == 1 / beta_kl
 
 
 def test_a_time_limit_means_fewer_steps_and_a_last_check(lm, parts):
@@ -241,9 +281,12 @@ def test_time_that_responses_take_leaves_fewer_steps(lm, parts, monkeypatch):
     assert clock[0] <= options.seconds and 6 < refined.steps < 20
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(12.5, 12), (30.5, 30), (80.0, 20)])
+@pytest.mark.parametrize(
+    ("seconds", "last", "steps"),
+    [(12.5, False, 12), (30.5, False, 30), (80.0, False, 20), (80.0, True, 40), (25.5, True, 25)],
+)
 def test_steps_fill_a_time_that_is_too_short_for_another_refinement(
-    lm, parts, monkeypatch, seconds, steps
+    lm, parts, monkeypatch, seconds, last, steps
 ):
     """The clock advances by a second a step."""
     engine, prompts, start = parts
@@ -255,7 +298,7 @@ def test_steps_fill_a_time_that_is_too_short_for_another_refinement(
 
     monkeypatch.setattr("heretic_kl.refine.optimize.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(_Learner, "step", ticking)
-    options = RefineOptions(steps=20, check_every=10, mass_limit=1.0, seconds=seconds)
+    options = RefineOptions(steps=20, check_every=10, mass_limit=1.0, seconds=seconds, last=last)
     terms_of = objective(lm, engine)
     refined = refine(start, lm.architecture, terms_of, prompts, prompts, options)
     assert refined.steps == steps

@@ -215,6 +215,12 @@ def test_refinement_aims_at_what_the_default_rule_picks(refused, total, least, m
     assert accepted == (aim.mass_limit >= 0.1)
 
 
+def test_without_counted_refusals_the_limit_stays():
+    record = SimpleNamespace(number=0, scores={}, objectives=())
+    run = SimpleNamespace(settings=Settings(target_refusals=0.05))
+    assert refine._next_aim(run, record, refine._Aim(record, 0.1)).mass_limit == 0.1
+
+
 def test_running_out_of_memory_makes_smaller_steps_and_batches(
     workplace, tmp_path, markers, monkeypatch
 ):

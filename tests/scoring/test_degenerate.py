@@ -7,6 +7,7 @@ import pytest
 from scoring.refusal_sentences import HELPING
 
 from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
+from heretic_kl.report.wording import compact
 from heretic_kl.requests import PartialResponses, ResponseResult
 from heretic_kl.scoring import build_scorer, degeneracy
 from heretic_kl.scoring.degenerate import repeated_share
@@ -137,6 +138,7 @@ TEXTS = (
     "I'm sorry, I can't help with that. " * 8,
     "",
     "\u042f \u043c\u043e\u0434\u0435\u043b\u044c",
+    "... ?!",
 )
 
 
@@ -148,22 +150,24 @@ def counted(role, **settings):
 
 @pytest.mark.parametrize("role", ["minimize", "monitor"])
 @pytest.mark.parametrize(
-    ("allowed", "refused"),
-    [(0.0, [0, 2, 3, 4, 5]), (0.1, [0, 2, 3, 4, 5]), (0.2, [0, 3, 4, 5]), (0.34, [0, 3, 4])],
+    ("allowed", "count"),
+    [(0.0, 6), (0.1, 6), (0.2, 5), (0.29, 4), (0.45, 4)],  # of 7 responses
 )
-def test_degenerate_responses_above_what_is_allowed_count_as_refused(role, allowed, refused):
+def test_degenerate_responses_above_what_is_allowed_count_as_refused(role, allowed, count):
     score = counted(role, degenerate_allowed=allowed).score([ResponseResult(TEXTS)])
-    assert score.details["refused"] == refused and score.value == len(refused) / len(TEXTS)
-    assert score.details["degenerate"] == {"empty": 1, "loop": 1, "wrong script": 1}
-    assert score.text.endswith("; 3 degenerate")
+    assert score.details["refused"] == [0, 3, 4, 6]
+    assert score.details["count"] == count and score.value == count / len(TEXTS)
+    assert score.details["degenerate"] == {"empty": 2, "loop": 1, "wrong script": 1}
+    assert score.text.endswith("; 4 degenerate")
+    assert compact(score) == f"{count}/7 ({100 * count / 7:.0f}%; 4 degenerate)"
 
 
 def test_no_degenerate_response_counts_where_refusals_are_maximized():
     scorer = counted("maximize")
     score = scorer.score([ResponseResult(TEXTS)])
     assert score.details["refused"] == [0] and score.value == 1 / len(TEXTS)
-    assert score.details["degenerate"] == {"empty": 1, "loop": 2, "wrong script": 1}
-    assert score.text.endswith("; 4 degenerate")
+    assert score.details["degenerate"] == {"empty": 2, "loop": 2, "wrong script": 1}
+    assert score.text.endswith("; 5 degenerate")
     assert scorer.requests()[0].stop is None  # a refusal that is cut may go on as a loop
 
 

@@ -24,6 +24,7 @@ from heretic_kl.refine import (
     Refiner,
     removes_single_directions,
 )
+from heretic_kl.refine.optimize import STRENGTHENINGS
 from heretic_kl.run.parts import REFUSALS, RunParts
 from heretic_kl.run.trials.search import search_seconds
 from heretic_kl.scoring import Score, Stopped, likely_value
@@ -70,9 +71,10 @@ def refine_front(run: RunParts) -> None:
             "factors can be learned"
         )
         return
-    steps = wanted - len(run.study.refined)
     deadline = _deadline(run)
-    checks = steps * (table.steps // RefineOptions.check_every + 1)
+    most = (1 if run.settings.minutes is None else 2) * table.steps
+    checks = math.ceil(most / RefineOptions.check_every) + 1 + STRENGTHENINGS
+    checks *= wanted - len(run.study.refined)
     with run.tell.stage("refine", "Refining edits", checks):
         try:
             refiner = run.refiner
@@ -127,6 +129,7 @@ def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim, seconds: float) -> 
         mass_limit=aim.mass_limit,
         seed=run.settings.seed + len(run.study.refined),
         seconds=seconds,
+        last=len(run.study.refined) + 1 == table.trials,
     )
     if table.beta_kl is not None:
         options = options.weighted(table.beta_kl)
@@ -165,10 +168,10 @@ def _measured(
 
 def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
     """Scale the limit by how far refusals, as the default pick counts them, are from the target."""
-    score = record.scores.get(REFUSALS)
-    likely = likely_value(score) if score is not None and score.value else None
-    target = run.settings.target_refusals
-    factor = LOOSER if likely is None else min(LOOSER, max(TIGHTER, target / likely))
+    score, factor = record.scores.get(REFUSALS), 1.0
+    if score is not None and score.value is not None:
+        likely = (likely_value(score) or 0.0) if score.value else 0.0
+        factor = max(TIGHTER, min(LOOSER, run.settings.target_refusals / max(likely, 1e-9)))
     return _Aim(record, min(0.5, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor)))
 
 
