@@ -27,6 +27,8 @@ LARGEST_BATCH = 256
 WORTHWHILE_GAIN = 1.08
 """A doubled batch must decode at least this much faster per response to be kept."""
 DECODED_TOKENS = 6
+TOKENS_READ_ON_CPU = 16
+"""Last tokens of each prompt: there reading takes longest and memory is seldom the limit."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ def find_batch_size(lm: LanguageModel, prompts: Sequence[Prompt]) -> int:
     From `SMALLEST_BATCH` to `LARGEST_BATCH`, and less than twice as many as there are prompts.
     """
     encoded = sorted((lm.chat.encode(prompt) for prompt in prompts), key=len)
+    if lm.device.type == "cpu":
+        encoded = [ids[-TOKENS_READ_ON_CPU:] for ids in encoded]
     best, best_rate, size, misses = 1, 0.0, SMALLEST_BATCH, 0
     while size <= LARGEST_BATCH and misses < 2:
         batch = [encoded[index * len(encoded) // size] for index in range(size)]

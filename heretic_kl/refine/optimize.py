@@ -204,9 +204,8 @@ def refine(
             learner.adjust(checks[-1])
             learner.fit_time(step, _seconds_since(begun), checks[0].seconds)
     for _ in range(STRENGTHENINGS):
-        if _seconds_since(begun) + checks[0].seconds > options.seconds:
-            break
-        if stronger := edits.strengthened():
+        in_time = _seconds_since(begun) + checks[0].seconds <= options.seconds
+        if in_time and (stronger := edits.strengthened()):
             edits.add(check(stronger, step - 1), stronger)
     return Refined(edits.plan, tuple(checks), edits.best)
 

@@ -45,6 +45,15 @@ def test_batches_never_outgrow_the_prompts(lm, monkeypatch):
     assert find_batch_size(lm, PROMPTS) == 8
 
 
+def test_on_a_cpu_the_ends_of_prompts_are_read(lm, monkeypatch):
+    batches = []
+    monkeypatch.setattr(calibration, "_decoding_seconds", lambda lm, b: batches.append(b) or 1.0)
+    long = Prompt("tell me about Rome please " * 20)
+    find_batch_size(lm, (long,) * 8)
+    (batch,) = batches
+    assert len(batch) == 8 and all(ids == lm.chat.encode(long)[-16:] for ids in batch)
+
+
 def test_a_step_of_decoding_is_timed_without_the_prompts(lm, monkeypatch):
     clock = iter([10.0, 11.0, 13.0, 14.0, 15.0, 16.0, 17.0, 99.0])
     monkeypatch.setattr(calibration, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
