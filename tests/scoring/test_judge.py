@@ -264,6 +264,6 @@ def test_a_suite_measures_a_judge_beside_the_phrases(server):
     suite = Suite(specs)
     suite.prepare(fake_context(engine, prompts_by_kind=PROMPTS))
     scores = suite.evaluate(engine, None)
-    assert scores["refusals"].details["refused"] == [2, 5, 6]
+    assert scores["refusals"].details["refused"] == [2, 6]
     assert scores["judge"].details["counted"] == [1, 2, 3, 4, 5, 6]
     assert suite.evaluate_objectives(engine, [{}])[0]["judge"] == scores["judge"]
