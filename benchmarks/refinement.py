@@ -167,7 +167,7 @@ def _terms(check: Any) -> dict[str, float]:
 
 def step_cost(session: Session) -> dict[str, float]:
     """Seconds of a step, and of a pass without gradients over the same prompts; and their ratio."""
-    from heretic_kl.refine.optimize import _Learner
+    from heretic_kl.refine.training import _Learner
 
     run, options = session.parts, RefineOptions(mass_limit=LIMIT)
     refiner, start = run.refiner, gentle_start(session)

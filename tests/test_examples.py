@@ -11,7 +11,7 @@ import torch
 from judging.chat_server import chat_server
 
 from heretic_kl.config import load_settings
-from heretic_kl.run.setup.opening import check_settings
+from heretic_kl.run.setup.open_run import check_settings
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

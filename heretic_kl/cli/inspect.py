@@ -49,7 +49,7 @@ def run(words: Sequence[str]) -> int:
     from heretic_kl.model import inspect_model
     from heretic_kl.report import inspection_sections
     from heretic_kl.run.setup.load import load_model_of
-    from heretic_kl.ui.measurement import print_raw, print_sections
+    from heretic_kl.ui.print_tables import print_raw, print_sections
     from heretic_kl.ui.terminal import make_console
 
     if settings.threads:

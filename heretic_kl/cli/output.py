@@ -16,7 +16,7 @@ from heretic_kl.files import check_writable, expanded
 from heretic_kl.ranks import is_first
 
 if TYPE_CHECKING:
-    from heretic_kl.ui.console import ConsoleObserver
+    from heretic_kl.ui.event_lines import ConsoleObserver
     from heretic_kl.ui.json_lines import JsonLinesObserver
 
 JSON_FLAG = "--json"
@@ -108,7 +108,7 @@ def observing(*, quiet: bool = False) -> Iterator[ConsoleObserver | JsonLinesObs
 
         observer = JsonLinesObserver(sys.stdout)
     else:
-        from heretic_kl.ui.console import ConsoleObserver
+        from heretic_kl.ui.event_lines import ConsoleObserver
         from heretic_kl.ui.terminal import make_console
 
         observer = ConsoleObserver(quiet=quiet, results=make_console())

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource
 
-from heretic_kl.config.flags import read_flags
+from heretic_kl.config.flag_parser import read_flags
 from heretic_kl.config.keys import (
     ENV_PREFIX,
     KeyPath,

@@ -12,7 +12,7 @@ from heretic_kl.engine.generation.generate import (
     generate_responses,
     stream_response,
 )
-from heretic_kl.engine.memory import MemoryLimits
+from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.noise import NoiseFloor, measure_noise_floor
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.reference import (

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from heretic_kl.ablation import Plan, lowest_edited_layer
-from heretic_kl.engine.memory import MemoryLimits
+from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.model import (
     Architecture,
     CandidateRows,

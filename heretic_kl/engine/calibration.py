@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heretic_kl.engine.engine import Engine
 from heretic_kl.engine.generation.generate import ChosenTokens, generate_responses
-from heretic_kl.engine.memory import if_memory_allows
+from heretic_kl.engine.memory_limits import if_memory_allows
 from heretic_kl.engine.noise import NoiseFloor
 from heretic_kl.model import LanguageModel, close_thought, thought_left_open
 from heretic_kl.prompts import Prompt

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from heretic_kl.ablation import Plan, ResidualMean
-from heretic_kl.engine.batching import length_buckets
+from heretic_kl.engine.candidate_results import Progress
 from heretic_kl.engine.generation.candidates import CandidateResponses
 from heretic_kl.engine.generation.generate import Response
 from heretic_kl.engine.generation.groups import ResponseGroup, response_groups
-from heretic_kl.engine.memory import MemoryLimits
-from heretic_kl.engine.progress import Progress
+from heretic_kl.engine.length_buckets import length_buckets
+from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.requests import ForcedKey, ForcedRequests, forced_keys
 from heretic_kl.kl import Reference

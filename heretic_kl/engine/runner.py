@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.generation.generate import ChosenTokens, Response, generate_responses
-from heretic_kl.engine.memory import MemoryLimits
+from heretic_kl.engine.length_buckets import length_buckets
+from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.teacher_forcing.batches import ForcedBatches, ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import run_forced
 from heretic_kl.model import CausalModel

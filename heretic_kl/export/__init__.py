@@ -22,8 +22,13 @@ from heretic_kl.export.lora import portable_base, save_lora
 from heretic_kl.export.merge import MergedSaved, save_merged
 from heretic_kl.export.portable import portable, portable_text
 from heretic_kl.export.reload import SavedForm, other_model, saved_model
-from heretic_kl.export.reproduce import LEARNED_FILE, file_index, write_card, write_reproduction
-from heretic_kl.export.reproduction import Reproduction, read_reproduction
+from heretic_kl.export.reproduction_reader import Reproduction, read_reproduction
+from heretic_kl.export.reproduction_writer import (
+    LEARNED_FILE,
+    file_index,
+    write_card,
+    write_reproduction,
+)
 
 __all__ = [
     "CardPicture",

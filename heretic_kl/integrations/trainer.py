@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from heretic_kl.integrations.benign import BenignBatches
+from heretic_kl.integrations.training_batches import BenignBatches
 from heretic_kl.kl import kl_divergence_loss
 from heretic_kl.model import evaluating
 

@@ -39,7 +39,7 @@ from heretic_kl.model.loading.loader import (
     load_tokenizer,
 )
 from heretic_kl.model.loading.source import ModelSource
-from heretic_kl.model.memory import clear_device_memory, is_out_of_memory
+from heretic_kl.model.out_of_memory import clear_device_memory, is_out_of_memory
 from heretic_kl.model.sites.architecture import Architecture, Site, find_architecture
 from heretic_kl.model.sites.inspection import ModelInspection, SiteGroup, inspect_model
 from heretic_kl.model.sites.stack import likely_layers

@@ -6,9 +6,9 @@ frozen: only operators on what sites write are learned, so what is learned expor
 """
 
 from heretic_kl.refine.openings import mine_openings
-from heretic_kl.refine.optimize import Check, Refined, RefineOptions, Reread, refine
 from heretic_kl.refine.parameters import removes_single_directions
 from heretic_kl.refine.refiner import PURITY, Refiner
+from heretic_kl.refine.training import Check, Refined, RefineOptions, Reread, refine
 
 __all__ = [
     "PURITY",

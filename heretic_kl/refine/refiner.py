@@ -17,14 +17,14 @@ from torch import Tensor
 
 from heretic_kl.ablation import Plan
 from heretic_kl.engine import Engine, forced_sequences
-from heretic_kl.engine.memory import if_memory_allows
+from heretic_kl.engine.memory_limits import if_memory_allows
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
 from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.ranks import from_first
 from heretic_kl.refine.objective import Example, Objective, Refusal
 from heretic_kl.refine.openings import mine_openings
-from heretic_kl.refine.optimize import (
+from heretic_kl.refine.training import (
     CHECKED_AT_ONCE,
     Check,
     Prompts,

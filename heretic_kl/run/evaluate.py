@@ -15,12 +15,12 @@ from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts, measuring_context
-from heretic_kl.run.record import run_facts, shown_responses
+from heretic_kl.run.report_record import run_facts, shown_responses
 from heretic_kl.run.saving.command import evaluating_command
 from heretic_kl.run.setup.calibrate import Calibrated, calibrate
 from heretic_kl.run.setup.load import load
-from heretic_kl.run.setup.opening import check_settings
-from heretic_kl.run.telling import Teller
+from heretic_kl.run.setup.open_run import check_settings
+from heretic_kl.run.teller import Teller
 from heretic_kl.scoring import PairedDifference, Score, ScorerSpec, Suite, paired_scores
 from heretic_kl.search import TrialRecord
 

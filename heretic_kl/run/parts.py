@@ -15,7 +15,7 @@ from heretic_kl.model import LanguageModel
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.refine import PURITY, Refiner, mine_openings
 from heretic_kl.run.engines import EngineOptions
-from heretic_kl.run.telling import Teller
+from heretic_kl.run.teller import Teller
 from heretic_kl.scoring import Score, ScorerContext, Suite
 from heretic_kl.search import PlanStore, SearchStudy
 

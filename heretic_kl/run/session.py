@@ -21,8 +21,8 @@ from heretic_kl.model import edited
 from heretic_kl.ranks import from_first, is_first
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.saving.save import save_trial
-from heretic_kl.run.setup.opening import open_run
-from heretic_kl.run.telling import Teller
+from heretic_kl.run.setup.open_run import open_run
+from heretic_kl.run.teller import Teller
 from heretic_kl.run.trials.preview import previewed_responses
 from heretic_kl.run.trials.refine import refine_front
 from heretic_kl.run.trials.search import search

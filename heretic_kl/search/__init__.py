@@ -1,6 +1,6 @@
 """The search: space, sampler, study, records, Pareto front. Optuna lives here and nowhere else."""
 
-from heretic_kl.search.identity import stored_batch_size
+from heretic_kl.search.fingerprint_check import stored_batch_size
 from heretic_kl.search.pareto import (
     check_rule,
     knee,
@@ -11,7 +11,7 @@ from heretic_kl.search.pareto import (
 )
 from heretic_kl.search.progress.importance import importances
 from heretic_kl.search.records import UNEDITED, TrialRecord
-from heretic_kl.search.run_file import RunFile
+from heretic_kl.search.report_file import RunFile
 from heretic_kl.search.sampler import quiet_optuna
 from heretic_kl.search.screening import (
     FEWEST_PAIRS,

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from heretic_kl.errors import StudyError
 from heretic_kl.files import expanded, is_file_name, without_home
 from heretic_kl.scoring import Role, Score, ScorerSpec
-from heretic_kl.search.identity import BATCH_SIZE, FINGERPRINT
+from heretic_kl.search.fingerprint_check import BATCH_SIZE, FINGERPRINT
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import (
     UNEDITED,
@@ -28,7 +28,7 @@ from heretic_kl.search.records import (
 )
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import JOURNAL_SUFFIX, storage_for_reading, study_names
-from heretic_kl.search.storage.opening import NOT_AS_WRITTEN
+from heretic_kl.search.storage.backends import NOT_AS_WRITTEN
 from heretic_kl.search.study import TEST_SCORES
 
 RUN = "heretic-kl:run"

@@ -19,7 +19,7 @@ from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import StudyError
 from heretic_kl.ranks import check_together, from_first, held_by_first, is_first, on_first
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
-from heretic_kl.search.identity import BATCH_SIZE, check_fingerprint, reason
+from heretic_kl.search.fingerprint_check import BATCH_SIZE, check_fingerprint, reason
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.progress.dashboard import keep_note, name_objectives
 from heretic_kl.search.records import (

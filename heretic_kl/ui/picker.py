@@ -26,9 +26,9 @@ from heretic_kl.report import (
 from heretic_kl.search import UNEDITED, TrialRecord, knee, meeting
 from heretic_kl.ui.asking import MARK, ask_count, ask_folder, ask_line, choose, confirm
 from heretic_kl.ui.chat import RESPONSE_TOKENS, ChatSession, chat
-from heretic_kl.ui.console import print_front
-from heretic_kl.ui.measurement import print_comparison
+from heretic_kl.ui.event_lines import print_front
 from heretic_kl.ui.preview import PreviewSession, preview
+from heretic_kl.ui.print_tables import print_comparison
 from heretic_kl.ui.terminal import say
 
 if TYPE_CHECKING:

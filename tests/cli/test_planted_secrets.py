@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from heretic_kl import files
-from heretic_kl.search.storage import opening
+from heretic_kl.search.storage import backends
 
 TOKEN = "hf_PlantedTokenPlantedTokenPlanted"
 KEY = "sk-planted-key-of-a-judge-0123456789"
@@ -34,8 +34,8 @@ def planted(workplace, tmp_path, monkeypatch):
 def database(planted, monkeypatch):
     """A database server whose URL has a password; a file stands for it."""
     file = planted / "studies.db"
-    monkeypatch.setattr(opening, "_make_tables", lambda url: None)
-    monkeypatch.setattr(opening, "_server", lambda url: opening._sqlite(f"sqlite:///{file}"))
+    monkeypatch.setattr(backends, "_make_tables", lambda url: None)
+    monkeypatch.setattr(backends, "_server", lambda url: backends._sqlite(f"sqlite:///{file}"))
     return f"postgresql+psycopg://me:{PASSWORD}@host/studies"
 
 

@@ -5,7 +5,7 @@ import torch
 
 from heretic_kl.ablation import ablation_operator
 from heretic_kl.engine import Engine
-from heretic_kl.engine.memory import MemoryLimits
+from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.teacher_forcing.reference import KeptLogits
 from heretic_kl.kl import DivergenceReduction, row_statistics
 from heretic_kl.prompts import Prompt

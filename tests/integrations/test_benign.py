@@ -5,7 +5,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.integrations.benign import BenignBatches
+from heretic_kl.integrations.training_batches import BenignBatches
 from heretic_kl.testing import tiny_tokenizer
 
 OWN = {"knows_masks": False}

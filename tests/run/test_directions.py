@@ -11,7 +11,7 @@ from heretic_kl.errors import MeasurementError
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import ResponseResult
 from heretic_kl.run.setup.directions import FEW, FEWEST, find_directions, select
-from heretic_kl.run.telling import Teller
+from heretic_kl.run.teller import Teller
 from heretic_kl.scoring import RefusalRule, ScorerSpec, Suite
 
 WIDTH, LAYERS = 16, 3

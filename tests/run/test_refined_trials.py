@@ -11,7 +11,7 @@ from heretic_kl.errors import MeasurementError, ReproductionError, StudyError
 from heretic_kl.export import read_reproduction
 from heretic_kl.kl import wilson_interval
 from heretic_kl.refine import RefineOptions, objective, refiner
-from heretic_kl.run.saving.reproduce import rebuild
+from heretic_kl.run.saving.rebuild import rebuild
 from heretic_kl.run.trials import refine
 from heretic_kl.scoring import Score, likely_value
 from heretic_kl.search import PlanStore

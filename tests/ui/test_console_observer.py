@@ -24,7 +24,7 @@ from heretic_kl.events import (
 from heretic_kl.report import front_rows
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord, pareto_front
-from heretic_kl.ui.console import ConsoleObserver, print_front
+from heretic_kl.ui.event_lines import ConsoleObserver, print_front
 from heretic_kl.ui.terminal import make_console, printable, say
 
 TRIALS = (trial(0, 30, 0.01), trial(1, 3, 0.0312), failed(2), trial(3, 40, 0.05))

@@ -8,7 +8,7 @@ from ui_samples import failed, recorded, stopped, trial, written
 
 from heretic_kl.events import StageFinished, StageStarted, TrialFinished
 from heretic_kl.search import TrialRecord, pareto_front
-from heretic_kl.ui.console import ConsoleObserver
+from heretic_kl.ui.event_lines import ConsoleObserver
 from heretic_kl.ui.front_plot import FrontPlot
 
 TRIALS = (trial(0, 64, 0.001), trial(1, 32, 0.01), trial(2, 0, 0.1), trial(3, 64, 0.1))

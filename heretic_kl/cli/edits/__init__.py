@@ -1,1 +1,1 @@
-"""Commands on edits that exist already, whoever made them: reproduce, evaluate."""
+"""Commands on edits that exist already, whoever made them: reproduce, evaluate, upload."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from heretic_kl.run.evaluate import Evaluation
-    from heretic_kl.ui.console import ConsoleObserver
+    from heretic_kl.ui.event_lines import ConsoleObserver
     from heretic_kl.ui.json_lines import JsonLinesObserver
 
 
@@ -77,7 +77,7 @@ def run(words: Sequence[str]) -> int:
     from heretic_kl.model import ModelSource, check_to_measure
     from heretic_kl.run.evaluate import evaluate
     from heretic_kl.run.setup.load import model_source
-    from heretic_kl.run.telling import Teller
+    from heretic_kl.run.teller import Teller
 
     settle_process(plain)
     original = model_source(plain)
@@ -165,7 +165,7 @@ def show(
     from heretic_kl.events import Result
     from heretic_kl.export.folder import write_text
     from heretic_kl.report import evaluation_footnotes, evaluation_sections
-    from heretic_kl.ui.measurement import print_raw, print_sections
+    from heretic_kl.ui.print_tables import print_raw, print_sections
     from heretic_kl.ui.terminal import make_console, say
 
     document = _document(settings, evaluation)

@@ -1,6 +1,6 @@
 """`heretic-kl reproduce`: a saved model rebuilt from its reproduction file, and compared.
 
-The file may come from anyone: see `heretic_kl.export.reproduction` for what is taken from it.
+The file may come from anyone: `heretic_kl.export.reproduction_reader` says what is taken from it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import observing, writes_json
 from heretic_kl.config import Settings, moved, read_settings
-from heretic_kl.config.flags import given_flags
+from heretic_kl.config.flag_parser import given_flags
 from heretic_kl.config.tables import Location, setting
 from heretic_kl.errors import ConfigError, ReproductionError
 
 if TYPE_CHECKING:
     from heretic_kl.export import Reproduction
-    from heretic_kl.run.saving.reproduce import Comparison
+    from heretic_kl.run.saving.rebuild import Comparison
 
 DIFFERS = 4
 """Exit code: the rebuilt model is another one."""
@@ -56,7 +56,7 @@ def run(words: Sequence[str]) -> int:
     from heretic_kl.events import Notice, Result
     from heretic_kl.export import read_reproduction
     from heretic_kl.run import Session
-    from heretic_kl.run.saving.reproduce import rebuild
+    from heretic_kl.run.saving.rebuild import rebuild
 
     wanted = read_reproduction(named.file)
     settings, left_out = _settings(words, wanted)

@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
-from heretic_kl.cli.score.places import band_cells, bucket_cells, further_figures, worst_places
+from heretic_kl.cli.score.chain_cells import (
+    chain_cells,
+    chain_document,
+    plain_pair,
+)
+from heretic_kl.cli.score.detail_cells import (
+    band_cells,
+    bucket_cells,
+    further_figures,
+    worst_places,
+)
 from heretic_kl.cli.score.settings import (
     FIXED_BY_A_STORED_REFERENCE,
     UNUSED_OVER_TEXT,
     USED_OVER_TEXT,
     ScoreSettings,
     hub_dataset,
-)
-from heretic_kl.cli.score.summaries import (
-    chain_cells,
-    chain_document,
-    plain_pair,
 )
 from heretic_kl.errors import HereticKLError
 from heretic_kl.prompts import Prompt, fingerprint

@@ -48,7 +48,7 @@ def run(words: Sequence[str]) -> int:
         load_prompts(settings.refusal_dataset)
 
     from heretic_kl.events import Result
-    from heretic_kl.ui.measurement import print_measurement, print_raw
+    from heretic_kl.ui.print_tables import print_measurement, print_raw
     from heretic_kl.ui.terminal import make_console
 
     results = make_console()

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
 
 from heretic_kl.config import CommonSettings, read_settings
-from heretic_kl.config.flags import given_flags
+from heretic_kl.config.flag_parser import given_flags
 from heretic_kl.config.settings import KL_TOKENS, Dtype
 from heretic_kl.config.tables import Location, Tensors, Text, Whole, array, json_file, setting
 from heretic_kl.errors import ConfigError

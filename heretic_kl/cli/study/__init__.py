@@ -1,1 +1,1 @@
-"""Commands on the trials of a study, searched or still searching: list, show, save."""
+"""Commands on a study's trials, also during a search: list, show, save, report, bench."""

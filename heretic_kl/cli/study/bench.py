@@ -8,7 +8,7 @@ from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.edits.evaluate import show
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import check_json_file, observing
-from heretic_kl.cli.study.beside import session_beside
+from heretic_kl.cli.study.rerun_trial import session_beside
 from heretic_kl.cli.study.settings import (
     BenchSettings,
     picked,

@@ -56,7 +56,7 @@ def run(words: Sequence[str]) -> int:
     from heretic_kl.report import StudyReport, pictures, png, render
     from heretic_kl.search import PlanStore, RunFile, importances
     from heretic_kl.search.records import one_line
-    from heretic_kl.search.storage.opening import NOT_AS_WRITTEN
+    from heretic_kl.search.storage.backends import NOT_AS_WRITTEN
     from heretic_kl.ui.terminal import make_console, say
 
     beside = study.folder or settings.study_dir

@@ -13,7 +13,7 @@ from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.edits.upload import put_saved
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import observing
-from heretic_kl.cli.study.beside import measured_with_other_code, session_beside
+from heretic_kl.cli.study.rerun_trial import measured_with_other_code, session_beside
 from heretic_kl.cli.study.settings import SaveSettings, picked, read_named, rule_of, settings_of
 from heretic_kl.config import read_settings
 from heretic_kl.errors import ConfigError, NoTrialError
@@ -42,7 +42,7 @@ def run(words: Sequence[str]) -> int:
     from heretic_kl.events import Notice
     from heretic_kl.export import Target, check_upload
     from heretic_kl.run import Session
-    from heretic_kl.run.saving.reproduce import save_from_elsewhere
+    from heretic_kl.run.saving.rebuild import save_from_elsewhere
 
     settle_process(settings)
     form, overwrite = settings.save_as, settings.overwrite

@@ -181,7 +181,7 @@ def read_beside_study(kind: type[SettingsT], words: Sequence[str], study: Stored
         ConfigError: a setting is wrong, or the study uses code or a server that the command line
             does not name.
     """
-    from heretic_kl.run.setup.opening import NOT_KEPT
+    from heretic_kl.run.setup.open_run import NOT_KEPT
     from heretic_kl.scoring import built_in_scorers
 
     stored = {key: value for key, value in study.settings.items() if key not in NOT_KEPT}

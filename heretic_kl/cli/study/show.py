@@ -32,7 +32,7 @@ def run(words: Sequence[str]) -> int:
 def _compare(study: StoredStudy, record: TrialRecord, other: TrialRecord) -> None:
     from heretic_kl.events import Result
     from heretic_kl.report import compare_trials
-    from heretic_kl.ui.measurement import print_comparison
+    from heretic_kl.ui.print_tables import print_comparison
     from heretic_kl.ui.terminal import make_console
 
     comparison = compare_trials(record, other, study.tested)

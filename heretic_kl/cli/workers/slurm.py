@@ -1,4 +1,4 @@
-"""`heretic-kl slurm`: the batch script of a study, filled in from settings. Searches nothing."""
+"""`heretic-kl slurm`: the template `slurm/study.sbatch`, filled in. Searches nothing."""
 
 from __future__ import annotations
 

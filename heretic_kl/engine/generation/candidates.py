@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 
 from heretic_kl.ablation import Plan
-from heretic_kl.engine.batching import length_buckets
 from heretic_kl.engine.cache_recorder import LayerCacheRecorder, in_force
 from heretic_kl.engine.generation.generate import Response, generate_responses
 from heretic_kl.engine.generation.groups import ResponseGroup
-from heretic_kl.engine.memory import MemoryLimits
+from heretic_kl.engine.length_buckets import length_buckets
+from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.runner import Hear
 from heretic_kl.model import Decoding, LanguageModel, PrefixCache, Start, common_prefix, layer_bytes
 

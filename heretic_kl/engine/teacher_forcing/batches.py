@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heretic_kl.engine.batching import length_buckets
+from heretic_kl.engine.length_buckets import length_buckets
 from heretic_kl.model import (
     TokenTree,
     TreeAttention,

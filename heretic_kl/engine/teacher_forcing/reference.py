@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heretic_kl.engine.memory import MemoryLimits
+from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.kl import Divergence, Head, Reference, ReferenceIdentity

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from heretic_kl.ablation import Plan
-from heretic_kl.engine.progress import Progress
+from heretic_kl.engine.candidate_results import Progress
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import ForcedPortion

@@ -11,8 +11,8 @@ from typing import Literal
 from heretic_kl.errors import ExportError
 from heretic_kl.export.checkpoint import PICKLES
 from heretic_kl.export.folder import MODEL_MARKS
-from heretic_kl.export.reproduce import CARD_FILE, LEARNED_FILE
-from heretic_kl.export.reproduction import Reproduction, read_reproduction
+from heretic_kl.export.reproduction_reader import Reproduction, read_reproduction
+from heretic_kl.export.reproduction_writer import CARD_FILE, LEARNED_FILE
 from heretic_kl.files import TOKENS, sha256_file
 
 FIGURES = "figures/"

@@ -32,7 +32,7 @@ from heretic_kl.model.forward.prefix_cache import (
 from heretic_kl.model.forward.token_tree import TokenTree, tree_rectangles
 from heretic_kl.model.forward.tree_attention import TreeAttention, run_tree
 from heretic_kl.model.language_model import LanguageModel
-from heretic_kl.model.memory import is_out_of_memory
+from heretic_kl.model.out_of_memory import is_out_of_memory
 from heretic_kl.model.sites.probe import probe_tokens
 
 SHARED, LENGTHS, FED = 9, (17, 12, 14), 4

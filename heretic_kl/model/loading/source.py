@@ -15,7 +15,7 @@ from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelEr
 from heretic_kl.files import expanded
 from heretic_kl.model.loading.adapters import ADAPTER_CONFIG
 from heretic_kl.model.loading.headers import check_gguf, check_safetensors
-from heretic_kl.model.memory import is_out_of_memory
+from heretic_kl.model.out_of_memory import is_out_of_memory
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from heretic_kl.model.loading.quantization import (
 )
 from heretic_kl.model.loading.source import ModelSource, hub_arguments, readable_errors
 from heretic_kl.model.loading.tensor_parallel import check_alike, tensor_parallel
-from heretic_kl.model.memory import is_out_of_memory
+from heretic_kl.model.out_of_memory import is_out_of_memory
 from heretic_kl.model.placement import device_of, is_offloaded, offloads
 from heretic_kl.model.transformers_logging import quiet_transformers
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from heretic_kl.ablation import Component
 from heretic_kl.errors import UnsupportedModelError
-from heretic_kl.model.sites.module_groups import ModuleGroup, candidate_groups, placed_modules
+from heretic_kl.model.sites.candidate_modules import ModuleGroup, candidate_groups, placed_modules
 from heretic_kl.model.sites.output_gain import OutputGain, find_output_gains, stream_gains
 from heretic_kl.model.sites.passes_through import passes_through
 from heretic_kl.model.sites.probe import ROWS, TOKENS, OutputHook, PlacedModule, Probe

@@ -13,8 +13,8 @@ from heretic_kl.errors import UnsupportedModelError
 from heretic_kl.model.forward.hooks import edited
 from heretic_kl.model.language_model import LanguageModel
 from heretic_kl.model.sites.architecture import Site, probe_layers
+from heretic_kl.model.sites.candidate_modules import ModuleGroup
 from heretic_kl.model.sites.discovery import layers_that_write
-from heretic_kl.model.sites.module_groups import ModuleGroup
 from heretic_kl.model.sites.output_gain import stream_gains
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}

@@ -1,7 +1,7 @@
 """Rows of plain values as figures: a title, a text, a data table, a Vega-Lite specification.
 
-Measures nothing and draws nothing; see `study_data` and `run_data` for the rows, `drawing` for the
-pictures.
+Measures nothing and draws nothing. Another chart: rows in `study_data` or `run_data`, a function in
+a file here, a call in `pages/study`; `drawing` makes the pictures.
 """
 
 from heretic_kl.report.figures.figure import Figure

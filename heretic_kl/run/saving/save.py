@@ -36,7 +36,7 @@ from heretic_kl.kl import METRIC_VERSION
 from heretic_kl.ranks import is_first
 from heretic_kl.run.engines import build_engine
 from heretic_kl.run.parts import RunParts
-from heretic_kl.run.record import command_of, prompt_facts, record_saved
+from heretic_kl.run.report_record import command_of, prompt_facts, record_saved
 from heretic_kl.run.trials.test import test_baseline, test_one
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from heretic_kl.events import ModelUploaded, Observer
 from heretic_kl.export import Target, check_upload, readable_size, saved_folder, upload
-from heretic_kl.run.telling import Teller
+from heretic_kl.run.teller import Teller
 
 
 def upload_folder(

@@ -21,7 +21,7 @@ from heretic_kl.model import LanguageModel, common_prefix, packed_bytes
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.engines import EngineOptions, build_engine
 from heretic_kl.run.setup.load import Loaded
-from heretic_kl.run.telling import Teller
+from heretic_kl.run.teller import Teller
 
 CALIBRATION_PROMPTS = 12
 """Of each kind, to look for a common response prefix."""

@@ -23,7 +23,7 @@ from heretic_kl.errors import MeasurementError
 from heretic_kl.prompts import Prompt
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.requests import ResponseRequest, ResponseResult
-from heretic_kl.run.telling import Teller
+from heretic_kl.run.teller import Teller
 from heretic_kl.scoring import RefusalRule, Suite
 
 FEWEST = 8

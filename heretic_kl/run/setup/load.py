@@ -9,7 +9,7 @@ from heretic_kl.config import Settings
 from heretic_kl.errors import ConfigError
 from heretic_kl.events import ModelLoaded
 from heretic_kl.model import LanguageModel, ModelSource, load_model, verify_sites
-from heretic_kl.run.telling import Teller
+from heretic_kl.run.teller import Teller
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from heretic_kl.refine import (
     Refiner,
     removes_single_directions,
 )
-from heretic_kl.refine.optimize import STRENGTHENINGS
+from heretic_kl.refine.training import STRENGTHENINGS
 from heretic_kl.run.parts import REFUSALS, RunParts
 from heretic_kl.run.trials.search import search_seconds
 from heretic_kl.scoring import Score, Stopped, likely_value

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from heretic_kl.errors import SelectionError
 from heretic_kl.events import BaselineMeasured, TrialTested
 from heretic_kl.run.parts import RunParts
-from heretic_kl.run.record import record_test
+from heretic_kl.run.report_record import record_test
 from heretic_kl.scoring import Score
 from heretic_kl.search import UNEDITED, spread
 

@@ -1,8 +1,7 @@
 """Where a study is kept, and how several processes share it. Knows nothing about models."""
 
 from heretic_kl.search.storage.artifacts import PlanStore
-from heretic_kl.search.storage.lease import Heartbeat, Watch, lease_attributes
-from heretic_kl.search.storage.opening import (
+from heretic_kl.search.storage.backends import (
     JOURNAL_SUFFIX,
     check_storage,
     open_storage,
@@ -11,6 +10,7 @@ from heretic_kl.search.storage.opening import (
     study_names,
     without_password,
 )
+from heretic_kl.search.storage.lease import Heartbeat, Watch, lease_attributes
 from heretic_kl.search.storage.roles import Roles
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""How much runs and how much is kept at once; the one place where running out of memory is handled.
+"""How much runs and how much is kept at once, and less of both where a pass runs out of memory.
 
 Knows nothing about what runs.
 """

@@ -3,7 +3,7 @@
 import pytest
 
 from heretic_kl.kl import wilson_interval
-from heretic_kl.run.setup.opening import accepted_share
+from heretic_kl.run.setup.open_run import accepted_share
 from heretic_kl.scoring import Score, likely_value
 
 

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from heretic_kl.ablation import EditParameters
 from heretic_kl.errors import ReproductionError, plain_line
-from heretic_kl.export.reproduce import LEARNED_FILE, REPRODUCTION_FILE
+from heretic_kl.export.reproduction_writer import LEARNED_FILE, REPRODUCTION_FILE
 from heretic_kl.files import sha256_file
 from heretic_kl.scoring import Score, built_in_scorers
 

@@ -52,7 +52,7 @@ from heretic_kl.report import (
 )
 from heretic_kl.search import TrialRecord, knee
 from heretic_kl.ui.front_plot import FrontPlot
-from heretic_kl.ui.measurement import print_sections
+from heretic_kl.ui.print_tables import print_sections
 from heretic_kl.ui.progress import stage_progress
 from heretic_kl.ui.terminal import make_console, say
 

@@ -13,7 +13,7 @@ from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
 from heretic_kl.refine.objective import Example, Objective, Refusal, minibatches
 from heretic_kl.refine.openings import OpeningSet
-from heretic_kl.refine.optimize import Prompts, RefineOptions, Reread, _Learner, refine
+from heretic_kl.refine.training import Prompts, RefineOptions, Reread, _Learner, refine
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
 
 HARMLESS = tuple(
@@ -182,7 +182,7 @@ def test_no_edit_is_made_stronger_when_the_time_is_over(lm, parts, monkeypatch):
     """The clock advances by 30 s a check, and all of them exceed the limit."""
     engine, prompts, start = parts
     clock = [0.0]
-    monkeypatch.setattr("heretic_kl.refine.optimize.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("heretic_kl.refine.training.time.perf_counter", lambda: clock[0])
 
     def reread(plan):
         clock[0] += 30.0
@@ -268,7 +268,7 @@ def test_time_that_responses_take_leaves_fewer_steps(lm, parts, monkeypatch):
     """The clock advances in responses alone: 30 s each time, of 150; one check is in reserve."""
     engine, prompts, start = parts
     clock = [0.0]
-    monkeypatch.setattr("heretic_kl.refine.optimize.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("heretic_kl.refine.training.time.perf_counter", lambda: clock[0])
 
     def reread(plan):
         clock[0] += 30.0
@@ -296,7 +296,7 @@ def test_steps_fill_a_time_that_is_too_short_for_another_refinement(
         clock[0] += 1.0
         step(self)
 
-    monkeypatch.setattr("heretic_kl.refine.optimize.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("heretic_kl.refine.training.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(_Learner, "step", ticking)
     options = RefineOptions(steps=20, check_every=10, mass_limit=1.0, seconds=seconds, last=last)
     terms_of = objective(lm, engine)

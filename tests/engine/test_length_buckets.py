@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heretic_kl.engine.batching import SMALLEST_BUCKET, length_buckets
+from heretic_kl.engine.length_buckets import SMALLEST_BUCKET, length_buckets
 
 
 @given(st.lists(st.integers(1, 200), max_size=80), st.integers(1, 32))

@@ -1,4 +1,4 @@
-"""Flags of any command, read by pydantic-settings. Checks no values."""
+"""The parser of all commands' flags, for pydantic-settings. Lists no setting."""
 
 import json
 from argparse import SUPPRESS, Action, ArgumentParser, BooleanOptionalAction

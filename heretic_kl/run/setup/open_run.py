@@ -18,12 +18,12 @@ from heretic_kl.model.loading.devices import resolve_device
 from heretic_kl.prompts import DatasetSpec, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
 from heretic_kl.run.parts import REFUSALS, RunParts, measuring_context
-from heretic_kl.run.record import record_run
+from heretic_kl.run.report_record import record_run
 from heretic_kl.run.setup.calibrate import calibrate
 from heretic_kl.run.setup.directions import find_directions
 from heretic_kl.run.setup.fingerprint import default_study_name, study_facts, study_fingerprint
 from heretic_kl.run.setup.load import load, model_source
-from heretic_kl.run.telling import Teller
+from heretic_kl.run.teller import Teller
 from heretic_kl.scoring import Score, ScorerSpec, Suite, likely_value
 from heretic_kl.search import (
     PlanStore,
