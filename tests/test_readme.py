@@ -32,7 +32,7 @@ def test_the_tree_shows_every_room_and_nothing_else():
             (rooms if match[1] else others).add(match[2])
     folders = {p.name for p in (ROOT / "heretic_kl").iterdir() if (p / "__init__.py").is_file()}
     assert rooms == folders
-    assert others == {"heretic_kl", "scorers", "examples", "benchmarks", "tests", "docs"}
+    assert others == {"heretic_kl", "scorers", "slurm", "examples", "benchmarks", "tests", "docs"}
     assert all((ROOT / name).is_dir() for name in others)
 
 
