@@ -217,7 +217,7 @@ def test_an_edit_that_exceeds_the_limit_by_little_is_made_stronger(lm, parts, en
     steps = [check.step for check in refined.checks]
     assert steps == [0, 4, 8, 8, 8][: 3 + min(enough, 2)] and refined.steps == 8
     for weaker, stronger in zip(sizes[2:], sizes[3:], strict=False):
-        assert stronger == pytest.approx(1.01 * 1.25 ** (1 / 3) * weaker)
+        assert stronger == pytest.approx(1.01 * 1.25 ** (2 / 3) * weaker)
     kept = refined.checks[-1] if enough <= 2 else refined.checks[0]
     assert refined.best == kept and refined.best.violation(0.4) == 0
     assert refined.best.kl <= refined.checks[0].kl
