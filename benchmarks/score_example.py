@@ -131,25 +131,17 @@ def with_error(estimate: Any) -> str:
     return f"{estimate.mean:.3g} ± {estimate.standard_error:.2g}"
 
 
-def chain_figures(chain: ChainMeasurement, names: Sequence[str]) -> dict[str, Any]:
-    """What each step cost, and what the whole costs beyond their sum."""
+def chain_lines(chain: ChainMeasurement, names: Sequence[str]) -> list[str]:
+    """What each step cost, and what the whole costs beyond their sum: a table."""
     beyond = chain.beyond_the_steps()
-    return {
-        "models": list(names),
-        "pairs": [
-            {
-                "from": names[pair.earlier],
-                "to": names[pair.later],
-                "kl": pair.measurement.kl,
-                "standard_error": pair.measurement.summary.standard_error,
-            }
-            for pair in chain.pairs
-        ],
-        "sum_of_steps": chain.sum_of_steps,
-        "whole_minus_steps": beyond.mean_difference,
-        "whole_minus_steps_error": beyond.standard_error,
-        "distinguishable": beyond.distinguishable,
-    }
+    cells = [
+        (names[pair.earlier], names[pair.later], with_error(pair.measurement.summary))
+        for pair in chain.pairs
+    ]
+    error = "" if beyond.standard_error is None else f" ± {beyond.standard_error:.2g}"
+    cells.append(("whole minus steps", "", f"{beyond.mean_difference:+.3g}{error}"))
+    head = [("from", "to", "KL, nats"), ("---",) * 3]
+    return [f"| {' | '.join(row)} |" for row in [*head, *cells]]
 
 
 def main() -> None:
@@ -201,7 +193,7 @@ def main() -> None:
             plain(*pair) for pair in zip(comparison.records(), comparison.ranked, strict=True)
         ],
         "table": lines,
-        "chain": chain_figures(chain, ["demo-model", *STEPS]),
+        "chain": chain_lines(chain, ["demo-model", *STEPS]),
         "card": card_metadata("demo-model-Q8_0", by_name["Q8_0.gguf"], on),
     }
     target = ROOT / "benchmarks" / "results" / "score_example.json"
