@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command
-from heretic_kl.cli.output import observing, writes_json
+from heretic_kl.cli.output import observing, write, writes_json
 from heretic_kl.errors import ConfigError
 
 
@@ -12,7 +12,7 @@ def run(words: Sequence[str]) -> int:
     if words:
         raise ConfigError(f"unexpected argument {words[0]!r}; `{PROGRAM} config` takes none")
     if not writes_json():
-        print(default_configuration(), end="")
+        write(default_configuration().removesuffix("\n"))
         return 0
     from heretic_kl.events import Result
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command
-from heretic_kl.cli.output import observing, writes_json
+from heretic_kl.cli.output import observing, write, writes_json
 from heretic_kl.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def run(words: Sequence[str]) -> int:
         with observing() as observer:
             observer(Result("events", event_schema()))
     else:
-        print(json.dumps(event_schema(), indent=2))
+        write(json.dumps(event_schema(), indent=2))
     return 0
 
 

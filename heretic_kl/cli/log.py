@@ -6,11 +6,11 @@ import dataclasses
 import json
 import logging
 import re
-import sys
 import traceback
 from logging.handlers import MemoryHandler
 from typing import Final
 
+from heretic_kl.cli.output import write_error
 from heretic_kl.config import Settings
 from heretic_kl.errors import HereticKLError
 from heretic_kl.events import Event, Notice, Observer, StageAdvanced, StudyOpened, TrialFinished
@@ -69,7 +69,7 @@ class RunLog:
         if text is not None:
             self._logger.error("trial %d failed\n%s", event.record.number, text)
             if self._settings.debug:
-                print(text.rstrip(), file=sys.stderr)
+                write_error(text.rstrip())
 
     def _open(self, study: str) -> None:
         """Open the file and write what was kept; a folder that is read-only costs the log alone."""

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from heretic_kl import ranks
 from heretic_kl._version import EVENTS_VERSION, __version__
 from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command, load_command, wants_help
-from heretic_kl.cli.output import JSON_FLAG, Output, json_lines, take_json_flag
+from heretic_kl.cli.output import JSON_FLAG, Output, json_lines, take_json_flag, write, write_error
 from heretic_kl.cli.signals import Terminated, stopping_on_term
 from heretic_kl.config.retired import RETIRED_COMMANDS
 from heretic_kl.errors import ConfigError, HereticKLError, plain_line
@@ -59,7 +59,7 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
     kept_on_interrupt = ""
     try:
         if words[:1] in (["-V"], ["--version"]):
-            print(f"{PROGRAM} {__version__}")
+            write(f"{PROGRAM} {__version__}")
             return 0
         named = bool(words) and not words[0].startswith("-")
         asked, everything = wants_help(words)
@@ -68,7 +68,7 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
         command = _command(name)
         kept_on_interrupt = command.kept
         if asked:
-            print(command.help(everything=everything, commands=not named))
+            write(command.help(everything=everything, commands=not named))
             code = 0
         else:
             names_file = command.json_may_name_file
@@ -85,7 +85,7 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
             else ""
         )
         errors.append(f"interrupted{more}")
-        print(f"\n{PROGRAM}: {errors[0]}", file=sys.stderr)
+        write_error(f"\n{PROGRAM}: {errors[0]}")
         number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
         return 128 + number
     except BrokenPipeError:
@@ -94,7 +94,7 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
         _drop_stdout()
         return BROKEN_PIPE
     except SystemExit as ending:  # see `ranks.check_together`
-        print(ending.code, file=sys.stderr)
+        write_error(str(ending.code))
         return 1
     except Exception as error:
         return _report(error, kept_on_interrupt, errors, debug=_debugging(words))
@@ -127,7 +127,7 @@ def _report(error: Exception, kept_on_interrupt: str, errors: list[str], *, debu
     if not ranks.is_first():
         time.sleep(OTHERS_WAIT)  # torchrun ends this process where the first one has ended
     if debug:
-        print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr)
+        write_error(without_secrets("".join(traceback.format_exception(error))))
     more = f"; {kept_on_interrupt}" if kept_on_interrupt else ""
     if isinstance(error, HereticKLError):
         lines, code = str(error).splitlines(), error.exit_code
@@ -145,7 +145,7 @@ def _report(error: Exception, kept_on_interrupt: str, errors: list[str], *, debu
     lines = [plain_line(without_secrets(line), 1000) for line in lines]
     errors += lines
     for line in lines:
-        print(f"{PROGRAM}: error: {line}", file=sys.stderr)
+        write_error(f"{PROGRAM}: error: {line}")
     return code
 
 
@@ -160,7 +160,8 @@ def _end_events(errors: Sequence[str], code: int) -> None:
     if errors:
         events.insert(0, {"event": "failed", "lines": list(errors)})
     for event in events:
-        print(json.dumps({"v": EVENTS_VERSION, **event}), flush=True)
+        write(json.dumps({"v": EVENTS_VERSION, **event}))
+        sys.stdout.flush()
 
 
 def _debugging(words: Sequence[str]) -> bool:

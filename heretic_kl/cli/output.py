@@ -35,6 +35,16 @@ class Output:
 _output: ContextVar[Output] = ContextVar("_output", default=Output())  # noqa: B039 (never changed)
 
 
+def write(text: str) -> None:
+    """A line of a command's output on stdout, as it is."""
+    sys.stdout.write(f"{text}\n")
+
+
+def write_error(text: str) -> None:
+    """A line on stderr, as it is."""
+    sys.stderr.write(f"{text}\n")
+
+
 def take_json_flag(words: Sequence[str], *, may_name_file: bool) -> tuple[list[str], bool]:
     """Split `--json` from the other words of a command line, and whether it is there.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from heretic_kl.cli.command import SUMMARIES, Command
-from heretic_kl.cli.output import observing, writes_json
+from heretic_kl.cli.output import observing, write, writes_json
 from heretic_kl.config import ProgramSettings, read_settings
 from heretic_kl.config.tables import Text, setting
 from heretic_kl.errors import ConfigError, ScorerError
@@ -107,8 +107,8 @@ def _new(path: Path) -> int:
     with observing() as observer:
         observer(Result("scorer", {"file": str(path)}))
     if not writes_json():
-        print(f"{path}: use it as\n\n[scorers.{path.stem}]\nuse = {json.dumps(str(path))}")
-        print(f'role = "monitor"\n\nand test it with `heretic-kl scorer test {path}`')
+        write(f"{path}: use it as\n\n[scorers.{path.stem}]\nuse = {json.dumps(str(path))}")
+        write(f'role = "monitor"\n\nand test it with `heretic-kl scorer test {path}`')
     return 0
 
 
@@ -126,9 +126,9 @@ def _test(use: str, settings: Mapping[str, Any]) -> int:
             if problem is not None:
                 broken[law] = problem
             if not writes_json():
-                print(f"{'ok    ' if problem is None else 'BROKEN'}  {law.replace('_', ' ')}")
+                write(f"{'ok    ' if problem is None else 'BROKEN'}  {law.replace('_', ' ')}")
                 if problem is not None:
-                    print(f"        {problem}")
+                    write(f"        {problem}")
         laws = [law for law in _laws() if law not in broken]
         observer(Result("scorer", {"use": use, "kept": laws, "broken": broken}))
     if broken:

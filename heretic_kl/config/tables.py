@@ -136,10 +136,7 @@ class PromptsTable(_Table):
 class DirectionsTable(_Table):
     """How the directions are computed from residuals."""
 
-    by_response: bool = setting(
-        True,
-        "Compare refused harmful with answered harmless prompts",
-    )
+    by_response: bool = setting(True, "Compare refused harmful with answered harmless prompts")
     project_off_harmless: bool = setting(
         False, "Remove each one's part along the mean harmless prompt"
     )
@@ -191,10 +188,7 @@ class RefinementTable(_Table):
     rank: Whole = setting(1, "Rank, where form is factors", ge=1, le=1024)
     kl_tokens: Whole = setting(16, "Positions of the response in the loss", ge=1, le=1024)
     mass_limit: Number = setting(
-        0.05,
-        "Probability of opening with a refusal to aim at first",
-        ge=1e-4,
-        le=1,
+        0.05, "Probability of opening with a refusal to aim at first", ge=1e-4, le=1
     )
     beta_kl: Number | None = setting(
         None,

@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
-from heretic_kl.cli.score.chain_cells import (
-    chain_cells,
-    chain_document,
-    plain_pair,
-)
+from heretic_kl.cli.score.chain_cells import chain_cells, chain_document, plain_pair
 from heretic_kl.cli.score.detail_cells import (
     band_cells,
     bucket_cells,
