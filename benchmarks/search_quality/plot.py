@@ -19,6 +19,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot  # noqa: E402 (the backend is chosen first)
 from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # noqa: E402
 
 OUT = Path(__file__).parents[2] / "docs/figures/search_quality.svg"
 COLORS = {
@@ -71,6 +72,9 @@ def figure(runs: list[Run]) -> Any:
                 draw(axes, point, markers[point.minutes])
         axes.axhline(100 * TARGET, color="#999999", linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(bottom=0)
         axes.set_title(model)
         axes.set_xlabel("KL to the reference, answered harmless prompts (nats)")
