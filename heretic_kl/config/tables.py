@@ -138,7 +138,7 @@ class DirectionsTable(_Table):
 
     by_response: bool = setting(True, "Compare refused harmful with answered harmless prompts")
     project_off_harmless: bool = setting(
-        False, "Remove each one's part along the mean harmless prompt"
+        False, "Remove from each its part along the mean harmless prompt"
     )
     winsorize_quantile: Number = setting(
         1.0, "Clip residuals at this quantile of magnitudes (1: off)", gt=0, le=1

@@ -72,9 +72,9 @@ def refine_front(run: RunParts) -> None:
         )
         return
     deadline = _deadline(run)
-    most = (1 if run.settings.minutes is None else 2) * table.steps
-    checks = math.ceil(most / RefineOptions.check_every) + 1 + STRENGTHENINGS
-    checks *= wanted - len(run.study.refined)
+    each_time = math.ceil(table.steps / RefineOptions.check_every) + 1 + STRENGTHENINGS
+    timed = run.settings.minutes is not None  # then the clock decides how many
+    checks = None if timed else each_time * (wanted - len(run.study.refined))
     with run.tell.stage("refine", "Refining edits", checks):
         try:
             refiner = run.refiner
