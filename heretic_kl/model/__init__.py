@@ -23,7 +23,7 @@ from heretic_kl.model.forward.residuals import last_token_residuals
 from heretic_kl.model.forward.token_tree import TokenTree, tree_rectangles
 from heretic_kl.model.forward.tree_attention import TreeAttention, run_tree
 from heretic_kl.model.language_model import LanguageModel
-from heretic_kl.model.loading.adapters import adapter_base
+from heretic_kl.model.loading.adapters import adapter_base, adapter_rank
 from heretic_kl.model.loading.adopt import adopt_model
 from heretic_kl.model.loading.chat import (
     ChatEncoder,
@@ -38,6 +38,7 @@ from heretic_kl.model.loading.loader import (
     load_to_measure,
     load_tokenizer,
 )
+from heretic_kl.model.loading.quantization import is_quantized
 from heretic_kl.model.loading.source import ModelSource
 from heretic_kl.model.out_of_memory import clear_device_memory, is_out_of_memory
 from heretic_kl.model.sites.architecture import Architecture, Site, find_architecture
@@ -66,6 +67,7 @@ __all__ = [
     "TreeAttention",
     "WHOLE",
     "adapter_base",
+    "adapter_rank",
     "adopt_model",
     "check_to_measure",
     "clear_device_memory",
@@ -78,6 +80,7 @@ __all__ = [
     "find_capabilities",
     "inspect_model",
     "is_out_of_memory",
+    "is_quantized",
     "last_token_residuals",
     "layer_bytes",
     "likely_layers",

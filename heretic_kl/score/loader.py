@@ -11,8 +11,9 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from typing_extensions import TypedDict
 
-from heretic_kl.errors import ModelError, ModelNotFoundError
+from heretic_kl.errors import MeasurementError, ModelError, ModelNotFoundError
 from heretic_kl.judging import Pace, read_key
+from heretic_kl.kl import vocabulary_hash
 from heretic_kl.model import (
     Capabilities,
     CausalModel,
@@ -31,17 +32,19 @@ from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.score.llama.model import llama_available
 from heretic_kl.score.llama.reference import LlamaReference
 from heretic_kl.score.served import PromptEndpoint
+from heretic_kl.score.vllm.model import require_vllm
 
 SERVER_TIMEOUT = 600.0
 """Seconds for one sequence."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
-Backend = Literal["auto", "transformers", "llama.cpp"]
-"""What runs a .gguf file.
+Backend = Literal["auto", "transformers", "llama.cpp", "vllm"]
+"""What runs candidates.
 
-`auto` is llama.cpp for candidates, if its binding is installed, and transformers for a reference,
-which can then be compared with models of all kinds.
+`auto` is llama.cpp for .gguf files, if its binding is installed, and transformers for all else and
+for a reference, which can then be compared with models of all kinds. `vllm` runs candidates that
+are no .gguf files.
 """
 
 
@@ -56,7 +59,7 @@ class Loading(TypedDict, total=False):
         device: where loaded models run; `cpu` keeps llama.cpp there too.
         device_map: how loaded models are spread over devices.
         trust_remote_code: run code from a model's repository.
-        backend: what runs .gguf files.
+        backend: what runs candidates.
         gguf_cache_type: as what llama.cpp stores keys and values, see `llama.CACHE_TYPES`.
         key_variable: environment variable that holds the key of candidates' servers; None: no key
             is sent.
@@ -203,13 +206,41 @@ class ModelLoader:
         """
         if source.gguf_file is None or self.backend == "transformers":
             return False
-        if self.backend == "auto" and not llama_available():
+        if self.backend in ("auto", "vllm") and not llama_available():
             self.notify(
                 f"{source.name!r} is run by transformers, its weights unpacked: install "
                 "heretic-kl[gguf] to measure it in llama.cpp itself"
             )
             return False
         return True
+
+    def in_vllm(self, source: ModelSource) -> bool:
+        """Whether a candidate is run by vLLM.
+
+        Raises:
+            ModelError: that is asked for, and it is not installed.
+        """
+        if self.backend != "vllm" or source.gguf_file is not None:
+            return False
+        require_vllm()
+        return True
+
+    def require_tokenizer(self, source: ModelSource, tokenizer_hash: str) -> None:
+        """Compare the tokenizer that lies beside a model with the reference's.
+
+        Raises:
+            MeasurementError: it is another one.
+        """
+        if not has_tokenizer(source):
+            return
+        tokenizer: Any = load_tokenizer(source, self.trust_remote_code)
+        theirs = vocabulary_hash(tokenizer.get_vocab())
+        if theirs != tokenizer_hash:
+            raise MeasurementError(
+                f"{source.name!r} cannot be compared with the reference: another tokenizer "
+                f"(reference {tokenizer_hash[:12]!r}, candidate {theirs[:12]!r}); only models "
+                "with one tokenizer can be compared"
+            )
 
     def base_of(self, source: ModelSource, base: Any = None) -> ModelSource | None:
         """What a candidate is put on if it is an adapter."""

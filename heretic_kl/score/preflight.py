@@ -8,7 +8,6 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import Reference, vocabulary_hash
 from heretic_kl.model import ModelSource, load_tokenizer
 from heretic_kl.score.loader import Loading, ModelLoader, as_source, has_tokenizer
@@ -52,16 +51,13 @@ def check_models(
         loader.check(source, put_on)
         if loader.in_llama(source):  # which has a tokenizer of its own, checked once it is loaded
             continue
+        loader.in_vllm(source)  # which finds out whether it is installed
         if not has_tokenizer(source):
             continue
-        tokenizer_hash = _hash(source, loader)
-        expected = expected or tokenizer_hash
-        if tokenizer_hash != expected:
-            raise MeasurementError(
-                f"{source.name!r} cannot be compared with the reference: another tokenizer "
-                f"(reference {expected[:12]!r}, candidate {tokenizer_hash[:12]!r}); only models "
-                "with one tokenizer can be compared"
-            )
+        if expected is None:
+            expected = _hash(source, loader)
+        else:
+            loader.require_tokenizer(source, expected)
 
 
 def tokenizer_of(

@@ -43,6 +43,7 @@ from heretic_kl.score.llama.candidate import compare_natively, reference_in_llam
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import ModelLoader, as_source
 from heretic_kl.score.served import KnownTokens, compare_served, is_served
+from heretic_kl.score.vllm.candidate import compare_in_vllm, reference_in_vllm
 
 AnyRunner: TypeAlias = Runner | LlamaReference
 """Runs the reference: both give its responses."""
@@ -158,8 +159,18 @@ class ReferenceRun:
             put_on = base or self.loader.base
             return compare_served(self, served, reduction, base=put_on, observe=observe)
         source = as_source(candidate)
+        floor = floor and self.head is not None  # of a stored one the model may not fit here
+        if source is not None and self.loader.in_vllm(source):
+            put_on = self.loader.base_of(source, base)
+            return compare_in_vllm(
+                *(self, source, reduction),
+                base=put_on,
+                dtype=dtype,
+                floor=floor,
+                watch=watch,
+                observe=observe,
+            )
         if source is not None and self.loader.in_llama(source):
-            floor = floor and self.head is not None  # of a stored one the model may not fit here
             return compare_natively(
                 self, source, reduction, floor=floor, watch=watch, observe=observe
             )
@@ -201,7 +212,7 @@ class ReferenceRun:
         *,
         sequences: Sequence[ForcedSequence] | None = None,
         dtype: DtypeName | None = None,
-        in_llama: bool | None = None,
+        native: bool = True,
     ) -> ReferenceRun:
         """The same sequences with another model as the reference, to measure a third from it.
 
@@ -209,14 +220,14 @@ class ReferenceRun:
             model: as for `compare`.
             sequences: other ones in their place.
             dtype: as for `compare`.
-            in_llama: run it in llama.cpp; None: as the loader says.
+            native: run it in llama.cpp or vLLM where the loader says so.
         """
         source, fed = as_source(model), self.sequences if sequences is None else sequences
         positions = int(self.reference.mask.shape[1])
         settings = {**self.reference.identity.settings, "model": None}
-        if in_llama is None:
-            in_llama = source is not None and self.loader.in_llama(source)
-        if source is not None and in_llama:
+        if native and source is not None and self.loader.in_vllm(source):
+            return replace(self, reference=reference_in_vllm(self, source, settings), head=None)
+        if native and source is not None and self.loader.in_llama(source):
             return replace(self, reference=reference_in_llama(self, source, settings), head=None)
         lm, own_tokenizer = self.loader.candidate(
             model,

@@ -154,10 +154,11 @@ class ScoreSettings(CommonSettings, KLOptions):
     candidate_dtype: Dtype | None = setting(
         None, "Type of the candidates' weights (default: the reference's)"
     )
-    backend: Literal["auto", "transformers", "llama.cpp"] = setting(
+    backend: Literal["auto", "transformers", "llama.cpp", "vllm"] = setting(
         "auto",
-        "What runs .gguf files; auto is llama.cpp itself where heretic-kl[gguf] is installed, but "
-        "for a reference with other candidates",
+        "What runs candidates; auto is llama.cpp itself for .gguf files where heretic-kl[gguf] is "
+        "installed, but for a reference with other candidates; vllm (heretic-kl[vllm]) runs all "
+        "but .gguf files",
     )
     gguf_cache_type: CacheType = setting("f16", "As what llama.cpp stores keys and values")
     key_variable: Text | None = setting(
@@ -232,7 +233,9 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
     _check_files(settings)
     ggufs = [name for name in settings.candidate if name.lower().endswith(".gguf")]
     if not ggufs:
-        _refuse(set_by_flags, ("backend", "gguf_cache_type"), "without a .gguf candidate")
+        _refuse(set_by_flags, ("gguf_cache_type",), "without a .gguf candidate")
+        if settings.backend == "llama.cpp":
+            _refuse(set_by_flags, ("backend",), "without a .gguf candidate")
     if settings.backend == "transformers":
         _refuse(set_by_flags, ("gguf_cache_type",), "with --backend transformers")
     _check_served(settings, set_by_flags)

@@ -47,6 +47,14 @@ def adapter_base(folder: Path) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
+def adapter_rank(folder: Path) -> int:
+    """The largest rank of a LoRA adapter's sites, as its config says; 8 where it says nothing."""
+    config = _adapter_config(folder)
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r", 8), *(pattern.values() if isinstance(pattern, dict) else ())]
+    return max((rank for rank in ranks if isinstance(rank, int) and rank > 0), default=8)
+
+
 def with_adapter(model: Any, folder: Path, base_name: str) -> Any:
     """The model with an active adapter; its own weights stay as they are.
 

@@ -145,7 +145,7 @@ def _in_transformers(run: ReferenceRun, source: ModelSource) -> ReferenceRun | N
         tokens += len(run.sequences[count].fed)
         count += 1
     try:
-        return run.seen_by(source, sequences=run.sequences[:count], in_llama=False)
+        return run.seen_by(source, sequences=run.sequences[:count], native=False)
     except ModelError as error:
         run.notify(f"the floor across back ends is not measured: {error}")
         return None

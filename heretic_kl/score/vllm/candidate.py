@@ -1,0 +1,148 @@
+"""A model in vLLM, measured beside a reference; and how far vLLM and transformers are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
+from heretic_kl.errors import MeasurementError, ModelError
+from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, Reference, summarize
+from heretic_kl.model import DtypeName, ModelSource, clear_device_memory, is_quantized
+from heretic_kl.score.served.candidate import SAME
+from heretic_kl.score.vllm.model import VLLMModel
+
+if TYPE_CHECKING:
+    from heretic_kl.score.reference_run import CandidateTable, Observe, ReferenceRun, Watch
+
+FLOOR_TOKENS = 4096
+"""So many tokens are enough to see how far two back ends are apart."""
+
+
+def compare_in_vllm(
+    run: ReferenceRun,
+    source: ModelSource,
+    reduction: DivergenceReduction,
+    *,
+    base: ModelSource | None = None,
+    dtype: DtypeName | None = None,
+    floor: bool = True,
+    watch: Watch | None = None,
+    observe: Observe | None = None,
+) -> CandidateTable:
+    """Measure a model in vLLM.
+
+    Args:
+        run: the reference's side.
+        source: a folder or hub id; an adapter's counts.
+        reduction: what is measured.
+        base: what an adapter is put on.
+        dtype: of weights and activations; None: the reference's, or as the model says if its
+            weights are quantized.
+        floor: also run the model in `transformers`, as the reference ran, and compare the two.
+        watch: see `ReferenceRun.compare`.
+        observe: likewise.
+
+    Raises:
+        ModelError: vLLM is not installed, or cannot load the model.
+        MeasurementError: another tokenizer, or an adapter that changes nothing.
+    """
+    from heretic_kl.score.reference_run import CandidateTable
+
+    beside = _in_transformers(run, source, dtype) if floor else None
+    model = _open(run, source, base, dtype)
+    try:
+        table = _table(run, model, reduction, watch, observe)
+        apart = None if beside is None else summarize(_table(beside, model, reduction)).mean
+        kind = model.kind
+    finally:
+        model.close()
+    change = table.candidate_probability - table.reference_probability
+    unchanged = max(float(table.values.max()), float(change.abs().max())) <= SAME
+    if source.adapter is not None and unchanged:
+        raise MeasurementError(
+            f"{source.name!r} in vLLM is like the reference, to the last digits: vLLM ignores the "
+            "adapter, or it changes nothing"
+        )
+    return CandidateTable(table, kind, apart)
+
+
+def reference_in_vllm(
+    run: ReferenceRun, source: ModelSource, settings: Mapping[str, Any]
+) -> Reference:
+    """What a model says over a run's sequences, as float16 logits: (rows, V) of them in memory."""
+    model = _open(run, source, run.loader.base_of(source), None)
+    try:
+        return Reference.from_logits(
+            run.reference.tokens,
+            run.reference.mask,
+            (block.logits for block in _blocks(model, run.sequences, model.vocabulary)),
+            replace(
+                run.reference.identity,
+                vocabulary_size=model.vocabulary,
+                head_fingerprint=None,
+                settings={**settings, "dtype": model.kind},
+            ),
+            prompts=run.reference.prompts,
+        )
+    finally:
+        model.close()
+
+
+def _open(
+    run: ReferenceRun, source: ModelSource, base: ModelSource | None, dtype: DtypeName | None
+) -> VLLMModel:
+    loader = run.loader
+    whole = source if base is None or source.adapter is None else base
+    loader.check(source, base)
+    loader.require_tokenizer(source, run.reference.identity.tokenizer_hash)
+    if dtype is None and not is_quantized(whole, loader.trust_remote_code):
+        dtype = run.dtype_for_candidates()
+    clear_device_memory()
+    return VLLMModel(
+        whole.name if whole.folder is None else str(whole.folder),
+        context=max(len(sequence.prompt) + len(sequence.response) for sequence in run.sequences),
+        dtype=dtype or loader.dtype,
+        adapter=source.adapter,
+        trust_remote_code=loader.trust_remote_code,
+    )
+
+
+def _table(
+    run: ReferenceRun,
+    model: VLLMModel,
+    reduction: DivergenceReduction,
+    watch: Watch | None = None,
+    observe: Observe | None = None,
+) -> KLTable:
+    head, size = run.head_for(model.vocabulary)
+    return run.table(_blocks(model, run.sequences, size), head, reduction, watch, observe)
+
+
+def _blocks(
+    model: VLLMModel, sequences: Sequence[ForcedSequence], size: int
+) -> Iterator[LogitBlock]:
+    """Logits of the first `size` tokens, sequence by sequence."""
+    row = 0
+    for sequence in sequences:
+        logits = model.logits(sequence)
+        yield LogitBlock(torch.arange(row, row + len(logits)), logits[:, :size])
+        row += len(logits)
+
+
+def _in_transformers(
+    run: ReferenceRun, source: ModelSource, dtype: DtypeName | None
+) -> ReferenceRun | None:
+    """The same model, run as the reference was over the first of its sequences."""
+    count, tokens = 0, 0
+    while count < len(run.sequences) and tokens < FLOOR_TOKENS:
+        tokens += len(run.sequences[count].fed)
+        count += 1
+    try:
+        return run.seen_by(source, sequences=run.sequences[:count], dtype=dtype, native=False)
+    except ModelError as error:
+        run.notify(f"the floor across back ends is not measured: {error}")
+        return None
