@@ -163,9 +163,22 @@ class Engine:
         if forced:
             self.limits.run(lambda: self._forced.references(forced_keys(forced)))
 
-    def reference(self, prompts: tuple[Prompt, ...], tokens: int) -> Reference:
-        """The unedited model's responses of up to `tokens` tokens and its states over them."""
+    def reference(
+        self,
+        prompts: tuple[Prompt, ...],
+        tokens: int,
+        responses: Sequence[Response] | None = None,
+    ) -> Reference:
+        """The unedited model's responses of up to `tokens` tokens and its states over them.
+
+        Args:
+            prompts: what it responds to.
+            tokens: N.
+            responses: the greedy ones, where they have been generated; each has N tokens or ends.
+        """
         key = ForcedKey(prompts, tokens)
+        if responses is not None:
+            self._forced.take_responses(key, responses)
         (reference,) = self.limits.run(lambda: self._forced.references([key]))
         return reference
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.ablation import Plan
-from heretic_kl.engine import Engine, forced_sequences
+from heretic_kl.engine import Engine, Response, forced_sequences
 from heretic_kl.engine.memory_limits import if_memory_allows
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
@@ -87,6 +87,7 @@ class Refiner:
         self._rule = rule
         self._kl_tokens = kl_tokens
         self._max_tokens = max_response_tokens
+        self._responses: dict[Prompt, Response] = {}
         self._refused, self._refusals = self._split(train["harmful"], refused=True)
         self._answered, self._others = self._split(train["harmless"], refused=False)
         self._checked, _ = self._split(validation["harmless"], refused=False)
@@ -211,6 +212,7 @@ class Refiner:
         The responses end where the rule is decided: as directions and scorers ask for them.
         """
         responses = self._engine.responses(tuple(prompts), self._max_tokens, self._rule)
+        self._responses |= dict(zip(prompts, responses, strict=True))
         pairs = [
             (prompt, tuple(response.tokens))
             for prompt, response in zip(prompts, responses, strict=True)
@@ -219,7 +221,18 @@ class Refiner:
         return [prompt for prompt, _ in pairs], [tokens for _, tokens in pairs]
 
     def _examples(self, prompts: Sequence[Prompt]) -> list[Example]:
-        reference = self._engine.reference(tuple(prompts), self._kl_tokens)
+        """With the responses by which they were chosen, where those are long enough."""
+        count = self._kl_tokens
+        short = tuple(
+            prompt
+            for prompt in prompts
+            if (response := self._responses[prompt]).end_token is None
+            and len(response.tokens) < count
+        )
+        whole = self._engine.responses(short, count) if short else ()
+        responses = self._responses | dict(zip(short, whole, strict=True))
+        chosen = [responses[prompt] for prompt in prompts]
+        reference = self._engine.reference(tuple(prompts), count, chosen)
         assert reference.hidden is not None  # the engine keeps hidden states
         examples, first = [], 0
         for sequence in forced_sequences(reference):

@@ -5,12 +5,13 @@ And what another model's final hidden states are reduced to beside them. Runs no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from heretic_kl.engine.generation.generate import Response
 from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
@@ -56,6 +57,13 @@ def with_responses(
         sampling: how responses are drawn; None: greedy.
     """
     responses = runner.responses(encoded, tokens, sampling=sampling)
+    return forced_by(encoded, responses, tokens)
+
+
+def forced_by(
+    encoded: Iterable[Sequence[int]], responses: Sequence[Response], tokens: int
+) -> tuple[ForcedSequence, ...]:
+    """Prompts with these responses, of up to `tokens` tokens."""
     return tuple(
         ForcedSequence(tuple(prompt), tuple(response.reference_tokens(tokens)))
         for prompt, response in zip(encoded, responses, strict=True)

@@ -13,6 +13,7 @@ import torch
 
 from heretic_kl.ablation import Plan
 from heretic_kl.engine.candidate_results import Progress
+from heretic_kl.engine.generation.generate import Response
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import ForcedPortion
@@ -20,6 +21,7 @@ from heretic_kl.engine.teacher_forcing.passes import CandidatePasses
 from heretic_kl.engine.teacher_forcing.reference import (
     KeptLogits,
     ReducedRows,
+    forced_by,
     model_identity,
     reference_from,
     with_responses,
@@ -70,6 +72,12 @@ class ForcedRequests:
         The states come from the batches in which candidates run when asked for the same keys.
         """
         return self._run_together(keys).references
+
+    def take_responses(self, key: ForcedKey, responses: Sequence[Response]) -> None:
+        """Use responses that have been generated, unless there are some."""
+        encoded = map(self._encode, key.prompts)
+        forced = forced_by(encoded, responses, key.tokens)
+        self._sequences.setdefault(key, forced)
 
     def passes(self, *keys: ForcedKey) -> CandidatePasses:
         """What runs candidates over the responses of these references, one after the other."""
