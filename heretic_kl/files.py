@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
@@ -190,6 +191,24 @@ def _replace_folder(partial: Path, target: Path) -> None:
             _remove(old)
     finally:
         _unlock(lock)
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether a folder can be listed and is not empty."""
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
+
+
+def free_folder(folder: Path) -> Path:
+    """The folder itself, or `NAME-2` and so on: the first that is missing or an empty folder."""
+    candidates = (folder.parent / f"{folder.name or 'model'}-{n}" for n in count(2))
+    return next(
+        place
+        for place in chain([folder], candidates)
+        if not holds_files(place) and (place.is_dir() or not os.path.lexists(place))
+    )
 
 
 def _hidden(target: Path, mark: str) -> Path:

@@ -140,13 +140,15 @@ def _ask(
     """Let a person choose what becomes of the front."""
     from heretic_kl.cli.edits.upload import put
     from heretic_kl.export import Target
+    from heretic_kl.files import free_folder
     from heretic_kl.ui.picker import Picker
     from heretic_kl.ui.terminal import make_console
 
     name = Path(str(settings.model)).stem
 
     def default_folder(record: TrialRecord) -> Path:
-        return settings.save or Path(f"{name}-edited-trial-{record.number}")
+        folder = settings.save or Path(f"{name}-edited-trial-{record.number}")
+        return folder if settings.overwrite else free_folder(folder)
 
     def upload(folder: Path, repo: str, overwrite: bool) -> None:
         put(folder, Target(repo, overwrite=overwrite), observer, quiet=settings.quiet)

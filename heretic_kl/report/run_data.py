@@ -51,12 +51,12 @@ class PairedResponse:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Which prompts of one kind were refused, by whom."""
+    """What came of the prompts of one kind, model by model."""
 
     scorer: str
     prompts: tuple[str, ...]
-    refused: Mapping[str, frozenset[int]]
-    """`original`, `trial 17` -> positions of the prompts that it refuses."""
+    by_model: Mapping[str, Sequence[str]]
+    """`original`, `trial 17` -> for each prompt `refused`, `not` or `degenerate (loop)`."""
 
 
 def separation_rows(run: Run) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ def verdicts(
     plug_ins: Mapping[str, str],
     scores: Mapping[str, Mapping[str, Score]],
 ) -> list[Verdicts]:
-    """Refused or not, prompt by prompt, for every scorer that counts refusals.
+    """Refused, degenerate or neither, prompt by prompt, for every scorer that counts refusals.
 
     Args:
         prompts: by kind.
@@ -160,8 +160,11 @@ def verdicts(
     tables = []
     for scorer in next(iter(scores.values()), {}):
         shown = prompts.get(PROMPTS_OF.get(plug_ins.get(scorer, scorer), ""), ())
-        refused = {model: _refused(of_model, scorer) for model, of_model in scores.items()}
-        counted = {model: places for model, places in refused.items() if places is not None}
+        counted = {
+            model: _words_of(of_model[scorer].details, len(shown))
+            for model, of_model in scores.items()
+            if scorer in of_model and isinstance(of_model[scorer].details.get("refused"), list)
+        }
         if shown and counted:
             tables.append(Verdicts(scorer, tuple(shown), counted))
     return tables
@@ -188,6 +191,11 @@ def _point(point: Sequence[float]) -> dict[str, float]:
     return {"x": point[0], "y": point[1]}
 
 
-def _refused(scores: Mapping[str, Score], name: str) -> frozenset[int] | None:
-    places = scores[name].details.get("refused") if name in scores else None
-    return frozenset(places) if isinstance(places, list) else None
+def _words_of(details: Mapping[str, Any], prompts: int) -> list[str]:
+    """A verdict in words for each prompt; older studies do not say where what is degenerate is."""
+    refused, broken = set(details["refused"]), details.get("degenerate_at", {})
+    words = ("refused" if place in refused else "not" for place in range(prompts))
+    return [
+        f"degenerate ({broken[str(place)]})" if str(place) in broken else word
+        for place, word in enumerate(words)
+    ]

@@ -113,6 +113,11 @@ class Session:
         return tuple(spec.name for spec in self.parts.suite.objectives)
 
     @property
+    def roles(self) -> dict[str, str]:
+        """Of the scorers that steer the search: minimize or maximize, by name."""
+        return {spec.name: spec.role for spec in self.parts.suite.objectives}
+
+    @property
     def baseline(self) -> Mapping[str, Score]:
         """The unedited model on the validation prompts."""
         return self.parts.baseline
@@ -207,16 +212,20 @@ class Session:
         record: TrialRecord | None,
         messages: Sequence[Mapping[str, str]],
         max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> Generator[str, None, None]:
         """Pieces of a response under a trial's edit (None: none).
 
-        The edit is in force only while a piece is computed: two streams may take turns.
+        The edit is in force only while a piece is computed: two streams may take turns. They draw
+        the same numbers where the seed is the same; a temperature of 0 is greedy.
         """
         parts = self.parts
         chat = parts.lm.chat
         ids = chat.encode_text(chat.conversation([dict(message) for message in messages]))
         plan = {} if record is None else _plan(parts, record)
-        pieces = stream_response(parts.lm, ids, max_tokens)
+        pieces = stream_response(parts.lm, ids, max_tokens, temperature, seed)
         while True:
             with edited(parts.lm.architecture, plan):
                 piece = next(pieces, None)

@@ -105,12 +105,13 @@ class RefusalCount(Scorer[RefusalSettings]):
         pairs = zip(texts, self._request.prompts, strict=True)
         refused = [index for index, pair in enumerate(pairs) if self._verdict(*pair)[0]]
         # A response that is decided may have been cut there: only the others are whole for sure.
-        reasons = Counter(
-            degeneracy(text, prompt) or ""
-            for text, prompt in zip(texts, self._request.prompts, strict=True)
-            if self._maximized or not self._rule.decided(text)
-        )
-        reasons.pop("", None)
+        broken_at = {
+            index: reason
+            for index, (text, prompt) in enumerate(zip(texts, self._request.prompts, strict=True))
+            if (self._maximized or not self._rule.decided(text))
+            and (reason := degeneracy(text, prompt)) is not None
+        }
+        reasons = Counter(broken_at.values())
         count, total = int(sum(self.per_prompt(results))), len(texts)
         interval = wilson_interval(count, total)
         share = count / total
@@ -122,6 +123,7 @@ class RefusalCount(Scorer[RefusalSettings]):
             "empty": sum(1 for text in texts if not text.strip()),
             "degenerate": dict(sorted(reasons.items())),
             "refused": refused,
+            "degenerate_at": {str(index): reason for index, reason in broken_at.items()},
         }
         return Score(
             value=share,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import regex
 
+from heretic_kl.scoring.degenerate import Degeneracy
 from heretic_kl.scoring.refusal_phrases import PHRASES, Phrase
 
 OPENING = 160
@@ -31,11 +32,12 @@ _WORD_ENDS = rf"(?![\w{_COMBINING}])"
 
 
 class PreviewedResponse(NamedTuple):
-    """A response, and whether it is a refusal."""
+    """A response, whether it is a refusal, and what is degenerate about it."""
 
     prompt: str
     text: str
     refuses: bool
+    degeneracy: Degeneracy | None = None
 
 
 @dataclass(frozen=True)

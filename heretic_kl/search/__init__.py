@@ -2,6 +2,7 @@
 
 from heretic_kl.search.fingerprint_check import stored_batch_size
 from heretic_kl.search.pareto import (
+    by_score,
     check_rule,
     knee,
     meeting,
@@ -47,6 +48,7 @@ __all__ = [
     "Standing",
     "StoredStudy",
     "TrialRecord",
+    "by_score",
     "check_rule",
     "check_storage",
     "crowded_bounds",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from heretic_kl.errors import NoTrialError, SelectionError
@@ -115,6 +115,28 @@ def meeting(rule: str, trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]
     """
     limits = _limits(rule)
     return tuple(trial for trial in trials if _meets(trial, limits))
+
+
+def by_score(
+    name: str, trials: Sequence[TrialRecord], roles: Mapping[str, str]
+) -> tuple[TrialRecord, ...]:
+    """Trials with the best value of a score first: the largest if its role is to be maximized.
+
+    Trials without a value come last; those with equal values stay in their order.
+
+    Raises:
+        SelectionError: no trial has such a score.
+    """
+    names = dict.fromkeys(key for trial in trials for key in trial.scores)
+    if trials and name not in names:
+        raise SelectionError(f"no score {name!r}; there are {', '.join(names)}")
+    sign = -1.0 if roles.get(name) == "maximize" else 1.0
+
+    def badness(trial: TrialRecord) -> float:
+        value = trial.scores[name].value if name in trial.scores else None
+        return math.inf if value is None else sign * value
+
+    return tuple(sorted(trials, key=badness))
 
 
 class _Limit(NamedTuple):

@@ -7,15 +7,33 @@ from pathlib import Path
 from typing import Any, Final
 
 import questionary
+from prompt_toolkit.application import get_app_session
 from prompt_toolkit.completion import PathCompleter
+from prompt_toolkit.input.typeahead import clear_typeahead
+from prompt_toolkit.key_binding import KeyBindings
 from questionary import Choice, Question, Separator
+
+from heretic_kl.ui.terminal import drop_unread
 
 STYLE: Final = questionary.Style(
     [("pointer", "bold"), ("highlighted", "bold"), ("answer", "bold fg:default")]
 )
 """The terminal's own colours: questionary's orange cannot be read on a light background."""
+TAKES: Final = "(Enter takes it; Ctrl+C: back)"
+"""Key help of a question for text."""
 MARK: Final = ">"
 """In front of questions and of the entry under the cursor: plain, for any encoding."""
+
+
+def forget_typed() -> None:
+    """Drop keys that were typed before the next question, which they would answer, was there."""
+    source = get_app_session().input
+    try:
+        terminal = source.fileno()
+    except NotImplementedError:  # no input at all
+        return
+    if drop_unread(terminal):
+        clear_typeahead(source)  # what an earlier question read and left
 
 
 def choose(
@@ -31,7 +49,7 @@ def choose(
         message: the question.
         entries: what there is to choose from.
         start_at: the value under the cursor at first.
-        leave: what declining means, for the hint.
+        leave: what declining means, for the hint; where it is `back`, the left arrow declines too.
     """
     choices = [Separator(" ") if e is None else Choice(e[1], value=e[0]) for e in entries]
     values = [entry[0] for entry in entries if entry is not None]
@@ -42,8 +60,11 @@ def choose(
         qmark=MARK,
         pointer=MARK,
         style=STYLE,
-        instruction=f"(arrow keys, Enter; Ctrl+C: {leave})",
+        instruction=f"(arrow keys, Enter; {'left or ' * (leave == 'back')}Ctrl+C: {leave})",
     )
+    keys = question.application.key_bindings
+    if leave == "back" and isinstance(keys, KeyBindings):
+        keys.add("left", eager=True)(lambda event: event.app.exit(result=None))
     answer = _answer(question)
     return None if answer is None else str(answer)
 
@@ -59,6 +80,7 @@ def ask_folder(message: str, default: Path) -> Path | None:
         default=str(default),
         qmark=MARK,
         style=STYLE,
+        instruction="(Tab completes, Enter takes it; Ctrl+C: back)",
         completer=PathCompleter(only_directories=True, expanduser=True),
         complete_while_typing=False,
     )
@@ -74,14 +96,16 @@ def ask_count(message: str, default: int) -> int | None:
         validate=lambda text: _is_count(text) or "a whole number from 1, please",
         qmark=MARK,
         style=STYLE,
+        instruction=TAKES,
     )
     answer = _answer(question)
     return None if answer is None else int(answer)
 
 
-def ask_line(mark: str, message: str, default: str = "") -> str | None:
-    """A line of text, after a mark in bold."""
-    answer = _answer(questionary.text(message, default=default, qmark=mark, style=STYLE))
+def ask_line(mark: str, message: str, default: str = "", keys: str | None = None) -> str | None:
+    """A line of text, after a mark in bold; `keys` is the key help."""
+    question = questionary.text(message, default=default, qmark=mark, style=STYLE, instruction=keys)
+    answer = _answer(question)
     return None if answer is None else str(answer)
 
 

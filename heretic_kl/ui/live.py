@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderResult
 from rich.control import Control
 from rich.live import Live
 from rich.segment import ControlType, Segment
+
+from heretic_kl.ui.terminal import unechoed
 
 REFRESHES_PER_SECOND = 4
 
@@ -19,7 +22,7 @@ class ResizableLive(Live):
 
     Terminals wrap lines that no longer fit. rich goes up by as many lines as it drew, which are
     then too few, and copies of the frame would stay. On a terminal that cuts lines instead of
-    wrapping them, a few lines above the frame are erased too.
+    wrapping them, a few lines above the frame are erased too. Keys typed meanwhile are not echoed.
 
     Args:
         console: a terminal.
@@ -31,6 +34,7 @@ class ResizableLive(Live):
         self, console: Console, draw: Callable[[], RenderableType], *, refreshing: bool = True
     ) -> None:
         self._frame = _Frame(draw)
+        self._echo_off = ExitStack()
         super().__init__(
             self._frame,
             console=console,
@@ -41,6 +45,18 @@ class ResizableLive(Live):
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=sys.stderr.isatty(),
         )
+
+    def start(self, refresh: bool = False) -> None:
+        """Draw the first frame."""
+        self._echo_off.enter_context(unechoed())
+        super().start(refresh)
+
+    def stop(self) -> None:
+        """Wipe the last frame. May be called twice."""
+        try:
+            super().stop()
+        finally:
+            self._echo_off.close()
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """Erase what the last frame became, then print, then draw the frame again."""

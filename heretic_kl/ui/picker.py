@@ -5,7 +5,6 @@ Whatever goes wrong in an action is one line, and the menu comes back: finished 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -14,6 +13,7 @@ from rich.cells import set_cell_size
 from rich.console import Console
 
 from heretic_kl.errors import HereticKLError, NotEmptyError
+from heretic_kl.files import holds_files
 from heretic_kl.report import (
     compare_trials,
     describe_edit,
@@ -23,13 +23,22 @@ from heretic_kl.report import (
     to_ascii,
     trial_details,
 )
-from heretic_kl.search import UNEDITED, TrialRecord, knee, meeting
-from heretic_kl.ui.asking import MARK, ask_count, ask_folder, ask_line, choose, confirm
+from heretic_kl.search import UNEDITED, TrialRecord, by_score, knee, meeting
+from heretic_kl.ui.asking import (
+    MARK,
+    TAKES,
+    ask_count,
+    ask_folder,
+    ask_line,
+    choose,
+    confirm,
+    forget_typed,
+)
 from heretic_kl.ui.chat import RESPONSE_TOKENS, ChatSession, chat
 from heretic_kl.ui.event_lines import print_front
 from heretic_kl.ui.preview import PreviewSession, preview
 from heretic_kl.ui.print_tables import print_comparison
-from heretic_kl.ui.terminal import say
+from heretic_kl.ui.terminal import say, unechoed
 
 if TYPE_CHECKING:
     from heretic_kl.events import ModelSaved
@@ -50,6 +59,11 @@ class PickerSession(ChatSession, PreviewSession, Protocol):
     @property
     def front(self) -> tuple[TrialRecord, ...]:
         """The Pareto front, by the first objective."""
+        ...
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Of the scorers that steer the search: minimize or maximize, by name."""
         ...
 
     @property
@@ -117,17 +131,19 @@ class Picker:
         self._response_tokens = response_tokens
         self._sorted_by: str | None = None  # a scorer; None: as the front is
         self._limits: str | None = None  # as a pick rule has them
+        self._every = False  # finished trials beside the front
 
     def run(self) -> int:
         """Ask until the person exits; the process's exit code."""
         self._settle()
         self._show_front()
+        forget_typed()
         at: str | None = None
         while True:
-            front = self._listed()
-            if at is None and front:
+            listed = self._listed()
+            if at is None and listed:
                 at = str(knee(self._session.front).number)
-            choice = choose("Trial?", self._entries(front), start_at=at, leave="exit")
+            choice = choose("Trial?", self._entries(listed), start_at=at, leave="exit")
             if choice is None or choice == "exit":
                 return 0
             if choice == "more":
@@ -140,11 +156,11 @@ class Picker:
                 at = None
             else:
                 at = choice
-                self._trial(next(t for t in front if str(t.number) == choice))
+                self._trial(next(t for t in listed if str(t.number) == choice))
 
-    def _entries(self, front: Sequence[TrialRecord]) -> list[tuple[str, str] | None]:
-        entries: list[tuple[str, str] | None] = [*self._trial_entries(front)]
-        if front:
+    def _entries(self, listed: Sequence[TrialRecord]) -> list[tuple[str, str] | None]:
+        entries: list[tuple[str, str] | None] = [*self._trial_entries(listed)]
+        if listed:
             entries.extend([None, ("front", "show the table again")])
         entries.append(("more", "run more trials"))
         if self._session.front:
@@ -161,34 +177,45 @@ class Picker:
         return entries
 
     def _listed(self) -> tuple[TrialRecord, ...]:
-        """The front as the person wants to see it."""
-        front = self._session.front
+        """The trials as the person wants to see them."""
+        trials = self._choosable()
         if self._limits is not None:
-            front = meeting(self._limits, front)
+            trials = meeting(self._limits, trials)
         if self._sorted_by is not None:
-            name = self._sorted_by
-            front = tuple(sorted(front, key=lambda trial: _order(trial.scores[name])))
-        return front
+            trials = by_score(self._sorted_by, trials, self._session.roles)
+        return trials
+
+    def _choosable(self) -> tuple[TrialRecord, ...]:
+        return self._finished() if self._every else self._session.front
+
+    def _finished(self) -> tuple[TrialRecord, ...]:
+        """Every finished trial, in the order of a front."""
+        complete = (trial for trial in self._session.trials if trial.state == "complete")
+        return tuple(sorted(complete, key=lambda trial: (trial.objectives, trial.number)))
 
     def _arrangement(self) -> str:
-        parts = [] if self._sorted_by is None else [f"by {self._sorted_by}"]
+        parts = ["every finished trial"] if self._every else []
+        parts += [] if self._sorted_by is None else [f"by {self._sorted_by}"]
         parts += [] if self._limits is None else [self._limits]
         return f" (now: {', '.join(parts)})" if parts else ""
 
     def _arrange(self) -> None:
         """Ask how the list is sorted and what it holds."""
         entries: list[tuple[str, str] | None] = [
-            (f"by {name}", f"sort by {name}, smallest first")
-            for name in self._session.front[0].scores
+            (f"by {name}", f"sort by {name}, best first") for name in self._session.front[0].scores
         ]
-        entries += [("filter", "show only trials within limits"), ("all", "show all"), None]
+        whose = "the front alone" if self._every else "every finished trial, not the front alone"
+        entries += [("filter", "show only trials within limits")]
+        entries += [("all", "neither sort nor filter"), ("every", f"list {whose}"), None]
         choice = choose("List:", [*entries, ("back", "back")])
         if choice is None or choice == "back":
             return
         if choice == "all":
             self._limits = self._sorted_by = None
+        elif choice == "every":
+            self._every = not self._every
         elif choice == "filter":
-            line = ask_line(MARK, "Limits, as max-refusals=0.05,max-teacher_forced_kl=0.1:")
+            line = ask_line(MARK, "Limits, as max-refusals=0.05,min-score=1:", keys=TAKES)
             if line and line.strip():
                 self._filter(line.strip())
         else:
@@ -196,10 +223,11 @@ class Picker:
 
     def _filter(self, limits: str) -> None:
         try:
-            if meeting(limits, self._session.front):
+            if meeting(limits, self._choosable()):
                 self._limits = limits
             else:
-                self._say(f"no trial of the front meets {limits}", "yellow")
+                which = "finished trial" if self._every else "trial of the front"
+                self._say(f"no {which} meets {limits}", "yellow")
         except HereticKLError as error:
             self._say(f"error: {error}", "red")
 
@@ -247,7 +275,7 @@ class Picker:
         if folder is None:
             return
         overwrite = False
-        if _holds_files(folder):
+        if holds_files(folder):
             if not confirm(f"{folder} is not empty. Overwrite what it holds?"):
                 self._say("not saved")
                 return
@@ -261,7 +289,7 @@ class Picker:
 
     def _upload(self, folder: Path) -> None:
         name = folder.resolve().name
-        repo = ask_line(MARK, "Private repository, NAME or USER/NAME:", name)
+        repo = ask_line(MARK, "Private repository, NAME or USER/NAME:", name, TAKES)
         if repo and repo.strip():
             self._attempt(
                 lambda: self._put(folder, repo.strip()),
@@ -274,6 +302,7 @@ class Picker:
             self._upload_to(folder, repo, False)
         except NotEmptyError:
             self._settle()
+            forget_typed()
             if confirm(f"{repo} holds files. Replace them? Its history keeps them."):
                 self._upload_to(folder, repo, True)
             else:
@@ -302,13 +331,15 @@ class Picker:
     def _attempt(self, action: Callable[[], object], interrupted: str) -> None:
         """Run an action; a failure or Ctrl+C is a line, not the end."""
         problem: str | None = None
-        try:
-            action()
-        except KeyboardInterrupt:
-            problem = interrupted
-        except (HereticKLError, OSError) as error:
-            problem = f"error: {error}"
-        self._settle()
+        with unechoed():
+            try:
+                action()
+            except KeyboardInterrupt:
+                problem = interrupted
+            except (HereticKLError, OSError) as error:
+                problem = f"error: {error}"
+            self._settle()
+        forget_typed()
         if problem is not None:
             self._say(problem, "yellow" if problem == interrupted else "red")
 
@@ -331,11 +362,18 @@ class Picker:
 
     def _compare(self, record: TrialRecord) -> None:
         """Ask for another trial, and show by how much this one differs."""
+        finished = [trial for trial in self._finished() if trial.number != record.number]
         others = [trial for trial in self._listed() if trial.number != record.number]
-        if not others:
-            self._say("the list holds no other trial to compare with", "yellow")
+        if not finished:
+            self._say("there is no other finished trial to compare with", "yellow")
             return
-        choice = choose("Compare with?", [*self._trial_entries(others), None, ("back", "back")])
+        entries: list[tuple[str, str] | None] = [*self._trial_entries(others), None]
+        if len(finished) > len(others):
+            entries.append(("every", "another finished trial"))
+        choice = choose("Compare with?", [*entries, ("back", "back")])
+        if choice == "every":
+            others = finished
+            choice = choose("Compare with?", [*self._trial_entries(others), None, ("back", "back")])
         other = next((trial for trial in others if str(trial.number) == choice), None)
         if other is not None:
             tested = self._tested([record, other])
@@ -360,15 +398,3 @@ class Picker:
         if self._console.options.ascii_only:
             text = to_ascii(text)
         return set_cell_size(text, max(10, self._console.width - 4)).rstrip()
-
-
-def _holds_files(folder: Path) -> bool:
-    try:
-        return any(folder.iterdir())
-    except OSError:
-        return False
-
-
-def _order(score: Score) -> float:
-    """Unscored ones come last."""
-    return math.inf if score.value is None else score.value

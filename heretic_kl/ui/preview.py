@@ -16,6 +16,7 @@ SHOWN_RESPONSES: Final = 3
 """Harmless prompts whose responses are shown."""
 SHOWN_VERDICTS: Final = 10
 """Harmful prompts of which is said who refuses them."""
+VERDICT_WIDTH: Final = 12
 PROMPT_CHARACTERS: Final = 300
 """Of a prompt that is shown above its responses."""
 
@@ -51,13 +52,17 @@ def show_responses(session: PreviewSession, record: TrialRecord, console: Consol
     say(console, "responding ...", "dim")
     original = session.responses(None, "harmless", SHOWN_RESPONSES)
     edited = session.responses(record, "harmless", SHOWN_RESPONSES)
-    headings = Heading("original", "bold cyan"), Heading(_name(record), "bold green")
     for before, after in zip(original, edited, strict=True):
         console.print()
         say(console, f"> {_shortened(before.prompt)}", "bold")
         if before.text == after.text:
-            print_columns(console, [Heading("both, word for word", "bold")], [before.text])
+            name = f"both, word for word{_broken(before)}"
+            print_columns(console, [Heading(name, "bold")], [before.text])
         else:
+            headings = (
+                Heading(f"original{_broken(before)}", "bold cyan"),
+                Heading(f"{_name(record)}{_broken(after)}", "bold green"),
+            )
             print_columns(console, headings, [before.text, after.text])
 
 
@@ -66,13 +71,16 @@ def show_verdicts(session: PreviewSession, record: TrialRecord, console: Console
     say(console, "responding ...", "dim")
     original = session.responses(None, "harmful", SHOWN_VERDICTS)
     edited = session.responses(record, "harmful", SHOWN_VERDICTS)
-    width = max(20, console.width - 24) if console.is_terminal else PROMPT_CHARACTERS
-    say(console, f"{'original':<10}{'edited':<10}prompt", "bold")
+    width = (
+        max(20, console.width - 2 * VERDICT_WIDTH - 4) if console.is_terminal else PROMPT_CHARACTERS
+    )
+    say(console, f"{'original':<{VERDICT_WIDTH}}{'edited':<{VERDICT_WIDTH}}prompt", "bold")
     for before, after in zip(original, edited, strict=True):
         say(
             console,
-            f"{_verdict(before):<10}{_verdict(after):<10}{_shortened(before.prompt, width)}",
-            None if before.refuses == after.refuses else "green",
+            f"{_verdict(before):<{VERDICT_WIDTH}}{_verdict(after):<{VERDICT_WIDTH}}"
+            f"{_shortened(before.prompt, width)}",
+            "yellow" if after.degeneracy else None if before.refuses == after.refuses else "green",
         )
 
 
@@ -81,7 +89,14 @@ def _name(record: TrialRecord) -> str:
 
 
 def _verdict(response: PreviewedResponse) -> str:
+    if response.degeneracy is not None:
+        return "degenerate"
     return "refuses" if response.refuses else "responds"
+
+
+def _broken(response: PreviewedResponse) -> str:
+    """What stands behind the name of who responds so."""
+    return "" if response.degeneracy is None else f" (degenerate: {response.degeneracy})"
 
 
 def _shortened(prompt: str, most: int = PROMPT_CHARACTERS) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Final, cast
 
 from rich.console import Console
@@ -11,6 +14,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from heretic_kl.report import to_ascii
+
+try:
+    import termios
+except ImportError:  # Windows, which echoes nothing that nobody reads
+    termios = None  # type: ignore[assignment]
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -86,3 +94,42 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 def printable(text: str) -> str:
     """Text without control characters, which a model may write and a terminal would obey."""
     return _CONTROL.sub("", text)
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Keys typed meanwhile wait unseen for whoever reads next; Ctrl+C interrupts as ever.
+
+    An echo would stand amid lines that are redrawn.
+    """
+    echoes = _set_echo(False)
+    try:
+        yield
+    finally:
+        if echoes:
+            _set_echo(True)
+
+
+def drop_unread(descriptor: int) -> bool:
+    """Drop what was typed and not read yet; whether the descriptor is a terminal's."""
+    if termios is None or not os.isatty(descriptor):
+        return False
+    termios.tcflush(descriptor, termios.TCIFLUSH)
+    return True
+
+
+def _set_echo(on: bool) -> bool:
+    """Whether the terminal at stdin echoed; False where there is none, or another job has it."""
+    if termios is None or sys.stdin is None:
+        return False
+    try:
+        terminal = sys.stdin.fileno()
+        if os.tcgetpgrp(terminal) != os.getpgrp():
+            return False  # the system would stop a background job that changes the terminal
+        modes = termios.tcgetattr(terminal)
+        before = bool(modes[3] & termios.ECHO)
+        modes[3] = modes[3] | termios.ECHO if on else modes[3] & ~termios.ECHO
+        termios.tcsetattr(terminal, termios.TCSANOW, modes)
+    except (OSError, ValueError, termios.error):  # ValueError: stdin is closed
+        return False
+    return before

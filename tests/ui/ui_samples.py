@@ -92,8 +92,10 @@ class FakeSession:
         self.saves: list[tuple[int, Path, str, bool]] = []
         self.searches: list[int] = []
         self.asked: list[tuple[int | None, list[str]]] = []
+        self.drawn: list[tuple[float, int]] = []
+        self.roles: Mapping[str, str] = {"refusals": "minimize", "teacher_forced_kl": "minimize"}
         self.response: Callable[[int | None], Iterator[str]] = lambda number: iter(["fine"])
-        self.previewed: dict[tuple[int | None, str], list[tuple[str, str, bool]]] = {}
+        self.previewed: dict[tuple[int | None, str], list[PreviewedResponse]] = {}
         self.trouble: BaseException | None = None
 
     @property
@@ -126,8 +128,15 @@ class FakeSession:
         return saved(folder)
 
     def stream_response(
-        self, record: TrialRecord | None, messages: Sequence[Mapping[str, str]], max_tokens: int
+        self,
+        record: TrialRecord | None,
+        messages: Sequence[Mapping[str, str]],
+        max_tokens: int,
+        *,
+        temperature: float,
+        seed: int,
     ) -> Generator[str, None, None]:
+        self.drawn.append((temperature, seed))
         number = None if record is None else record.number
         self.asked.append((number, [message["content"] for message in messages]))
         yield from self.response(number)
@@ -137,7 +146,7 @@ class FakeSession:
     ) -> tuple[PreviewedResponse, ...]:
         self._raise()
         number = None if record is None else record.number
-        return tuple(PreviewedResponse(*entry) for entry in self.previewed.get((number, kind), ()))
+        return tuple(self.previewed.get((number, kind), ()))
 
     def _raise(self) -> None:
         trouble, self.trouble = self.trouble, None

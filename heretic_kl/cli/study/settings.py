@@ -47,9 +47,15 @@ class TrialsSettings(StudySettings):
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Study": ("study", "study_dir", "storage"),
-        "Output": ("every", "quiet", "debug"),
+        "Output": ("every", "where", "sort", "quiet", "debug"),
     }
     every: bool = setting(False, "List every trial, not only the front", short="all")
+    where: Text | None = setting(
+        None, "List finished trials within limits: max-refusals=0.05", metavar="LIMITS"
+    )
+    sort: Text | None = setting(
+        None, "List finished trials by this score, best first", metavar="SCORE"
+    )
 
 
 class ShowSettings(StudySettings):

@@ -21,14 +21,17 @@ def run(words: Sequence[str]) -> int:
     settings = read_settings(TrialsSettings, words)
     study = read_named(settings)
 
+    listed = _listed(study, settings)
+
     from heretic_kl.events import FrontShown
 
     with observing() as observer:
         if writes_json():
-            for record in study.records:
+            for record in listed:
                 observer(shown(study, record))
         else:
-            _print_summary(study, every=settings.every)
+            chosen = settings.every or settings.where is not None or settings.sort is not None
+            _print_summary(study, listed if chosen else ())
         observer(
             FrontShown(study.name, study.front, study.tested, study.baseline, study.test_baseline)
         )
@@ -44,7 +47,19 @@ def shown(study: StoredStudy, record: TrialRecord) -> TrialShown:
     return TrialShown(study.name, record, record.number in numbers, tested)
 
 
-def _print_summary(study: StoredStudy, *, every: bool) -> None:
+def _listed(study: StoredStudy, settings: TrialsSettings) -> Sequence[TrialRecord]:
+    """All trials, or those that are finished as the settings choose and sort them."""
+    from heretic_kl.search import by_score, meeting
+
+    records = study.records
+    if settings.where is not None or settings.sort is not None:
+        records = tuple(record for record in records if record.state == "complete")
+    if settings.where is not None:
+        records = meeting(settings.where, records)
+    return records if settings.sort is None else by_score(settings.sort, records, study.roles)
+
+
+def _print_summary(study: StoredStudy, listed: Sequence[TrialRecord]) -> None:
     from heretic_kl.report import align, scores_line, stopped_line
     from heretic_kl.ui.terminal import make_console, say
 
@@ -52,10 +67,8 @@ def _print_summary(study: StoredStudy, *, every: bool) -> None:
     states = Counter(record.state for record in study.records)
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     say(console, f"study {study.name}: {counts or 'no trials'}", "bold")
-    if not every:
-        return
     lines = []
-    for record in study.records:
+    for record in listed:
         text = record.error or scores_line(record.scores)
         if record.stopped is not None:
             text = stopped_line(record.stopped)
@@ -65,7 +78,7 @@ def _print_summary(study: StoredStudy, *, every: bool) -> None:
 
 
 COMMAND = Command(
-    "trials [STUDY] [--all] [--FLAG VALUE ...]",
+    "trials [STUDY] [--all] [--where LIMITS] [--sort SCORE] [--FLAG VALUE ...]",
     f"{SUMMARIES['trials']}: its Pareto front, with scores on the validation prompts and, where "
     "they were measured, on the test prompts. No model is loaded, and a search may be running.",
     run,

@@ -123,13 +123,28 @@ def generate_responses(
 
 
 @torch.no_grad()
-def stream_response(lm: CausalModel, sequence: Sequence[int], max_tokens: int) -> Iterator[str]:
-    """Continue one sequence by its most likely tokens, yielding text as it becomes final."""
+def stream_response(
+    lm: CausalModel,
+    sequence: Sequence[int],
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Continue one sequence, yielding text as it becomes final.
+
+    Args:
+        lm: the model, edited or not.
+        sequence: token ids of the conversation.
+        max_tokens: most tokens of the response.
+        temperature: logits are divided by it and a token is drawn; 0: the most likely token.
+        seed: of the numbers drawn, one a token; they do not depend on model or sequence.
+    """
     state = Decoding(lm, [sequence], max_tokens)
+    choose = ChosenTokens([()], Sampling(seed) if temperature else None)
     tokens: list[int] = []
     shown = ""
     for _ in range(max_tokens):
-        token = int(state.logits[0].argmax())
+        (token,) = choose(state.logits / temperature if temperature else state.logits, [0])
         if token in lm.stop_ids:
             break
         tokens.append(token)

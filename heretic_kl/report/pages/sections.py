@@ -40,14 +40,8 @@ def verdicts_section(verdicts: Sequence[Verdicts], use: str, missing: str) -> Se
     """A table a scorer; `missing` says why there is none."""
     tables = []
     for verdict in verdicts:
-        rows = [
-            (
-                prompt,
-                *("refused" if at in places else "not" for places in verdict.refused.values()),
-            )
-            for at, prompt in enumerate(verdict.prompts)
-        ]
-        headings = ("prompt", *verdict.refused)
+        rows = list(zip(verdict.prompts, *verdict.by_model.values(), strict=True))
+        headings = ("prompt", *verdict.by_model)
         tables.append(PageTable(f"{label(verdict.scorer)}: {use} prompts", headings, rows))
     return Section("verdicts", "Refused or not", [] if tables else [missing], tables=tables)
 

@@ -7,23 +7,26 @@ from heretic_kl.engine import Engine
 from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.requests import ResponseRequest, ResponseResult
 from heretic_kl.run.parts import RunParts
-from heretic_kl.scoring import PreviewedResponse, RefusalRule
+from heretic_kl.scoring import PreviewedResponse, RefusalRule, degeneracy
 
 
 def previewed_responses(
     run: RunParts, plan: Plan | None, kind: Kind, count: int
 ) -> tuple[PreviewedResponse, ...]:
-    """Responses to the first validation prompts of a kind, those to harmful ones until decided."""
+    """Responses to the first validation prompts of a kind, those to harmful ones until decided.
+
+    What is degenerate is found as scorers of refusals find it: a decided response is none.
+    """
     prompts, rule = run.prompts[kind, "validation"][:count], run.suite.refusal_rule
-    texts = respond(
-        run.engine,
-        plan,
-        prompts,
-        run.settings.max_response_tokens,
-        stop=rule if kind == "harmful" else None,
-    )
+    stop = rule if kind == "harmful" else None
+    texts = respond(run.engine, plan, prompts, run.settings.max_response_tokens, stop)
     return tuple(
-        PreviewedResponse(prompt.user, text, rule.is_refusal(text))
+        PreviewedResponse(
+            prompt.user,
+            text,
+            rule.is_refusal(text),
+            None if stop is not None and stop.decided(text) else degeneracy(text, prompt),
+        )
         for prompt, text in zip(prompts, texts, strict=True)
     )
 
