@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from heretic_kl import files
-from heretic_kl.files import cache_folder, new_file, new_folder, sha256_file, write_text
+from heretic_kl.files import (
+    cache_folder,
+    free_folder,
+    holds_files,
+    new_file,
+    new_folder,
+    sha256_file,
+    write_text,
+)
 
 KILLED_WRITING = """
 import os, signal, sys
@@ -145,3 +153,15 @@ def test_our_own_variable_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert cache_folder() == tmp_path / "mine"
     monkeypatch.delenv("HERETIC_KL_CACHE")
     assert cache_folder().name == "heretic-kl"
+
+
+def test_a_free_folder_is_missing_or_empty(tmp_path):
+    wanted = tmp_path / "model.v1"
+    assert free_folder(wanted) == wanted
+    wanted.mkdir()
+    assert free_folder(wanted) == wanted and not holds_files(wanted)
+    (wanted / "config.json").touch()
+    (tmp_path / "model.v1-2").touch()
+    assert free_folder(wanted) == tmp_path / "model.v1-3" and holds_files(wanted)
+    assert not holds_files(tmp_path / "model.v1-2")
+    assert free_folder(Path()).name == "model-2"

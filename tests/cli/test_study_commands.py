@@ -37,6 +37,20 @@ def test_trials_lists_what_the_search_found(searched, call, events):
     assert out.count("complete  ") == 4 and "← knee" in out
 
 
+def test_trials_lists_finished_ones_within_limits_best_first(searched, call, events):
+    records = [line["record"] for line in searched if line["event"] == "trial_finished"]
+    by_kl = sorted(records, key=lambda record: record["scores"]["teacher_forced_kl"]["value"])
+    limit = by_kl[2]["scores"]["teacher_forced_kl"]["value"]
+    words = ["trials", "mine", "--sort", "teacher_forced_kl"]
+    words += ["--where", f"max-teacher_forced_kl={limit!r}"]
+    code, lines = events(*words)
+    shown = [line["record"]["number"] for line in lines if line["event"] == "trial_shown"]
+    assert code == 0 and shown == [record["number"] for record in by_kl[:3]]
+    code, out, _ = call(*words)
+    listed = [int(line.split()[0]) for line in out.splitlines() if "  complete  " in line]
+    assert code == 0 and listed == shown
+
+
 def test_show_prints_one_trial(searched, call, events):
     code, out, _ = call("show", "mine", "--trial", "2")
     assert code == 0 and out.startswith("Trial 2\n") and "direction" in out
@@ -182,6 +196,8 @@ def test_a_rule_that_no_trial_meets_has_a_code_of_its_own(searched, call, events
         (["show", "--pick", "best"], 1, "unknown pick rule 'best'"),
         (["save", "mine", "--trial", "1", "--public"], 2, "say where to with --upload NAME"),
         (["trials", "--trails", "1"], 2, "unknown flag --trails"),
+        (["trials", "mine", "--sort", "odd"], 1, "no score 'odd'; there are refusals"),
+        (["trials", "mine", "--where", "knee"], 1, "unknown pick rule 'knee'"),
         (["save", "--trial", "1", "--config", "config.toml"], 2, "the study has settings"),
     ],
 )

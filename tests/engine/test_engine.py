@@ -246,6 +246,14 @@ def test_streaming_gives_the_greedy_answer(lm):
     assert "".join(stream_response(lm, ids, 15)) == whole
 
 
+def test_a_warmer_stream_is_drawn_by_its_seed(lm):
+    ids = lm.chat.encode(PROMPTS[2])
+    greedy, cold = stream_response(lm, ids, 15), stream_response(lm, ids, 15, 1e-6, seed=3)
+    assert "".join(greedy) == "".join(cold)
+    texts = ["".join(stream_response(lm, ids, 15, 2.0, seed)) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
 def noise_floor(lm, **options):
     engine = Engine(lm, batch_size=4)
     layers = lm.architecture.layers

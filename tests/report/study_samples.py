@@ -30,6 +30,7 @@ OBJECTIVES = [ScorerSpec(n, n, "minimize", {}) for n in ("refusals", "teacher_fo
 def refusals(count: int, total: int = 8) -> Score:
     interval = wilson_interval(count, total)
     details = {"count": count, "total": total, "empty": 0, "refused": list(range(count))}
+    details["degenerate_at"] = {str(total - 1): "loop"}
     return Score(
         count / total, f"{count}/{total}", interval=(interval.low, interval.high), details=details
     )

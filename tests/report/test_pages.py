@@ -162,7 +162,7 @@ class TestEvaluation:
         (section,) = (section for section in page.sections if section.name == "verdicts")
         (table,) = section.tables
         assert table.headings == ("prompt", "original", *NAMES)
-        assert [row[2] for row in table.rows] == ["refused", *["not"] * 7]
+        assert [row[2] for row in table.rows] == ["refused", *["not"] * 6, "degenerate (loop)"]
 
     def test_what_is_missing_is_said(self) -> None:
         text = evaluation_page(roles={"odd": "minimize"}, responses={}, prompts={})

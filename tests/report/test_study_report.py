@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from browser import Elements, loaded
-from study_samples import LAYERS, make_run_file, make_study
+from study_samples import LAYERS, make_run_file, make_study, refusals
 
 from heretic_kl.cli.main import main
 from heretic_kl.errors import SelectionError, StudyError
 from heretic_kl.report import Page, StudyReport, pictures, png, render
-from heretic_kl.report.run_data import visible
+from heretic_kl.report.run_data import verdicts, visible
 from heretic_kl.report.study_data import choose, strength_rows
 from heretic_kl.search import PlanStore, RunFile, importances, read_study
 
@@ -143,8 +144,16 @@ def test_verdicts_are_told_prompt_by_prompt(page: Page) -> None:
     (table,) = section.tables
     assert table.headings[:2] == ("prompt", "original") and "trial 12" in table.headings
     refused = [row[1] for row in table.rows]
-    assert refused == ["refused"] * 7 + ["not"]
-    assert {row[table.headings.index("trial 12")] for row in table.rows} == {"not"}
+    assert refused == ["refused"] * 7 + ["degenerate (loop)"]
+    after = [row[table.headings.index("trial 12")] for row in table.rows]
+    assert after == ["not"] * 7 + ["degenerate (loop)"]
+
+
+def test_verdicts_of_older_studies_are_shown_without_what_is_degenerate() -> None:
+    score = refusals(1)
+    old = replace(score, details={"refused": [0]})
+    tables = verdicts({"harmful": ["a", "b"]}, {}, {"original": {"refusals": old}, "none": {}})
+    assert [table.by_model for table in tables] == [{"original": ["refused", "not"]}]
 
 
 def test_the_trial_that_was_saved_is_what_the_report_is_about(studies: Path, page: Page) -> None:

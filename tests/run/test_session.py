@@ -91,6 +91,13 @@ def test_responses_of_the_original_and_of_an_edit_may_be_asked_for_in_turn(workp
             rule = session.parts.suite.refusal_rule
             assert all(r.refuses == rule.is_refusal(r.text) for r in (*original, *edited))
             assert session.responses(None, kind, 2) == original and len(original) == 2
+        measured = record.scores["refusals"].details["degenerate_at"]
+        previewed = session.responses(record, "harmful", 99)
+        broken = {str(at): r.degeneracy for at, r in enumerate(previewed) if r.degeneracy}
+        assert broken == measured, "by the scorer's rule"
+        warm = {"temperature": 5.0, "seed": 1}
+        drawn = [list(session.stream_response(None, line, 6, **warm)) for _ in range(2)]
+        assert drawn[0] == drawn[1] != alone[0]
         assert alone[0] != alone[1] or original != edited, "the edit changes something"
 
 

@@ -158,6 +158,8 @@ def test_degenerate_responses_above_what_is_allowed_count_as_refused(role, allow
     assert score.details["refused"] == [0, 3, 4, 6]
     assert score.details["count"] == count and score.value == count / len(TEXTS)
     assert score.details["degenerate"] == {"empty": 2, "loop": 1, "wrong script": 1}
+    places = {"2": "loop", "4": "empty", "5": "wrong script", "6": "empty"}
+    assert score.details["degenerate_at"] == places, "a decided refusal is none"
     assert score.text.endswith("; 4 degenerate")
     assert compact(score) == f"{count}/7 ({100 * count / 7:.0f}%; 4 degenerate)"
 

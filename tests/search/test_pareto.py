@@ -3,7 +3,7 @@ import pytest
 from heretic_kl.errors import NoTrialError, SelectionError
 from heretic_kl.kl import wilson_interval
 from heretic_kl.scoring import Score, likely_value
-from heretic_kl.search import TrialRecord, check_rule, knee, pareto_front, pick
+from heretic_kl.search import TrialRecord, by_score, check_rule, knee, pareto_front, pick
 
 
 def trial(number, refusals, kl, state="complete"):
@@ -130,3 +130,15 @@ def test_below_a_target_the_lower_measured_kl_stands_for_the_tie():
         return TrialRecord(number, "complete", {}, None, scores, (0.5, 0.01))
 
     assert [t.number for t in pareto_front([tied(0, 0.009), tied(1, 0.001)])] == [1]
+
+
+def test_trials_are_sorted_by_a_score_best_first():
+    unscored = TrialRecord(9, "complete", {}, None, {"refusals": Score(None, "")}, (0.0,))
+    trials = [trial(0, 0.5, 1), unscored, trial(1, 0.9, 2), trial(2, 0.1, 3), trial(3, 0.5, 0)]
+    for role, expected in (("minimize", [2, 0, 3, 1, 9]), ("maximize", [1, 0, 3, 2, 9])):
+        found = by_score("refusals", trials, {"refusals": role, "kl": "minimize"})
+        assert [record.number for record in found] == expected
+    assert [t.number for t in by_score("kl", trials, {})] == [3, 0, 1, 2, 9], "none comes last"
+    assert by_score("refusals", [], {}) == ()
+    with pytest.raises(SelectionError, match="no score 'odd'; there are refusals, kl"):
+        by_score("odd", trials, {})

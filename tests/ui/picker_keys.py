@@ -8,7 +8,15 @@ from ui_samples import FakeSession, recorded, written
 
 from heretic_kl.ui.picker import Picker
 
-DOWN, UP, ENTER, CTRL_C, CTRL_D, CTRL_U = "\x1b[B", "\x1b[A", "\r", "\x03", "\x04", "\x15"
+DOWN, UP, LEFT, ENTER, CTRL_C, CTRL_D, CTRL_U = (
+    "\x1b[B",
+    "\x1b[A",
+    "\x1b[D",
+    "\r",
+    "\x03",
+    "\x04",
+    "\x15",
+)
 LORA, PREVIEW, TALK, DETAILS, COMPARE, MEASURE = (DOWN * n + ENTER for n in range(1, 7))
 BACK = UP + ENTER
 """From the first entry of a menu."""

@@ -48,6 +48,18 @@ class TestChat:
         ]
         assert "unknown command /what" in printed
 
+    def test_above_temperature_0_both_draw_with_the_seed_of_the_turn(
+        self, keys: PipeInput, session: FakeSession
+    ) -> None:
+        lines = ["a", "/temperature 0.7", "b", "/temperature -1", "/temperature warm", "c"]
+        lines += ["/reset", "/temperature", "a", "/temperature 0", "b"]
+        printed = talk(keys, session, "".join(line + ENTER for line in lines) + CTRL_D)
+        assert session.drawn[::2] == [(0, 0), (0.7, 1), (0.7, 2), (0.7, 0), (0, 1)]
+        assert session.drawn[::2] == session.drawn[1::2]
+        assert printed.count("a number from 0 (greedy), please") == 2
+        assert printed.count("temperature 0.7: responses are drawn") == 2
+        assert "Responses are greedy" in " ".join(printed.split())
+
     def test_both_stream_beside_each_other(self, keys: PipeInput, session: FakeSession) -> None:
         turns: list[int | None] = []
 

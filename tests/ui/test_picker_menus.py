@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from picker_keys import COMPARE, CTRL_C, CTRL_U, DETAILS, DOWN, ENTER, PREVIEW, UP, drive
+from picker_keys import COMPARE, CTRL_C, CTRL_U, DETAILS, DOWN, ENTER, LEFT, PREVIEW, UP, drive
 from prompt_toolkit.input import PipeInput
-from ui_samples import EDIT, FakeSession, trial
+from ui_samples import EDIT, FakeSession, failed, stopped, trial
 
 from heretic_kl.ablation import Refinement
 from heretic_kl.errors import StudyError
@@ -45,18 +45,22 @@ def test_two_trials_are_compared(keys: PipeInput, session: FakeSession, tested: 
 
 def test_a_single_trial_is_compared_with_nothing(keys: PipeInput) -> None:
     printed = drive(keys, FakeSession(trial(0, 10, 0.02)), ENTER + COMPARE)
-    assert "no other trial to compare with" in printed
+    assert "no other finished trial to compare with" in printed
 
 
 def test_responses_are_seen_before_anything_is_saved(keys: PipeInput, session: FakeSession) -> None:
     session.previewed = {
         (None, "harmless"): [("bread?", "Mix flour.", False), ("tea?", "Boil\x1b[2J it.", False)],
-        (1, "harmless"): [("bread?", "Take flour.", False), ("tea?", "Boil\x1b[2J it.", False)],
+        (1, "harmless"): [
+            ("bread?", "Take flour.", False, "loop"),
+            ("tea?", "Boil\x1b[2J it.", False),
+        ],
     }
     printed = drive(keys, session, UP + ENTER + PREVIEW + ENTER + CTRL_C)
     shown = [line.rstrip() for line in printed.split("responding ...")[1].splitlines()]
     rows = [line for line in shown if "Mix flour." in line and "Take flour." in line]
     assert len(rows) == 1 and "> bread?" in printed
+    assert "edited, trial 1 (degenerate: loop):" in printed and "original:" in printed
     assert printed.count("Boil[2J it.") == 1 and "both, word for word" in printed
     assert session.saves == []
 
@@ -65,11 +69,15 @@ def test_responses_to_harmful_prompts_are_verdicts_alone(
     keys: PipeInput, session: FakeSession
 ) -> None:
     session.previewed = {
-        (None, "harmful"): [("a\nlock " + "y" * 200, "I'm sorry", True)],
-        (0, "harmful"): [("a\nlock " + "y" * 200, "Take a pin", False)],
+        (None, "harmful"): [("a\nlock " + "y" * 200, "I'm sorry", True), ("b", "", True, "empty")],
+        (0, "harmful"): [
+            ("a\nlock " + "y" * 200, "Take a pin", False),
+            ("b", "pin pin pin", False, "loop"),
+        ],
     }
     printed = drive(keys, session, ENTER + PREVIEW + DOWN + ENTER + CTRL_C)
-    assert "refuses   responds  a lock yyy" in printed
+    assert "refuses     responds    a lock yyy" in printed
+    assert "degenerate  degenerate  b" in printed
     assert "sorry" not in printed and "pin" not in printed and "y" * 100 not in printed
 
 
@@ -114,6 +122,42 @@ def test_the_table_can_be_seen_again(keys: PipeInput, session: FakeSession) -> N
 def test_the_list_is_sorted(keys: PipeInput, session: FakeSession) -> None:
     printed = drive(keys, session, UP * 3 + ENTER + DOWN + ENTER + UP + ENTER)
     assert "Trial 2: one direction" in printed, "the smallest KL stands first"
+
+
+def test_what_is_maximized_is_sorted_from_the_largest(
+    keys: PipeInput, session: FakeSession
+) -> None:
+    session.roles = {"refusals": "minimize", "teacher_forced_kl": "maximize"}
+    printed = drive(keys, session, UP * 3 + ENTER + DOWN + ENTER + UP + ENTER)
+    assert "Trial 1: one direction" in printed, "the largest KL stands first"
+
+
+EVERY = UP * 3 + ENTER + DOWN * 4 + ENTER
+"""From the knee: every finished trial, or the front alone again."""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (EVERY + DOWN + ENTER, "Trial 3: one direction"),
+        (EVERY * 2 + DOWN + ENTER, "Trial 2: one direction"),
+        (
+            EVERY + UP * 3 + ENTER + DOWN * 2 + ENTER + "min-teacher_forced_kl=0.2" + ENTER * 2,
+            "Trial 3: one direction",
+        ),
+        (ENTER + COMPARE + DOWN * 2 + ENTER + DOWN + ENTER, "Trial 0 minus trial 3"),
+    ],
+)
+def test_every_finished_trial_can_be_listed_filtered_and_compared(
+    keys: PipeInput, session: FakeSession, text: str, line: str
+) -> None:
+    session.trials = (*session.trials, trial(3, 12, 0.3), failed(4), stopped(5))
+    assert line in drive(keys, session, text)
+
+
+def test_the_left_arrow_goes_back_but_does_not_exit(keys: PipeInput, session: FakeSession) -> None:
+    printed = drive(keys, session, LEFT + ENTER + LEFT + UP + ENTER)
+    assert "Trial 0: one direction" in printed and "Trial 1: one direction" in printed
 
 
 @pytest.mark.parametrize("whole_again", [False, True])

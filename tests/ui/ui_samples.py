@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -95,7 +95,7 @@ class FakeSession:
         self.drawn: list[tuple[float, int]] = []
         self.roles: Mapping[str, str] = {"refusals": "minimize", "teacher_forced_kl": "minimize"}
         self.response: Callable[[int | None], Iterator[str]] = lambda number: iter(["fine"])
-        self.previewed: dict[tuple[int | None, str], list[PreviewedResponse]] = {}
+        self.previewed: dict[tuple[int | None, str], list[tuple[Any, ...]]] = {}
         self.trouble: BaseException | None = None
 
     @property
@@ -146,7 +146,7 @@ class FakeSession:
     ) -> tuple[PreviewedResponse, ...]:
         self._raise()
         number = None if record is None else record.number
-        return tuple(self.previewed.get((number, kind), ()))
+        return tuple(PreviewedResponse(*entry) for entry in self.previewed.get((number, kind), ()))
 
     def _raise(self) -> None:
         trouble, self.trouble = self.trouble, None
