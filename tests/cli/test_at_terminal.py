@@ -46,3 +46,14 @@ def test_keys_typed_during_a_search_answer_no_menu(workplace):
         assert terminal.wait_for_end() == 0
     assert not re.search(r"^> Trial \d|Folder:|^saved", terminal.shown, re.MULTILINE)
     assert {path.name for path in workplace.iterdir()} - before <= {"studies"}
+
+
+def test_an_interrupted_search_leaves_the_terminal_as_it_was(workplace):
+    words = [*SEARCH[:2], "--trials", "9999", "--study-name", "interrupted"]
+    with PseudoTerminal(words, workplace) as terminal:
+        assert terminal.echoes
+        terminal.wait("trial 1 ")
+        assert not terminal.echoes, "keys would stand amid the progress"
+        terminal.press("typed" + ENTER + CTRL_C)
+        assert terminal.wait_for_end() == 130
+        assert terminal.echoes and "typed" not in terminal.shown
