@@ -95,10 +95,6 @@ class PickerSession(ChatSession, PreviewSession, Protocol):
         ...
 
 
-def _nothing() -> None:
-    """Nothing moves on the terminal."""
-
-
 class Picker:
     """Menus around one session.
 
@@ -119,7 +115,7 @@ class Picker:
         *,
         default_folder: Callable[[TrialRecord], Path],
         upload: Callable[[Path, str, bool], object] | None = None,
-        settle: Callable[[], None] = _nothing,
+        settle: Callable[[], None] = lambda: None,
         response_tokens: int = RESPONSE_TOKENS,
     ) -> None:
         self._session = session
@@ -136,8 +132,12 @@ class Picker:
     def run(self) -> int:
         """Ask until the person exits; the process's exit code."""
         self._settle()
-        self._show_front()
-        forget_typed()
+        with unechoed():
+            self._show_front()
+            forget_typed()
+            return self._choose_trials()
+
+    def _choose_trials(self) -> int:
         at: str | None = None
         while True:
             listed = self._listed()
@@ -331,14 +331,13 @@ class Picker:
     def _attempt(self, action: Callable[[], object], interrupted: str) -> None:
         """Run an action; a failure or Ctrl+C is a line, not the end."""
         problem: str | None = None
-        with unechoed():
-            try:
-                action()
-            except KeyboardInterrupt:
-                problem = interrupted
-            except (HereticKLError, OSError) as error:
-                problem = f"error: {error}"
-            self._settle()
+        try:
+            action()
+        except KeyboardInterrupt:
+            problem = interrupted
+        except (HereticKLError, OSError) as error:
+            problem = f"error: {error}"
+        self._settle()
         forget_typed()
         if problem is not None:
             self._say(problem, "yellow" if problem == interrupted else "red")
