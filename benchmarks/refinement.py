@@ -55,9 +55,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     seeds = arguments.seeds or [0]
     dtype = resolved_dtype(arguments.dtype)
-    model = arguments.model or _demo_model()
+    model = arguments.model or demo_model()
     with tempfile.TemporaryDirectory() as folder:
-        with Session(_settings(model, dtype, folder, arguments.limit)) as session:
+        with Session(settings_for(model, dtype, folder, arguments.limit)) as session:
             session.search(0)
             entry = {
                 "run": run_facts(seeds[0], arguments.threads, dtype, "optuna"),
@@ -76,13 +76,15 @@ def main() -> None:
     print(table(entry))
 
 
-def _demo_model() -> Path:
+def demo_model() -> Path:
+    """Where it is, built if need be."""
     from heretic_kl.demo import ensure_demo_model
 
     return Path(ensure_demo_model(notify=lambda message: None))
 
 
-def _settings(model: Path, dtype: str, folder: str, limit: int | None) -> Settings:
+def settings_for(model: Path, dtype: str, folder: str, limit: int | None) -> Settings:
+    """Built-in prompts; `limit` of each kind and use."""
     part = {"limit": limit} if limit else {}
     uses = {use: part for use in ("train", "validation")}
     return Settings(
