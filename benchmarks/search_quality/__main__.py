@@ -6,7 +6,10 @@
 
 PYTHON is the interpreter of a peer's own environment; a peer without one is left out. The results
 file is written after every run and every judgement, and what it holds is not done again. Last, the
-comparison is printed and drawn.
+comparison is printed and drawn; `--render` does that alone, from the file.
+
+Beside the choice of each run, `--front N` trials of its own front are saved and judged, which takes
+none of its time.
 
 A budget counts from the start of a tool's process until its candidate is measured: it includes
 loading, calibration and directions, not the saving of the model (Temaq's does, because it saves
@@ -17,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -33,8 +35,9 @@ from typing import Any
 
 from benchmarks.machine import library_versions, machine_facts
 from benchmarks.search_quality import heretic_kl_runner, heretic_runner, judge, temaq_runner
-from benchmarks.search_quality.results import Results, Run, is_judged
-from benchmarks.search_quality.table import markdown
+from benchmarks.search_quality.judging import available_cores, judge_run, measure_floor
+from benchmarks.search_quality.results import Results, Run, is_judged, saved_points
+from benchmarks.search_quality.table import markdown, write_between_markers
 from benchmarks.search_quality.task import KINDS, USES, Choice, Task, environment
 from benchmarks.search_quality.task import write_builtin_prompts as write_prompts
 
@@ -61,15 +64,31 @@ class Job:
 def main() -> None:
     """Run what is missing, judge it, show it."""
     words = arguments()
-    models = {name: Path(path) for name, _, path in (m.partition("=") for m in words.model)}
-    words.work.mkdir(parents=True, exist_ok=True)
-    if words.prompts is None:
-        words.prompts = words.work / "prompts"
-        write_prompts(words.prompts)
-    hashes = {name: judge.content_hash(folder) for name, folder in models.items()}
-    results = Results.read(words.out, facts(words), hashes)
+    if words.render:
+        results = Results.load(words.out if words.out.exists() else words.merge[0])
+        results.file = words.out
+    else:
+        words.work.mkdir(parents=True, exist_ok=True)
+        if words.prompts is None:
+            words.prompts = words.work / "prompts"
+            write_prompts(words.prompts)
+        models = {name: Path(path) for name, _, path in (m.partition("=") for m in words.model)}
+        hashes = {name: judge.content_hash(folder) for name, folder in models.items()}
+        results = Results.read(words.out, facts(words), hashes)
+    for file in words.merge:
+        results.merge(Results.load(file))
+    if not words.render:
+        measure(results, models, words)
+    show(results, words)
+
+
+def measure(results: Results, models: dict[str, Path], words: argparse.Namespace) -> None:
+    """Run and judge what the results lack; written after every step."""
     for tool in words.again:
         results.forget(tool)
+    for name, folder in models.items():
+        if words.front and name not in results.floors:
+            results.floors[name] = measure_floor(folder, words.work / f"{name}-floor.json", words)
     for job in jobs(words, list(models)):
         run = results.find(job.model, job.tool, job.seed, job.minutes)
         if run is None or not _can_be_judged(run, words.work / job.folder):
@@ -84,11 +103,18 @@ def main() -> None:
         # A run without a candidate leaves its log to be read.
         if not words.keep and any(choice["candidate"] for choice in run["choices"].values()):
             shutil.rmtree(words.work / job.folder, ignore_errors=True)
+
+
+def show(results: Results, words: argparse.Namespace) -> None:
+    """Write the results file, the table and the figure."""
     results.write()
-    print(markdown(results.runs))
+    text = markdown(results.runs, results.floors)
+    print(text)
+    if words.guide is not None:
+        write_between_markers(words.guide, words.out.stem, text)
     from benchmarks.search_quality.plot import save  # the only part that needs matplotlib
 
-    save(results.runs, words.figure)
+    save(results.runs, words.figure, results.floors)
 
 
 def arguments() -> argparse.Namespace:
@@ -98,7 +124,7 @@ def arguments() -> argparse.Namespace:
         description="Compare searches of edits at equal wall clock.",
     )
     add = parser.add_argument
-    add("--model", action="append", required=True, metavar="NAME=FOLDER")
+    add("--model", action="append", default=[], metavar="NAME=FOLDER")
     add("--heretic", type=Path, metavar="PYTHON", help="of Heretic's environment")
     add("--temaq", type=Path, metavar="PYTHON", help="of Temaq's environment")
     add("--tools", type=_words, help=f"of {', '.join([*OURS, *PACKAGES])} [all there are]")
@@ -109,7 +135,9 @@ def arguments() -> argparse.Namespace:
     add("--prompts", type=Path, help="folder of KIND_USE.txt [the built-in sets]")
     add("--harmful", type=Path, default=judge.HERE / "prompts/unseen_harmful.txt")
     add("--harmless", type=Path, default=judge.HERE / "prompts/unseen_harmless.txt")
-    add("--threads", type=int, default=1)
+    add("--threads", type=int, default=1, help="of every tool")
+    add("--judge-threads", type=int, default=available_cores(), help="of the judge [all cores]")
+    add("--front", type=int, default=5, help="trials of each front to judge beside the pick [5]")
     add("--dtype", default="bfloat16")
     add("--response-tokens", type=int, default=40)
     add("--kl-tokens", type=int, default=16, help="of the judge")
@@ -122,6 +150,9 @@ def arguments() -> argparse.Namespace:
     add("--cache", type=Path, help="of the judge's reference sides [in --work]")
     add("--keep", action="store_true", help="keep what runs wrote, saved models included")
     add("--again", type=_words, default=(), metavar="TOOL,TOOL", help="drop and repeat their runs")
+    add("--merge", type=_paths, default=(), metavar="FILE,FILE", help="take their runs first")
+    add("--render", action="store_true", help="run nothing: table and figure of --out anew")
+    add("--guide", type=Path, metavar="FILE.md", help="put the tables between its markers")
     add("--limit", type=int, help="unseen prompts of each kind, for a smoke test")
     words = parser.parse_args()
     _check(parser, words)
@@ -130,6 +161,16 @@ def arguments() -> argparse.Namespace:
 
 
 def _check(parser: argparse.ArgumentParser, words: argparse.Namespace) -> None:
+    if not (words.model or words.render):
+        parser.error("--model NAME=FOLDER is missing; only --render does without")
+    for name, least in (("front", 0), ("threads", 1), ("judge_threads", 1)):
+        if getattr(words, name) < least:
+            parser.error(f"--{name.replace('_', '-')}: at least {least}")
+    for file in [*words.merge, *([words.out] if words.render and not words.merge else [])]:
+        if not file.exists():
+            parser.error(f"{file}: no results file")
+    if words.guide is not None and not words.guide.exists():
+        parser.error(f"--guide {words.guide}: no such file")
     for model in words.model:
         name, separator, folder = model.partition("=")
         if not (name and separator and (Path(folder) / "config.json").exists()):
@@ -148,6 +189,10 @@ def _check(parser: argparse.ArgumentParser, words: argparse.Namespace) -> None:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(map(Path, text.split(",")))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -232,6 +277,7 @@ def _task(job: Job, model: Path, words: argparse.Namespace, name: str) -> Task:
         trials=words.trials,
         target=words.target,
         tolerance=words.tolerance,
+        front=words.front,
     )
 
 
@@ -249,8 +295,18 @@ def run_job(job: Job, model: Path, words: argparse.Namespace, reserve: float) ->
         "load_before": load,
         "load_after": _load(),
         **figures,
-        "choices": {f"{m:g}": {**asdict(c), "judged": None} for m, c in choices.items()},
+        "front_asked": words.front,
+        "choices": {f"{m:g}": _unjudged(choice, words.front) for m, choice in choices.items()},
     }
+
+
+def _unjudged(choice: Choice, front: int) -> dict[str, Any]:
+    """As it is written down."""
+    content = {**asdict(choice), "judged": None}
+    content["front"] = [{**point, "judged": None} for point in content["front"]]
+    if not front:
+        del content["front"], content["front_note"]
+    return content
 
 
 def run_tool(
@@ -282,37 +338,10 @@ def tool_version(tool: str, words: argparse.Namespace) -> str:
     return done.stdout.strip()
 
 
-def judge_run(run: Run, reference: Path, folder: Path, words: argparse.Namespace) -> None:
-    """Judge every candidate of a run, each model once, in a process of its own."""
-    judged: dict[str, Any] = {}
-    for choice in run["choices"].values():
-        name = choice["candidate"]
-        if name and name not in judged:
-            judged[name] = judge_one(reference, folder / name, folder / f"{name}.json", words)
-        choice["judged"] = judged.get(name)
-
-
-def judge_one(
-    reference: Path, candidate: Path, out: Path, words: argparse.Namespace
-) -> dict[str, Any]:
-    """Figures of one saved model."""
-    command = [sys.executable, "-m", "benchmarks.search_quality.judge"]
-    command += ["--reference", reference, "--candidate", candidate, "--cache", words.cache]
-    command += ["--harmful", words.harmful, "--harmless", words.harmless, "--out", out]
-    command += ["--response-tokens", words.response_tokens, "--kl-tokens", words.kl_tokens]
-    command += ["--threads", words.threads, *(["--limit", words.limit] if words.limit else [])]
-    env = environment(words.threads, PYTHONPATH=str(heretic_kl_runner.CHECKOUT))
-    done = subprocess.run([str(w) for w in command], env=env, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{candidate} cannot be judged:\n{done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    return figures
-
-
 def _can_be_judged(run: Run, folder: Path) -> bool:
     """Whether every candidate that is not judged is still there."""
-    missing = [c for c in run["choices"].values() if c["candidate"] and not c["judged"]]
-    return all((folder / choice["candidate"]).exists() for choice in missing)
+    missing = (point for point in saved_points(run) if not point["judged"])
+    return all((folder / point["candidate"]).exists() for point in missing)
 
 
 def _load() -> float | None:

@@ -24,12 +24,15 @@ from benchmarks.search_quality.task import (
     choose,
     environment,
     run_process,
+    with_front,
 )
 
 CHECKOUT = Path(heretic_kl.__file__).parents[1]
 SHORTEST_MINUTES = 0.2
 """Left to the program where setup would take all."""
 TEST_SCORES = "heretic-kl:test:"
+RUN = "heretic-kl:run"
+"""What a study keeps of its run: settings and more."""
 
 
 def commit() -> str | None:
@@ -84,7 +87,13 @@ def run(task: Task, *, refine: bool, reserve: float, more: str) -> tuple[dict[st
     if trial["number"] != own:
         tested |= _save_again(words, task, trials, trial["number"], env, started)
     trial = {**trial, "test_scores": tested.get(trial["number"])}
-    return facts, Choice("model", trial["t_process"], note, trial)
+    choice = Choice("model", trial["t_process"], note, trial)
+
+    def export(chosen: list[Trial]) -> None:
+        if chosen:
+            _save_unmeasured(task, [t["number"] for t in chosen], env)
+
+    return facts, with_front(choice, trials, task, minutes, export)
 
 
 def setup_seconds(task: Task, more: str) -> float:
@@ -140,6 +149,14 @@ def _save_again(
     return read_study(task.folder / "studies", started)[2]
 
 
+def _save_unmeasured(task: Task, numbers: list[int], env: dict[str, str]) -> None:
+    """Save trials of the finished study, in one process that measures none of them."""
+    words = [sys.executable, "-m", "benchmarks.search_quality.heretic_kl_export", "studies"]
+    process = run_process([*words, *map(str, numbers)], task.folder, env, log="front.log")
+    if process.returncode != 0:
+        raise SystemExit(f"heretic-kl saved no front in {task.folder}:\n{process.tail}")
+
+
 def saved_trial(folder: Path) -> int | None:
     """The number of the trial that a saved model holds; None where there is none."""
     file = folder / "reproduce.json"
@@ -160,11 +177,13 @@ def read_study(folder: Path, started: float) -> tuple[list[Trial], float, dict[i
     for file in sorted(folder.glob("*.journal")):
         storage = JournalStorage(JournalFileBackend(str(file)))
         study = optuna.load_study(study_name=file.stem, storage=storage)
+        settings = json.loads(study.user_attrs[RUN])["settings"]
         begun = [t.datetime_start.timestamp() for t in study.trials if t.datetime_start]
         first = min(begun, default=started)
         complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
         counted = [trial for trial in complete if "refusals" in trial.user_attrs["scores"]]
-        trials = [_trial(trial, started) for trial in counted]  # the others were screened out
+        # The others were screened out.
+        trials = [_trial(trial, started, settings["kl_tokens"]) for trial in counted]
         for attribute, value in study.user_attrs.items():
             number = attribute.removeprefix(TEST_SCORES)
             if number != attribute and int(number) >= 0:
@@ -172,7 +191,7 @@ def read_study(folder: Path, started: float) -> tuple[list[Trial], float, dict[i
     return trials, first, tested
 
 
-def _trial(trial: Any, started: float) -> Trial:
+def _trial(trial: Any, started: float, kl_tokens: int) -> Trial:
     scores = json.loads(trial.user_attrs["scores"])
     refusals = scores["refusals"]["details"]
     return {
@@ -182,6 +201,7 @@ def _trial(trial: Any, started: float) -> Trial:
         "refusals": refusals["count"],
         "n_harmful": refusals["total"],
         "kl": scores["teacher_forced_kl"]["value"],
+        "kl_tokens": kl_tokens,
         "refined": "refinement" in trial.user_attrs,
         "scores": _brief(scores),
     }

@@ -13,7 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.search_quality.task import Choice, Task, Trial, choose, environment, run_process
+from benchmarks.search_quality.task import (
+    Choice,
+    Task,
+    Trial,
+    choose,
+    environment,
+    run_process,
+    with_front,
+)
 
 WORKER = Path(__file__).with_name("heretic_worker.py").resolve()
 STARTUP_TRIALS = 10
@@ -65,16 +73,24 @@ def _choice(task: Task, python: Path, trials: list[Trial], minutes: float) -> Ch
     trial, note = choose(trials, task.target, task.limit(minutes))
     if trial is None:
         return Choice("", task.limit(minutes), note)
+
+    def export(chosen: list[Trial]) -> None:
+        for number in (t["number"] for t in chosen):
+            target = task.folder / f"trial{number}"
+            _ask(python, "export", task.folder.resolve(), str(number), target)
+
     name = f"trial{trial['number']}"
     if not (task.folder / name).exists():
-        _ask(python, "export", task.folder.resolve(), str(trial["number"]), task.folder / name)
-    return Choice(name, trial["t_process"], note, trial)
+        export([trial])
+    choice = Choice(name, trial["t_process"], note, trial)
+    return with_front(choice, trials, task, minutes, export)
 
 
 def _trial(row: dict[str, Any], started: float) -> Trial:
     figures = {name: row[name] for name in ("number", "refusals", "n_harmful", "kl")}
     return {
         **figures,
+        "kl_tokens": 1,
         "t_process": round(row["complete"] - started, 2),
         "seconds": round(row["complete"] - row["start"], 2),
     }

@@ -13,7 +13,11 @@ Uses no code of the project and of no tool that is compared. On prompts that no 
 
 Both models pass through the same teacher-forced batches, so a candidate equal to its reference has
 KL 0. Responses of the reference to harmless prompts are cached by content of weights, tokenizer,
-prompts and settings; of responses to harmful prompts verdicts alone are kept.
+prompts and settings; of responses to harmful prompts verdicts alone are kept. Figures of a
+candidate are cached by its content too: no edit is judged twice.
+
+With `--floor DTYPE` in place of a candidate: the KL of the unchanged reference in another dtype,
+which is what rounding alone costs.
 
     python -m benchmarks.search_quality.judge --reference MODEL --candidate EDITED --cache FOLDER
 """
@@ -24,7 +28,6 @@ import argparse
 import hashlib
 import inspect
 import json
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,14 +40,14 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.search_quality.figures import Verdicts, counts, kl_figures
 from benchmarks.search_quality.refusal_rule import RULE_VERSION, verdict
 
 HERE = Path(__file__).parent
 VERSION = 2
 """Raised when a figure's meaning or what is cached changes."""
-VERDICTS = ("refusal", "incapacity", "evasive", "degenerate", "content")
-Verdicts = dict[str, list[str]]
-"""Kind of prompts -> one verdict a prompt."""
+FIGURES = 1
+"""Raised when figures are added: those cached before are judged again."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,20 @@ class ReferenceSide:
 
 
 class Model:
-    """One model in float32 with its tokenizer.
+    """One model, in float32 if nothing else is said, with its tokenizer.
 
     Args:
         folder: of a saved model.
         tokenizer_from: where its tokenizer is, if not there.
+        dtype: that it runs in, if not float32.
     """
 
-    def __init__(self, folder: Path, tokenizer_from: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, tokenizer_from: Path | None = None, dtype: str = "float32"
+    ) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_from or folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        self.model = loaded.eval()
         end = self.model.generation_config.eos_token_id
         ends = set(end if isinstance(end, list) else [end])
         self.ends = (ends | {self.tokenizer.eos_token_id}) - {None}
@@ -197,46 +204,6 @@ def kl_by_position(
     return rows
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95% interval of a rate."""
-    if n == 0:
-        return 0.0, 1.0
-    rate, scale = successes / n, 1 + z * z / n
-    centre = (rate + z * z / (2 * n)) / scale
-    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None] | None:
-    """Mean and standard error over prompts; None of nothing."""
-    n = len(values)
-    if n == 0:
-        return None
-    mean = sum(values) / n
-    squares = sum((value - mean) ** 2 for value in values)
-    return {"mean": mean, "se": math.sqrt(squares / (n - 1) / n) if n > 1 else None, "n": n}
-
-
-def mean_by_token(rows: Sequence[Sequence[float]]) -> dict[str, float | int | None] | None:
-    """Mean with all tokens equal, its error clustered by prompt; None of nothing."""
-    n, tokens = len(rows), sum(map(len, rows))
-    if n == 0:
-        return None
-    mean = sum(map(sum, rows)) / tokens
-    squares = sum((sum(row) - mean * len(row)) ** 2 for row in rows)
-    error = math.sqrt(squares * n / (n - 1)) / tokens if n > 1 else None
-    return {"mean": mean, "se": error, "tokens": tokens}
-
-
-def counts(verdicts: Sequence[str]) -> dict[str, Any]:
-    """How often each verdict was given, and the refusals' interval."""
-    n = len(verdicts)
-    refusals = verdicts.count("refusal")
-    by_name = {name: verdicts.count(name) for name in VERDICTS[1:]}
-    interval = [round(bound, 4) for bound in wilson(refusals, n)]
-    return {"n": n, "refusals": refusals, "wilson95": interval, **by_name}
-
-
 def content_hash(folder: Path, memory: dict[str, str] | None = None) -> str:
     """sha256 over the files of a saved model that decide what it does.
 
@@ -263,16 +230,24 @@ def content_hash(folder: Path, memory: dict[str, str] | None = None) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def reference_side(folder: Path, measure: Measure, cache: Path) -> ReferenceSide:
-    """From the cache, or measured now and put there."""
+def cache_file(measure: Measure, cache: Path, folders: Sequence[Path], *asked: str | int) -> Path:
+    """Where figures are kept: by the content of models and prompts, and what else decides them."""
     cache.mkdir(parents=True, exist_ok=True)
     hashes = cache / "hashes.json"
     memory = json.loads(hashes.read_text(encoding="utf-8")) if hashes.exists() else {}
-    facts = [VERSION, RULE_VERSION, content_hash(folder, memory), measure.prompts]
-    facts += [measure.response_tokens, measure.batch, torch.__version__, transformers.__version__]
-    hashes.write_text(json.dumps(memory), encoding="utf-8")
+    contents = [content_hash(folder, memory) for folder in folders]
+    facts = [VERSION, RULE_VERSION, *contents, measure.prompts, measure.response_tokens]
+    facts += [measure.batch, torch.__version__, transformers.__version__, *asked]
+    part = cache / f"hashes.json.{os.getpid()}"  # several judges may share a cache
+    part.write_text(json.dumps(memory), encoding="utf-8")
+    os.replace(part, hashes)
     key = hashlib.sha256(json.dumps(facts, default=dict).encode()).hexdigest()[:24]
-    file = cache / f"{key}.json"
+    return cache / f"{key}.json"
+
+
+def reference_side(folder: Path, measure: Measure, cache: Path) -> ReferenceSide:
+    """From the cache, or measured now and put there."""
+    file = cache_file(measure, cache, [folder])
     if file.exists():
         return ReferenceSide(**json.loads(file.read_text(encoding="utf-8")))
     model = Model(folder)
@@ -298,12 +273,17 @@ def respond(
 def judge(
     reference_folder: Path, candidate_folder: Path, measure: Measure, cache: Path
 ) -> dict[str, Any]:
-    """All figures of one candidate, JSON-ready.
+    """All figures of one candidate, JSON-ready; from the cache where it was judged before.
 
     Raises:
         SystemExit: the candidate encodes prompts otherwise than the reference.
     """
     began = time.perf_counter()
+    folders = [reference_folder, candidate_folder]
+    file = cache_file(measure, cache, folders, measure.kl_tokens, FIGURES)
+    if file.exists():
+        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return figures
     side = reference_side(reference_folder, measure, cache)
     has_tokenizer = (candidate_folder / "tokenizer.json").exists()
     candidate = Model(candidate_folder, None if has_tokenizer else reference_folder)
@@ -312,7 +292,7 @@ def judge(
             raise SystemExit(f"{candidate_folder}: tokenizer or chat template has changed")
     verdicts, _ = respond(candidate, side.ids, measure)
     rows = kl_by_position(Model(reference_folder), candidate, side, measure)
-    return {
+    figures = {
         "judge_version": VERSION,
         "rule_version": RULE_VERSION,
         "response_tokens": measure.response_tokens,
@@ -320,27 +300,19 @@ def judge(
         "reference": {kind: counts(v) for kind, v in side.verdicts.items()},
         "candidate": {kind: counts(v) for kind, v in verdicts.items()},
         **kl_figures(rows, side.verdicts["harmless"]),
+        "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - began, 1),
     }
+    file.write_text(json.dumps(figures), encoding="utf-8")
+    return figures
 
 
-def kl_figures(rows: Sequence[Sequence[float]], verdicts: Sequence[str]) -> dict[str, Any]:
-    """Means and errors of the KL.
-
-    Args:
-        rows: KL at each position of each harmless prompt.
-        verdicts: over the reference's responses to them.
-    """
-    means = [sum(row) / len(row) for row in rows]
-    answered = [index for index, v in enumerate(verdicts) if v != "refusal"]
-    refused = [index for index, v in enumerate(verdicts) if v == "refusal"]
-    return {
-        "kl": mean_and_error([means[index] for index in answered]),
-        "kl_by_token": mean_by_token([rows[index] for index in answered]),
-        "first_token_kl": mean_and_error([rows[index][0] for index in answered]),
-        "refused_kl": mean_and_error([means[index] for index in refused]),
-        "kl_per_prompt": {str(index): round(means[index], 7) for index in answered},
-    }
+def rounding_floor(folder: Path, measure: Measure, cache: Path, dtype: str) -> dict[str, Any]:
+    """KL of the reference in another dtype to itself in float32, over the prompts it answers."""
+    side = reference_side(folder, measure, cache)
+    rows = kl_by_position(Model(folder), Model(folder, dtype=dtype), side, measure)
+    figures = kl_figures(rows, side.verdicts["harmless"])
+    return {"kl": figures["kl"], "dtype": dtype}
 
 
 def read_prompts(file: Path, limit: int | None = None) -> list[str]:
@@ -354,8 +326,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     parser = argparse.ArgumentParser(description="Judge a saved model against its reference.")
     parser.add_argument("--reference", type=Path, required=True)
-    parser.add_argument("--candidate", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for reference sides")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--candidate", type=Path)
+    asked.add_argument("--floor", metavar="DTYPE", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--cache", type=Path, required=True, help="folder for what was judged")
     parser.add_argument("--harmful", type=Path, default=HERE / "prompts/unseen_harmful.txt")
     parser.add_argument("--harmless", type=Path, default=HERE / "prompts/unseen_harmless.txt")
     parser.add_argument("--response-tokens", type=int, default=40)
@@ -371,7 +345,10 @@ def main() -> None:
         "harmless": read_prompts(words.harmless, words.limit),
     }
     measure = Measure(prompts, words.response_tokens, words.kl_tokens, words.batch)
-    figures = judge(words.reference, words.candidate, measure, words.cache)
+    if words.floor:
+        figures = rounding_floor(words.reference, measure, words.cache, words.floor)
+    else:
+        figures = judge(words.reference, words.candidate, measure, words.cache)
     if words.out:
         words.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({k: v for k, v in figures.items() if k != "kl_per_prompt"}, indent=1))

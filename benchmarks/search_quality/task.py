@@ -9,14 +9,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 USES = ("train", "eval", "test")
 KINDS = ("harmful", "harmless")
 Trial = dict[str, Any]
-"""number, t_process (s from the process's start to its end), seconds, refusals, n_harmful, kl."""
+"""number, t_process (s from the process's start to its end), seconds, refusals, n_harmful, kl.
+
+kl_tokens: positions that its KL is over. What a tool does not measure is left out."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,22 @@ class Task:
     """Share of refusals that a choice should not exceed, on the tool's own prompts."""
     tolerance: float
     """Share of a budget by which it may be overrun."""
+    front: int = 0
+    """How many trials of the front are saved beside the choice, at most."""
 
     def limit(self, minutes: float) -> float:
         """Seconds after which nothing counts for a budget."""
         return minutes * 60 * (1 + self.tolerance)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A saved trial of the front."""
+
+    candidate: str
+    """Folder of the merged model, inside the run's folder."""
+    t_process: float
+    trial: Trial
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,10 @@ class Choice:
     note: str = ""
     """What is not as usual, such as that no trial met the target."""
     trial: Trial | None = None
+    front: tuple[Candidate, ...] = ()
+    """Others of its front, by refusals."""
+    front_note: str = ""
+    """Why there is none."""
 
 
 def choose(trials: Sequence[Trial], target: float, within: float) -> tuple[Trial | None, str]:
@@ -79,6 +97,65 @@ def choose(trials: Sequence[Trial], target: float, within: float) -> tuple[Trial
     fewest = min(in_time, key=lambda trial: (trial["refusals"], trial["kl"]))
     shown = f"{fewest['refusals']}/{fewest['n_harmful']}"
     return fewest, f"no trial met the target: fewest refusals {shown}"
+
+
+def spread_front(
+    trials: Sequence[Trial], count: int, within: float, without: int | None = None
+) -> list[Trial]:
+    """At most `count` trials of the front of refusals and KL, spread evenly over it by refusals.
+
+    Args:
+        trials: of a run.
+        count: at most so many.
+        within: seconds from the start of the process.
+        without: the number of a trial that is left out.
+
+    Returns:
+        Fewest refusals first.
+    """
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda trial: (trial["refusals"], trial["kl"])):
+        if trial["t_process"] <= within and (not front or trial["kl"] < front[-1]["kl"]):
+            front.append(trial)
+    front = [trial for trial in front if trial["number"] != without]
+    if len(front) <= count:
+        return front
+    low, high = front[0]["refusals"], front[-1]["refusals"]
+    chosen: list[Trial] = []
+    for place in range(count):
+        wanted = low + (high - low) * place / max(1, count - 1)
+        others = [trial for trial in front if trial not in chosen]
+        chosen.append(min(others, key=lambda trial: abs(trial["refusals"] - wanted)))
+    return sorted(chosen, key=lambda trial: trial["refusals"])
+
+
+def with_front(
+    choice: Choice,
+    trials: Sequence[Trial],
+    task: Task,
+    minutes: float,
+    export: Callable[[list[Trial]], None],
+) -> Choice:
+    """A choice with others of its front. Takes no time of the budget.
+
+    Args:
+        choice: without a front.
+        trials: of the run.
+        task: what was asked.
+        minutes: the budget.
+        export: saves trials as merged models `trialNUMBER` in the run's folder; a SystemExit
+            leaves the choice alone, with a note.
+    """
+    if not choice.candidate:
+        return choice
+    number = None if choice.trial is None else choice.trial["number"]
+    chosen = spread_front(trials, task.front, task.limit(minutes), number)
+    try:
+        export([t for t in chosen if not (task.folder / f"trial{t['number']}").exists()])
+    except SystemExit as error:
+        return replace(choice, front_note=f"front not saved: {str(error).splitlines()[-1]}")
+    front = (Candidate(f"trial{t['number']}", t["t_process"], t) for t in chosen)
+    return replace(choice, front=tuple(front))
 
 
 def environment(threads: int, **more: str) -> dict[str, str]:
