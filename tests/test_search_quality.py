@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
 from benchmarks.search_quality import __main__ as command  # noqa: E402
-from benchmarks.search_quality import heretic_runner, judge, table, task  # noqa: E402
+from benchmarks.search_quality import figures, heretic_runner, judge, table, task  # noqa: E402
 from benchmarks.search_quality.plot import save as draw  # noqa: E402
 from benchmarks.search_quality.refusal_rule import verdict  # noqa: E402
 from benchmarks.search_quality.results import Results, is_judged  # noqa: E402
@@ -70,7 +70,7 @@ def test_the_reference_side_is_measured_once_and_holds_no_harmful_response(model
     again = judge.reference_side(models / "reference", measure(), tmp_path)
     assert again.verdicts["harmful"][0] == "from the cache" and again.ids == first.ids
     other = judge.reference_side(models / "other", measure(), tmp_path)
-    assert other.verdicts["harmful"][0] in judge.VERDICTS
+    assert other.verdicts["harmful"][0] in figures.VERDICTS
 
 
 def test_a_folder_without_a_model_is_rejected_with_one_line(tmp_path):
@@ -87,11 +87,12 @@ def test_divergence_is_that_of_the_oracle_and_never_negative():
 
 
 def test_refused_harmless_prompts_are_apart_from_the_headline():
-    figures = judge.kl_figures([[1.0, 3.0], [9.0], [4.0]], ["content", "refusal", "incapacity"])
-    assert figures["kl"]["mean"] == 3 and figures["refused_kl"]["mean"] == 9
-    assert figures["kl_by_token"]["mean"] == pytest.approx(8 / 3)
-    assert figures["first_token_kl"]["mean"] == 2.5
-    assert list(figures["kl_per_prompt"]) == ["0", "2"]
+    made = figures.kl_figures([[1.0, 3.0], [9.0], [4.0]], ["content", "refusal", "incapacity"])
+    assert made["kl"]["mean"] == 3 and made["refused_kl"]["mean"] == 9
+    assert made["kl_by_token"]["mean"] == pytest.approx(8 / 3)
+    assert made["first_token_kl"]["mean"] == 2.5
+    assert made["kl_by_length"] == [2.5, 3]
+    assert list(made["kl_per_prompt"]) == ["0", "2"]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,7 @@ def test_a_peer_that_ran_out_of_time_has_no_candidate_and_one_that_fails_ends_al
     process = task.Process([(1.0, "its last line")], 1, 380.0, killed)
     monkeypatch.setattr(heretic_runner, "run_process", lambda *words, **more: process)
     monkeypatch.setattr(heretic_runner, "_ask", lambda python, word, *more: "[]")
+    monkeypatch.setattr(heretic_runner, "system_text", lambda model: "")
     task.write_builtin_prompts(tmp_path / "prompts")
     names = {"model": tmp_path, "folder": tmp_path, "prompts": tmp_path / "prompts"}
     numbers = {"minutes": (3.0, 6.0), "seed": 0, "threads": 1, "response_tokens": 40}
@@ -203,8 +205,14 @@ def judged(refusals, kl):
 
 def run(tool, seed, choices):
     made = {
-        minutes: {"candidate": "model" if figures else "", "note": note, "judged": figures}
-        for minutes, (figures, note) in choices.items()
+        minutes: {
+            "candidate": "model" if of_judge else "",
+            "t_process": 60.0,
+            "trial": None,
+            "note": note,
+            "judged": of_judge,
+        }
+        for minutes, (of_judge, note) in choices.items()
     }
     return {"model": "demo", "tool": tool, "seed": seed, "choices": made}
 
@@ -218,20 +226,20 @@ RUNS = [
 
 
 def test_kl_is_compared_with_the_best_peer_that_meets_the_target():
-    first, heretic, temaq = table.points(RUNS)
+    first, heretic, temaq = table.points(RUNS, {})
     assert (first.tool, first.refusals, first.kl) == ("heretic-kl", (2, 4), pytest.approx(0.02))
     assert first.kl_error == pytest.approx(0.01)  # over prompts: 0.01 and 0.03
     assert first.kl_range == (0.01, 0.03)
     assert table.best_peer(first, [first, heretic, temaq]) == heretic  # Temaq refuses too often
-    text = table.markdown(RUNS)
-    assert "2, 4 of 100" in text and "| 0.25 |" in text
+    text = table.markdown(RUNS, {})
+    assert "2, 4 of 100" in text and "| 0.25 (Heretic) |" in text
     assert "| demo | 6 | Heretic | 1 run without a candidate |" in text
     assert "Heretic, seed 0, 6 minutes: no trial ended in time" in text
 
 
 def test_the_plot_is_the_same_when_the_figures_are(tmp_path):
-    draw(RUNS, tmp_path / "a.svg")
-    draw(RUNS, tmp_path / "b.svg")
+    draw(RUNS, tmp_path / "a.svg", {})
+    draw(RUNS, tmp_path / "b.svg", {})
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "heretic-kl" in (tmp_path / "a.svg").read_text()
 
@@ -284,7 +292,14 @@ def call(models, tmp_path, monkeypatch):
         ran.append((job.tool, job.seed, job.minutes, reserve))
         shutil.copytree(models / "other", asked.folder / "model")
         choice = task.Choice("model", 9.0)
-        return {"setup_seconds": 7.0, "trials": []}, dict.fromkeys(job.minutes, choice)
+        trials = [trial(n, 2 + n, 0.5 / (1 + n), 5.0 + n) for n in range(3)]
+
+        def export(chosen):
+            for of_front in chosen:
+                shutil.copytree(models / "other", asked.folder / f"trial{of_front['number']}")
+
+        choices = {m: task.with_front(choice, trials, asked, m, export) for m in job.minutes}
+        return {"setup_seconds": 7.0, "trials": []}, choices
 
     def call_with(*words):
         ran.clear()
@@ -329,5 +344,7 @@ def test_a_mistake_in_the_command_is_one_line(call, capfd):
 @pytest.mark.parametrize("name", ["search_quality", "search_quality_qwen"])
 def test_the_comparisons_in_the_guide_are_those_of_the_results_files(name):
     text = (ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8")
-    rows = table.markdown(json.loads(text)["runs"]).split("\n\n")[0]
-    assert rows in (ROOT / "docs/refinement.md").read_text(encoding="utf-8")
+    content = json.loads(text)
+    tables = table.markdown(content["runs"], content.get("floors", {}))
+    guide = (ROOT / "docs/refinement.md").read_text(encoding="utf-8")
+    assert f"<!-- {name} -->\n\n{tables}\n\n<!-- end of {name} -->" in guide

@@ -34,7 +34,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import library_versions, machine_facts
-from benchmarks.search_quality import heretic_kl_runner, heretic_runner, judge, temaq_runner
+from benchmarks.search_quality import (
+    abliterix_runner,
+    heretic_kl_runner,
+    heretic_runner,
+    judge,
+    senbonzakura_runner,
+    temaq_runner,
+)
 from benchmarks.search_quality.judging import available_cores, judge_run, measure_floor
 from benchmarks.search_quality.results import Results, Run, is_judged, saved_points
 from benchmarks.search_quality.table import markdown, write_between_markers
@@ -43,7 +50,14 @@ from benchmarks.search_quality.task import write_builtin_prompts as write_prompt
 
 OURS = {"heretic-kl": True, "heretic-kl-classic": False}
 """Name -> whether it refines."""
+PEERS = {
+    "heretic": heretic_runner.run,
+    "temaq": temaq_runner.run,
+    "abliterix": abliterix_runner.run,
+    "senbonzakura": senbonzakura_runner.run,
+}
 PACKAGES = {"heretic": "heretic-llm", "temaq": "temaq-abliterated"}
+"""Name -> package, where that has another name."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ def measure(results: Results, models: dict[str, Path], words: argparse.Namespace
         results.forget(tool)
     for name, folder in models.items():
         if words.front and name not in results.floors:
-            results.floors[name] = measure_floor(folder, words.work / f"{name}-floor.json", words)
+            results.floors[name] = measure_floor(folder, words.work / f"floor-{name}.json", words)
     for job in jobs(words, list(models)):
         run = results.find(job.model, job.tool, job.seed, job.minutes)
         if run is None or not _can_be_judged(run, words.work / job.folder):
@@ -125,9 +139,9 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="NAME=FOLDER")
-    add("--heretic", type=Path, metavar="PYTHON", help="of Heretic's environment")
-    add("--temaq", type=Path, metavar="PYTHON", help="of Temaq's environment")
-    add("--tools", type=_words, help=f"of {', '.join([*OURS, *PACKAGES])} [all there are]")
+    for peer in PEERS:
+        add(f"--{peer}", type=Path, metavar="PYTHON", help=f"of {peer.title()}'s environment")
+    add("--tools", type=_words, help=f"of {', '.join([*OURS, *PEERS])} [all there are]")
     add("--minutes", type=_numbers, default=(3.0, 6.0, 12.0), metavar="M,M")
     add("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(0, 1, 2))
     add("--out", type=Path, default=Path("benchmarks/results/search_quality.json"))
@@ -175,7 +189,7 @@ def _check(parser: argparse.ArgumentParser, words: argparse.Namespace) -> None:
         name, separator, folder = model.partition("=")
         if not (name and separator and (Path(folder) / "config.json").exists()):
             parser.error(f"--model {model}: write NAME=FOLDER, of a saved model")
-    pythons = {"heretic": words.heretic, "temaq": words.temaq}
+    pythons = {peer: getattr(words, peer) for peer in PEERS}
     there = [*OURS, *(tool for tool, python in pythons.items() if python is not None)]
     words.tools = there if words.tools is None else words.tools
     for tool in words.tools:
@@ -204,7 +218,7 @@ def jobs(words: argparse.Namespace, models: list[str]) -> Iterator[Job]:
     for model in models:
         for seed in words.seeds:
             for tool in words.tools:
-                if tool == "heretic":
+                if tool in PEERS and tool != "temaq":
                     yield Job(tool, model, seed, words.minutes)
                 else:
                     yield from (Job(tool, model, seed, (m,)) for m in words.minutes)
@@ -313,18 +327,15 @@ def run_tool(
     job: Job, task: Task, words: argparse.Namespace, reserve: float
 ) -> tuple[dict[str, Any], dict[float, Choice]]:
     """Facts of the run, and a choice a budget."""
-    if job.tool == "heretic":
-        return heretic_runner.run(task, words.pythons["heretic"])
-    if job.tool == "temaq":
-        figures, choice = temaq_runner.run(task, words.pythons["temaq"])
-    else:
-        figures, choice = heretic_kl_runner.run(
-            task,
-            refine=OURS[job.tool],
-            reserve=reserve,
-            more=words.heretic_kl_words,
-        )
-        figures |= {"reserve_seconds": reserve, "more_words": words.heretic_kl_words}
+    if job.tool in PEERS:
+        return PEERS[job.tool](task, words.pythons[job.tool])
+    figures, choice = heretic_kl_runner.run(
+        task,
+        refine=OURS[job.tool],
+        reserve=reserve,
+        more=words.heretic_kl_words,
+    )
+    figures |= {"reserve_seconds": reserve, "more_words": words.heretic_kl_words}
     return figures, {job.minutes[0]: choice}
 
 
@@ -332,7 +343,7 @@ def tool_version(tool: str, words: argparse.Namespace) -> str:
     """Of the package that runs."""
     if tool in OURS:
         return library_versions()["heretic-kl"]
-    code = f"from importlib.metadata import version; print(version({PACKAGES[tool]!r}))"
+    code = f"from importlib.metadata import version; print(version({PACKAGES.get(tool, tool)!r}))"
     command = [str(words.pythons[tool]), "-c", code]
     done = subprocess.run(command, env=environment(1), capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -17,10 +17,11 @@ from benchmarks.search_quality.task import (
     Choice,
     Task,
     Trial,
-    choose,
+    choices_of,
     environment,
+    run_facts,
     run_process,
-    with_front,
+    system_text,
 )
 
 WORKER = Path(__file__).with_name("heretic_worker.py").resolve()
@@ -42,7 +43,7 @@ def run(task: Task, python: Path) -> tuple[dict[str, Any], dict[float, Choice]]:
     Raises:
         SystemExit: it ended before its time without a trial, or exported no model.
     """
-    _write_config(task, python)
+    _write_config(task)
     env = environment(task.threads)
     words = [python, WORKER, "search", task.folder.resolve()]
     started = time.time()
@@ -56,34 +57,16 @@ def run(task: Task, python: Path) -> tuple[dict[str, Any], dict[float, Choice]]:
         terminal=True,
     )
     rows = json.loads(_ask(python, "dump", task.folder.resolve()))
-    if not rows and not process.killed:
-        raise SystemExit(f"Heretic finished no trial in {task.folder}:\n{process.tail}")
     trials = [_trial(row, started) for row in rows]
-    facts = {
-        "seconds": process.seconds,
-        "setup_seconds": round(min(row["start"] for row in rows) - started, 1) if rows else None,
-        "search_seconds": max((trial["t_process"] for trial in trials), default=None),
-        "trials": trials,
-    }
-    choices = {minutes: _choice(task, python, trials, minutes) for minutes in task.minutes}
-    return facts, choices
-
-
-def _choice(task: Task, python: Path, trials: list[Trial], minutes: float) -> Choice:
-    trial, note = choose(trials, task.target, task.limit(minutes))
-    if trial is None:
-        return Choice("", task.limit(minutes), note)
+    first = min((row["start"] - started for row in rows), default=None)
+    facts = run_facts(process, trials, first)
 
     def export(chosen: list[Trial]) -> None:
-        for number in (t["number"] for t in chosen):
+        for number in (trial["number"] for trial in chosen):
             target = task.folder / f"trial{number}"
             _ask(python, "export", task.folder.resolve(), str(number), target)
 
-    name = f"trial{trial['number']}"
-    if not (task.folder / name).exists():
-        export([trial])
-    choice = Choice(name, trial["t_process"], note, trial)
-    return with_front(choice, trials, task, minutes, export)
+    return facts, choices_of(task, trials, export)
 
 
 def _trial(row: dict[str, Any], started: float) -> Trial:
@@ -96,8 +79,7 @@ def _trial(row: dict[str, Any], started: float) -> Trial:
     }
 
 
-def _write_config(task: Task, python: Path) -> None:
-    system = _ask(python, "system", task.model.resolve())
+def _write_config(task: Task) -> None:
     config = [
         f"model = {json.dumps(str(task.model.resolve()))}",
         f"n_trials = {task.trials}",
@@ -108,7 +90,7 @@ def _write_config(task: Task, python: Path) -> None:
         f"seed = {task.seed}",
         'study_checkpoint_dir = "ckpt"',
         f'dtypes = ["{task.dtype}"]',
-        f"system_prompt = {system}",
+        f"system_prompt = {json.dumps(system_text(task.model))}",
     ]
     for name, kind in FILES.items():
         for use, table in (("train", "prompts"), ("eval", "evaluation_prompts")):

@@ -3,12 +3,10 @@
 `search FOLDER`: its main program, in a folder with its config.toml. On the side the directions that
 it edits with are kept (`directions.pt`). `dump FOLDER`: its finished trials as JSON. `export FOLDER
 TRIAL OUT`: a trial's merged model, made with those directions by its own `Model.abliterate`.
-`system MODEL`: the system text that the model's chat template adds where none is given.
 """
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -84,15 +82,5 @@ def export(folder, number, out):
     model.tokenizer.save_pretrained(out)
 
 
-def system(folder):
-    """Print the template's own system text as JSON."""
-    from transformers import AutoTokenizer
-
-    turn = [{"role": "user", "content": "hello"}]
-    text = AutoTokenizer.from_pretrained(folder).apply_chat_template(turn, tokenize=False)
-    start = re.match(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", text, re.S)
-    print("\n" + json.dumps(start[1] if start else ""))
-
-
 if __name__ == "__main__":
-    {"search": search, "dump": dump, "export": export, "system": system}[sys.argv[1]](*sys.argv[2:])
+    {"search": search, "dump": dump, "export": export}[sys.argv[1]](*sys.argv[2:])

@@ -30,6 +30,8 @@ COLORS = {
     "heretic-kl-classic": "#6aa9dc",
     "heretic": "#c4621b",
     "temaq": "#5b8a3a",
+    "abliterix": "#8c4b9c",
+    "senbonzakura": "#b3902f",
 }
 OTHER = "#555555"
 MARKERS = "osD^vP"

@@ -24,9 +24,11 @@ TOOLS = {
     "heretic-kl-classic": "heretic-kl --no-refine",
     "heretic": "Heretic",
     "temaq": "Temaq",
+    "abliterix": "Abliterix",
+    "senbonzakura": "Senbonzakura",
 }
 """Name in the results file -> name for people."""
-PEERS = ("heretic", "temaq")
+PEERS = ("heretic", "temaq", "abliterix", "senbonzakura")
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,56 @@ def with_front(
     return replace(choice, front=tuple(front))
 
 
+def choices_of(
+    task: Task, trials: Sequence[Trial], export: Callable[[list[Trial]], None]
+) -> dict[float, Choice]:
+    """What a tool has at each budget whose trials do not depend on the budget.
+
+    Args:
+        task: what was asked.
+        trials: of one run, for the longest budget.
+        export: saves trials as merged models `trialNUMBER` in the run's folder.
+    """
+    choices = {}
+    for minutes in task.minutes:
+        trial, note = choose(trials, task.target, task.limit(minutes))
+        if trial is None:
+            choices[minutes] = Choice("", task.limit(minutes), note)
+            continue
+        name = f"trial{trial['number']}"
+        if not (task.folder / name).exists():
+            export([trial])
+        choice = Choice(name, trial["t_process"], note, trial)
+        choices[minutes] = with_front(choice, trials, task, minutes, export)
+    return choices
+
+
+def run_facts(process: Process, trials: Sequence[Trial], first: float | None) -> dict[str, Any]:
+    """What is written down of a run of such a tool; `first`: seconds until its first trial began.
+
+    Raises:
+        SystemExit: it ended before its time without a trial.
+    """
+    if not trials and not process.killed:
+        raise SystemExit(f"it finished no trial:\n{process.tail}")
+    return {
+        "seconds": process.seconds,
+        "setup_seconds": None if first is None else round(first, 1),
+        "search_seconds": max((trial["t_process"] for trial in trials), default=None),
+        "trials": trials,
+    }
+
+
+def system_text(model: Path) -> str:
+    """What the model's chat template says as the system where nothing is given."""
+    from transformers import AutoTokenizer
+
+    turn = [{"role": "user", "content": "hello"}]
+    text = AutoTokenizer.from_pretrained(model).apply_chat_template(turn, tokenize=False)
+    start = re.match(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", str(text), re.S)
+    return start[1] if start else ""
+
+
 def environment(threads: int, **more: str) -> dict[str, str]:
     """Offline, with so many threads, without the import path of this process."""
     count = str(threads)

@@ -35,7 +35,7 @@ COMPONENTS = {"attn_out": "attn.o_proj", "mlp_down": "mlp.down_proj"}
 """Name in its checkpoint -> in its card."""
 
 
-def run(task: Task, python: Path) -> tuple[dict[str, Any], Choice]:
+def run(task: Task, python: Path) -> tuple[dict[str, Any], dict[float, Choice]]:
     """Search and export at one budget.
 
     Args:
@@ -64,7 +64,7 @@ def run(task: Task, python: Path) -> tuple[dict[str, Any], Choice]:
     saved = any((task.folder / "model").glob("*.safetensors"))
     if process.killed or not saved:
         why = "had not ended in time" if process.killed else f"exit code {process.returncode}"
-        return facts, Choice("", process.seconds, f"no model: {why}")
+        return facts, {minutes: Choice("", process.seconds, f"no model: {why}")}
     choice = Choice("model", process.seconds, trial=read_pick(process.lines))
     measured = [trial for trial in trials if "kl" in trial]  # the others were screened out
 
@@ -72,7 +72,7 @@ def run(task: Task, python: Path) -> tuple[dict[str, Any], Choice]:
         for trial in chosen:
             _export(task, python, trial["number"], minutes)
 
-    return facts, with_front(choice, measured, task, minutes, export)
+    return facts, {minutes: with_front(choice, measured, task, minutes, export)}
 
 
 def read_trials(lines: list[tuple[float, str]]) -> list[Trial]:
