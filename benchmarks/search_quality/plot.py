@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -162,9 +163,8 @@ def _finish_front(axes: Any, model: str) -> None:
 def _finish_volume(axes: Any, of_model: list[Point], markers: dict[float, str]) -> None:
     for point in of_model:
         if point.volumes:
-            middle = sorted(point.volumes)[len(point.volumes) // 2]
-            color = COLORS.get(point.tool, OTHER)
-            axes.plot(point.minutes, middle, marker=markers[point.minutes], color=color)
+            color, marker = COLORS.get(point.tool, OTHER), markers[point.minutes]
+            axes.plot(point.minutes, median(point.volumes), marker=marker, color=color)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("minutes from the start of the process")
