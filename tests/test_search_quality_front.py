@@ -13,6 +13,7 @@ from test_search_quality import call, judged, measure, models, run, trial  # noq
 from benchmarks.search_quality import __main__ as command
 from benchmarks.search_quality import (
     abliterix_runner,
+    heretic_kl_runner,
     judge,
     senbonzakura_runner,
     table,
@@ -312,3 +313,27 @@ def test_trials_of_senbonzakura_are_read_from_its_database(tmp_path):
     assert (made["o_profile"], made["d_profile"]) == ([9, 0.7, 0.2, 4], [8, 0.7, 0.2, 4])
     assert (made["dir_mode"], made["num_directions"]) == ("per_layer", 2)
     assert made["direction_index"] is None
+
+
+def test_a_trial_of_ours_is_saved_as_the_program_saves_it(models, tmp_path):  # noqa: F811
+    prompts, folder = tmp_path / "prompts", tmp_path / "run"
+    folder.mkdir()
+    task.write_builtin_prompts(prompts)
+    for file in prompts.iterdir():
+        file.write_text("\n".join(judge.read_prompts(file, 12)) + "\n")
+    numbers = {"minutes": (5.0,), "seed": 0, "threads": 1, "response_tokens": 4}
+    rest = {"dtype": "float32", "trials": 2, "target": 0.05, "tolerance": 9.0, "front": 1}
+    asked_of = task.Task(models / "reference", folder, prompts, **numbers, **rest)
+    # A random model refuses nothing: directions are those of the prompts as they are.
+    words = "--no-directions.by-response"
+    made, choice = heretic_kl_runner.run(asked_of, refine=False, reserve=0, more=words)
+    number = choice.trial["number"]
+    assert choice.trial["kl_tokens"] == 3 and len(made["trials"]) == 2
+    other = next(t["number"] for t in made["trials"] if t["number"] != number)
+    assert {c.candidate for c in choice.front} <= {f"trial{other}"}
+    heretic_kl_runner.save_unmeasured(asked_of, [number, other])
+    weights = [
+        (folder / name / "model.safetensors").read_bytes()
+        for name in ("model", f"trial{number}", f"trial{other}")
+    ]
+    assert weights[0] == weights[1] != weights[2]

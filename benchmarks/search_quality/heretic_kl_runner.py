@@ -91,7 +91,7 @@ def run(task: Task, *, refine: bool, reserve: float, more: str) -> tuple[dict[st
 
     def export(chosen: list[Trial]) -> None:
         if chosen:
-            _save_unmeasured(task, [t["number"] for t in chosen], env)
+            save_unmeasured(task, [t["number"] for t in chosen])
 
     return facts, with_front(choice, trials, task, minutes, export)
 
@@ -149,8 +149,13 @@ def _save_again(
     return read_study(task.folder / "studies", started)[2]
 
 
-def _save_unmeasured(task: Task, numbers: list[int], env: dict[str, str]) -> None:
-    """Save trials of the finished study, in one process that measures none of them."""
+def save_unmeasured(task: Task, numbers: list[int]) -> None:
+    """Save trials of the finished study as `trialNUMBER`, in one process that measures none.
+
+    Raises:
+        SystemExit: they cannot be saved.
+    """
+    env = environment(task.threads, PYTHONPATH=str(CHECKOUT))
     words = [sys.executable, "-m", "benchmarks.search_quality.heretic_kl_export", "studies"]
     process = run_process([*words, *map(str, numbers)], task.folder, env, log="front.log")
     if process.returncode != 0:
@@ -176,6 +181,8 @@ def read_study(folder: Path, started: float) -> tuple[list[Trial], float, dict[i
     first = started
     for file in sorted(folder.glob("*.journal")):
         storage = JournalStorage(JournalFileBackend(str(file)))
+        if file.stem not in optuna.get_all_study_names(storage):  # it ended before the study began
+            continue
         study = optuna.load_study(study_name=file.stem, storage=storage)
         settings = json.loads(study.user_attrs[RUN])["settings"]
         begun = [t.datetime_start.timestamp() for t in study.trials if t.datetime_start]
