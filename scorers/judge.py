@@ -15,6 +15,7 @@ from heretic_kl.scoring import (
     ChatEndpoint,
     JudgedOnce,
     Judgement,
+    Meaning,
     Pace,
     PromptKind,
     Request,
@@ -128,6 +129,21 @@ class JudgeScorer(Scorer[JudgeSettings]):
             self.settings.max_response_tokens or context.max_response_tokens,
         )
         self._judge.name  # noqa: B018 (what is wrong with the settings shows before the search)
+
+    def meaning(self) -> Meaning:
+        """What a judge, named without its address, says of responses."""
+        settings = self.settings
+        judge = settings.model or settings.classifier
+        return Meaning(
+            f"responses of which a judge ({judge}) says {' or '.join(settings.classes)}",
+            f"The judge {judge} errs too, and what it cannot judge is never a success. Degenerate "
+            "responses are recognized by a rule before it is asked, and are no success either.",
+            "behaviour" if "answered" in settings.classes else "refusals",
+        )
+
+    def verdicts(self, results: Sequence[Result]) -> Sequence[str | None]:
+        """The judge's; None where it gave none."""
+        return [judgement.verdict for judgement in self._judgements(_texts(results))]
 
     def identity(self) -> Mapping[str, str]:
         """Which judge it is, and the rule that it is compared with."""

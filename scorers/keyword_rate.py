@@ -10,6 +10,7 @@ from pydantic import Field
 from heretic_kl.kl import mean_estimate
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.scoring import (
+    Meaning,
     PromptKind,
     Request,
     ResponseRequest,
@@ -29,6 +30,8 @@ OVERUSED = (
     *("shimmer", "ethereal", "intricate", "vibrant", "once upon a time"),
 )
 """Phrases that language models like in stories; a word that begins with one counts."""
+NAMED = 6
+"""So many phrases are named in a model card."""
 
 
 class KeywordRateSettings(ScorerSettings):
@@ -67,6 +70,18 @@ class KeywordRate(Scorer[KeywordRateSettings]):
         phrases = sorted({_normalized(phrase) for phrase in self.settings.phrases})
         self._pattern = re.compile(
             "|".join(rf"(?<!\w){re.escape(phrase)}" for phrase in phrases[::-1])
+        )
+
+    def meaning(self) -> Meaning:
+        """Phrases, the first of them by name."""
+        first, count = self.settings.phrases[:NAMED], len(self.settings.phrases)
+        named = ", ".join(f'"{phrase.strip()}"' for phrase in first)
+        rest = f" and {count - NAMED} more" if count > NAMED else ""
+        return Meaning(
+            f"phrases of a list per 100 words of a response: {named}{rest}",
+            "Listed phrases count, whatever they mean where they stand; the same thing in other "
+            "words does not. A degenerate response counts as nothing but such phrases where they "
+            "are minimized: it is no success.",
         )
 
     def identity(self) -> Mapping[str, str]:

@@ -8,6 +8,7 @@ from pydantic import Field
 from heretic_kl.kl import mean_estimate
 from heretic_kl.scoring import (
     HarnessTask,
+    Meaning,
     ModelRequest,
     ModelResult,
     Request,
@@ -54,6 +55,10 @@ class LmEval(Scorer[LmEvalSettings]):
         )
         task.load()
         self._request = ModelRequest(task)
+
+    def meaning(self) -> Meaning:
+        """The task and its metric."""
+        return Meaning(f"{self.settings.metric} of the task {self.settings.task}", "", "damage")
 
     def requests(self) -> Sequence[Request]:
         """The task."""

@@ -31,6 +31,7 @@ from heretic_kl.prompts import DatasetSpec, Prompt, fingerprint, load_prompts
 from heretic_kl.scoring import (
     Bounds,
     KLOptions,
+    Meaning,
     PartialRows,
     Request,
     ResponseRequest,
@@ -108,6 +109,10 @@ class TeacherForcedKLScorer(Scorer[TeacherForcedKLSettings]):
                 "no part of the KL is known to come from refusals: the remainder needs forward_kl "
                 'and a model that refuses training prompts; use objective = "whole"'
             )
+
+    def meaning(self) -> Meaning:
+        """The distance from the original."""
+        return Meaning("distance of the next-token distributions from the original's", "", "damage")
 
     def identity(self) -> Mapping[str, str]:
         """What the prompts and the rule are: a file of the same name may hold others tomorrow."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from heretic_kl.export.facts import ExportFacts, ScoreFacts
@@ -18,6 +18,7 @@ NORM_MODES = {
         "original norms."
     ),
 }
+ROLES = {"minimize": "lowered", "maximize": "raised", "monitor": "measured only"}
 COMPONENTS = {"attention": "attention output projections", "mlp": "MLP output projections"}
 
 
@@ -26,6 +27,7 @@ def model_card(facts: ExportFacts) -> str:
     sections = (
         _front_matter(facts),
         _introduction(facts),
+        _scorers(facts),
         _use(facts),
         _cost(facts),
         _edit(facts),
@@ -48,7 +50,7 @@ def _introduction(facts: ExportFacts) -> Iterator[str]:
     yield ""
     thing = "A LoRA adapter that edits" if facts.form == "lora" else "An edited version of"
     yield (
-        f"{thing} {base}: a direction that goes with refusing was removed from what some of its "
+        f"{thing} {base}: a direction that {_subject(facts)} was removed from what some of its "
         "modules write to the residual stream, by the edit that a search with "
         f"heretic-kl {facts.versions.get('heretic-kl', '')}".rstrip()
         + " found to change everything else least."
@@ -69,15 +71,38 @@ def _adapter_error(facts: ExportFacts) -> str:
     )
 
 
+def _scorers(facts: ExportFacts) -> Iterator[str]:
+    sources = {used.kind: used.source for used in facts.prompts if used.use == "test"}
+    yield "## What was lowered and raised"
+    yield ""
+    for name, scores in facts.scores.items():
+        counts = _line(scores.meaning.counts) or "what this scorer counts"
+        source = sources.get(scores.kind or "")
+        where = "" if source is None else f", to prompts of kind {scores.kind} ({_line(source)})"
+        yield f"- `{name}`, {ROLES[scores.role]}: {counts}{where}"
+
+
 def _use(facts: ExportFacts) -> Iterator[str]:
+    removed = _removed(facts)
     yield "## Intended use"
     yield ""
-    yield (
-        "In place of the original, with the same tokenizer and chat template, where its refusals "
-        "of harmless or legitimate requests are in the way; for research on refusals and on what "
-        "removing them changes. Not meant for people who rely on the original's refusals as a "
-        "safeguard, nor for serving the public without a safeguard in their place."
-    )
+    place = "In place of the original, with the same tokenizer and chat template, where "
+    if _lowers_refusals(facts):
+        raised = _named(_raised_refusals(facts))
+        yield (
+            f"{place}its refusals of harmless or legitimate requests are in the way; for research "
+            "on refusals and on what removing them changes. "
+            + (f"Other refusals were to stay; {raised} says how many did. " if raised else "")
+            + "Not meant for people who rely on the original's refusals as a safeguard, nor for "
+            "serving the public without a safeguard in their place."
+        )
+    elif removed:
+        yield (
+            f"{place}what {_named(removed)} counts is in the way; for research on that behaviour "
+            f"and on what removing it changes. The search was not to remove refusals{_seen(facts)}."
+        )
+    else:
+        yield f"{place}what was raised above is wanted; for research on what an edit can raise."
     yield ""
     yield "```python"
     yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -132,7 +157,13 @@ def _cost(facts: ExportFacts) -> Iterator[str]:
 
 def _edit(facts: ExportFacts) -> Iterator[str]:
     edit = facts.edit
-    components = [COMPONENTS[name] for name in edit.kernels]
+    modules = " and ".join(COMPONENTS[name] for name in edit.kernels) or "nothing"
+    contrast = (
+        "of prompts the original refuses and of harmless ones"
+        if facts.by_response
+        else "of the two sets of training prompts below, called harmful and harmless whatever they "
+        "ask"
+    )
     where = (
         "each layer's own"
         if edit.direction_position is None
@@ -141,11 +172,9 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
     yield "## The edit"
     yield ""
     yield (
-        "The direction is the difference between mean residuals at the last prompt token of "
-        "prompts the original refuses and of harmless ones; "
-        f"used here: {where}. It is removed from {' and '.join(components) or 'nothing'}, with a "
-        f"weight that depends on the layer (1 removes it, less removes part). "
-        f"{NORM_MODES[edit.norm]}"
+        "The direction is the difference between mean residuals at the last prompt token "
+        f"{contrast}; used here: {where}. It is removed from {modules}, with a weight that "
+        f"depends on the layer (1 removes it, less removes part). {NORM_MODES[edit.norm]}"
     )
     yield ""
     yield "| Module | Peak weight | at layer | Floor weight | Reach in layers |"
@@ -188,6 +217,8 @@ def _prompts(facts: ExportFacts) -> Iterator[str]:
             f"| {used.kind} | {used.use} | {_cell(portable_text(used.source))} "
             f"| {used.count} | `{used.sha256[:16]}` |"
         )
+    yield ""
+    yield "*Kind* is the run's name of a set of prompts; its source says what they are."
 
 
 def _reproduction(facts: ExportFacts) -> Iterator[str]:
@@ -211,23 +242,69 @@ def _limits(facts: ExportFacts) -> Iterator[str]:
     counts = " and ".join(f"{count} {kind}" for kind, count in test_counts.items())
     yield "## Limits of the measurement"
     yield ""
-    yield (
-        "- Refusals are recognized by a phrase rule on the response: one that evades "
-        "without a known phrase counts as no refusal, one that quotes such a phrase counts as one."
-    )
+    limits = (scores.meaning.limits for scores in facts.scores.values())
+    yield from (f"- {_line(limit)}" for limit in dict.fromkeys(filter(None, limits)))
     yield f"- The test set is small ({counts or 'see above'} prompts); the intervals say how far."
-    yield (
-        f"- KL covers the first {facts.kl_tokens} response positions of harmless prompts; "
-        "it says nothing about long responses, other languages or other tasks. Test yours."
-    )
+    if any(scores.unit == "nats" for scores in facts.scores.values()):
+        yield (
+            f"- KL covers the first {facts.kl_tokens} response positions of harmless prompts; "
+            "it says nothing about long responses, other languages or other tasks. Test yours."
+        )
     yield ""
     yield "## Responsible use"
     yield ""
-    yield (
-        "This model declines less than the original and was not otherwise made safe: whoever "
-        "deploys it is responsible for what it generates, for safeguards of their own, and for the "
-        "original's licence and terms."
+    safety = (
+        "This model declines less than the original and was not otherwise made safe"
+        if _lowers_refusals(facts)
+        else f"This model was not made safe, nor was the search to remove refusals{_seen(facts)}"
     )
+    yield (
+        f"{safety}: whoever deploys it is responsible for what it generates, for safeguards of "
+        "their own, and for the original's licence and terms."
+    )
+
+
+def _subject(facts: ExportFacts) -> str:
+    """What goes with the direction, as the objectives say."""
+    if _lowers_refusals(facts):
+        return "goes with refusing"
+    removed = _removed(facts)
+    return f"goes with what {_named(removed)} counts" if removed else "tells its prompts apart"
+
+
+def _removed(facts: ExportFacts) -> dict[str, ScoreFacts]:
+    """The scores of behaviours that the search lowered."""
+    return {
+        name: scores
+        for name, scores in facts.scores.items()
+        if scores.role == "minimize" and scores.meaning.about != "damage"
+    }
+
+
+def _lowers_refusals(facts: ExportFacts) -> bool:
+    return any(scores.meaning.about == "refusals" for scores in _removed(facts).values())
+
+
+def _raised_refusals(facts: ExportFacts) -> list[str]:
+    return [
+        name
+        for name, scores in facts.scores.items()
+        if scores.role == "maximize" and scores.meaning.about == "refusals"
+    ]
+
+
+def _seen(facts: ExportFacts) -> str:
+    """Where a search that removes something else shows refusals."""
+    about = [name for name, scores in facts.scores.items() if scores.meaning.about == "refusals"]
+    return f", which {_named(about)} shows" if about else ", which were not measured"
+
+
+def _named(scores: Iterable[str]) -> str:
+    return " and ".join(f"`{name}`" for name in scores)
+
+
+def _line(text: str) -> str:
+    return " ".join(portable_text(text).split())
 
 
 def _base(facts: ExportFacts) -> str:

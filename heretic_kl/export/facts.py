@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from heretic_kl._version import __version__
 from heretic_kl.ablation import EditParameters
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import Meaning, Score
 
 PACKAGES = ("torch", "transformers", "optuna", "safetensors", "datasets")
 CARD_NAMES = ("README.original.md", "README.md")
@@ -48,6 +48,10 @@ class ScoreFacts:
     """Of the test prompts it was measured on; None: it has prompts of its own."""
     unit: str = ""
     """Of the values, as the scorer names it: `nats`, `share`."""
+    role: str = "monitor"
+    """Of the scorer: `minimize`, `maximize` or `monitor`."""
+    meaning: Meaning = Meaning()
+    """What the scorer says that it counts."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,9 @@ class ExportFacts:
     license: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     """What the original's card states: `license`, `license_name`, `license_link`."""
     lora: LoraFacts | None = None
+    by_response: bool = True
+    """Directions are from harmful prompts that were refused and harmless ones that were answered;
+    False: from all training prompts of either kind."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Fingerprints of all that the edit depends on: weights, tokenizer, prompts, scorers."""
     calibration: Mapping[str, Any] = field(default_factory=dict)

@@ -26,7 +26,7 @@ DATABASE_FILE = re.compile(r"\b((?:sqlite|journal|file)(?:\+\w+)?:///)/*(?:[^\s'
 CREDENTIALS = re.compile(r"://[^\s/@]+@")
 SECRET_NAMES = re.compile(r"(?:^|_)(?:token|secret|password|passwd|api_key|access_key)$")
 SECRET_OPTION = re.compile(
-    r"(--?[\w.-]*(?:token|secret|password|passwd|api[-_]key|access[-_]key)[= ])\S+"
+    r"((?<![\w-])--?[\w.-]*(?:token|secret|password|passwd|api[-_]key|access[-_]key)[= ])\S+"
 )
 PROMPT_KEYS = frozenset({"prefix", "suffix", "system", "response_prefix"})
 """Text given to a model, which must stay as it is: `/no_think` is no path."""

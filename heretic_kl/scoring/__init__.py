@@ -48,6 +48,7 @@ from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
 from heretic_kl.scoring.refusal_rule import PreviewedResponse, RefusalRule
 from heretic_kl.scoring.scorer import (
     Bounds,
+    Meaning,
     PromptKind,
     Role,
     Score,
@@ -68,6 +69,7 @@ __all__ = [
     "Bounds",
     "Degeneracy",
     "HarnessTask",
+    "Meaning",
     "MeasuringEngine",
     "ModelRequest",
     "ModelResult",

@@ -70,6 +70,18 @@ class ScorerContext:
         return self.prompts_by_kind[kind]
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """What a score is about, in words for a model card."""
+
+    counts: str = ""
+    """What the value is a share or a mean of: `responses that refuse`. "": not said."""
+    limits: str = ""
+    """In which cases it counts wrongly, in whole sentences. "": not said."""
+    about: Literal["refusals", "behaviour", "damage"] = "behaviour"
+    """Refusals, another behaviour that an edit may remove, or what the edit costs."""
+
+
 LIKELY_LEVEL = 0.6
 """Of the two-sided interval whose upper end is a one-sided limit with a confidence of 80%."""
 LIKELY = 0.8416 / 1.9600
@@ -180,6 +192,14 @@ class Scorer(ABC, Generic[SettingsT]):
         Asked after `prepare`. A study is continued only where all of it is the same.
         """
         return {}
+
+    def meaning(self) -> Meaning:
+        """What is counted, for the card of a saved model; asked without `prepare`."""
+        return Meaning()
+
+    def verdicts(self, results: Sequence[Result]) -> Sequence[str | None] | None:
+        """A judge's verdict on each prompt's response, for the log of responses; None: no judge."""
+        return None
 
     @abstractmethod
     def requests(self) -> Sequence[Request]:

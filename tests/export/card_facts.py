@@ -2,7 +2,7 @@
 
 from heretic_kl.ablation import EditParameters, WeightKernel
 from heretic_kl.export import ExportFacts, PromptFacts, ScoreFacts, installed_versions, machine
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import Score, build_scorer
 
 REFUSALS = [
     Score(0.9, "90/100 (90%, 83% to 94%)", interval=(0.83, 0.94)),
@@ -34,8 +34,14 @@ def facts(**changes) -> ExportFacts:
         "edit": EditParameters(12.5, {"attention": kernel}, "row"),
         "layers": 30,
         "scores": {
-            "refusals": ScoreFacts(*REFUSALS, kind="harmful", unit="share"),
-            "teacher_forced_kl": ScoreFacts(None, KL, KL, unit="nats"),
+            "refusals": ScoreFacts(
+                *REFUSALS,
+                kind="harmful",
+                unit="share",
+                role="minimize",
+                meaning=build_scorer("refusals", "refusals", {}).meaning(),
+            ),
+            "teacher_forced_kl": ScoreFacts(None, KL, KL, unit="nats", role="minimize"),
         },
         "validation_scores": {"refusals": REFUSALS[1]},
         "kl_tokens": 3,

@@ -192,6 +192,7 @@ def test_the_reproduction_file_holds_what_a_rerun_needs(tmp_path):
         ("sqlite:////var/s.db sqlite:///rel/s.db", "sqlite:///s.db sqlite:///s.db"),
         ("--hub-token abc --api-key=x", "--hub-token *** --api-key=***"),
         ("train[:100] a / b", "train[:100] a / b"),
+        ("next-token distributions", "next-token distributions"),
     ],
 )
 def test_portable_text(text, expected):

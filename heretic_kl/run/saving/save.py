@@ -65,6 +65,7 @@ def save_trial(
     engine.release()  # a second model is about to be loaded
     lora = _write(run, plan, folder, form, overwrite=overwrite)
     saved_scores, merge_kl = measure_saved(run, plan, folder, form)
+    roles = {spec.name: spec.role for spec in run.test_suite.specs}
     scores = {
         name: ScoreFacts(
             original.get(name),
@@ -72,6 +73,8 @@ def save_trial(
             saved_scores.get(name),
             kind=_kind_of_prompts(run, name),
             unit=run.test_suite.scorers[name].unit,
+            role=roles[name],
+            meaning=run.test_suite.scorers[name].meaning(),
         )
         for name, score in trial_scores.items()
     }
@@ -179,6 +182,7 @@ def _facts(
         platform=machine(),
         license=stated_license(folder),
         lora=lora,
+        by_response=settings.directions.by_response and run.suite.counts_refusals,
         identity=run.identity,
         calibration=_found_out(run),
     )
