@@ -243,8 +243,8 @@ class Settings(CommonSettings):
         example=False,
     )
     racing: bool = setting(True, "Stop a trial as soon as a finished one is certain to beat it")
-    keep_responses: Literal["none", "harmless", "all"] = setting(
-        "harmless", "Test responses kept for the report"
+    keep_responses: Literal["none", "report", "harmless", "all"] = setting(
+        "report", "Which responses a run keeps"
     )
     storage: Text | None = setting(
         None,

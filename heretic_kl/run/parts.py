@@ -16,8 +16,9 @@ from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.refine import PURITY, Refiner, mine_openings
 from heretic_kl.run.engines import EngineOptions
 from heretic_kl.run.teller import Teller
+from heretic_kl.run.trials.response_log import ResponseLog
 from heretic_kl.scoring import Score, ScorerContext, Suite
-from heretic_kl.search import PlanStore, SearchStudy
+from heretic_kl.search import PlanStore, ResponseFile, SearchStudy
 
 REFUSALS = "refusals"
 """The scorer whose share `target_refusals` limits."""
@@ -59,6 +60,17 @@ class RunParts:
         )
         suite.prepare(context)
         return suite
+
+    @cached_property
+    def response_log(self) -> ResponseLog:
+        """Through whose engine trials are measured."""
+        return ResponseLog(
+            self.settings.keep_responses,
+            self.engine,
+            self.prompts,
+            ResponseFile(self.settings.study_dir, self.study.name),
+            self.tell.notice,
+        )
 
     @cached_property
     def refiner(self) -> Refiner:

@@ -32,6 +32,7 @@ SHOWN_RESPONSES = 8
 """Test prompts of a kind whose responses are recorded."""
 KEPT_KINDS: Mapping[str, tuple[Kind, ...]] = {
     "none": (),
+    "report": ("harmless",),
     "harmless": ("harmless",),
     "all": ("harmless", "borderline", "harmful"),
 }

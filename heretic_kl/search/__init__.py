@@ -13,6 +13,7 @@ from heretic_kl.search.pareto import (
 from heretic_kl.search.progress.importance import importances
 from heretic_kl.search.records import UNEDITED, TrialRecord
 from heretic_kl.search.report_file import RunFile
+from heretic_kl.search.response_file import ResponseFile
 from heretic_kl.search.sampler import quiet_optuna
 from heretic_kl.search.screening import (
     FEWEST_PAIRS,
@@ -41,6 +42,7 @@ __all__ = [
     "UNEDITED",
     "PlanStore",
     "RankCorrelation",
+    "ResponseFile",
     "RunFile",
     "Screened",
     "SearchSpace",

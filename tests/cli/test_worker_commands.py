@@ -1,5 +1,6 @@
 """`heretic-kl worker`, `--workers` and `storage serve`, as a user sees them."""
 
+import json
 import os
 import shutil
 import signal
@@ -120,7 +121,7 @@ def test_helpers_get_what_a_study_may_not_say(monkeypatch):
 def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, searched):
     """TERM to the first one ends both, within the time they have, and leaves no trial running."""
     words = [sys.executable, "-m", "heretic_kl", "--workers", "2", "--study-name", "two"]
-    words += ["--trials", "100000", "--startup-trials", "100000"]
+    words += ["--trials", "100000", "--startup-trials", "100000", "--keep-responses", "all"]
     process = subprocess.Popen(
         words, cwd=there, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -141,8 +142,15 @@ def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, s
         number = int(owner.rpartition(":")[2].partition(".")[0])
         with pytest.raises(ProcessLookupError):
             os.kill(number, 0)
-    states = {record.state for record in read_study("two", there / "studies").records}
+    records = read_study("two", there / "studies").records
+    states = {record.state for record in records}
     assert "complete" in states and states <= {"complete", "screened", "interrupted"}
+    log = (there / "studies" / "two.responses.jsonl").read_text().splitlines()
+    lines = [(row["trial"], row["prompt"]) for row in map(json.loads, log)]
+    assert len(lines) == len({*lines}), "no trial is logged twice"
+    complete = {record.number for record in records if record.state == "complete"}
+    logged = {number for number, _ in lines}
+    assert logged <= complete and len(complete - logged) <= 2, "but those that ended at TERM"
 
 
 def test_storage_serve_without_a_database_is_one_line(call):

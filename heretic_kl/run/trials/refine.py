@@ -150,6 +150,7 @@ def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim, seconds: float) -> 
     )
     outcome = _measured(run, refiner, refined.plan, predicted=aim.start.predicted.keys())
     record = run.study.add_refined(aim.start, refinement, outcome, time.perf_counter() - begun)
+    run.response_log.write(record.number, refined.plan, "validation", run.suite)
     run.tell.notice(_comparison(record, refined))
     return record
 
@@ -158,7 +159,7 @@ def _measured(
     run: RunParts, refiner: Refiner, plan: Plan, predicted: Collection[str]
 ) -> Mapping[str, Score] | Screened:
     """Scores by responses, with what rung 1 says where the study's trials have that."""
-    (scores,) = run.suite.evaluate_objectives(run.engine, [plan], rivals=())
+    (scores,) = run.suite.evaluate_objectives(run.response_log.engine, [plan], rivals=())
     assert not isinstance(scores, Stopped)  # nothing races against it
     if not predicted:
         return scores

@@ -38,7 +38,7 @@ class Screening:
     def evaluate(self, plans: Sequence[Plan]) -> list[Screened]:
         """Outcomes of trials, in order."""
         run = self._run
-        first = run.suite.evaluate_objectives(run.engine, plans, names=self._others)
+        first = run.suite.evaluate_objectives(run.response_log.engine, plans, names=self._others)
         outcomes: list[Screened] = []
         standings = [s for s in map(self._standing, run.study.records) if s is not None]
         number = len(run.study.records)
@@ -61,7 +61,8 @@ class Screening:
     def counted(self, plan: Plan, scores: dict[str, Score]) -> dict[str, Score]:
         """All objectives of a plan, in the order of the config, from those of rung 1."""
         run = self._run
-        (more,) = run.suite.evaluate_objectives(run.engine, [plan], names=[self._counted])
+        engine = run.response_log.engine
+        (more,) = run.suite.evaluate_objectives(engine, [plan], names=[self._counted])
         assert not isinstance(more, Stopped)
         measured = {**scores, **more}
         return {spec.name: measured[spec.name] for spec in run.suite.objectives}

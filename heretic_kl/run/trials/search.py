@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from heretic_kl.ablation import EditParameters
+from heretic_kl.ablation import EditParameters, Plan
 from heretic_kl.events import TrialFinished
 from heretic_kl.ranks import from_first
 from heretic_kl.run.parts import RunParts
@@ -24,16 +24,19 @@ def search(run: RunParts, until: int) -> None:
         StudyError: several trials in a row failed.
     """
     study, settings = run.study, run.settings
-    rungs = screening(run)
+    rungs, log = screening(run), run.response_log
+    begun: list[tuple[EditParameters, Plan]] = []
 
     def evaluate(
         edits: Sequence[EditParameters],
     ) -> Sequence[dict[str, Score] | Screened | Stopped]:
         plans = [run.plan(edit) for edit in edits]
+        log.forget()
+        begun[:] = zip(edits, plans, strict=True)
         if rungs is not None:
             return rungs.evaluate(plans)
         rivals = study.front if settings.racing else ()
-        return run.suite.evaluate_objectives(run.engine, plans, rivals=rivals)
+        return run.suite.evaluate_objectives(log.engine, plans, rivals=rivals)
 
     candidates = settings.parallel_candidates if run.lm.capabilities.rows_problem is None else 1
     with run.tell.stage("search", "Searching", until):
@@ -47,6 +50,9 @@ def search(run: RunParts, until: int) -> None:
             stop=lambda: from_first(lambda: time.perf_counter() >= deadline),
         )
         for record in trials:
+            for edit, plan in begun:
+                if edit == record.edit:
+                    log.write(record.number, plan, "validation", run.suite)
             finished = study.finished
             pace = (time.perf_counter() - start) / max(1, finished - before)
             seconds_left = min(pace * (until - finished), deadline - time.perf_counter())

@@ -41,8 +41,9 @@ def test_one(run: RunParts, number: int) -> Mapping[str, Score]:
     if not records or records[0].edit is None:
         raise SelectionError(f"no finished trial {number} to measure on the test prompts")
     plan = run.plan(records[0].edit)
-    scores = run.test_suite.evaluate(run.engine, plan)
+    scores = run.test_suite.evaluate(run.response_log.engine, plan)
     run.study.keep_test_scores(number, scores)
+    run.response_log.write(number, plan, "test", run.test_suite)
     record_test(run, records[0], plan)
     run.tell(TrialTested(records[0], scores))
     return scores
@@ -53,7 +54,8 @@ def test_baseline(run: RunParts) -> Mapping[str, Score]:
     stored = run.study.test_scores(UNEDITED)
     if stored is not None:
         return stored
-    scores = run.test_suite.evaluate(run.engine, None)
+    scores = run.test_suite.evaluate(run.response_log.engine, None)
     run.study.keep_test_scores(UNEDITED, scores)
+    run.response_log.write(UNEDITED, None, "test", run.test_suite)
     run.tell(BaselineMeasured("test", scores))
     return scores
