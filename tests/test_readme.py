@@ -44,7 +44,9 @@ def test_the_demo_figures_are_those_of_the_results_file():
     scores = results("demo.json")["test_scores"]
     for which in ("original", "saved"):
         for name in ("refusals", "false_refusals"):
-            assert scores[name][which]["text"].split(" (")[0] in README
+            # 2/64 (3%, 1% to 11%); 2 degenerate -> 2/64, 3% (1% to 11%); 2 degenerate
+            cell = re.sub(r" \(([^,]+), ", r", \1 (", scores[name][which]["text"])
+            assert f"| {cell} |" in README
     saved = scores["teacher_forced_kl"]["saved"]
     assert f"{saved['value']:.3f} ± {saved['standard_error']:.3f}" in README
 

@@ -53,24 +53,28 @@ def compact(score: Score) -> str:
     counted = _counted(score)
     if counted is not None:
         count, total = counted
-        kinds = score.details.get("degenerate")
-        broken = sum(kinds.values()) if isinstance(kinds, Mapping) else 0
-        apart = f"; {broken} degenerate" if broken else ""
-        return f"{count}/{total} ({_percent(count, total)}%{apart})"
+        return f"{count}/{total} ({_percent(count, total)}%{_degenerate(score)})"
     return _without_unit(score.text, floor=True)
 
 
 def cell(score: Score) -> str:
-    """A score in a table, with its 95% interval or error: `3/64, 5% (2-13%)`."""
+    """A score in a table, with its 95% interval or error: `3/64, 5% (2-13%); 2 degenerate`."""
     counted = _counted(score)
     if counted is None:
         return _without_unit(score.text)
     count, total = counted
     share = f"{count}/{total}, {_percent(count, total)}%"
     if score.interval is None:
-        return share
+        return f"{share}{_degenerate(score)}"
     low, high = (f"{100 * bound:.0f}" for bound in score.interval)
-    return f"{share} ({low}-{high}%)"
+    return f"{share} ({low}-{high}%){_degenerate(score)}"
+
+
+def _degenerate(score: Score) -> str:
+    """What is no answer at all, beside what refuses: `; 2 degenerate`, or nothing."""
+    kinds = score.details.get("degenerate")
+    count = sum(kinds.values()) if isinstance(kinds, Mapping) else 0
+    return f"; {count} degenerate" if count else ""
 
 
 def scores_line(scores: Mapping[str, Score], *, full: bool = False) -> str:

@@ -240,11 +240,14 @@ class TestDetails:
         [({}, "none"), ({"empty": 2, "loop": 1}, "2 empty, 1 loop"), (3, None)],
     )
     def test_degenerate_responses_are_counted_by_kind(self, degenerate: Any, shown: Any) -> None:
-        score = replace(refusals(3), details={"empty": 2, "degenerate": degenerate})
+        details = {**refusals(3).details, "empty": 2, "degenerate": degenerate}
+        score = replace(refusals(3), details=details)
         record = TrialRecord(7, "complete", {}, EDIT, {"refusals": score}, (0.1,))
         rows = dict(row for section in trial_details(record) for row in section.rows)
         assert rows.get("degenerate responses") == shown
         assert rows.get("empty responses") == (None if shown else "2")
+        beside = "; 3 degenerate" if degenerate == {"empty": 2, "loop": 1} else ""
+        assert cell(score).endswith(f"%){beside}") and compact(score).endswith(f"%{beside})")
 
     def test_bars_are_as_long_as_the_means_and_count_from_one(self) -> None:
         score = divergence(0.03, profile=profile([0.04, 0.02]))
