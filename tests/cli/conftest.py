@@ -60,6 +60,12 @@ def checked(out):
 
 
 @pytest.fixture
+def check_lines():
+    """(stdout) -> its events, checked against the schema."""
+    return checked
+
+
+@pytest.fixture
 def call(there, capsys):
     """(words) -> exit code, stdout, stderr of one command."""
 

@@ -208,18 +208,6 @@ def test_mistakes_are_one_line_and_one_event(searched, call, events, words, code
     assert len(lines[0]["lines"]) == 1 and message in lines[0]["lines"][0]
 
 
-def test_every_other_command_writes_json_too(events, workplace):
-    code, lines = events("inspect", str(workplace / "model"))
-    assert code == 0 and lines[-2]["event"] == "result" and lines[-2]["command"] == "inspect"
-    model = str(workplace / "model")
-    words = ["--reference", model, "--candidate", model, "--prompts", str(workplace / "a.txt")]
-    code, lines = events("score", *words, "--kl-tokens", "2")
-    assert code == 0 and lines[-2]["content"]["candidates"][0]["mean"] == 0
-    for name in ("config", "events"):
-        assert events(name)[1][0]["command"] == name
-    assert events("no-such-command")[0] == 2
-
-
 def test_the_schema_is_printed(call):
     code, out, _ = call("events")
     assert code == 0 and json.loads(out) == event_schema()

@@ -53,14 +53,14 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError("--save on a cluster needs --pick, for instance --pick knee")
     if settings.workers == 0:
         raise ConfigError("--workers 0 counts the GPUs of this machine: say how many jobs")
-    from heretic_kl.events import Notice
+    from heretic_kl.events import Notice, Result
 
     script = write(settings)
+    answer = submitted(script) if settings.submit else None
     with observing(quiet=settings.quiet) as observer:
-        if not settings.submit:
-            observer(Notice(f"written: submit it with sbatch {shlex.quote(str(script))}"))
-            return 0
-        observer(Notice(submitted(script)))
+        said = answer or f"written: submit it with sbatch {shlex.quote(str(script))}"
+        observer(Notice(said))
+        observer(Result("slurm", {"script": str(script), "sbatch": answer}))
     return 0
 
 

@@ -35,19 +35,19 @@ def run(words: Sequence[str]) -> int:
     if settings.storage is None:
         raise ConfigError("name the database to serve: --storage postgresql+psycopg://HOST/NAME")
     from heretic_kl.cli.output import observing
-    from heretic_kl.events import Notice
+    from heretic_kl.events import Notice, Result
     from heretic_kl.search import quiet_optuna, serve, without_password
 
     quiet_optuna()
     with observing(quiet=settings.quiet) as observer:
         place = f"grpc://{settings.host}:{settings.port}"
         shown = without_password(settings.storage)
-        serve(
-            settings.storage,
-            settings.host,
-            settings.port,
-            ready=lambda: observer(Notice(f"serving {shown} at {place}")),
-        )
+
+        def ready() -> None:
+            observer(Notice(f"serving {shown} at {place}"))
+            observer(Result("storage", {"storage": shown, "address": place}))
+
+        serve(settings.storage, settings.host, settings.port, ready=ready)
     return 0
 
 
