@@ -31,20 +31,24 @@ SHOTS = {
     "directions": ("#directions", 1100, 1000, "light"),
     "responses": ("#responses", 1100, 800, "light"),
     "phone": ("header, #result, #front", 390, 1600, "light"),
+    "print": ("header, #result, #front, #search", 794, 1123, "print"),
 }
-"""Picture -> parts of the page that are shown, width, height, colour scheme."""
+"""Picture -> parts of the page that are shown, width, height, colour scheme.
+
+`print` is a sheet of A4 as someone sees it who reads in the dark."""
 POLICY = r'<meta http-equiv="Content-Security-Policy"[^>]*>'
 """What is left out of copies of the page that have a script or a style more."""
-BLINK_SCHEME = {"dark": 0, "light": 1}
+BLINK_SCHEME = {"dark": 0, "light": 1, "print": 0}
 COLOURS = 128
 """Of a picture: charts and text need no more."""
 
 
 def chromium(address: str, folder: Path, *flags: str) -> str:
     """Run headless Chromium on an address; what it prints."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
+    names = (os.environ.get("CHROMIUM") or "chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
-        sys.exit("chromium is not installed")
+        sys.exit("Chromium is not installed; the variable CHROMIUM names another one")
     shared = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command = [program, *shared, f"--user-data-dir={folder / 'profile'}", *flags, address]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -92,6 +96,10 @@ def picture(page: Path, folder: Path, name: str) -> int:
     inner = folder / f"{name}-inner.html"
     rest = f"<style>:is(header, section, footer):not({parts}) {{ display: none }}</style></head>"
     text = re.sub(POLICY, "", page.read_text("utf-8")).replace("</head>", rest, 1)
+    if scheme == "print":
+        begin = '<script>dispatchEvent(new Event("beforeprint"))</script></body>'
+        text = begin.join(text.replace("@media print", "@media all").rsplit("</body>", 1))
+        text = text.replace("</head>", "<style>html { margin: 3rem }</style></head>", 1)
     inner.write_text(text, encoding="utf-8")
     frame = f'<iframe src="{inner.name}" width="{width}" height="{height}"></iframe>'
     style = "<style>body{margin:0} iframe{border:0;display:block}</style>"

@@ -128,6 +128,17 @@ def test_saved_weights_reproduce_the_trial(run):
     assert abs(trial["value"] - saved["value"]) <= max(0.02 * trial["value"], 1e-3, rounding)
 
 
+def test_another_person_rebuilds_it_from_its_file(run, demo_model):
+    folder, _, _ = run
+    words = [sys.executable, "-m", "heretic_kl", "reproduce", "out/reproduce.json"]
+    words += ["--model", str(demo_model), "--save", "again"]
+    done = subprocess.run(
+        words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0 and done.stdout.startswith("MATCH, "), done.stdout + done.stderr
+    assert (folder / "again" / "model.safetensors").is_file()
+
+
 def test_plain_transformers_loads_it_and_it_answers(run):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

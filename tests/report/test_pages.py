@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from browser import DARK, PHONE, Elements, loaded, violations
+from browser import DARK, PHONE, Elements, loaded, printed, violations
 from study_samples import HOSTILE, kl, make_run_file, make_study, refusals
 from test_measurement_table import report as measured
 from test_measurement_table import several
@@ -137,6 +137,20 @@ def test_in_a_browser_it_runs_without_an_error(html: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("flags", [(), (DARK,), (PHONE,)], ids=["light", "dark", "phone"])
 def test_axe_finds_nothing_wrong(html: str, tmp_path: Path, flags: tuple[str, ...]) -> None:
     assert violations(html, tmp_path, *flags) == []
+
+
+@pytest.mark.parametrize("flags", [(), (DARK,)], ids=["light", "dark"])
+def test_printed_it_is_black_on_white_with_all_charts_and_tables(
+    html: str, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    told, pages = printed(html, tmp_path, *flags)
+    assert (told["page"], told["text"]) == ("rgb(255, 255, 255)", "rgb(0, 0, 0)")
+    assert told["nav"] == "none" and told["closed"] == [] and pages >= 1
+    elements = Elements(html).elements
+    assert len(told["charts"]) == sum(a.get("class") == "chart" for _, a in elements) >= 1
+    assert len(told["tables"]) >= 1
+    for width, height in (*told["charts"], *told["tables"]):
+        assert width > 50 and height > 10
 
 
 class TestEvaluation:
