@@ -127,7 +127,7 @@ def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, s
     )
     journal, pause = there / "studies" / "two.journal", threading.Event()
     owners: set[str] = set()
-    for _ in range(600):
+    for _ in range(3000):
         text = journal.read_text() if journal.exists() else ""
         trials = [line for line in text.splitlines() if '"params"' in line or '"state":0' in line]
         owners = {line.partition('"owner":"')[2].partition('"')[0] for line in trials} - {""}
