@@ -31,7 +31,7 @@ from heretic_kl.model.loading.chat import (
     thought_left_open,
     thought_length,
 )
-from heretic_kl.model.loading.devices import DtypeName
+from heretic_kl.model.loading.devices import DtypeName, free_memory
 from heretic_kl.model.loading.loader import (
     check_to_measure,
     load_model,
@@ -39,6 +39,7 @@ from heretic_kl.model.loading.loader import (
     load_tokenizer,
 )
 from heretic_kl.model.loading.quantization import is_quantized
+from heretic_kl.model.loading.sizes import StoredSize, gguf_weights, stored_size
 from heretic_kl.model.loading.source import ModelSource
 from heretic_kl.model.out_of_memory import clear_device_memory, is_out_of_memory
 from heretic_kl.model.sites.architecture import Architecture, Site, find_architecture
@@ -63,6 +64,7 @@ __all__ = [
     "Site",
     "SiteGroup",
     "Start",
+    "StoredSize",
     "TokenTree",
     "TreeAttention",
     "WHOLE",
@@ -78,6 +80,8 @@ __all__ = [
     "evaluating",
     "find_architecture",
     "find_capabilities",
+    "free_memory",
+    "gguf_weights",
     "inspect_model",
     "is_out_of_memory",
     "is_quantized",
@@ -92,6 +96,7 @@ __all__ = [
     "right_padded",
     "run_tree",
     "spread_boundaries",
+    "stored_size",
     "thought_left_open",
     "thought_length",
     "tree_rectangles",

@@ -32,6 +32,7 @@ from heretic_kl.score.ranking import RankedCandidate, rank
 from heretic_kl.score.reference_run import ReferenceRun
 
 COLUMNS = ("group", "candidate", "size MB", "bits/weight", "KL, nats", "beyond the best")
+BACK_END_FLOOR = "back-end floor"
 PICTURES = (".png", ".svg")
 
 
@@ -55,13 +56,22 @@ class Comparison:
         return [_record(candidate) for candidate in self.ranked]
 
     def cells(self) -> tuple[tuple[str, ...], ...]:
-        """A heading and a line of text for each candidate."""
-        return (COLUMNS, *(_line(candidate) for candidate in self.ranked))
+        """A heading and a line of text for each candidate.
+
+        The floor across back ends has a column if it was measured for one of them.
+        """
+        floors = [candidate.measurement.back_end_floor for candidate in self.ranked]
+        if not any(floor is not None for floor in floors):
+            return (COLUMNS, *(_line(candidate) for candidate in self.ranked))
+        cells = ("–" if floor is None else f"{floor:.2g}" for floor in floors)
+        lines = map(_line, self.ranked)
+        wide = ((*line[:5], cell, *line[5:]) for line, cell in zip(lines, cells, strict=True))
+        return ((*COLUMNS[:5], BACK_END_FLOOR, *COLUMNS[5:]), *wide)
 
     def to_markdown(self) -> str:
         """A table for a model card."""
         heading, *lines = self.cells()
-        rows = [heading, ("---",) * len(COLUMNS), *lines]
+        rows = [heading, ("---",) * len(heading), *lines]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
     def to_csv(self) -> str:
@@ -267,6 +277,7 @@ def _record(candidate: RankedCandidate) -> dict[str, Any]:
         "distinguishable": None if beyond is None else beyond.distinguishable,
         "pareto": candidate.pareto,
         "noise_floor": summary.noise_floor,
+        "back_end_floor": measured.back_end_floor,
         "verdict": measured.verdict,
         "dtype": measured.candidate_dtype,
     }

@@ -86,13 +86,15 @@ def evaluation_results(measurement: Measurement, on: MeasuredOn) -> str:
         raise MeasurementError(f"{on.source!r} is no dataset of the hub, which such a file names")
     error = _uncertainty(measurement)["standard_error"]
     within = "" if error is None else f" ± {error:.2g}"
+    apart = measurement.back_end_floor
+    floor = "" if apart is None else f", floor across back ends {apart:.2g}"
     entry = EvalResultEntry(
         dataset_id=on.dataset_id,
         task_id=TASK,
         value=measurement.kl,
         date=on.date,
-        notes=f"KL({on.reference} || this model){within} nats, first {on.positions} positions of "
-        f"{on.count} responses, heretic-kl {__version__}",
+        notes=f"KL({on.reference} || this model){within} nats{floor}, first "
+        f"{on.positions} positions of {on.count} responses, heretic-kl {__version__}",
     )
     return str(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))
 
@@ -157,4 +159,5 @@ def _uncertainty(measurement: Measurement) -> dict[str, Any]:
         "standard_error": summary.standard_error,
         "interval_95": None if summary.interval is None else list(summary.interval),
         "noise_floor": summary.noise_floor,
+        "back_end_floor": measurement.back_end_floor,
     }

@@ -60,7 +60,9 @@ class Loading(TypedDict, total=False):
         device_map: how loaded models are spread over devices.
         trust_remote_code: run code from a model's repository.
         backend: what runs candidates.
-        gguf_cache_type: as what llama.cpp stores keys and values, see `llama.CACHE_TYPES`.
+        gguf_cache_type: as what llama.cpp stores candidates' keys and values, see
+            `llama.CACHE_TYPES`.
+        reference_cache_type: the same of a reference that runs in llama.cpp.
         key_variable: environment variable that holds the key of candidates' servers; None: no key
             is sent.
         top_logprobs: tokens that a server is asked for at each position; 0: all of them.
@@ -74,6 +76,7 @@ class Loading(TypedDict, total=False):
     trust_remote_code: bool
     backend: Backend
     gguf_cache_type: str
+    reference_cache_type: str
     key_variable: str | None
     top_logprobs: int
     notify: Callable[[str], None]
@@ -94,6 +97,7 @@ class ModelLoader:
     trust_remote_code: bool = False
     backend: Backend = "auto"
     gguf_cache_type: str = "f16"
+    reference_cache_type: str = "f16"
     key_variable: str | None = None
     top_logprobs: int = 20
     notify: Callable[[str], None] = lambda message: None
@@ -137,7 +141,7 @@ class ModelLoader:
             if self.backend == "llama.cpp" and source.gguf_file is not None:
                 used = chat_template(tokenizer, template)
                 chat = ChatEncoder(tokenizer, used, variables or {}, response_prefix)
-                on_gpu, cache = self.device != "cpu", self.gguf_cache_type
+                on_gpu, cache = self.device != "cpu", self.reference_cache_type
                 return LlamaReference(source, chat, cache_type=cache, on_gpu=on_gpu)
             model = self._load(source, base, self.dtype)
         elif tokenizer is None:

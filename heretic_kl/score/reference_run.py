@@ -133,6 +133,11 @@ class ReferenceRun:
         return ForcedInputs(self.sequences, self.tokenizer, names)
 
     @property
+    def in_llama(self) -> bool:
+        """Whether llama.cpp computed what the reference says."""
+        return self.dtype.endswith("llama.cpp")
+
+    @property
     def dtype(self) -> str:
         """What the reference computed in, for instance `bfloat16`."""
         return str(self.reference.identity.settings["dtype"])
@@ -159,18 +164,18 @@ class ReferenceRun:
             put_on = base or self.loader.base
             return compare_served(self, served, reduction, base=put_on, observe=observe)
         source = as_source(candidate)
-        floor = floor and self.head is not None  # of a stored one the model may not fit here
         if source is not None and self.loader.in_vllm(source):
             put_on = self.loader.base_of(source, base)
             return compare_in_vllm(
                 *(self, source, reduction),
                 base=put_on,
                 dtype=dtype,
-                floor=floor,
+                floor=floor and self.head is not None,  # of a stored one the model may not fit
                 watch=watch,
                 observe=observe,
             )
         if source is not None and self.loader.in_llama(source):
+            floor = floor and not self.in_llama  # else there is one back end
             return compare_natively(
                 self, source, reduction, floor=floor, watch=watch, observe=observe
             )

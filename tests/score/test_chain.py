@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from heretic_kl.cli import main as cli
 from heretic_kl.score import Comparison, Document, TeacherForcedKL, TextKL, measure_chain, rank
-from heretic_kl.score.ranking import stored_size
 from heretic_kl.testing import WORDS, save_tiny_model, tiny_llama
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -91,18 +90,6 @@ class TestRanking:
         assert ranked[0].beyond_best is None and ranked[1].beyond_best.mean_difference == 0.0
         best, last = ranked[0].measurement.kl, ranked[3].measurement.kl
         assert ranked[3].beyond_best.mean_difference == pytest.approx(last - best)
-
-    def test_sizes(self, edited, tmp_path):
-        size = stored_size(str(edited))
-        assert size.bits_per_weight == 32.0
-        assert size.file_bytes == (edited / "model.safetensors").stat().st_size
-        save_file({"a": torch.zeros(6, dtype=torch.bfloat16), "b": torch.zeros(2)}, tmp_path / "x")
-        (tmp_path / "m").mkdir()
-        (tmp_path / "x").rename(tmp_path / "m" / "model.safetensors")
-        assert stored_size(str(tmp_path / "m")).bits_per_weight == (6 * 16 + 2 * 32) / 8
-        save_file({"a": torch.zeros(6, dtype=torch.uint8)}, tmp_path / "m" / "model.safetensors")
-        assert stored_size(str(tmp_path / "m")).bits_per_weight is None
-        assert stored_size("org/model") is None
 
     def test_files(self, kl, edited, other):
         names = [str(other), str(edited)]

@@ -1,77 +1,30 @@
 """GGUF files run by llama.cpp itself, against `transformers` on the same weights."""
 
-import ctypes
 import json
 import shutil
 
 import pytest
 import torch
+from gguf_models import PROMPTS, bpe_tokenizer, built, make_models
 
 from heretic_kl.cli import main as cli
 from heretic_kl.errors import MeasurementError, ModelError
-from heretic_kl.score import Document, TeacherForcedKL, TextKL, measure_chain
+from heretic_kl.score import (
+    Document,
+    TeacherForcedKL,
+    TextKL,
+    measure_chain,
+)
 from heretic_kl.score.llama import LlamaModel, model
-from heretic_kl.testing import CHAT_TEMPLATE, WORDS, save_tiny_model, tiny_llama
+from heretic_kl.testing import WORDS, save_tiny_model, tiny_llama
 from heretic_kl.testing.gguf_file import write_llama_gguf
 
-library = pytest.importorskip("llama_cpp")
-
-PROMPTS = ["make a cake", "tell me about Rome", "wait please", "how do I make a cake"]
-Q8_0, Q4_0 = 7, 2
-
-
-def bpe_tokenizer():
-    """A byte-level BPE tokenizer, the kind that GGUF files hold."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|endoftext|>", "<|start|>", "<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([" ".join(WORDS)], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=CHAT_TEMPLATE
-    )
+pytest.importorskip("llama_cpp")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A model as safetensors, as F32, Q8_0 and Q4_0 GGUF files."""
-    folder = tmp_path_factory.mktemp("models")
-    tokenizer = bpe_tokenizer()
-    config = tiny_llama(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=64,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,
-    )
-    save_tiny_model(folder / "original", config)
-    tokenizer.save_pretrained(folder / "original")
-    write_llama_gguf(folder / "original", folder / "f32.gguf", dtype="F32")
-    for name, kind in (("q8_0", Q8_0), ("q4_0", Q4_0)):
-        options = library.llama_model_quantize_default_params()
-        options.nthread, options.ftype, options.pure = 1, kind, True
-        model._library()  # keeps its log from stderr
-        source, target = folder / "f32.gguf", folder / f"{name}.gguf"
-        code = library.llama_model_quantize(
-            str(source).encode(), str(target).encode(), ctypes.byref(options)
-        )
-        assert code == 0
-    return folder
-
-
-def built(models, **options):
-    fixed = {"prompts": PROMPTS, "kl_tokens": 4, "dtype": "float32", "gguf_cache_type": "f32"}
-    return TeacherForcedKL(models / "original", **{**fixed, **options})
+    return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +79,8 @@ class TestValues:
         )
         measured = kl.score(models / "f32.gguf")
         assert measured.kl > 1e-5 and measured.candidate_dtype == "all F32, q4_0 cache, llama.cpp"
+        assert measured.back_end_floor < 1e-4  # which is of the arithmetic alone
+        assert "above the" in measured.verdict
 
     def test_text_in_windows(self, models):
         documents = [Document(" ".join(WORDS * 4), "long"), Document("make a cake please", "short")]
@@ -166,6 +121,7 @@ def live(models):
         kl_tokens=4,
         backend="llama.cpp",
         gguf_cache_type="f32",
+        reference_cache_type="f32",
     )
 
 
@@ -182,11 +138,25 @@ class TestAsTheReference:
     def test_a_file_is_at_exactly_zero_from_itself(self, models, live):
         assert live.score(models / "f32.gguf").table.values.abs().max() == 0.0
 
+    def test_the_cache_of_fewer_bits_is_the_candidate_s_alone(self, models):
+        options = {"prompts": PROMPTS, "kl_tokens": 4, "backend": "llama.cpp"}
+        kl = TeacherForcedKL(models / "f32.gguf", gguf_cache_type="q4_0", **options)
+        measured = kl.score(models / "f32.gguf")
+        assert measured.kl > 1e-5
+        assert measured.reference_dtype == "all F32, llama.cpp"
+        assert measured.candidate_dtype == "all F32, q4_0 cache, llama.cpp"
+        alike = TeacherForcedKL(
+            models / "f32.gguf", gguf_cache_type="q4_0", reference_cache_type="q4_0", **options
+        )
+        assert alike.score(models / "f32.gguf").kl == 0.0
+
     def test_over_text_in_blocks(self, models, monkeypatch):
         monkeypatch.setattr(model, "MOST_ROWS", 7)
         text = [Document(" ".join(WORDS * 4), "long")]
         options = {"context": 48, "stride": 40, "gguf_cache_type": "f32"}
-        live = TextKL(models / "f32.gguf", text, backend="llama.cpp", **options)
+        live = TextKL(
+            models / "f32.gguf", text, backend="llama.cpp", reference_cache_type="f32", **options
+        )
         beside = TextKL(models / "original", text, dtype="float32", **options)
         in_step, apart = (kl.score(models / "q4_0.gguf") for kl in (live, beside))
         assert torch.allclose(in_step.table.values, apart.table.values, rtol=1e-2, atol=1e-5)
@@ -207,13 +177,21 @@ class TestAsTheReference:
         assert stored.score(models / "f32.gguf").kl < 1e-6
         (tmp_path / "wiki.txt").write_text(" ".join(WORDS * 3))
         options = {"context": 40, "llama_windows": True, "backend": "llama.cpp"}
-        kl = TextKL(models / "f32.gguf", [tmp_path / "wiki.txt"], gguf_cache_type="f32", **options)
+        options |= {"gguf_cache_type": "f32", "reference_cache_type": "f32"}
+        kl = TextKL(models / "f32.gguf", [tmp_path / "wiki.txt"], **options)
         kl.write_llama_base(tmp_path / "base")
         base = TextKL.from_llama_base(tmp_path / "base", bpe_tokenizer(), gguf_cache_type="f32")
         near, far = (base.score(models / f"{name}.gguf") for name in ("f32", "q4_0"))
         assert near.kl < 1e-8 and far.kl == pytest.approx(kl.score(models / "q4_0.gguf").kl, 0.01)
 
     def test_the_command_takes_files_alone(self, models, capsys):
+        words = ["-r", models / "f32.gguf", "--candidate", models / "f32.gguf"]
+        assert TestCommand().run(*words, "--gguf-cache-type", "q4_0") == 0
+        out = capsys.readouterr().out
+        assert "(all F32, llama.cpp)" in out and "(all F32, q4_0 cache, llama.cpp)" in out
+        both = (*words, models / "original", "--reference-cache-type", "q4_0")
+        assert TestCommand().run(*both) == 2
+        assert "no effect on a reference in transformers" in capsys.readouterr().err
         words = ["-r", models / "f32.gguf", "--candidate", models / "q8_0.gguf"]
         assert TestCommand().run(*words) == 0
         out = capsys.readouterr().out
@@ -277,7 +255,9 @@ class TestTokens:
         stored = TeacherForcedKL.load(tmp_path / "r.safetensors", gguf_cache_type="f32")
         measured = stored.score(models / "q4_0.gguf")
         assert measured.kl == pytest.approx(reference.score(models / "q4_0.gguf").kl, rel=1e-3)
-        assert measured.back_end_floor is None
+        assert measured.back_end_floor == pytest.approx(
+            reference.score(models / "q4_0.gguf").back_end_floor, rel=1e-3
+        )
         reference.save(tmp_path / "h.safetensors")
         with pytest.raises(MeasurementError, match="store logits"):
             TeacherForcedKL.load(tmp_path / "h.safetensors").score(models / "q4_0.gguf")
@@ -338,6 +318,11 @@ class TestCommand:
         [
             ("m", ["--backend", "llama.cpp"], "--backend has no effect without a .gguf candidate"),
             ("m.gguf", ["--gguf-cache-type", "q3"], "gguf_cache_type must be one of f16, f32"),
+            (
+                "m.gguf",
+                ["--reference-cache-type", "q8_0"],
+                "--reference-cache-type has no effect without a .gguf reference",
+            ),
             (
                 "m.gguf",
                 ["--gguf-cache-type", "q8_0", "--backend", "transformers"],

@@ -15,7 +15,11 @@ Cells = tuple[tuple[str, ...], ...]
 def chain_cells(chain: ChainMeasurement) -> Cells:
     """A line for each pair, and what the steps come to together."""
     lines: list[tuple[str, ...]] = [("", "from", "to", "KL", "95% interval")]
-    for pair in chain.pairs:
+    floors = [pair.measurement.back_end_floor for pair in chain.pairs]
+    across = any(floor is not None for floor in floors)
+    if across:
+        lines[0] = (*lines[0], "back-end floor")
+    for pair, floor in zip(chain.pairs, floors, strict=True):
         summary = pair.measurement.summary
         between = summary.interval
         lines.append(
@@ -25,6 +29,7 @@ def chain_cells(chain: ChainMeasurement) -> Cells:
                 _place(pair.later),
                 _with_error(summary.mean, summary.standard_error),
                 "–" if between is None else f"{between.low:.3g} to {between.high:.3g}",
+                *(("–" if floor is None else f"{floor:.2g}",) if across else ()),
             )
         )
     beyond = chain.beyond_the_steps()

@@ -82,6 +82,11 @@ def _check_models(settings: ScoreSettings) -> None:
 
     if settings.bands and _backend(settings) == "llama.cpp" and _is_gguf(settings.name):
         raise ConfigError("--bands rounds a reference in transformers: add --backend transformers")
+    if settings.reference_cache_type != "f16" and _backend(settings) != "llama.cpp":
+        raise ConfigError(
+            "--reference-cache-type has no effect on a reference in transformers: add --backend "
+            "llama.cpp"
+        )
     if settings.base is not None:
         names = (*settings.candidate, *(() if settings.stored else (settings.name,)))
         if not settings.served and not any(ModelSource(name).adapter for name in names):
@@ -105,6 +110,7 @@ def _loading(settings: ScoreSettings) -> Loading:
         "trust_remote_code": settings.trust_remote_code,
         "backend": _backend(settings),
         "gguf_cache_type": settings.gguf_cache_type,
+        "reference_cache_type": settings.reference_cache_type,
         "key_variable": settings.key_variable,
         "top_logprobs": settings.top_logprobs,
     }

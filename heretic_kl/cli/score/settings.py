@@ -57,7 +57,8 @@ class ScoreSettings(CommonSettings, KLOptions):
         "Loading": (
             *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
             *("chat_template", "enable_thinking", "response_prefix", "backend"),
-            *("chat_template_kwargs", "gguf_cache_type", "key_variable", "top_logprobs"),
+            *("chat_template_kwargs", "gguf_cache_type", "reference_cache_type"),
+            *("key_variable", "top_logprobs"),
         ),
         "Performance": ("batch_size", "device_map", "threads"),
     }
@@ -160,7 +161,12 @@ class ScoreSettings(CommonSettings, KLOptions):
         "installed, but for a reference with other candidates; vllm (heretic-kl[vllm]) runs all "
         "but .gguf files",
     )
-    gguf_cache_type: CacheType = setting("f16", "As what llama.cpp stores keys and values")
+    gguf_cache_type: CacheType = setting(
+        "f16", "As what llama.cpp stores keys and values of candidates"
+    )
+    reference_cache_type: CacheType = setting(
+        "f16", "The same of a reference that runs in llama.cpp"
+    )
     key_variable: Text | None = setting(
         None, "Environment variable that holds the key of candidates' servers", metavar="NAME"
     )
@@ -237,7 +243,10 @@ def read_score_settings(words: Sequence[str]) -> ScoreSettings:
         if settings.backend == "llama.cpp":
             _refuse(set_by_flags, ("backend",), "without a .gguf candidate")
     if settings.backend == "transformers":
-        _refuse(set_by_flags, ("gguf_cache_type",), "with --backend transformers")
+        cache_types = ("gguf_cache_type", "reference_cache_type")
+        _refuse(set_by_flags, cache_types, "with --backend transformers")
+    if not settings.reference.lower().endswith(".gguf"):
+        _refuse(set_by_flags, ("reference_cache_type",), "without a .gguf reference")
     _check_served(settings, set_by_flags)
     if "store" in set_by_flags and "save_reference" not in set_by_flags:
         raise ConfigError("--store has no effect without --save-reference: pass both, or neither")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -42,6 +43,28 @@ def dtype_candidates(setting: DtypeName, device: torch.device) -> tuple[torch.dt
         fast = cpu_multiplies_bfloat16()
         return (torch.bfloat16, torch.float32) if fast else (torch.float32,)
     return (torch.bfloat16, torch.float16, torch.float32)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device can still hold, of a CPU what this machine and container allow.
+
+    None: it does not say.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        return None
+    try:
+        limit, used = (int((group / f"memory.{n}").read_text("ascii")) for n in ("max", "current"))
+    except (OSError, ValueError):  # "max", or no such limit
+        return free
+    return min(free, max(0, limit - used))
 
 
 def cpu_multiplies_bfloat16() -> bool:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
-from heretic_kl.errors import ModelError
+from heretic_kl.errors import MeasurementError, ModelError
 from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, Reference, summarize
-from heretic_kl.model import ModelSource
-from heretic_kl.score.llama.model import LlamaModel
+from heretic_kl.model import ModelSource, free_memory, gguf_weights
+from heretic_kl.model.loading.devices import resolve_device
+from heretic_kl.score.llama.model import EXACT_CACHE_TYPES, LlamaModel
 from heretic_kl.score.llama.reference import LiveLogits, kind_of
 from heretic_kl.score.llama.tokens import (
     check_hash,
@@ -28,8 +29,10 @@ FLOOR_TOKENS = 4096
 """So many tokens are enough to see how far two back ends are apart."""
 
 
-def open_model(run: ReferenceRun, source: ModelSource) -> LlamaModel:
+def open_model(run: ReferenceRun, source: ModelSource, cache_type: str | None = None) -> LlamaModel:
     """A file, as the loader says, with room for every sequence, its tokens checked.
+
+    Without `cache_type` keys and values are stored as a candidate's.
 
     Raises:
         ModelError: llama.cpp cannot load it.
@@ -40,7 +43,7 @@ def open_model(run: ReferenceRun, source: ModelSource) -> LlamaModel:
     model = LlamaModel(
         path,
         context=max(len(sequence.fed) for sequence in run.sequences),
-        cache_type=run.loader.gguf_cache_type,
+        cache_type=cache_type or run.loader.gguf_cache_type,
         on_gpu=run.loader.device != "cpu",
     )
     live = run.reference.logits
@@ -77,20 +80,33 @@ def compare_natively(
         run: the reference's side.
         source: a GGUF file.
         reduction: what is measured.
-        floor: also run the file in `transformers`, as the reference ran, and compare the two.
+        floor: also run the file in `transformers`, as the reference ran, and compare the two. A
+            quantized cache is no part of that: it is what the candidate is measured with.
         watch: see `ReferenceRun.compare`.
         observe: likewise.
     """
     from heretic_kl.score.reference_run import CandidateTable
 
-    beside = _in_transformers(run, source) if floor else None
+    apart = _floor(run, source, reduction) if floor else None
     model = open_model(run, source)
     try:
         table = _table(run, model, reduction, watch, observe)
-        apart = None if beside is None else summarize(_table(beside, model, reduction)).mean
     finally:
         model.close()
     return CandidateTable(table, kind_of(model, run.loader.gguf_cache_type), apart)
+
+
+def _floor(run: ReferenceRun, source: ModelSource, reduction: DivergenceReduction) -> float | None:
+    """Nats between `transformers` and llama.cpp on the same file; None: it was not measured."""
+    beside = _in_transformers(run, source)
+    if beside is None:
+        return None
+    cache_type = run.loader.gguf_cache_type
+    model = open_model(beside, source, cache_type if cache_type in EXACT_CACHE_TYPES else "f16")
+    try:
+        return summarize(_table(beside, model, reduction)).mean
+    finally:
+        model.close()
 
 
 def _table(
@@ -139,13 +155,36 @@ def reference_in_llama(
 
 
 def _in_transformers(run: ReferenceRun, source: ModelSource) -> ReferenceRun | None:
-    """The same file, run as the reference was over the first of its sequences."""
+    """The same file, run as the reference was over the first of its sequences.
+
+    None, with a notice: its unpacked weights are too large for what memory is free, or
+    `transformers` cannot run it.
+    """
+    problem = _too_large(run, source)
+    if problem is not None:
+        run.notify(f"the floor across back ends is not measured: {problem}")
+        return None
     count, tokens = 0, 0
     while count < len(run.sequences) and tokens < FLOOR_TOKENS:
         tokens += len(run.sequences[count].fed)
         count += 1
     try:
-        return run.seen_by(source, sequences=run.sequences[:count], native=False)
-    except ModelError as error:
+        beside = run.seen_by(source, sequences=run.sequences[:count], native=False)
+    except (ModelError, MeasurementError) as error:
         run.notify(f"the floor across back ends is not measured: {error}")
         return None
+    return replace(beside, notify=lambda message: None)  # the measurement itself says the same
+
+
+def _too_large(run: ReferenceRun, source: ModelSource) -> str | None:
+    """Why a file's unpacked weights do not fit in what memory is free; None: they may."""
+    assert source.gguf_file is not None
+    device = torch.device("cpu") if run.loader.device_map else resolve_device(run.loader.device)
+    free, count = free_memory(device), gguf_weights(source.gguf_file).count
+    width = 4 if device.type == "cpu" else 2  # on a CPU they are unpacked as float32
+    if free is None or not count or width * count <= free:
+        return None
+    return (
+        f"unpacked, {source.gguf_file.name!r} takes {width * count / 1e9:.3g} GB, and "
+        f"{free / 1e9:.3g} GB of memory are free"
+    )

@@ -27,6 +27,8 @@ f16 is llama.cpp's default, with flash attention where it allows it. f32 is with
 rounds to float16 on a CPU whatever is stored.
 """
 
+EXACT_CACHE_TYPES: Final = ("f16", "f32")
+"""Those that do not quantize."""
 BATCH: Final = 512
 """Tokens that llama.cpp is given at once, its own default."""
 BLOCK_ELEMENTS: Final = 2**23

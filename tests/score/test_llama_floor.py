@@ -1,0 +1,56 @@
+"""The floor across back ends: where it is measured, and that it stands beside every result."""
+
+import pytest
+from gguf_models import built, make_models
+
+from heretic_kl.cli.score.chain_cells import chain_cells
+from heretic_kl.score import (
+    MeasuredOn,
+    card_metadata,
+    evaluation_results,
+    measure_chain,
+    merged_with_lm_eval,
+)
+
+pytest.importorskip("llama_cpp")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+def test_it_is_measured_where_unpacked_weights_fit(models, monkeypatch):
+    from heretic_kl.score.llama import candidate
+
+    monkeypatch.setattr(candidate, "free_memory", lambda device: 10**5)
+    notices = []
+    kl = built(models, notify=notices.append)
+    assert kl.score(models / "q8_0.gguf").back_end_floor is None
+    (message,) = notices
+    assert message.startswith("the floor across back ends is not measured: unpacked, 'q8_0.")
+
+
+def test_every_table_shows_it(models):
+    reference = built(models)
+    files = [models / "q8_0.gguf", models / "q4_0.gguf"]
+    comparison = reference.compare(files)
+    floors = [line.measurement.back_end_floor for line in comparison.ranked]
+    assert comparison.cells()[0][5] == "back-end floor"
+    assert [line[5] for line in comparison.cells()[1:]] == [f"{floor:.2g}" for floor in floors]
+    assert "| back-end floor |" in comparison.to_markdown()
+    assert [record["back_end_floor"] for record in comparison.records()] == floors
+    assert str(floors[0]) in comparison.to_csv()
+    chain = measure_chain(reference, files, [line.measurement for line in comparison.ranked])
+    lines = chain_cells(chain)
+    assert [line[5] for line in lines[:4]] == [
+        "back-end floor",
+        *(f"{floor:.2g}" for floor in floors),
+        "–",
+    ]
+    on = MeasuredOn("a", "org/set", 4, "0" * 64, 4, "org/set", "test", "2026-01-02")
+    measured = comparison.ranked[0].measurement
+    assert f"back_end_floor: {floors[0]}" in card_metadata("q8", measured, on)
+    assert f"floor across back ends {floors[0]:.2g}" in evaluation_results(measured, on)
+    merged = merged_with_lm_eval({}, measured, on)["configs"]["teacher_forced_kl"]
+    assert merged["metadata"]["back_end_floor"] == floors[0]
