@@ -51,10 +51,16 @@ class StageStarted(_Event):
 
 @dataclass(frozen=True)
 class StageAdvanced(_Event):
-    """One step of a stage is done."""
+    """One step of a stage is done, or some."""
 
     stage: Stage
     note: str = ""
+    done: int | None = None
+    """So many steps are done; null: one more."""
+    steps: int | None = None
+    """Of so many; null: as the stage was begun."""
+    seconds_left: float | None = None
+    """Estimate for the rest of the stage, and of those like it that follow."""
 
 
 @dataclass(frozen=True)

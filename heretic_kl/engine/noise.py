@@ -64,7 +64,7 @@ def measure_noise_floor(
     if layers is not None:
         generator = torch.Generator().manual_seed(seed)
         with on_layer_outputs(layers, partial(_perturb, generator)):
-            perturbed = runner.hidden_states(sequences)
+            perturbed = runner.hidden_states(sequences, "noise floor")
         rounding = distance(perturbed)
     return NoiseFloor(batching=distance(rebatched), rounding=rounding)
 

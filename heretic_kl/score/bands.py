@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -68,10 +69,11 @@ def measure_bands(
     weights = geometric_weights(int(reference.mask.shape[1]), position_decay)
     bands = []
     for bits in BITS:
+        blocks = partial(logit_blocks, runner, sequences, lm.head, f"rounded to {bits} bits")
         with rounded_weights(lm.model, bits):
             table = runner.limits.run(
-                lambda: reference.measure_blocks(
-                    logit_blocks(runner, sequences, lm.head),
+                lambda blocks=blocks: reference.measure_blocks(  # type: ignore[misc]
+                    blocks(),
                     head=lm.head,
                     divergence=reduction.divergence,
                     temperature=reduction.temperature,

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from typing_extensions import TypedDict
 
+from heretic_kl.engine.runner import Progress
 from heretic_kl.errors import MeasurementError, ModelError, ModelNotFoundError
 from heretic_kl.judging import Pace, read_key
 from heretic_kl.kl import vocabulary_hash
@@ -67,6 +68,8 @@ class Loading(TypedDict, total=False):
             is sent.
         top_logprobs: tokens that a server is asked for at each position; 0: all of them.
         notify: told, in words, what the user should know.
+        progress: told of which part (responses, reference, candidate, and so on) how many
+            sequences are done, of how many.
     """
 
     base: Any
@@ -80,6 +83,7 @@ class Loading(TypedDict, total=False):
     key_variable: str | None
     top_logprobs: int
     notify: Callable[[str], None]
+    progress: Progress
 
 
 @dataclass
@@ -101,6 +105,7 @@ class ModelLoader:
     key_variable: str | None = None
     top_logprobs: int = 20
     notify: Callable[[str], None] = lambda message: None
+    progress: Progress = lambda part, done, total: None
     _reference: ModelSource | None = field(default=None, init=False)
     _probed: WeakKeyDictionary[nn.Module, Capabilities] = field(
         default_factory=WeakKeyDictionary, init=False

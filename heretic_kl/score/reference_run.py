@@ -24,7 +24,6 @@ from heretic_kl.engine import (
     reference_from,
 )
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
-from heretic_kl.engine.teacher_forcing.forward import forced_portions
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
     DivergenceReduction,
@@ -105,6 +104,7 @@ class ReferenceRun:
         """
         notify = loader.notify
         if isinstance(lm, LlamaReference):
+            lm.progress = loader.progress
             reference = lm.reference(tuple(sequences(lm)), positions, settings)
             then(lm, reference)
             tokenizer = lm.chat.tokenizer
@@ -113,7 +113,8 @@ class ReferenceRun:
             problem = lm.capabilities.prefix_problem
             if problem is not None:
                 notify(f"the common beginning of prompts is not shared: {problem}")
-            runner = Runner(lm, MemoryLimits(batch_size, notify=notify), trees=False)
+            limits = MemoryLimits(batch_size, notify=notify)
+            runner = Runner(lm, limits, trees=False, progress=loader.progress)
             forced = tuple(sequences(runner))
             identity = model_identity(lm, {**settings, "dtype": lm.dtype_name})
             reference = reference_from(forced, positions, runner.hidden_states(forced), identity)
@@ -192,7 +193,7 @@ class ReferenceRun:
         limits = MemoryLimits(self.batch_size, notify=self.notify)
         if not self.share_prefix:  # as the reference ran
             lm = lm.limited(prefix_problem="the reference does not share it")
-        runner = Runner(lm, limits, trees=False)
+        runner = Runner(lm, limits, trees=False, progress=self.loader.progress)
         with evaluating(lm.model), torch.no_grad():
             table = limits.run(
                 lambda: self.table(
@@ -377,10 +378,10 @@ class ReferenceRun:
 
 
 def logit_blocks(
-    runner: Runner, sequences: Sequence[ForcedSequence], head: Head
+    runner: Runner, sequences: Sequence[ForcedSequence], head: Head, part: str = "candidate"
 ) -> Iterator[LogitBlock]:
     """A model's logits at all scored positions, in the batches of its runner."""
-    for rows, hidden in forced_portions(runner.lm, runner.laid_out(sequences)):
+    for rows, hidden in runner.portions(sequences, part):
         for block in row_blocks(len(rows), head.vocabulary, MAX_LOGIT_ELEMENTS):
             yield LogitBlock(rows[block], head.logits(hidden[0, block]))
 

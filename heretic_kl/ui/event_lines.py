@@ -148,7 +148,7 @@ class ConsoleObserver:
                 plot = self._plot if event.stage in ("search", "refine") else None
                 self._progress.start(event.title, event.steps, plot)
         elif isinstance(event, StageAdvanced):
-            self._progress.advance(event.note)
+            self._progress.advance(event)
         else:
             self._progress.stop()
             if event.seconds >= WORTH_TIMING:

@@ -10,6 +10,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from heretic_kl.events import StageAdvanced
 from heretic_kl.report import duration, to_ascii
 from heretic_kl.ui.front_plot import FrontPlot
 from heretic_kl.ui.live import ResizableLive
@@ -17,6 +18,8 @@ from heretic_kl.ui.terminal import say
 
 NOTES_SHOWN = 20
 """Plain lines: a stage of more steps shows every n-th note, about this many."""
+PLAIN_SECONDS = 10.0
+"""Plain lines: a stage whose time left is known shows one after so many seconds."""
 PLAIN_STATUS_EVERY = 10
 """Plain lines: trials between two lines on how the search stands."""
 LOWEST, NARROWEST = 20, 60
@@ -38,18 +41,27 @@ class PlainProgress:
         self._console = console
         self._steps: int | None = None
         self._done = 0
+        self._said = 0.0
 
     def start(self, title: str, steps: int | None, plot: FrontPlot | None = None) -> None:
         """Remember the stage; its heading is the observer's, and nothing is plotted."""
         self._steps, self._done = steps, 0
+        self._said = time.monotonic()
 
-    def advance(self, note: str) -> None:
+    def advance(self, event: StageAdvanced) -> None:
         """Print the note, of long stages not every one."""
-        self._done += 1
+        self._steps = event.steps or self._steps
+        self._done = self._done + 1 if event.done is None else event.done
+        count = f"{self._done}/{self._steps} " if self._steps else ""
+        if event.done is not None:
+            if event.seconds_left is None or time.monotonic() - self._said < PLAIN_SECONDS:
+                return
+            self._said = time.monotonic()
+            say(self._console, f"  {count}{event.note}, {_left(event.seconds_left)}")
+            return
         every = max(1, (self._steps or 0) // NOTES_SHOWN)
-        if note and self._done % every == 0:
-            count = f"{self._done}/{self._steps} " if self._steps else ""
-            say(self._console, f"  {count}{note}")
+        if event.note and self._done % every == 0:
+            say(self._console, f"  {count}{event.note}")
 
     def search(
         self, finished: int, wanted: int, seconds_left: float | None, status: list[str]
@@ -93,10 +105,13 @@ class LiveProgress:
         self._live = ResizableLive(self._console, self._render)
         self._live.start()
 
-    def advance(self, note: str) -> None:
-        """Move the bar, show the note."""
-        self._done += 1
-        self._note = note
+    def advance(self, event: StageAdvanced) -> None:
+        """Move the bar, show the note and the time left."""
+        self._steps = event.steps or self._steps
+        self._done = self._done + 1 if event.done is None else event.done
+        self._note = event.note
+        left = event.seconds_left
+        self._deadline = None if left is None else time.monotonic() + left
         self._refresh()
 
     def search(

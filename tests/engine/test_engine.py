@@ -185,7 +185,7 @@ def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeyp
     from heretic_kl.engine import runner
     from heretic_kl.engine.teacher_forcing import passes
 
-    notes, run, states = [], passes.forced_portions, runner.run_forced
+    notes, run, states = [], passes.forced_portions, runner.forced_portions
 
     def limited_run(lm, batches, *start):
         if batches.max_rows > 2:
@@ -200,7 +200,7 @@ def test_running_out_of_memory_halves_the_batch_and_keeps_zero_exact(lm, monkeyp
     engine = Engine(lm, batch_size=8, notify=notes.append)
     engine.reference(PROMPTS, 4)  # from batches of 8
     monkeypatch.setattr(passes, "forced_portions", limited_run)
-    monkeypatch.setattr(runner, "run_forced", limited_states)
+    monkeypatch.setattr(runner, "forced_portions", limited_states)
     result = kl_result(engine, {}, PROMPTS, 4)
     assert engine.batch_size == 2 and len(notes) == 2
     assert float(result.columns.values.max()) == 0.0
@@ -226,7 +226,7 @@ def test_running_out_of_memory_with_one_prompt_is_one_line(lm, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "run_forced", full)
+    monkeypatch.setattr(module, "forced_portions", full)
     with pytest.raises(MeasurementError, match="out of memory with a single prompt"):
         Engine(lm, batch_size=4).reference(PROMPTS, 2)
 

@@ -185,6 +185,24 @@ def test_long_stages_do_not_flood_a_log() -> None:
     assert len(written(console).splitlines()) <= 22
 
 
+def test_steps_that_are_counted_show_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for terminal in (True, False):
+        console = recorded(terminal=terminal)
+        with ConsoleObserver(quiet=False, console=console) as observer:
+            observer(StageStarted("measure", "Measuring b, candidate 2 of 3"))
+            for done in range(33):
+                observer(StageAdvanced("measure", "prompts", done, 32, 64.0 - 2 * done))
+                now[0] += 2.0
+        text = written(console)
+        assert "Measuring b, candidate 2 of 3" in text
+        if terminal:
+            assert "16/32" in text and "32 s left" in text
+        else:  # a line about every ten seconds
+            assert "  5/32 prompts, 54 s left" in text and len(text.splitlines()) == 7
+
+
 def test_the_front_is_a_table_on_terminals_and_lines_elsewhere() -> None:
     rows = front_rows(pareto_front(TRIALS), {1: TEST_SCORES})
     for terminal in (True, False):

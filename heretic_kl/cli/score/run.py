@@ -6,7 +6,6 @@ Everything that can be found wrong in seconds is found before the first model is
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from heretic_kl.prompts import Prompt, load_prompts
 from heretic_kl.ranks import is_first, launched
 
 if TYPE_CHECKING:
+    from heretic_kl.cli.score.progress import MeasuringStages
     from heretic_kl.events import Observer
     from heretic_kl.score import (
         Backend,
@@ -139,15 +139,17 @@ def _measure(
 ) -> Outcome:
     import torch
 
+    from heretic_kl.cli.score.progress import MeasuringStages
     from heretic_kl.score import TeacherForcedKL, TextKL
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with _stage(observer, "Checking the models"):
+    stages = MeasuringStages(observer, "windows" if settings.over_text else "prompts")
+    with stages.stage("Checking the models"):
         _check_models(settings)
     name = settings.name
-    with _stage(observer, f"Measuring the reference {name}"), _within_memory(name):
-        kl = _reference(settings, prompts, observer)
+    with stages.stage(f"Measuring the reference {name}"), _within_memory(name):
+        kl = _reference(settings, prompts, observer, stages)
     if settings.save_reference is not None and isinstance(kl, TeacherForcedKL) and is_first():
         # At once: a candidate that fails later must not cost what was computed here.
         with writing("--save-reference", settings.save_reference):
@@ -157,9 +159,11 @@ def _measure(
             kl.write_llama_base(settings.write_llama_base)
     measurements: list[Measurement] = []
     failure: HereticKLError | None = None
-    for name in settings.candidate:
+    count = len(settings.candidate)
+    for number, name in enumerate(settings.candidate, 1):
+        title = f"Measuring {name}" + f", candidate {number} of {count}" * (count > 1)
         try:
-            with _stage(observer, f"Measuring {name}"), _within_memory(name):
+            with stages.stage(title, later=count - number), _within_memory(name):
                 measurements.append(kl.score(name, dtype=settings.candidate_dtype))
         except HereticKLError as error:
             if not measurements:
@@ -168,7 +172,8 @@ def _measure(
             break
     chain = None
     if settings.chain and failure is None:
-        chain = _chain(settings, kl, measurements, observer)
+        with stages.stage("Measuring the chain from its later models"):
+            chain = _chain(settings, kl, measurements)
     return Outcome(kl, measurements, failure, chain)
 
 
@@ -176,16 +181,18 @@ def _chain(
     settings: ScoreSettings,
     kl: TeacherForcedKL | TextKL,
     measurements: Sequence[Measurement],
-    observer: Observer,
 ) -> ChainMeasurement:
     from heretic_kl.score import measure_chain
 
-    with _stage(observer, "Measuring the chain from its later models"), _within_memory("--chain"):
+    with _within_memory("--chain"):
         return measure_chain(kl, settings.candidate, measurements, dtype=settings.candidate_dtype)
 
 
 def _reference(
-    settings: ScoreSettings, prompts: Sequence[Prompt] | None, observer: Observer
+    settings: ScoreSettings,
+    prompts: Sequence[Prompt] | None,
+    observer: Observer,
+    stages: MeasuringStages,
 ) -> TeacherForcedKL | TextKL:
     from heretic_kl.events import Notice
     from heretic_kl.kl import Reference
@@ -194,6 +201,7 @@ def _reference(
 
     loading = _loading(settings)
     loading["notify"] = lambda message: observer(Notice(message))
+    loading["progress"] = stages
     if settings.base_logits:
         tokenizer = load_tokenizer(ModelSource(settings.candidate[0]), settings.trust_remote_code)
         return TextKL.from_llama_base(
@@ -235,16 +243,6 @@ def _reference(
         refusal_prompts=settings.refusal_dataset,
         **loading,
     )
-
-
-@contextmanager
-def _stage(observer: Observer, title: str) -> Iterator[None]:
-    from heretic_kl.events import StageFinished, StageStarted
-
-    started = time.monotonic()
-    observer(StageStarted("measure", title))
-    yield
-    observer(StageFinished("measure", time.monotonic() - started))
 
 
 @contextmanager

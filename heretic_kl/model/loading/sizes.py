@@ -28,7 +28,7 @@ class StoredSize(NamedTuple):
 class StoredWeights(NamedTuple):
     """What files hold."""
 
-    count: int | None
+    weights: int | None
     """None: some are packed in a way that does not show how many there are."""
     tensor_bytes: int
 
@@ -37,18 +37,18 @@ def stored_size(name: str) -> StoredSize | None:
     """Measure a GGUF file, all of a split one, or a folder's safetensors; None: neither is here."""
     source = ModelSource(name)
     if source.gguf_file is not None and source.gguf_file.is_file():
-        files, weights = gguf_shards(source.gguf_file), gguf_weights(source.gguf_file)
+        files, stored = gguf_shards(source.gguf_file), gguf_weights(source.gguf_file)
     elif source.folder is not None and (files := _safetensors(source.folder)):
         parts = [_weights(file) for file in files]
-        counts = [part.count for part in parts if part.count is not None]
+        counts = [part.weights for part in parts if part.weights is not None]
         count = sum(counts) if len(counts) == len(parts) else _count_of_config(source)
-        weights = StoredWeights(count, sum(part.tensor_bytes for part in parts))
+        stored = StoredWeights(count, sum(part.tensor_bytes for part in parts))
     else:
         return None
     size = sum(file.stat().st_size for file in files)
-    if source.adapter is not None or not weights.count:
+    if source.adapter is not None or not stored.weights:
         return StoredSize(size, None)
-    return StoredSize(size, 8.0 * weights.tensor_bytes / weights.count)
+    return StoredSize(size, 8.0 * stored.tensor_bytes / stored.weights)
 
 
 def gguf_shards(file: Path) -> list[Path]:
@@ -109,4 +109,4 @@ def _count_of_config(source: ModelSource) -> int | None:
             model = auto_class.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError, LookupError, AttributeError, TypeError):
         return None
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(int(parameter.numel()) for parameter in model.parameters())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError, ModelError
 from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, Reference, summarize
 from heretic_kl.model import ModelSource, free_memory, gguf_weights
@@ -25,6 +24,7 @@ from heretic_kl.score.llama.tokens import (
 if TYPE_CHECKING:
     from heretic_kl.score.reference_run import CandidateTable, Observe, ReferenceRun, Watch
 
+FLOOR = "floor across back ends"
 FLOOR_TOKENS = 4096
 """So many tokens are enough to see how far two back ends are apart."""
 
@@ -104,7 +104,7 @@ def _floor(run: ReferenceRun, source: ModelSource, reduction: DivergenceReductio
     cache_type = run.loader.gguf_cache_type
     model = open_model(beside, source, cache_type if cache_type in EXACT_CACHE_TYPES else "f16")
     try:
-        return summarize(_table(beside, model, reduction)).mean
+        return summarize(_table(beside, model, reduction, part=FLOOR)).mean
     finally:
         model.close()
 
@@ -115,20 +115,21 @@ def _table(
     reduction: DivergenceReduction,
     watch: Watch | None = None,
     observe: Observe | None = None,
+    part: str = "candidate",
 ) -> KLTable:
     head, size = run.head_for(model.vocabulary)
-    return run.table(_blocks(model, run.sequences, size), head, reduction, watch, observe)
+    return run.table(_blocks(run, model, size, part), head, reduction, watch, observe)
 
 
-def _blocks(
-    model: LlamaModel, sequences: Sequence[ForcedSequence], size: int
-) -> Iterator[LogitBlock]:
+def _blocks(run: ReferenceRun, model: LlamaModel, size: int, part: str) -> Iterator[LogitBlock]:
     """Logits of the first `size` tokens, sequence by sequence."""
     row = 0
-    for sequence in sequences:
+    for done, sequence in enumerate(run.sequences):
+        run.loader.progress(part, done, len(run.sequences))
         for logits in model.blocks(sequence):
             yield LogitBlock(torch.arange(row, row + len(logits)), logits[:, :size])
             row += len(logits)
+    run.loader.progress(part, len(run.sequences), len(run.sequences))
 
 
 def reference_in_llama(
@@ -141,7 +142,7 @@ def reference_in_llama(
         return Reference.from_logits(
             run.reference.tokens,
             run.reference.mask,
-            (block.logits for block in _blocks(model, run.sequences, model.vocabulary)),
+            (block.logits for block in _blocks(run, model, model.vocabulary, "reference")),
             replace(
                 run.reference.identity,
                 vocabulary_size=model.vocabulary,
@@ -180,7 +181,7 @@ def _too_large(run: ReferenceRun, source: ModelSource) -> str | None:
     """Why a file's unpacked weights do not fit in what memory is free; None: they may."""
     assert source.gguf_file is not None
     device = torch.device("cpu") if run.loader.device_map else resolve_device(run.loader.device)
-    free, count = free_memory(device), gguf_weights(source.gguf_file).count
+    free, count = free_memory(device), gguf_weights(source.gguf_file).weights
     width = 4 if device.type == "cpu" else 2  # on a CPU they are unpacked as float32
     if free is None or not count or width * count <= free:
         return None

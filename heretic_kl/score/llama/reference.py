@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.engine import reference_from
+from heretic_kl.engine.runner import Progress
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import DivergenceReduction, Reference, ReferenceIdentity, vocabulary_hash
@@ -93,6 +94,7 @@ class LlamaReference:
         self._path = source.gguf_file
         self._cache_type = cache_type
         self._on_gpu = on_gpu
+        self.progress: Progress = lambda part, done, total: None
         self._model: LlamaModel | None = None
         self._context = 0
 
@@ -113,7 +115,12 @@ class LlamaReference:
                 "--backend transformers"
             )
         model = self._opened(max(len(prompt) for prompt in encoded) + max_tokens)
-        return [LlamaResponse(model.respond(prompt, max_tokens)) for prompt in encoded]
+        responses = []
+        for done, prompt in enumerate(encoded):
+            self.progress("responses", done, len(encoded))
+            responses.append(LlamaResponse(model.respond(prompt, max_tokens)))
+        self.progress("responses", len(encoded), len(encoded))
+        return responses
 
     def reference(
         self,

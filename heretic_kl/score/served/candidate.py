@@ -105,9 +105,11 @@ def _blocks(
     row = 0
     for start in range(0, len(run.sequences), SEQUENCES_AT_ONCE):
         sequences = run.sequences[start : start + SEQUENCES_AT_ONCE]
+        run.loader.progress("candidate", start, len(run.sequences))
         for ids, values in endpoint.log_probabilities(sequences, tokens):
             yield TopBlock(torch.arange(row, row + len(ids)), ids, values)
             row += len(ids)
+    run.loader.progress("candidate", len(run.sequences), len(run.sequences))
 
 
 def _whole_table(
