@@ -15,7 +15,11 @@ from heretic_kl.model.forward.layer_cache import (
     Start,
     spread_boundaries,
 )
-from heretic_kl.model.forward.packed_weights import packed_bytes, with_packed_weights
+from heretic_kl.model.forward.packed_weights import (
+    packed_bytes,
+    packing_weights,
+    with_packed_weights,
+)
 from heretic_kl.model.forward.padding import right_padded
 from heretic_kl.model.forward.prefix_cache import PrefixCache, common_prefix, layer_bytes
 from heretic_kl.model.forward.probing import find_capabilities
@@ -93,6 +97,7 @@ __all__ = [
     "load_tokenizer",
     "on_layer_outputs",
     "packed_bytes",
+    "packing_weights",
     "right_padded",
     "run_tree",
     "spread_boundaries",

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from heretic_kl.engine import Runner, forced_sequences
+from heretic_kl.engine import NoiseFloor, Runner, forced_sequences, measure_noise_floor
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
     DivergenceReduction,
@@ -23,7 +23,9 @@ from heretic_kl.kl import (
     prompt_means,
     standard_error,
 )
+from heretic_kl.model import likely_layers
 from heretic_kl.model.rounding import rounded_weights
+from heretic_kl.score.llama.reference import LlamaReference
 
 BITS: Final = (8, 6, 5, 4, 3)
 
@@ -82,6 +84,22 @@ def measure_bands(
         means = prompt_means(replace(table, clusters=clusters), position_weights=weights)
         bands.append(Band(bits, float(means.mean()), standard_error(means)))
     return tuple(bands)
+
+
+def measure_floor(
+    runner: Any, reference: Reference, sequences: int, reduction: DivergenceReduction
+) -> NoiseFloor:
+    """What an unchanged reference shows over the first of its sequences, in either back end."""
+    if isinstance(runner, LlamaReference):
+        few = forced_sequences(reference)[:sequences]
+        return NoiseFloor(runner.noise_floor(few, reduction), None)
+    return measure_noise_floor(
+        runner,
+        reference.first_prompts(sequences),
+        likely_layers(runner.lm.model),
+        divergence=reduction.divergence,
+        temperature=reduction.temperature,
+    )
 
 
 def place_among(kl: float, bands: Sequence[Band], interval: Interval | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,8 @@ class ModelLoader:
         default_factory=WeakKeyDictionary, init=False
     )
     """What candidates allow that are measured again and again, in training for instance."""
+    _loaded: dict[str, Capabilities] = field(default_factory=dict, init=False)
+    """What loaded models allow, by what they are made of: weights have no say in it."""
 
     @property
     def reference_name(self) -> str | None:
@@ -151,13 +154,16 @@ class ModelLoader:
             model = self._load(source, base, self.dtype)
         elif tokenizer is None:
             raise ValueError("a reference given as an object needs its tokenizer")
-        return adopt_model(
+        lm = adopt_model(
             model,
             tokenizer,
             template=template,
             variables=variables,
             response_prefix=response_prefix,
         )
+        if source is not None:
+            self._loaded[_makeup(model)] = lm.capabilities
+        return lm
 
     def take_reference(self, source: ModelSource) -> ModelSource | None:
         """Remember the reference; return what it is put on if it is an adapter."""
@@ -191,10 +197,14 @@ class ModelLoader:
             model = self._load(source, put_on, dtype or self.dtype)
         usable_tokenizer = tokenizer or fallback or _Untokenized()
         is_module = isinstance(model, nn.Module)
+        makeup = "" if source is None else _makeup(model)
         probed = self._probed.get(model) if is_module else None
+        probed = probed or self._loaded.get(makeup)
         lm = adopt_model(model, usable_tokenizer, template="none", capabilities=probed)
         if is_module:
             self._probed[model] = lm.capabilities
+        if source is not None:
+            self._loaded[makeup] = lm.capabilities
         return lm, tokenizer is not None
 
     def served(self, name: str) -> PromptEndpoint:
@@ -325,6 +335,15 @@ class _Untokenized:
 
     chat_template = None
     eos_token_id = None
+
+
+def _makeup(model: Any) -> str:
+    """What decides how a model may be run: its configuration and the kinds of its modules."""
+    config = model.config.to_dict()
+    config.pop("_name_or_path", None)
+    modules = [f"{name} {type(module)}" for name, module in model.named_modules()]
+    tensors = [f"{tensor.dtype} {tensor.device}" for tensor in model.parameters()]
+    return json.dumps([config, modules, tensors], sort_keys=True, default=str)
 
 
 def as_source(model: Any) -> ModelSource | None:

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from heretic_kl.engine import (
     MemoryLimits,
-    NoiseFloor,
     Runner,
     forced_sequences,
-    measure_noise_floor,
     model_identity,
     reference_from,
 )
@@ -36,7 +34,14 @@ from heretic_kl.kl import (
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.reference import StoredLogits
 from heretic_kl.kl.terms import row_blocks
-from heretic_kl.model import CausalModel, DtypeName, evaluating, likely_layers
+from heretic_kl.model import (
+    CausalModel,
+    DtypeName,
+    evaluating,
+    free_memory,
+    packed_bytes,
+    packing_weights,
+)
 from heretic_kl.score.detail import ForcedInputs, PassNotes
 from heretic_kl.score.llama.candidate import compare_natively, reference_in_llama
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
@@ -78,6 +83,10 @@ class ReferenceRun:
     """Of the reference; None: it was loaded from a file."""
     tokenizer: Any = None
     notify: Callable[[str], None] = lambda message: None
+    trees: bool = False
+    """Sequences run as trees of tokens."""
+    packs: bool = False
+    """Weights are laid out for the CPU."""
 
     @classmethod
     def over(
@@ -89,6 +98,8 @@ class ReferenceRun:
         *,
         loader: ModelLoader,
         batch_size: int,
+        trees: bool = False,
+        packs: bool | None = None,
         then: Callable[[AnyRunner, Reference], None] = lambda runner, reference: None,
     ) -> ReferenceRun:
         """Run the reference.
@@ -100,6 +111,8 @@ class ReferenceRun:
             settings: what a stored reference is known by, see `ReferenceIdentity`.
             loader: for candidates.
             batch_size: most sequences at once; halved where memory runs out.
+            trees: run trees of tokens, if the model allows it.
+            packs: lay out weights for the CPU; None: of a loaded model, where they fit in memory.
             then: what else is to be measured of the reference while it is there.
         """
         notify = loader.notify
@@ -109,12 +122,16 @@ class ReferenceRun:
             then(lm, reference)
             tokenizer = lm.chat.tokenizer
             return cls(reference, loader, batch_size, True, tokenizer=tokenizer, notify=notify)
-        with evaluating(lm.model):
+        if packs is None:
+            most = (free_memory(lm.device) or 0) // 2
+            packs = loader.reference_name is not None and 0 < packed_bytes(lm) <= most
+        trees = trees and lm.capabilities.tree_problem is None
+        with evaluating(lm.model), packing_weights(lm, packs) as lm:
             problem = lm.capabilities.prefix_problem
             if problem is not None:
                 notify(f"the common beginning of prompts is not shared: {problem}")
             limits = MemoryLimits(batch_size, notify=notify)
-            runner = Runner(lm, limits, trees=False, progress=loader.progress)
+            runner = Runner(lm, limits, trees=trees, progress=loader.progress)
             forced = tuple(sequences(runner))
             identity = model_identity(lm, {**settings, "dtype": lm.dtype_name})
             reference = reference_from(forced, positions, runner.hidden_states(forced), identity)
@@ -122,7 +139,7 @@ class ReferenceRun:
             then(runner, reference)
         shares = problem is None
         head, tokenizer = lm.head.kept(), lm.chat.tokenizer
-        return cls(reference, loader, fitting, shares, head, tokenizer, notify)
+        return cls(reference, loader, fitting, shares, head, tokenizer, notify, trees, packs)
 
     @cached_property
     def sequences(self) -> tuple[ForcedSequence, ...]:
@@ -157,8 +174,8 @@ class ReferenceRun:
     ) -> CandidateTable:
         """Run a candidate over the same sequences; see `TeacherForcedKL.score`.
 
-        With `floor`, one in another back end than the reference is also run in the reference's.
-        All logits go through `watch` on their way to the statistics, and are shown to `observe`.
+        With `floor`, one in another back end is also run in the reference's. All logits go through
+        `watch` on their way to the statistics, and are shown to `observe`.
         """
         if is_served(candidate):
             served = self.loader.served(candidate)
@@ -189,12 +206,13 @@ class ReferenceRun:
         )
         if own_tokenizer:
             self._require(tokenizer_hash=lm.tokenizer_hash())
-        head, candidate_head = self._heads(lm.head)
         limits = MemoryLimits(self.batch_size, notify=self.notify)
         if not self.share_prefix:  # as the reference ran
             lm = lm.limited(prefix_problem="the reference does not share it")
-        runner = Runner(lm, limits, trees=False, progress=self.loader.progress)
-        with evaluating(lm.model), torch.no_grad():
+        packs = self.packs and packed_bytes(lm) > 0
+        with evaluating(lm.model), torch.no_grad(), packing_weights(lm, packs) as lm:
+            head, candidate_head = self._heads(lm.head)
+            runner = Runner(lm, limits, trees=self.trees, progress=self.loader.progress)
             table = limits.run(
                 lambda: self.table(
                     logit_blocks(runner, self.sequences, candidate_head),
@@ -245,7 +263,14 @@ class ReferenceRun:
         if own_tokenizer:
             self._require(tokenizer_hash=lm.tokenizer_hash())
         other = ReferenceRun.over(
-            lm, lambda _: fed, positions, settings, loader=self.loader, batch_size=self.batch_size
+            lm,
+            lambda _: fed,
+            positions,
+            settings,
+            loader=self.loader,
+            batch_size=self.batch_size,
+            trees=self.trees,
+            packs=self.packs and packed_bytes(lm) > 0,
         )
         return replace(other, tokenizer=self.tokenizer)
 
@@ -339,7 +364,9 @@ class ReferenceRun:
             size = self._common_size(candidate_head.vocabulary)
             cut = replace(candidate_head, vocabulary_size=size)
             return replace(head, vocabulary_size=size), cut
-        return (candidate_head if head.same_as(candidate_head) else head), candidate_head
+        if head.same_as(candidate_head):
+            return candidate_head, candidate_head
+        return (head.with_packed_weight() if self.packs else head), candidate_head
 
     def _common_size(self, vocabulary: int) -> int:
         """Tokens that both have where the heads are padded to different sizes."""
@@ -384,19 +411,3 @@ def logit_blocks(
     for rows, hidden in runner.portions(sequences, part):
         for block in row_blocks(len(rows), head.vocabulary, MAX_LOGIT_ELEMENTS):
             yield LogitBlock(rows[block], head.logits(hidden[0, block]))
-
-
-def measure_floor(
-    runner: AnyRunner, reference: Reference, sequences: int, reduction: DivergenceReduction
-) -> NoiseFloor:
-    """What an unchanged reference shows over the first of its sequences, in either back end."""
-    if isinstance(runner, LlamaReference):
-        few = forced_sequences(reference)[:sequences]
-        return NoiseFloor(runner.noise_floor(few, reduction), None)
-    return measure_noise_floor(
-        runner,
-        reference.first_prompts(sequences),
-        likely_layers(runner.lm.model),
-        divergence=reduction.divergence,
-        temperature=reduction.temperature,
-    )

@@ -26,12 +26,12 @@ from heretic_kl.kl_options import KLOptions, checked_options, sampling_seed
 from heretic_kl.model import CausalModel
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
-from heretic_kl.score.bands import bands_of, measure_bands, stored_bands
+from heretic_kl.score.bands import bands_of, measure_bands, measure_floor, stored_bands
 from heretic_kl.score.comparison import MeasuresCandidates
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
-from heretic_kl.score.reference_run import AnyRunner, ReferenceRun, measure_floor
+from heretic_kl.score.reference_run import AnyRunner, ReferenceRun
 from heretic_kl.score.refusals import find_openers
 
 NOISE_PROMPTS = 16
@@ -132,6 +132,7 @@ class TeacherForcedKL(MeasuresCandidates):
             | {"kl_tokens": kl_tokens, "responses": options.response},
             loader=loader,
             batch_size=batch_size,
+            trees=True,
             then=partial(self._measure_more, noise_floor, bands),
         )
 
@@ -200,6 +201,8 @@ class TeacherForcedKL(MeasuresCandidates):
             "position_decay": self.position_decay,
             "batch_size": self._run.batch_size,
             "share_prefix": self._run.share_prefix,
+            "trees": self._run.trees,
+            "packed_weights": self._run.packs,
             "refusal_openers": " ".join(map(str, self.refusal_openers)),
         }
         settings.update(stored_bands(self.bands))
@@ -244,6 +247,8 @@ class TeacherForcedKL(MeasuresCandidates):
             bool(facts["share_prefix"]),
             tokenizer=tokenizer,
             notify=loader.notify,
+            trees=bool(facts.get("trees", False)),
+            packs=bool(facts.get("packed_weights", False)),
         )
         return self
 

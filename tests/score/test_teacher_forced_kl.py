@@ -200,18 +200,18 @@ class TestMistakes:
             kl.score(stranger)
 
     def test_a_candidate_that_fits_in_smaller_batches_only(self, original, other, monkeypatch):
-        from heretic_kl.score import reference_run
+        from heretic_kl.engine import runner
 
         told: list[str] = []
         kl = built(original, batch_size=4, notify=told.append)
-        real = reference_run.forced_portions
+        real = runner.forced_portions
 
         def short_of_memory(lm, batches):
             if batches.max_rows > 2:
                 raise torch.OutOfMemoryError
             return real(lm, batches)
 
-        monkeypatch.setattr(reference_run, "forced_portions", short_of_memory)
+        monkeypatch.setattr(runner, "forced_portions", short_of_memory)
         with pytest.raises(MeasurementError, match="measure both with batch size 2") as raised:
             kl.score(other)
         assert "\n" not in str(raised.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -33,6 +35,17 @@ def with_packed_weights(lm: M) -> M:
         if packed_weight is not None:
             vars(module)["forward"] = _PackedForward(module, packed_weight)
     return replace(lm, head=lm.head.with_packed_weight())
+
+
+@contextmanager
+def packing_weights(lm: M, wanted: bool) -> Iterator[M]:
+    """The model as `with_packed_weights` makes it, if that is wanted, until the block is left."""
+    plain = [layer for layer in _linear_layers(lm) if wanted and "forward" not in vars(layer)]
+    try:
+        yield with_packed_weights(lm) if wanted else lm
+    finally:
+        for layer in plain:
+            vars(layer).pop("forward", None)
 
 
 @dataclass(eq=False)

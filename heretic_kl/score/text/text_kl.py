@@ -28,7 +28,7 @@ from heretic_kl.kl import (
 )
 from heretic_kl.kl_options import checked_options
 from heretic_kl.model import CausalModel
-from heretic_kl.score.bands import measure_bands
+from heretic_kl.score.bands import measure_bands, measure_floor
 from heretic_kl.score.comparison import MeasuresCandidates
 from heretic_kl.score.llama.base_logits import (
     BaseLogits,
@@ -39,7 +39,7 @@ from heretic_kl.score.llama.base_logits import (
 from heretic_kl.score.llama.kld_rows import KLDAccumulator
 from heretic_kl.score.llama.tokens import check_round_trip
 from heretic_kl.score.loader import Loading, ModelLoader
-from heretic_kl.score.reference_run import AnyRunner, ReferenceRun, measure_floor
+from heretic_kl.score.reference_run import AnyRunner, ReferenceRun
 from heretic_kl.score.text.documents import Document, load_documents
 from heretic_kl.score.text.windows import Window, cut_as_llama, cut_documents, first_token
 
