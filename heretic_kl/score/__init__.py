@@ -6,7 +6,7 @@ are the scored positions of all prompts. Units are nats.
 
 from heretic_kl.score.bands import Band
 from heretic_kl.score.chain import ChainMeasurement, measure_chain
-from heretic_kl.score.comparison import Comparison
+from heretic_kl.score.comparison import Comparison, RankedCandidate, rank
 from heretic_kl.score.detail import (
     ConfidenceBucket,
     KLSplit,
@@ -25,7 +25,6 @@ from heretic_kl.score.loader import Backend, Loading
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.preflight import check_models, tokenizer_of
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike
-from heretic_kl.score.ranking import RankedCandidate, rank
 from heretic_kl.score.teacher_forced_kl import TeacherForcedKL
 from heretic_kl.score.text import Document, TextKL, load_documents
 

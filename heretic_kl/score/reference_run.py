@@ -7,9 +7,8 @@ trained or dropped afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias, get_args
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from torch import Tensor
 from heretic_kl.engine import (
     MemoryLimits,
     Runner,
-    forced_sequences,
     model_identity,
     reference_from,
 )
@@ -29,7 +27,6 @@ from heretic_kl.kl import (
     KLTable,
     LogitBlock,
     Reference,
-    ReferenceIdentity,
 )
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.reference import StoredLogits
@@ -42,10 +39,11 @@ from heretic_kl.model import (
     packed_bytes,
     packing_weights,
 )
-from heretic_kl.score.detail import ForcedInputs, PassNotes
+from heretic_kl.score.detail import PassNotes
 from heretic_kl.score.llama.candidate import compare_natively, reference_in_llama
 from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
 from heretic_kl.score.loader import ModelLoader, as_source
+from heretic_kl.score.reference_side import ReferenceSide
 from heretic_kl.score.served import KnownTokens, compare_served, is_served
 from heretic_kl.score.vllm.candidate import compare_in_vllm, reference_in_vllm
 
@@ -68,25 +66,11 @@ class CandidateTable(NamedTuple):
     """Not None: the table holds lower bounds, from the tokens that a server told of."""
 
 
-@dataclass
-class ReferenceRun:
-    """The reference's side of every comparison.
+class ReferenceRun(ReferenceSide):
+    """The reference's side of every comparison, and what is run.
 
     Raises (all methods that run or compare): MeasurementError, in one line.
     """
-
-    reference: Reference
-    loader: ModelLoader
-    batch_size: int
-    share_prefix: bool
-    head: Head | None = None
-    """Of the reference; None: it was loaded from a file."""
-    tokenizer: Any = None
-    notify: Callable[[str], None] = lambda message: None
-    trees: bool = False
-    """Sequences run as trees of tokens."""
-    packs: bool = False
-    """Weights are laid out for the CPU."""
 
     @classmethod
     def over(
@@ -141,25 +125,6 @@ class ReferenceRun:
         head, tokenizer = lm.head.kept(), lm.chat.tokenizer
         return cls(reference, loader, fitting, shares, head, tokenizer, notify, trees, packs)
 
-    @cached_property
-    def sequences(self) -> tuple[ForcedSequence, ...]:
-        """What every model is fed."""
-        return forced_sequences(self.reference)
-
-    def inputs(self, names: Sequence[str] = ()) -> ForcedInputs:
-        """The same for people; `names` are what users asked."""
-        return ForcedInputs(self.sequences, self.tokenizer, names)
-
-    @property
-    def in_llama(self) -> bool:
-        """Whether llama.cpp computed what the reference says."""
-        return self.dtype.endswith("llama.cpp")
-
-    @property
-    def dtype(self) -> str:
-        """What the reference computed in, for instance `bfloat16`."""
-        return str(self.reference.identity.settings["dtype"])
-
     def compare(
         self,
         candidate: Any,
@@ -205,13 +170,13 @@ class ReferenceRun:
             dtype=dtype or self.dtype_for_candidates(),
         )
         if own_tokenizer:
-            self._require(tokenizer_hash=lm.tokenizer_hash())
+            self.require(tokenizer_hash=lm.tokenizer_hash())
         limits = MemoryLimits(self.batch_size, notify=self.notify)
         if not self.share_prefix:  # as the reference ran
             lm = lm.limited(prefix_problem="the reference does not share it")
         packs = self.packs and packed_bytes(lm) > 0
         with evaluating(lm.model), torch.no_grad(), packing_weights(lm, packs) as lm:
-            head, candidate_head = self._heads(lm.head)
+            head, candidate_head = self.heads(lm.head)
             runner = Runner(lm, limits, trees=self.trees, progress=self.loader.progress)
             table = limits.run(
                 lambda: self.table(
@@ -261,7 +226,7 @@ class ReferenceRun:
             dtype=dtype or self.dtype_for_candidates(),
         )
         if own_tokenizer:
-            self._require(tokenizer_hash=lm.tokenizer_hash())
+            self.require(tokenizer_hash=lm.tokenizer_hash())
         other = ReferenceRun.over(
             lm,
             lambda _: fed,
@@ -322,86 +287,6 @@ class ReferenceRun:
                 yield head.logits(hidden[block])
         else:
             raise MeasurementError("logits can only be stored where the reference's head is known")
-
-    def head_for(self, vocabulary: int) -> tuple[Head | None, int]:
-        """The reference's head, and how many of so many tokens of a candidate it can be told from.
-
-        None: the reference has logits.
-        """
-        if self.reference.logits is not None:
-            self._require(vocabulary_size=vocabulary)
-            return None, vocabulary
-        if self.head is None:
-            raise MeasurementError(
-                "a stored reference of hidden states cannot be compared with a .gguf file in "
-                "llama.cpp, which does not show its head: store logits (--store logits)"
-            )
-        if vocabulary == self.head.vocabulary:
-            return self.head, vocabulary
-        size = self._common_size(vocabulary)
-        return replace(self.head, vocabulary_size=size), size
-
-    def dtype_for_candidates(self) -> DtypeName | None:
-        """The reference's where no other is asked for: a KL should not measure two dtypes."""
-        by_name: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
-        return by_name.get(self.dtype) if self.loader.dtype == "auto" else None
-
-    # --- parts -------------------------------------------------------------------------------
-
-    def _heads(self, candidate_head: Head) -> tuple[Head, Head]:
-        """Reference's and candidate's head, on the candidate's device, of one vocabulary."""
-        if self.reference.logits is not None:
-            self._require(vocabulary_size=candidate_head.vocabulary)
-            return candidate_head, candidate_head
-        if self.head is None:
-            self._require(
-                vocabulary_size=candidate_head.vocabulary,
-                head_fingerprint=candidate_head.fingerprint(),
-            )
-            return candidate_head, candidate_head
-        head = self.head.to(candidate_head.weight.device)
-        if candidate_head.vocabulary != self.reference.identity.vocabulary_size:
-            size = self._common_size(candidate_head.vocabulary)
-            cut = replace(candidate_head, vocabulary_size=size)
-            return replace(head, vocabulary_size=size), cut
-        if head.same_as(candidate_head):
-            return candidate_head, candidate_head
-        return (head.with_packed_weight() if self.packs else head), candidate_head
-
-    def _common_size(self, vocabulary: int) -> int:
-        """Tokens that both have where the heads are padded to different sizes."""
-        identity = self.reference.identity
-        size = 0 if self.tokenizer is None else len(self.tokenizer)
-        used = int(self.reference.tokens.max())
-        if not used < size <= min(identity.vocabulary_size, vocabulary):
-            raise MeasurementError(
-                f"the models have different vocabularies: {identity.vocabulary_size} tokens in the "
-                f"reference, {vocabulary} in the candidate"
-            )
-        self.notify(
-            f"the heads have {identity.vocabulary_size} and {vocabulary} columns; the "
-            f"tokenizer's {size} tokens are compared"
-        )
-        return size
-
-    def _require(self, **facts: Any) -> None:
-        identity = self.reference.identity
-        expected = ReferenceIdentity(
-            **{
-                "tokenizer_hash": identity.tokenizer_hash,
-                "vocabulary_size": identity.vocabulary_size,
-                "settings": identity.settings,
-                **facts,
-            }
-        )
-        identity.require_match(
-            expected,
-            problem="the candidate cannot be compared with the reference",
-            sides=("reference", "candidate"),
-            remedy="only models with one tokenizer can be compared"
-            if "head_fingerprint" not in facts
-            else "store the reference's logits instead of its hidden states",
-        )
 
 
 def logit_blocks(

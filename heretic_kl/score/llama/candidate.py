@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError, ModelError
 from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, Reference, summarize
 from heretic_kl.model import ModelSource, free_memory, gguf_weights
@@ -118,18 +119,18 @@ def _table(
     part: str = "candidate",
 ) -> KLTable:
     head, size = run.head_for(model.vocabulary)
-    return run.table(_blocks(run, model, size, part), head, reduction, watch, observe)
+    return run.table(_blocks(model, run.told(part), size), head, reduction, watch, observe)
 
 
-def _blocks(run: ReferenceRun, model: LlamaModel, size: int, part: str) -> Iterator[LogitBlock]:
+def _blocks(
+    model: LlamaModel, sequences: Iterable[ForcedSequence], size: int
+) -> Iterator[LogitBlock]:
     """Logits of the first `size` tokens, sequence by sequence."""
     row = 0
-    for done, sequence in enumerate(run.sequences):
-        run.loader.progress(part, done, len(run.sequences))
+    for sequence in sequences:
         for logits in model.blocks(sequence):
             yield LogitBlock(torch.arange(row, row + len(logits)), logits[:, :size])
             row += len(logits)
-    run.loader.progress(part, len(run.sequences), len(run.sequences))
 
 
 def reference_in_llama(
@@ -142,7 +143,7 @@ def reference_in_llama(
         return Reference.from_logits(
             run.reference.tokens,
             run.reference.mask,
-            (block.logits for block in _blocks(run, model, model.vocabulary, "reference")),
+            (block.logits for block in _blocks(model, run.told("reference"), model.vocabulary)),
             replace(
                 run.reference.identity,
                 vocabulary_size=model.vocabulary,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def reference_in_vllm(
         return Reference.from_logits(
             run.reference.tokens,
             run.reference.mask,
-            (block.logits for block in _blocks(model, run.sequences, model.vocabulary)),
+            (block.logits for block in _blocks(model, run.told("reference"), model.vocabulary)),
             replace(
                 run.reference.identity,
                 vocabulary_size=model.vocabulary,
@@ -119,11 +119,12 @@ def _table(
     observe: Observe | None = None,
 ) -> KLTable:
     head, size = run.head_for(model.vocabulary)
-    return run.table(_blocks(model, run.sequences, size), head, reduction, watch, observe)
+    blocks = _blocks(model, run.told("candidate"), size)
+    return run.table(blocks, head, reduction, watch, observe)
 
 
 def _blocks(
-    model: VLLMModel, sequences: Sequence[ForcedSequence], size: int
+    model: VLLMModel, sequences: Iterable[ForcedSequence], size: int
 ) -> Iterator[LogitBlock]:
     """Logits of the first `size` tokens, sequence by sequence."""
     row = 0
