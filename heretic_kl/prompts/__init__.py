@@ -4,7 +4,7 @@
 """
 
 from heretic_kl.prompts.hub import dataset_revision
-from heretic_kl.prompts.loading import Prompt, fingerprint, load_prompts
+from heretic_kl.prompts.loading import PANEL, PANEL_VERSION, Prompt, fingerprint, load_prompts
 from heretic_kl.prompts.source import DatasetSpec, PromptSource
 from heretic_kl.prompts.specs import (
     BUILTIN_SPECS,
@@ -18,6 +18,8 @@ from heretic_kl.prompts.specs import (
 __all__ = [
     "BUILTIN_SPECS",
     "DatasetSpec",
+    "PANEL",
+    "PANEL_VERSION",
     "Prompt",
     "PromptSource",
     "Kind",

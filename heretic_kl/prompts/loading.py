@@ -28,6 +28,8 @@ FILE_FORMATS = {
 }
 PANEL = "builtin:panel"
 """Test prompts of six categories in three scripts, for measurements that are compared."""
+PANEL_VERSION = 1
+"""Goes up with any change of a prompt, and the new panel gets another name."""
 _builtin_folder = files("heretic_kl") / "prompts" / "builtin"
 
 

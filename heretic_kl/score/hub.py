@@ -87,14 +87,16 @@ def evaluation_results(measurement: Measurement, on: MeasuredOn) -> str:
     error = _uncertainty(measurement)["standard_error"]
     within = "" if error is None else f" ± {error:.2g}"
     apart = measurement.back_end_floor
+    over_text = measurement.table.clusters is not None
+    units, part = ("windows", "last") if over_text else ("responses", "first")
     floor = "" if apart is None else f", floor across back ends {apart:.2g}"
     entry = EvalResultEntry(
         dataset_id=on.dataset_id,
         task_id=TASK,
         value=measurement.kl,
         date=on.date,
-        notes=f"KL({on.reference} || this model){within} nats{floor}, first "
-        f"{on.positions} positions of {on.count} responses, heretic-kl {__version__}",
+        notes=f"KL({on.reference} || this model){within} nats{floor}, {part} "
+        f"{on.positions} positions of {on.count} {units}, heretic-kl {__version__}",
     )
     return str(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))
 

@@ -24,7 +24,7 @@ from heretic_kl.cli.score.settings import (
     hub_dataset,
 )
 from heretic_kl.errors import HereticKLError
-from heretic_kl.prompts import Prompt, fingerprint
+from heretic_kl.prompts import PANEL, PANEL_VERSION, Prompt, fingerprint
 
 if TYPE_CHECKING:
     from heretic_kl.report import MeasurementReport
@@ -109,6 +109,7 @@ def measured_on(
     reference, source, dataset, split = settings.name, "stored prompts", None, None
     if settings.over_text:
         source = ", ".join(path.name for path in settings.text) or "text of base logits"
+        dataset = hub_dataset(settings)
     elif prompts is not None:
         source, dataset, split = (
             settings.dataset.source,
@@ -117,7 +118,7 @@ def measured_on(
         )
     return MeasuredOn(
         reference=str(facts.get("model") or ModelSource(reference).short_name),
-        source=source if dataset or source.startswith("builtin:") else source.split("/")[-1],
+        source=_public_name(source, dataset),
         count=shape[0],
         sha256=str(facts.get("text") if settings.over_text else facts["prompts"]),
         positions=shape[1],
@@ -125,6 +126,14 @@ def measured_on(
         split=split,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _public_name(source: str, dataset: str | None) -> str:
+    """A source as others are told of it: no path of this machine."""
+    if source == PANEL:
+        return f"{source}, version {PANEL_VERSION}"
+    local = not source.startswith("builtin:") and source != dataset
+    return source.split("/")[-1] if local else source
 
 
 def _inputs(
@@ -143,6 +152,8 @@ def _inputs(
     of = "the stored reference"
     if prompts is not None:
         of = replace(settings.dataset, limit=None).describe()
+        if settings.dataset.source == PANEL:
+            of += f", version {PANEL_VERSION} ({fingerprint(prompts)[:12]})"
     first = "first token" if positions == 1 else f"first {positions} tokens"
     responses = _reference_settings(outcome)["responses"]
     return (
@@ -223,6 +234,9 @@ def _described_inputs(
         "prompts": {
             "source": settings.dataset.describe() if prompts is not None else None,
             "count": sequences,
+            "version": PANEL_VERSION
+            if prompts is not None and settings.dataset.source == PANEL
+            else None,
             "sha256": facts["prompts"] if prompts is None else fingerprint(prompts),
         },
         "kl_tokens": positions,

@@ -52,7 +52,15 @@ class ScoreSettings(CommonSettings, KLOptions):
         ),
         "Output": (
             *("worst", "json_file", "table", "ranking", "plot", "html", "hub_metadata"),
-            *("lm_eval", "save_reference", "store", "write_llama_base", "quiet", "debug"),
+            *(
+                "hub_dataset",
+                "lm_eval",
+                "save_reference",
+                "store",
+                "write_llama_base",
+                "quiet",
+                "debug",
+            ),
         ),
         "Loading": (
             *("device", "dtype", "candidate_dtype", "base", "trust_remote_code"),
@@ -130,6 +138,12 @@ class ScoreSettings(CommonSettings, KLOptions):
         "Write the KL for the hub: .md is front matter of a model card, .yaml a file for "
         ".eval_results, .json results as of lm-evaluation-harness; several candidates are numbered",
         metavar="FILE",
+    )
+    hub_dataset: Text | None = setting(
+        None,
+        "Dataset of the hub that has what is measured on, for --hub-metadata FILE.yaml; needed "
+        "where --prompts is not one, and over text",
+        metavar="OWNER/NAME",
     )
     lm_eval: Location | None = setting(
         None,
@@ -275,9 +289,14 @@ def _check_files(settings: ScoreSettings) -> None:
     kind = None if settings.hub_metadata is None else settings.hub_metadata.suffix.lower()
     if kind == ".yaml" and hub_dataset(settings) is None:
         raise ConfigError(
-            "--hub-metadata FILE.yaml names a dataset of the hub: pass one as --prompts, or write "
-            "FILE.md, which has any prompts"
+            "--hub-metadata FILE.yaml names a dataset of the hub: pass one as --prompts, name with "
+            "--hub-dataset the one that has this text or these prompts, or write FILE.md"
         )
+    if settings.hub_dataset is not None:
+        if kind not in (".yaml", ".md"):
+            raise ConfigError("--hub-dataset has no effect without --hub-metadata FILE.yaml or .md")
+        if settings.hub_dataset.count("/") != 1:
+            raise ConfigError(f"--hub-dataset {settings.hub_dataset}: must be OWNER/NAME")
     if settings.lm_eval is not None:
         if kind != ".json":
             raise ConfigError("--lm-eval has no effect without --hub-metadata FILE.json")
@@ -286,7 +305,9 @@ def _check_files(settings: ScoreSettings) -> None:
 
 
 def hub_dataset(settings: ScoreSettings) -> str | None:
-    """The hub's id of the prompts; None: they are not from there."""
+    """The hub's id of what is measured on; None: it is not from there."""
+    if settings.hub_dataset is not None:
+        return settings.hub_dataset
     source = settings.dataset.source
     if settings.over_text or settings.stored or source.startswith("builtin:"):
         return None

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from score_documents import as_documented
 from score_runs import PROMPTS, one_line, score
 
@@ -131,6 +132,27 @@ class TestResults:
         assert (here / "r.csv").read_text().count("\n") == 3
         assert score(reference="r.safetensors", candidates=["a"], prompts=()) == 0
         assert "8 bits, blocks of 32" in capsys.readouterr().out  # kept with the reference
+
+    def test_evaluation_results_of_a_text_that_the_hub_has(self, here, capsys):
+        (here / "wiki.txt").write_text("make a cake and tell me about Rome please " * 9)
+        words = ["--text", "wiki.txt", "--context", "12", "--stride", "6", "--quiet"]
+        words += ["--hub-metadata", "h.yaml", "--hub-dataset", "org/wiki"]
+        assert score(*words, prompts=()) == 0
+        [entry] = yaml.safe_load((here / "h.yaml").read_text())
+        assert entry["dataset"] == {"id": "org/wiki", "task_id": "teacher_forced_kl"}
+        assert "last 6 positions of" in entry["notes"] and "windows" in entry["notes"]
+
+    def test_the_panel_is_named_with_its_version(self, here, capsys):
+        words = ["--prompts", "builtin:panel", "--prompts.limit", "2", "--kl-tokens", "1"]
+        words += ["--json", "o.json", "--hub-metadata", "h.yaml", "--hub-dataset", "org/panel"]
+        assert score(*words, prompts=()) == 0
+        plain = json.loads((here / "o.json").read_text())
+        as_documented(plain)
+        assert plain["prompts"]["version"] == 1
+        shown = f"builtin:panel test, version 1 ({plain['prompts']['sha256'][:12]})"
+        assert shown in capsys.readouterr().out
+        assert score(*words[:6], "--hub-metadata", "h.md", prompts=()) == 0
+        assert "2 of builtin:panel, version 1" in (here / "h.md").read_text()
 
     def test_one_file_with_the_harness_s_results(self, here, capsys):
         (here / "lm.json").write_text('{"results": {"arc": {"acc,none": 0.5}}}')

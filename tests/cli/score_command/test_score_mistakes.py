@@ -42,6 +42,14 @@ class TestMistakes:
             (["-r", "a", "--candidate", "b", "--hub-metadata", "h.yaml"], "a dataset of the hub"),
             (["-r", "a", "--candidate", "b", "--lm-eval", "l.json"], "--lm-eval has no effect"),
             (
+                ["-r", "a", "--candidate", "b", "--hub-dataset", "o/d"],
+                "--hub-dataset has no effect",
+            ),
+            (
+                "-r a --candidate b --hub-metadata h.yaml --hub-dataset d".split(),
+                "--hub-dataset d: must be OWNER/NAME",
+            ),
+            (
                 ["--reference", "a", "--candidate", "b", "--divergence", "reverse_kl"]
                 + ["--refusal-prompts", "builtin:harmful"],
                 "--refusal-prompts splits forward_kl alone",
