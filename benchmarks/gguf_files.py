@@ -4,7 +4,8 @@
 
 Writes the model (of the llama type) as a float16 GGUF file, makes the other types of it with
 llama.cpp's quantizer, and measures all of them from the model's own safetensors over its responses,
-in float32. Then the time of a measurement against llama.cpp's bare pass over the same tokens.
+in float32. Then the time of `TeacherForcedKL.score` of a file, without the floor across back ends,
+against llama.cpp's bare pass over the same tokens, each with the file opened anew.
 
 Memory: text mode over one window of 32,768 tokens of a small random model with V = 49,152, half of
 them scored, each case in a process of its own: peak resident memory of the candidate's forward pass
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -105,24 +107,25 @@ def measured(model: Path, files: list[Path], prompts: int) -> dict[str, object]:
 
 
 def timed(kl, file: Path, repeats: int = 3) -> dict[str, object]:
-    """Milliseconds a scored position: llama.cpp's pass alone, and with all statistics; in turns."""
-    from heretic_kl.kl import DivergenceReduction
+    """Milliseconds a scored position: llama.cpp's pass alone, and the whole score; in turns."""
     from heretic_kl.model import ModelSource
-    from heretic_kl.score.llama.candidate import _table, open_model
+    from heretic_kl.score.llama.candidate import open_model
 
-    run = kl._run
-    model = open_model(run, ModelSource(str(file)))
+    run, kl = kl._run, copy(kl)
+    kl.noise_floor = None  # so that the file is not run in transformers, too
 
     def bare() -> None:
+        model = open_model(run, ModelSource(str(file)))
         for sequence in run.sequences:
             for _logits in model.blocks(sequence):
                 pass
+        model.close()
 
     seconds: dict[str, list[float]] = {"bare": [], "measured": []}
     for _ in range(repeats):
         for name, work in (
             ("bare", bare),
-            ("measured", lambda: _table(run, model, DivergenceReduction())),
+            ("measured", lambda: kl.score(file)),
         ):
             started = time.perf_counter()
             work()

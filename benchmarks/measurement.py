@@ -7,10 +7,11 @@ of its own: peak resident memory of a process that only runs the candidate's for
 forced responses against one that measures the KL as well.
 
 Time: the demo model, P = 64, N = 32. A bare forward pass (hidden states, then logits at the scored
-positions, nothing kept) against the whole measurement of a candidate (the same, the reference's
-logits from its stored hidden states, and every statistic), in turns, over the same tokens in the
-same batches. Also against the pass that any script would run: one padded batch after another,
-without sharing what all prompts begin with.
+positions, nothing kept) of the candidate's plain weights against `TeacherForcedKL.score` of the
+loaded candidate as the command runs it: weights packed anew, trees of tokens, the reference's logits
+from its stored hidden states, every statistic and what the tables show. In turns, over the same
+tokens in the same trees. Also against a bare pass of the packed weights, and the pass that any script
+would run: one padded batch after another, without sharing what prompts begin with.
 """
 
 from __future__ import annotations
@@ -100,32 +101,31 @@ def timing(repeats: int) -> dict[str, object]:
     """Medians of bare forward passes and of whole measurements, taken in turns."""
     from heretic_kl.demo import ensure_demo_model
     from heretic_kl.engine import MemoryLimits, Runner, forced_sequences
-    from heretic_kl.kl import summarize
     from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
     from heretic_kl.kl.terms import row_blocks
-    from heretic_kl.model import ModelSource, load_model
+    from heretic_kl.model import ModelSource, load_model, with_packed_weights
     from heretic_kl.score import TeacherForcedKL
 
     folder = ensure_demo_model(notify=lambda message: None)
     lm = load_model(ModelSource(str(folder)), dtype="float32")
-    kl = TeacherForcedKL(lm, kl_tokens=POSITIONS, batch_size=BATCH, noise_floor=False)
+    kl = TeacherForcedKL(
+        folder, kl_tokens=POSITIONS, batch_size=BATCH, noise_floor=False, dtype="float32"
+    )
+    packed = with_packed_weights(load_model(ModelSource(str(folder)), dtype="float32"))
     reference, sequences = kl.reference, forced_sequences(kl.reference)
 
-    def forward(share_prefix: bool) -> torch.Tensor:
-        allowed = lm.limited(prefix_problem=None if share_prefix else "off")
-        hidden = Runner(allowed, MemoryLimits(BATCH), trees=False).hidden_states(sequences)
-        for block in row_blocks(hidden.shape[0], lm.head.vocabulary, MAX_LOGIT_ELEMENTS):
-            lm.head.logits(hidden[block])
-        return hidden
-
-    def measurement() -> None:
-        hidden = Runner(lm, MemoryLimits(BATCH), trees=False).hidden_states(sequences)
-        summarize(reference.measure(hidden, head=lm.head))
+    def forward(model, trees: bool) -> None:
+        hidden = Runner(model, MemoryLimits(BATCH), trees=trees).hidden_states(sequences)
+        for block in row_blocks(hidden.shape[0], model.head.vocabulary, MAX_LOGIT_ELEMENTS):
+            model.head.logits(hidden[block])
 
     works = {
-        "bare_forward": lambda: forward(True),
-        "bare_forward_without_shared_prefix": lambda: forward(False),
-        "measurement": measurement,
+        "bare_forward": lambda: forward(lm, True),
+        "bare_forward_of_packed_weights": lambda: forward(packed, True),
+        "bare_forward_in_padded_batches": lambda: forward(
+            lm.limited(prefix_problem="as a script does it"), False
+        ),
+        "measurement": lambda: kl.score(lm),
     }
     for work in works.values():
         work()
@@ -143,8 +143,7 @@ def timing(repeats: int) -> dict[str, object]:
         "repeats": repeats,
         "median_seconds": medians,
         "measurement_over_bare_forward": medians["measurement"] / medians["bare_forward"],
-        "measurement_over_bare_forward_without_shared_prefix": medians["measurement"]
-        / medians["bare_forward_without_shared_prefix"],
+        "packed_weights": kl._run.packs,
     }
 
 

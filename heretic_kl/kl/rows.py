@@ -14,6 +14,7 @@ from heretic_kl.kl.divergence import require_same_shape
 from heretic_kl.kl.terms import (
     Distribution,
     Divergence,
+    best_tokens,
     block_divergence,
     block_elements,
     distribution,
@@ -228,7 +229,7 @@ def _block_statistics(
         candidate_probability=_probability_of(token, candidate),
         reference_top1_probability=reference.top1_probability,
         reference_margin=reference.margin,
-        top1_agreement=reference.best_token == candidate.logits.argmax(dim=-1),
+        top1_agreement=reference.best_token == best_tokens(candidate.logits),
     )
 
 
@@ -240,7 +241,7 @@ def _probability_of(token: Tensor, rows: Distribution) -> Tensor:
 
 def _top_two(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return each row's best and second best logit (-inf if V is 1) and the best token."""
-    best_token = logits.argmax(dim=-1)
+    best_token = best_tokens(logits)
     best = logits.gather(-1, best_token.unsqueeze(-1)).squeeze(-1)
     rest = logits.scatter(-1, best_token.unsqueeze(-1), float("-inf"))
     return best, rest.amax(dim=-1), best_token

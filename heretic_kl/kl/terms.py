@@ -44,6 +44,9 @@ BLOCK_ELEMENTS: Final = {"cpu": 2**18}
 _BLOCK_ELEMENTS_ELSEWHERE: Final = 2**22
 """On an accelerator: large enough to hide launches, about 16 MB for each temporary."""
 
+_RUN: Final = 256
+"""Tokens whose largest logit is looked for first."""
+
 _NEGLIGIBLE_FROM: Final = 50.0
 """`exp(-a) (1 + a)` is below float64's rounding of 1 from here on."""
 
@@ -110,6 +113,28 @@ def distribution(logits: Tensor, dtype: torch.dtype, temperature: float) -> Dist
     """
     scaled = working(logits, dtype, temperature)
     return Distribution(scaled, *_normalize(scaled))
+
+
+def best_tokens(
+    logits: Tensor,  # (rows, V)
+) -> Tensor:
+    """Return `logits.argmax(-1)`: each row's best token, (rows,) int64, the first of equal ones.
+
+    On a CPU the largest of each run of tokens comes first, which is several times as fast.
+    """
+    runs = logits.shape[-1] // _RUN
+    if logits.device.type != "cpu" or runs < 2:
+        return logits.argmax(dim=-1)
+    head, tail = logits[:, : runs * _RUN].unflatten(-1, (runs, _RUN)), logits[:, runs * _RUN :]
+    run = head.amax(dim=-1).argmax(dim=-1)
+    inside = head[torch.arange(len(logits)), run]
+    best = run * _RUN + inside.argmax(dim=-1)
+    if not tail.shape[-1]:
+        return best
+    last = tail.argmax(dim=-1)
+    values = [x.gather(-1, at[:, None]).squeeze(-1) for x, at in ((logits, best), (tail, last))]
+    later = (values[1] > values[0]) | (values[1].isnan() & ~values[0].isnan())
+    return torch.where(later, runs * _RUN + last, best)
 
 
 def log_normalizer(logits: Tensor) -> Tensor:

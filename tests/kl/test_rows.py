@@ -14,6 +14,7 @@ from heretic_kl.kl import (
     row_statistics,
     terms,
 )
+from heretic_kl.kl.terms import best_tokens
 
 GENERATOR = torch.Generator().manual_seed(0)
 REFERENCE = torch.randn(12, 50, generator=GENERATOR) * 3
@@ -139,3 +140,14 @@ def test_shapes_and_directions_must_fit():
         row_statistics(REFERENCE[None], CANDIDATE[None], TOKENS)
     with pytest.raises(ValueError, match="divergence must be one of"):
         row_statistics(REFERENCE, CANDIDATE, TOKENS, divergence="backward")
+
+
+@pytest.mark.parametrize("width", [1, 255, 256, 512, 513, 1000, 1024])
+def test_the_best_token_is_the_first_of_the_largest(width):
+    generator = torch.Generator().manual_seed(width)
+    logits = torch.randint(0, 40, (64, width), generator=generator).float()
+    logits[3], logits[5, -1], logits[7, 0] = -torch.inf, 50.0, 50.0
+    logits[9, width // 2] = torch.nan
+    assert torch.equal(best_tokens(logits), logits.argmax(dim=-1))
+    part = logits[:, : width // 2 + 1]
+    assert torch.equal(best_tokens(part), part.argmax(dim=-1))

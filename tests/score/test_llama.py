@@ -202,7 +202,23 @@ class TestAsTheReference:
         chain = measure_chain(reference, files, [reference.score(file) for file in files])
         step = chain.pairs[2].measurement
         assert step.back_end_floor is None and 1e-4 < step.kl < 2 * chain.whole.kl
-        assert reference.seen_by(files[0]).score(files[0]).kl < 1e-6  # float16 logits
+        assert reference.seen_by(files[0]).score(files[0]).kl == 0.0
+
+    def test_a_file_within_a_chain_keeps_no_logits(self, models, reference, monkeypatch):
+        ran = []
+        real = LlamaModel.blocks
+        monkeypatch.setattr(
+            LlamaModel, "blocks", lambda self, s, *n: (ran.append(s), real(self, s, *n))[1]
+        )
+        seen = reference.seen_by(models / "f32.gguf")
+        assert not ran and seen.reference.hidden is None
+        measured = seen.score(models / "original")  # in another back end, in another order
+        assert 0.0 < measured.kl < 1e-9
+        assert sorted(s.prompt for s in ran) == sorted(s.prompt for s in seen.inputs.sequences)
+        monkeypatch.setattr(model, "MOST_ROWS", 3)
+        live = seen.reference.logits
+        rows = torch.tensor([4, 5, 6, 0, 1, 9, 10, 11])
+        assert torch.allclose(live.of(rows), torch.cat(list(live.blocks()))[rows], atol=1e-5)
 
 
 class TestTokens:

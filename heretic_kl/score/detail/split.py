@@ -21,7 +21,7 @@ from heretic_kl.kl import (
     prompt_means,
     split_at_opening,
 )
-from heretic_kl.kl.terms import working_device
+from heretic_kl.kl.terms import best_tokens, working_device
 from heretic_kl.score.detail.change import plain_estimate
 
 
@@ -69,7 +69,7 @@ class PassNotes:
 
     def __call__(self, rows: Tensor, reference: Tensor, candidate: Tensor) -> None:
         """Note one block: rows (n,), raw logits (n, V)."""
-        self._best[rows] = candidate.argmax(dim=-1).cpu()
+        self._best[rows] = best_tokens(candidate).cpu()
         first = self._first[rows]
         if self._openers is None or not bool(first.any()):
             return

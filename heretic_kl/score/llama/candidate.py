@@ -136,24 +136,16 @@ def _blocks(
 def reference_in_llama(
     run: ReferenceRun, source: ModelSource, settings: Mapping[str, Any]
 ) -> Reference:
-    """What a file says over a run's sequences, as float16 logits: (rows, V) of them in memory."""
+    """What a file says over a run's sequences, whenever it is asked: no logits are kept."""
     model = open_model(run, source)
-    try:
-        kind = kind_of(model, run.loader.gguf_cache_type)
-        return Reference.from_logits(
-            run.reference.tokens,
-            run.reference.mask,
-            (block.logits for block in _blocks(model, run.told("reference"), model.vocabulary)),
-            replace(
-                run.reference.identity,
-                vocabulary_size=model.vocabulary,
-                head_fingerprint=None,
-                settings={**settings, "dtype": kind},
-            ),
-            prompts=run.reference.prompts,
-        )
-    finally:
-        model.close()
+    identity = replace(
+        run.reference.identity,
+        vocabulary_size=model.vocabulary,
+        head_fingerprint=None,
+        settings={**settings, "dtype": kind_of(model, run.loader.gguf_cache_type)},
+    )
+    live = LiveLogits(model, run.sequences, in_step=False)
+    return replace(run.reference, identity=identity, hidden=None, logits=live)
 
 
 def _in_transformers(run: ReferenceRun, source: ModelSource) -> ReferenceRun | None:

@@ -29,14 +29,24 @@ FLOOR_ROWS = 3
 
 
 class LiveLogits:
-    """A `RowLogits` that runs its model, one block after the other."""
+    """A `RowLogits` that runs its model, one block after the other.
 
-    def __init__(self, model: LlamaModel, sequences: Sequence[ForcedSequence]) -> None:
+    Args:
+        model: of the reference.
+        sequences: what every model is fed.
+        in_step: candidates are files in llama.cpp, too, and ask for the blocks that they make.
+    """
+
+    def __init__(
+        self, model: LlamaModel, sequences: Sequence[ForcedSequence], *, in_step: bool = True
+    ) -> None:
         self.model = model
         self._sequences = sequences
+        self._in_step = in_step
         self._starts = [0, *accumulate(len(sequence.response) for sequence in sequences)]
         self._next = -1
         self._blocks: Iterator[Tensor] = iter(())
+        self._left = torch.empty(0)
 
     @property
     def rows(self) -> int:
@@ -44,32 +54,45 @@ class LiveLogits:
         return self._starts[-1]
 
     def of(self, rows: Tensor) -> Tensor:
-        """Raw logits (n, V) of a block as `LlamaModel.blocks` makes them, of one sequence.
+        """Raw logits (n, V) of some rows.
+
+        Every sequence runs once if its rows are asked for one after the other, whatever comes
+        before and after it; what is held is no more than these rows and a block.
 
         Raises:
-            MeasurementError: other rows are asked for, as of a candidate in another back end.
+            MeasurementError: in step, other rows than a block's, as of a candidate in another
+                back end.
         """
-        first = int(rows[0])
-        if first != self._next:
-            self._next = self._starts[bisect_right(self._starts, first) - 1]
-            self._blocks = self._from(self._next)
-        logits = next(self._blocks)
-        if (
-            self._next != first
-            or len(logits) != len(rows)
-            or int(rows[-1]) != first + len(rows) - 1
-        ):
+        logits = [self._take(first, count) for first, count in _consecutive(rows.tolist())]
+        if self._in_step and (len(logits) > 1 or len(self._left)):
             raise MeasurementError(
                 "the reference runs in llama.cpp, in step with its candidates: these must be .gguf "
                 "files, or pass --backend transformers"
             )
-        self._next += len(logits)
-        return logits
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def blocks(self) -> Iterator[Tensor]:
         """All logits in order, block by block; `of` begins anew afterwards."""
         self._next = -1
         return self._from(0)
+
+    def _take(self, first: int, count: int) -> Tensor:
+        """Some consecutive rows."""
+        if first != self._next:
+            start = self._starts[bisect_right(self._starts, first) - 1]
+            self._blocks, self._left, self._next = self._from(start), torch.empty(0), start
+            for _ in range(start, first, self.model.block_rows):
+                self._take(self._next, min(self.model.block_rows, first - self._next))
+        parts = []
+        wanted = count
+        while wanted:
+            if not len(self._left):
+                self._left = next(self._blocks)
+            parts.append(self._left[:wanted])
+            wanted -= len(parts[-1])
+            self._left = self._left[len(parts[-1]) :]
+        self._next = first + count
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _from(self, row: int) -> Iterator[Tensor]:
         for sequence in self._sequences[self._starts.index(row) :]:
@@ -168,6 +191,15 @@ class LlamaReference:
                 self._path, context=context, cache_type=self._cache_type, on_gpu=self._on_gpu
             )
         return self._model
+
+
+def _consecutive(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive rows: the first of each and how many."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end] != rows[end - 1] + 1:
+            yield rows[start], end - start
+            start = end
 
 
 class LlamaResponse(NamedTuple):
