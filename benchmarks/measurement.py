@@ -8,10 +8,10 @@ forced responses against one that measures the KL as well.
 
 Time: the demo model, P = 64, N = 32. A bare forward pass (hidden states, then logits at the scored
 positions, nothing kept) of the candidate's plain weights against `TeacherForcedKL.score` of the
-loaded candidate as the command runs it: weights packed anew, trees of tokens, the reference's logits
-from its stored hidden states, every statistic and what the tables show. In turns, over the same
-tokens in the same trees. Also against a bare pass of the packed weights, and the pass that any script
-would run: one padded batch after another, without sharing what prompts begin with.
+loaded candidate as the command runs it: weights packed anew, trees of tokens, the reference's
+logits from its stored hidden states, every statistic and what the tables show. In turns, over the
+same tokens in the same trees. Also against a bare pass of the packed weights, and the pass that any
+script would run: one padded batch after another, without sharing what prompts begin with.
 """
 
 from __future__ import annotations

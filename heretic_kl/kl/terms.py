@@ -125,7 +125,8 @@ def best_tokens(
     runs = logits.shape[-1] // _RUN
     if logits.device.type != "cpu" or runs < 2:
         return logits.argmax(dim=-1)
-    head, tail = logits[:, : runs * _RUN].unflatten(-1, (runs, _RUN)), logits[:, runs * _RUN :]
+    head = logits[:, : runs * _RUN].view(len(logits), runs, _RUN)
+    tail = logits[:, runs * _RUN :]
     run = head.amax(dim=-1).argmax(dim=-1)
     inside = head[torch.arange(len(logits)), run]
     best = run * _RUN + inside.argmax(dim=-1)

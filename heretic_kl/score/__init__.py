@@ -16,6 +16,7 @@ from heretic_kl.score.detail import (
     WorstPrompt,
 )
 from heretic_kl.score.hub import (
+    KLMetric,
     MeasuredOn,
     card_metadata,
     evaluation_results,
@@ -36,6 +37,7 @@ __all__ = [
     "ConfidenceBucket",
     "DEFAULT_PROMPTS",
     "Document",
+    "KLMetric",
     "KLSplit",
     "Loading",
     "MeasuredOn",

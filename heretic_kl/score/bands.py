@@ -13,8 +13,13 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from heretic_kl.engine import NoiseFloor, Runner, forced_sequences, measure_noise_floor
-from heretic_kl.errors import MeasurementError
+from heretic_kl.engine import (
+    MemoryLimits,
+    NoiseFloor,
+    Runner,
+    forced_sequences,
+    measure_noise_floor,
+)
 from heretic_kl.kl import (
     DivergenceReduction,
     Interval,
@@ -28,6 +33,8 @@ from heretic_kl.model.rounding import rounded_weights
 from heretic_kl.score.llama.reference import LlamaReference
 
 BITS: Final = (8, 6, 5, 4, 3)
+MOST_SEQUENCES, TOKENS_AT_ONCE = 16, 8192
+"""Of a batch, where a file that llama.cpp runs is unpacked."""
 
 
 class Band(NamedTuple):
@@ -57,16 +64,17 @@ def measure_bands(
         position_decay: as in `TeacherForcedKL`.
         clusters: (P,), of a table over text.
 
+    A reference in llama.cpp is unpacked in `transformers` for this, and measured from itself there.
+
     Raises:
-        MeasurementError: the reference runs in llama.cpp.
-        ModelError: its weights are packed.
+        ModelError: its weights are packed, or it cannot be loaded.
     """
     from heretic_kl.score.reference_run import logit_blocks
 
-    if not isinstance(runner, Runner):
-        raise MeasurementError(
-            "bands round the weights of a reference in transformers: pass --backend transformers"
-        )
+    if isinstance(runner, LlamaReference):
+        runner = _in_transformers(runner, reference)
+        hidden = runner.hidden_states(forced_sequences(reference))
+        reference = replace(reference, hidden=hidden, logits=None)
     sequences, lm = forced_sequences(reference), runner.lm
     weights = geometric_weights(int(reference.mask.shape[1]), position_decay)
     bands = []
@@ -74,7 +82,7 @@ def measure_bands(
         blocks = partial(logit_blocks, runner, sequences, lm.head, f"rounded to {bits} bits")
         with rounded_weights(lm.model, bits):
             table = runner.limits.run(
-                lambda blocks=blocks: reference.measure_blocks(  # type: ignore[misc]
+                lambda blocks=blocks: reference.measure_blocks(
                     blocks(),
                     head=lm.head,
                     divergence=reduction.divergence,
@@ -84,6 +92,15 @@ def measure_bands(
         means = prompt_means(replace(table, clusters=clusters), position_weights=weights)
         bands.append(Band(bits, float(means.mean()), standard_error(means)))
     return tuple(bands)
+
+
+def _in_transformers(reference: LlamaReference, stored: Reference) -> Runner:
+    """What runs the same file there, in batches of about so many tokens."""
+    longest = max(len(sequence.fed) for sequence in forced_sequences(stored))
+    limits = MemoryLimits(max(1, min(MOST_SEQUENCES, TOKENS_AT_ONCE // longest)))
+    lm = reference.unpacked()
+    lm.model.eval()
+    return Runner(lm, limits, trees=False, progress=reference.progress)
 
 
 def measure_floor(

@@ -1,4 +1,4 @@
-"""A measurement as files that the Hugging Face hub reads. Pure functions; they read nothing."""
+"""A measurement as files that the Hugging Face hub reads. Reads no file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final
 from heretic_kl._version import __version__
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import METRIC_VERSION
+from heretic_kl.score.comparison import MeasuresCandidates
 from heretic_kl.score.measurement import Measurement
 
 TASK: Final = "teacher_forced_kl"
@@ -151,6 +152,54 @@ def merged_with_lm_eval(
     ):
         merged.setdefault(table, {})[TASK] = entry
     return merged
+
+
+class KLMetric:
+    """A KL as `evaluate` has metrics, for users of lm-evaluation-harness, too.
+
+        KLMetric(TeacherForcedKL("path/to/original")).compute(model="path/to/fine-tune")
+
+    Args:
+        kl: of the reference.
+        source: prompts or text, as others are told of them.
+    """
+
+    name: Final = TASK
+
+    def __init__(self, kl: MeasuresCandidates, source: str = "own prompts") -> None:
+        self._kl, self._source = kl, source
+
+    @property
+    def measured_on(self) -> MeasuredOn:
+        """What all models read."""
+        facts, shape = self._kl.reference.identity.settings, self._kl.reference.mask.shape
+        sha256 = str(facts["text"] if "text" in facts else facts["prompts"])
+        name = str(facts.get("model") or "the reference")
+        return MeasuredOn(name, self._source, shape[0], sha256, shape[1])
+
+    def compute(self, *, model: Any, lm_eval: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Measure a model; plain figures by name, nats.
+
+        Args:
+            model: as for `TeacherForcedKL.score`.
+            lm_eval: results of lm-evaluation-harness for it, returned with these figures as
+                one more task.
+
+        Raises:
+            HereticKLError: as `score` and `merged_with_lm_eval`.
+        """
+        measurement = self._kl.score(model)
+        if lm_eval is not None:
+            return merged_with_lm_eval(lm_eval, measurement, self.measured_on)
+        change = measurement.change
+        return {
+            "kl": measurement.kl,
+            **_uncertainty(measurement),
+            "same_top_token": measurement.summary.top1_agreement,
+            "gain": change.gain.mean,
+            "loss": change.loss.mean,
+            "verdict": measurement.verdict,
+        }
 
 
 def _uncertainty(measurement: Measurement) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -150,7 +151,10 @@ class ModelLoader:
                 used = chat_template(tokenizer, template)
                 chat = ChatEncoder(tokenizer, used, variables or {}, response_prefix)
                 on_gpu, cache = self.device != "cpu", self.reference_cache_type
-                return LlamaReference(source, chat, cache_type=cache, on_gpu=on_gpu)
+                unpacked = partial(self._unpacked, source, tokenizer)
+                return LlamaReference(
+                    source, chat, cache_type=cache, on_gpu=on_gpu, unpacked=unpacked
+                )
             model = self._load(source, base, self.dtype)
         elif tokenizer is None:
             raise ValueError("a reference given as an object needs its tokenizer")
@@ -285,6 +289,9 @@ class ModelLoader:
     def _tokenizer_of_reference(self, source: ModelSource, base: ModelSource | None) -> Any:
         home = source if has_tokenizer(source) or base is None else base
         return load_tokenizer(home, self.trust_remote_code)
+
+    def _unpacked(self, source: ModelSource, tokenizer: Any) -> CausalModel:
+        return adopt_model(self._load(source, None, self.dtype), tokenizer, template="none")
 
     def _load(self, source: ModelSource, base: ModelSource | None, dtype: DtypeName) -> Any:
         # Models refer to themselves in circles: without this an earlier one may still be here.

@@ -60,6 +60,6 @@ def make_models(folder):
     return folder
 
 
-def built(models, **options):
+def built(models, reference=None, **options):
     fixed = {"prompts": PROMPTS, "kl_tokens": 4, "dtype": "float32", "gguf_cache_type": "f32"}
-    return TeacherForcedKL(models / "original", **{**fixed, **options})
+    return TeacherForcedKL(reference or models / "original", **{**fixed, **options})

@@ -15,6 +15,7 @@ from heretic_kl.errors import ExportError, MeasurementError
 from heretic_kl.score import (
     Comparison,
     Document,
+    KLMetric,
     MeasuredOn,
     TeacherForcedKL,
     TextKL,
@@ -154,6 +155,18 @@ class TestHub:
             merged_with_lm_eval(merged, measurement, on)
         with pytest.raises(MeasurementError, match="no results of lm-evaluation-harness"):
             merged_with_lm_eval({"scores": 1}, measurement, on)
+
+    def test_as_a_metric_of_evaluate(self, kl, other):
+        metric, measured = KLMetric(kl, "a few prompts"), kl.score(other)
+        computed = metric.compute(model=other)
+        assert computed["kl"] == measured.kl and computed["verdict"] == measured.verdict
+        assert computed["standard_error"] == measured.summary.standard_error
+        json.dumps(computed)
+        merged = metric.compute(model=other, lm_eval={"results": {"arc": {"acc,none": 0.5}}})
+        assert merged["results"].keys() == {"arc", metric.name}
+        metadata = merged["configs"][metric.name]["metadata"]
+        assert metadata["source"] == "a few prompts" and len(metadata["sha256"]) == 64
+        assert metadata["reference"] == "original"
 
     def test_the_harness_s_own_table_shows_it(self, comparison, on):
         make_table = pytest.importorskip("lm_eval.utils").make_table

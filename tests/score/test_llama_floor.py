@@ -54,3 +54,12 @@ def test_every_table_shows_it(models):
     assert f"floor across back ends {floors[0]:.2g}" in evaluation_results(measured, on)
     merged = merged_with_lm_eval({}, measured, on)["configs"]["teacher_forced_kl"]
     assert merged["metadata"]["back_end_floor"] == floors[0]
+
+
+def test_bands_of_a_reference_in_llama_are_those_of_its_weights(models):
+    options = {"bands": True, "reference_cache_type": "f32"}
+    live = built(models, reference=models / "f32.gguf", backend="llama.cpp", **options)
+    beside = built(models, bands=True)
+    for ours, theirs in zip(live.bands, beside.bands, strict=True):
+        assert ours.bits == theirs.bits and ours.kl == pytest.approx(theirs.kl, rel=1e-3)
+    assert "-bit rounding" in live.score(models / "q4_0.gguf").verdict

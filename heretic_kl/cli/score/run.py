@@ -80,8 +80,6 @@ def _check_models(settings: ScoreSettings) -> None:
     from heretic_kl.model.loading.chat import chat_template
     from heretic_kl.score import check_models
 
-    if settings.bands and _backend(settings) == "llama.cpp" and _is_gguf(settings.name):
-        raise ConfigError("--bands rounds a reference in transformers: add --backend transformers")
     if settings.reference_cache_type != "f16" and _backend(settings) != "llama.cpp":
         raise ConfigError(
             "--reference-cache-type has no effect on a reference in transformers: add --backend "

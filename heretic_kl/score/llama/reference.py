@@ -7,7 +7,7 @@ files are in memory at once, mapped, and a file measured from itself is at exact
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from heretic_kl.engine.runner import Progress
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import DivergenceReduction, Reference, ReferenceIdentity, vocabulary_hash
-from heretic_kl.model import ChatEncoder, ModelSource
+from heretic_kl.model import CausalModel, ChatEncoder, ModelSource
 from heretic_kl.requests import Sampling
 from heretic_kl.score.llama.model import LlamaModel
 
@@ -107,16 +107,24 @@ class LlamaReference:
         chat: of its tokenizer.
         cache_type: one of `CACHE_TYPES`.
         on_gpu: see `LlamaModel`.
+        unpacked: loads the same file in `transformers`.
     """
 
     def __init__(
-        self, source: ModelSource, chat: ChatEncoder, *, cache_type: str, on_gpu: bool
+        self,
+        source: ModelSource,
+        chat: ChatEncoder,
+        *,
+        cache_type: str,
+        on_gpu: bool,
+        unpacked: Callable[[], CausalModel],
     ) -> None:
         assert source.gguf_file is not None
         self.chat = chat
         self._path = source.gguf_file
         self._cache_type = cache_type
         self._on_gpu = on_gpu
+        self.unpacked = unpacked
         self.progress: Progress = lambda part, done, total: None
         self._model: LlamaModel | None = None
         self._context = 0
