@@ -171,29 +171,7 @@ class ReferenceRun(ReferenceSide):
         )
         if own_tokenizer:
             self.require(tokenizer_hash=lm.tokenizer_hash())
-        limits = MemoryLimits(self.batch_size, notify=self.notify)
-        if not self.share_prefix:  # as the reference ran
-            lm = lm.limited(prefix_problem="the reference does not share it")
-        packs = self.packs and packed_bytes(lm) > 0
-        with evaluating(lm.model), torch.no_grad(), packing_weights(lm, packs) as lm:
-            head, candidate_head = self.heads(lm.head)
-            runner = Runner(lm, limits, trees=self.trees, progress=self.loader.progress)
-            table = limits.run(
-                lambda: self.table(
-                    logit_blocks(runner, self.sequences, candidate_head),
-                    head,
-                    reduction,
-                    watch,
-                    observe,
-                )
-            )
-        if limits.batch_size != self.batch_size:
-            raise MeasurementError(
-                f"out of memory: the reference ran in batches of {self.batch_size}, the candidate "
-                f"only fits in {limits.batch_size}; measure both with batch size "
-                f"{limits.batch_size}"
-            )
-        return CandidateTable(table, lm.dtype_name)
+        return CandidateTable(self._ran(lm, reduction, watch, observe), lm.dtype_name)
 
     def seen_by(
         self,
@@ -238,6 +216,38 @@ class ReferenceRun(ReferenceSide):
             packs=self.packs and packed_bytes(lm) > 0,
         )
         return replace(other, tokenizer=self.tokenizer)
+
+    def _ran(
+        self,
+        lm: CausalModel,
+        reduction: DivergenceReduction,
+        watch: Watch | None,
+        observe: Observe | None,
+    ) -> KLTable:
+        """A candidate in `transformers`, run as the reference ran."""
+        limits = MemoryLimits(self.batch_size, notify=self.notify)
+        if not self.share_prefix:  # as the reference ran
+            lm = lm.limited(prefix_problem="the reference does not share it")
+        packs = self.packs and packed_bytes(lm) > 0
+        with evaluating(lm.model), torch.no_grad(), packing_weights(lm, packs) as lm:
+            head, candidate_head = self.heads(lm.head)
+            runner = Runner(lm, limits, trees=self.trees, progress=self.loader.progress)
+            table = limits.run(
+                lambda: self.table(
+                    logit_blocks(runner, self.sequences, candidate_head),
+                    head,
+                    reduction,
+                    watch,
+                    observe,
+                )
+            )
+        if limits.batch_size != self.batch_size:
+            raise MeasurementError(
+                f"out of memory: the reference ran in batches of {self.batch_size}, the candidate "
+                f"only fits in {limits.batch_size}; measure both with batch size "
+                f"{limits.batch_size}"
+            )
+        return table
 
     def table(
         self,
