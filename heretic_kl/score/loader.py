@@ -112,7 +112,7 @@ class ModelLoader:
     _probed: WeakKeyDictionary[nn.Module, Capabilities] = field(
         default_factory=WeakKeyDictionary, init=False
     )
-    """What candidates allow that are measured again and again, in training for instance."""
+    """What objects allow that are measured again and again, in training for instance."""
     _loaded: dict[str, Capabilities] = field(default_factory=dict, init=False)
     """What loaded models allow, by what they are made of: weights have no say in it."""
 
@@ -167,6 +167,8 @@ class ModelLoader:
         )
         if source is not None:
             self._loaded[_makeup(model)] = lm.capabilities
+        else:  # it may be trained, and measured from what it was
+            self._probed[model] = lm.capabilities
         return lm
 
     def take_reference(self, source: ModelSource) -> ModelSource | None:
