@@ -1,5 +1,7 @@
 """The study of KL over several positions: measured on a tiny model, analysed on synthetic rows."""
 
+import hashlib
+import inspect
 import json
 import math
 import sys
@@ -10,13 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+from heretic_kl.cli.score.settings import ScoreSettings
+from heretic_kl.config import Settings
 from heretic_kl.kl import Head, jensen_shannon, row_statistics
+from heretic_kl.kl_options import KLOptions
+from heretic_kl.prompts import DatasetSpec, load_prompts
+from heretic_kl.score import DEFAULT_PROMPTS, TeacherForcedKL
 from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
-from benchmarks.study_kl_tokens.__main__ import grouped, run_all  # noqa: E402
+from benchmarks.study_kl_tokens.__main__ import grouped, main, run_all  # noqa: E402
 from benchmarks.study_kl_tokens.analysis import analyse, scatter  # noqa: E402
 from benchmarks.study_kl_tokens.damage import dissimilarity, repetition, text_class  # noqa: E402
 from benchmarks.study_kl_tokens.divergences import (  # noqa: E402
@@ -28,10 +35,31 @@ from benchmarks.study_kl_tokens.divergences import (  # noqa: E402
 from benchmarks.study_kl_tokens.edits import NOTHING, WEIGHTS, Edit, all_edits  # noqa: E402
 from benchmarks.study_kl_tokens.page.__main__ import analysed, page  # noqa: E402
 from benchmarks.study_kl_tokens.page.figures import draw_all  # noqa: E402
-from benchmarks.study_kl_tokens.page.rule import cheapest, checks, recommended  # noqa: E402
+from benchmarks.study_kl_tokens.page.rule import (  # noqa: E402
+    cheapest,
+    checks,
+    findings,
+    prompts_to_rank,
+    prompts_to_state,
+    recommendation,
+    recommended,
+)
 from benchmarks.study_kl_tokens.rows import Row, RowsFile  # noqa: E402
-from benchmarks.study_kl_tokens.task import POSITIONS, SIZES, human_texts  # noqa: E402
-from benchmarks.study_kl_tokens.variants import COMPOSITE, Study  # noqa: E402
+from benchmarks.study_kl_tokens.task import (  # noqa: E402
+    DATA,
+    POSITIONS,
+    SIZES,
+    human_texts,
+    panel_prompts,
+    prompts,
+)
+from benchmarks.study_kl_tokens.variants import (  # noqa: E402
+    COMPOSITE,
+    MAIN,
+    MEASURES,
+    OPERATORS,
+    Study,
+)
 from benchmarks.study_kl_tokens.weights import changed, fine_tuned, weight_change  # noqa: E402
 
 NAMED = {"model": "tiny", "dtype": "float32"}
@@ -168,6 +196,30 @@ def test_text_measures():
     assert text_class("The capital of Italy is Rome, on the Tiber.") == "content"
 
 
+def test_the_prompts_are_those_of_the_measured_rows():
+    content = (DATA / "prompts.jsonl").read_bytes()
+    digest = "d66cd7d4980c8a4358c4781f268fb1076c40ba27943cc66160778cd00fd5db4b"
+    assert hashlib.sha256(content).hexdigest() == digest, "measured rows cannot be continued"
+    panel = [prompt for chosen in panel_prompts(3).values() for prompt in chosen]
+    assert len({prompt.user for prompt in panel}) == 18
+    largest = SIZES["full"]
+    assert len(prompts("harmless", "validation", largest.checked, largest.kl + 8)) == 16
+    with pytest.raises(ValueError, match="49 harmless validation prompts are wanted"):
+        prompts("harmless", "validation", 17, 32)
+
+
+def test_a_quick_run_measures_a_model_and_writes_what_it_took(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HERETIC_KL_CACHE", str(tmp_path))
+    save_tiny_model(tmp_path / "small", tiny_llama(max_position_embeddings=512))
+    out = tmp_path / "kl_tokens_small_quick.jsonl"
+    command = ["--quick", "--model", str(tmp_path / "small"), "--out", str(out), "--threads", "1"]
+    main([*command, "--dtype", "float32"])
+    file, timed = RowsFile.read(out), json.loads(out.with_suffix(".json").read_text())
+    assert file.header["sizes"] == vars(SIZES["quick"]) and len(file.rows) >= 10
+    assert timed["cpu_seconds"] > 0 and timed["edits"] == len(Study(file).rows)
+    assert "CPU seconds in all" in capsys.readouterr().out
+
+
 def test_passages_that_are_measured_are_not_those_that_are_tuned_on():
     held_out, tuning = ({text.text for text in human_texts(use)} for use in ("held out", "tuning"))
     assert held_out and tuning and not held_out & tuning
@@ -177,7 +229,7 @@ def synthetic(tmp_path, edits=40, prompts=12, late=True):
     """Rows whose damage shows only at positions from 8 on (or only at the first one)."""
     draw = torch.Generator().manual_seed(0)
     header = {
-        **NAMED, "date": "", "machine": {}, "edits": 1, "right": [1, 0, 1],
+        **NAMED, "date": "", "machine": {"threads": 1}, "edits": 1, "right": [1, 0, 1],
         "sizes": vars(SIZES["tiny"]),
         "text_groups": ["prose", "code", "scripts"], "lengths": {"greedy": [64] * prompts},
         "confidence": torch.rand(prompts, 64, generator=draw),
@@ -226,13 +278,16 @@ def test_damage_that_shows_late_is_seen_by_more_positions(tmp_path):
     assert useful["partial"]["64"]["composite"]["low"] > 0.9
     right = figures["ties"]["all edits"]["right"]
     assert right["64"]["value"] > 0.95 and abs(right["1"]["value"] - 0.5) < 0.3
+    assert right["1"]["low"] < right["1"]["value"] < right["1"]["high"]
+    every = figures["groups"][OPERATORS]["spearman"]
+    assert all(set(values) == {"composite", *MEASURES} for values in every.values())
+    assert set(useful["spearman"]["free-running, 64"]) == {"composite"}
     assert figures["regret"]["picks"]["greedy forward uniform mean, 64"]["regret"] == 0
     assert figures["parting"]["median_kl_before"] < figures["parting"]["median_kl_from_there"]
 
 
-def test_damage_that_shows_at_once_is_not_seen_better_by_more_positions(tmp_path):
-    figures = analyse(synthetic(tmp_path, late=False), draws=50)
-    more = figures["groups"]["useful"]["more_than_first"]["64"]["composite"]
+def test_damage_that_shows_at_once_is_not_seen_better_by_more_positions(late_and_early):
+    more = late_and_early[1]["groups"]["useful"]["more_than_first"]["64"]["composite"]
     assert more["value"] < 0 and not math.isnan(more["low"])
 
 
@@ -251,22 +306,59 @@ def test_few_edits_of_a_group_give_no_figures(tmp_path):
 
 def test_the_page_shows_figures_of_every_model_and_draws_them(tmp_path):
     figures = [analyse(synthetic(tmp_path), draws=20) for _ in range(2)]
-    text = page({"models": figures, "unfinished": {"base": 5}})
+    figures[1]["model"] = "qwen05"
+    timed = {"cpu_seconds": 90, "edits": 12}
+    text = page({"models": figures, "unfinished": {"base": 5}, "quick": timed})
     useful = figures[0]["groups"]["useful"]["spearman"]["greedy forward uniform mean, 16"]
     assert f"{useful['composite']['value']:.2f} (" in text and "tiny, useful" in text
+    assert "took 1.5 CPU minutes for 12 edits" in text and "What held on each of tiny, Qwen" in text
+    assert "qwen05" not in text and len(text.partition("## Every variant")[2].split("\n")) > 80
     assert "<" not in text and "None" not in text and "base: 5 edits" in text
     files = draw_all(figures, tmp_path)
     assert len(files) == 4 and all(f"figures/{file.name}" in text for file in files)
 
 
-def test_a_default_changes_only_where_all_conditions_hold(tmp_path):
-    late = analyse(synthetic(tmp_path), draws=40)
+@pytest.fixture(scope="module")
+def late_and_early(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic")
+    return [analyse(synthetic(folder, late=late), draws=40) for late in (True, False)]
+
+
+def test_a_default_changes_only_where_all_conditions_hold(late_and_early):
+    late, early = late_and_early
     best = recommended([late, late])
     assert best is not None and best.tokens > 3
-    early = analyse(synthetic(tmp_path, late=False), draws=40)
     assert recommended([late, early]) is None and recommended([early, early]) is None
     assert len(checks([late])) == 7
     assert cheapest(late)["tokens"] >= 16 and cheapest(early)["tokens"] == 1
+
+
+def test_numbers_of_prompts_follow_from_correlation_and_error():
+    cells = [
+        {"tokens": 3, "prompts": p, "spearman": s, "relative_error": e}
+        for p, s, e in ((3, 0.80, 0.5), (6, 0.895, 0.4), (12, 0.90, 0.2))
+    ]
+    model = {"precision": {"cells": cells}}
+    assert prompts_to_rank(model, 3) == 6
+    assert prompts_to_state(model, 3, 0.2) == 12 and prompts_to_state(model, 3, 0.1) == 48
+
+
+def test_a_finding_holds_where_its_interval_is_above_chance(late_and_early):
+    late, early = late_and_early
+    by_text = {finding.text: finding.holds for finding in findings([late, early])}
+    assert by_text["gain of N = 16 over N = 1 (useful)"] == [True, False]
+    assert len(by_text) == 8
+
+
+def test_the_defaults_are_those_that_the_page_recommends():
+    text = (ROOT / "benchmarks/results/kl_tokens.json").read_text(encoding="utf-8")
+    chosen = recommendation(json.loads(text)["models"])
+    assert (chosen.kind, KLOptions().position_decay) == (MAIN, 1.0)  # uniform weights
+    assert Settings.model_fields["kl_tokens"].default == chosen.search_tokens
+    measured_alone = inspect.signature(TeacherForcedKL).parameters["kl_tokens"].default
+    assert measured_alone == ScoreSettings.model_fields["kl_tokens"].default == chosen.score_tokens
+    for spec in (DEFAULT_PROMPTS, DatasetSpec("builtin:harmless", "validation")):
+        assert chosen.rank_prompts <= len(load_prompts(spec)) < chosen.state_prompts
 
 
 def test_the_page_is_that_of_the_results_file():

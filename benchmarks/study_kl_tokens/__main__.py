@@ -11,6 +11,7 @@ The plan is docs/decisions/026-study-of-kl-tokens.md. A killed run goes on where
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from benchmarks.study_kl_tokens.rows import RowsFile
 from benchmarks.study_kl_tokens.task import LONGEST, SIZES, Sizes
 from heretic_kl.engine import Engine, Runner
 from heretic_kl.errors import MeasurementError
-from heretic_kl.files import cache_folder
+from heretic_kl.files import cache_folder, write_text
 from heretic_kl.model import (
     LanguageModel,
     ModelSource,
@@ -58,7 +59,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         lm = with_packed_weights(lm)
     size = arguments.size or ("quick" if arguments.quick else "full")
     every = QUICK_EVERY if arguments.quick else arguments.every
-    run_all(lm, SIZES[size], out, every, arguments.threads, {"model": name, "dtype": dtype})
+    begins = not out.exists()
+    named = {"model": name, "dtype": dtype}
+    file = run_all(lm, SIZES[size], out, every, arguments.threads, named)
+    if arguments.quick and begins:
+        _write_time(out.with_suffix(".json"), file)
+
+
+def _write_time(path: Path, file: RowsFile) -> None:
+    """What the whole run took, loading and learning included."""
+    facts = ("command", "date", "machine", "versions", "model", "dtype", "sizes")
+    seconds = round(time.process_time())
+    content = {**{name: file.header[name] for name in facts}, "edits": len(file.rows) - 1}
+    write_text(path, json.dumps({**content, "cpu_seconds": seconds}, indent=1) + "\n")
+    print(f"{seconds} CPU seconds in all", flush=True)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

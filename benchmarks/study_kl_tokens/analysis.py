@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from benchmarks.study_kl_tokens.edits import all_edits
 from benchmarks.study_kl_tokens.task import POSITIONS
-from benchmarks.study_kl_tokens.variants import MAIN, MEASURES, Array, Study
+from benchmarks.study_kl_tokens.variants import MAIN, MEASURES, OPERATORS, Array, Study
 
 DRAWS = 1000
 SEED = 0
@@ -54,8 +54,10 @@ def analyse(study: Study, draws: int = DRAWS) -> Figures:
         "reference_refused": study.reference_refused,
         "right": int(sum(header["right"])),
         "cpu_seconds_an_edit": round(float(np.median([row.seconds for row in study.rows])), 1),
+        "cpu_minutes": round(sum(row.seconds for row in study.file.rows) / 60, 1),
         "groups": {
-            name: group_figures(study, chosen, draws) for name, chosen in study.groups.items()
+            name: group_figures(study, chosen, draws, name == OPERATORS)
+            for name, chosen in study.groups.items()
         },
         "free_floor": round(float(study.nothing.arrays["free"][:, -1].mean()), 3),
         "ties": ties(study, draws),
@@ -67,8 +69,17 @@ def analyse(study: Study, draws: int = DRAWS) -> Figures:
     }
 
 
-def group_figures(study: Study, chosen: NDArray[np.bool_], draws: int) -> Figures | None:
-    """Correlations within a group of edits; None where it has too few."""
+def group_figures(
+    study: Study, chosen: NDArray[np.bool_], draws: int, every_measure: bool = True
+) -> Figures | None:
+    """Correlations within a group of edits; None where it has too few.
+
+    Args:
+        study: rows of a model.
+        chosen: (E,) which edits.
+        draws: of the bootstrap.
+        every_measure: state those of other variants than the main one with each measure too.
+    """
     members = np.flatnonzero(chosen)
     if len(members) < FEWEST:
         return None
@@ -89,7 +100,7 @@ def group_figures(study: Study, chosen: NDArray[np.bool_], draws: int) -> Figure
             f"{kind}, {tokens}": {
                 name: _with_interval(point[v, m], drawn[:, v, m])
                 for m, name in enumerate(names)
-                if kind == MAIN or name == "composite"
+                if every_measure or kind == MAIN or name == "composite"
             }
             for v, (kind, tokens) in enumerate(keys)
         },
@@ -168,45 +179,54 @@ def _partial(
 
 
 def ties(study: Study, draws: int) -> Figures:
-    """Pairs equal in first-token KL within error that differ in damage; who orders them rightly."""
-    first = study.variant(1).numerator
-    difference = first[:, None] - first[None]  # (E, E, P)
-    error = difference.std(2, ddof=1) / np.sqrt(first.shape[1])
-    tied = np.abs(difference.mean(2)) < 2 * error
-    gap = study.composite[:, None] - study.composite[None]
-    upper = np.triu(np.ones_like(tied, dtype=bool), 1)
-    pairs = tied & upper & (np.abs(gap) >= APART)
-    operators = study.groups["ablations and learned"]
-    subsets = {"all edits": pairs, "ablations and learned": pairs & np.outer(operators, operators)}
+    """Pairs equal in first-token KL within error that differ in damage; who orders them rightly.
+
+    Each draw of the bootstrap finds its own pairs, among its edits and by its prompts.
+    """
+    edits = np.arange(len(study.rows))
+    upper = np.triu(np.ones((len(edits), len(edits)), dtype=bool), 1)
+    operators = study.groups[OPERATORS]
+    bases = {"all edits": upper, OPERATORS: upper & np.outer(operators, operators)}
+    drawn = list(_bootstrap(edits, len(_all_prompts(study)), draws))
     made: Figures = {}
-    for name, chosen in subsets.items():
-        base = upper & (np.outer(operators, operators) if name != "all edits" else True)
+    for name, base in bases.items():
+        tied, differ, right = _ordered(study, base, Draw(edits, _all_prompts(study)))
+        shares = np.stack([_ordered(study, base, draw)[2] for draw in drawn])
         made[name] = {
             "pairs": int(base.sum()),
-            "tied": int((tied & base).sum()),
-            "differ": int(chosen.sum()),
+            "tied": tied,
+            "differ": differ,
             "right": {
-                str(tokens): _tie_share(study, tokens, gap, chosen, draws) for tokens in POSITIONS
+                str(tokens): _with_interval(right[n], shares[:, n]) if differ else None
+                for n, tokens in enumerate(POSITIONS)
             },
         }
     return made
 
 
-def _tie_share(
-    study: Study, tokens: int, gap: Array, pairs: NDArray[np.bool_], draws: int
-) -> Figures | None:
-    """Share of the pairs that KL at N orders as the composite does."""
-    if not pairs.any():
-        return None
-    values = study.variant(tokens).values()
-    right = (pairs & (np.sign(values[:, None] - values[None]) == np.sign(gap))).astype(np.float64)
-    counted, draw = pairs.astype(np.float64), np.random.default_rng(SEED)
-    shares = []
-    for _ in range(draws):
-        count = np.bincount(draw.integers(len(values), size=len(values)), minlength=len(values))
-        total = count @ counted @ count
-        shares.append(count @ right @ count / total if total else np.nan)
-    return _with_interval(right.sum() / counted.sum(), np.array(shares))
+def _ordered(study: Study, base: NDArray[np.bool_], draw: Draw) -> tuple[int, int, Array]:
+    """Pairs (E, E) of `base` that are tied, those of them that differ, who orders these as damage.
+
+    A pair of edits that were drawn a and b times counts a * b times.
+
+    Returns:
+        Two counts, and the share (8,) that KL at each N orders as the composite does.
+    """
+    first = study.variant(1).numerator[:, draw.prompts]
+    covariance = np.cov(first)
+    variance = np.diag(covariance)
+    squared_error = (variance[:, None] + variance[None] - 2 * covariance).clip(0) / first.shape[1]
+    mean = first.mean(1)
+    tied = base & (np.abs(mean[:, None] - mean[None]) < 2 * np.sqrt(squared_error))
+    gap = study.composite[:, None] - study.composite[None]
+    rows, columns = np.nonzero(tied & (np.abs(gap) >= APART))
+    times = np.bincount(draw.edits, minlength=len(first))
+    weights = (times[rows] * times[columns]).astype(np.float64)
+    if not weights.any():
+        return int(tied.sum()), 0, np.full(len(POSITIONS), np.nan)
+    values = np.stack([study.variant(n).values(draw.prompts) for n in POSITIONS])
+    right = np.sign(values[:, rows] - values[:, columns]) == np.sign(gap[rows, columns])
+    return int(tied.sum()), len(rows), right @ weights / weights.sum()
 
 
 def precision(study: Study) -> Figures:
@@ -216,7 +236,7 @@ def precision(study: Study) -> Figures:
     seconds = [t["seconds"] for t in timings]
     cost = np.linalg.lstsq(np.array(design, dtype=float), np.array(seconds), rcond=None)[0]
     most, draw = len(_all_prompts(study)), np.random.default_rng(SEED)
-    chosen = np.flatnonzero(study.groups["ablations and learned"])
+    chosen = np.flatnonzero(study.groups[OPERATORS])
     target = _standard_ranks(study.composite[chosen])
     cells = []
     for prompts in sorted({max(2, most // 8), max(2, most // 4), max(2, most // 2), most}):
@@ -242,7 +262,7 @@ def precision(study: Study) -> Figures:
 
 def regret(study: Study, draws: int) -> Figures | None:
     """Damage of what a search would pick, beyond the least; None where little is refused."""
-    operators = study.groups["ablations and learned"]
+    operators = study.groups[OPERATORS]
     admissible = np.flatnonzero(operators & (study.refused <= ADMISSIBLE))
     if not study.refuses_enough or len(admissible) < 2:
         return None

@@ -1,15 +1,18 @@
 """What every edit is measured on: prompts, human text and questions. Runs no model.
 
-The prompts of the KL, of the damage and of making edits are different prompts.
+The prompts of the KL, of the damage and of making edits are different prompts. They are the study's
+own copy of built-in prompts of its date, so that measured rows can be continued after those change.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
+from heretic_kl.prompts import Prompt
 
 DATA = Path(__file__).parent / "data"
 POSITIONS = (1, 2, 3, 5, 8, 16, 32, 64)
@@ -107,21 +110,32 @@ class Questions:
         return response.strip().rstrip(".").casefold() == self.answers[index].casefold()
 
 
-def prompts(source: str, use: str, limit: int, skip: int = 0) -> tuple[Prompt, ...]:
-    """The built-in prompts of a kind and use after `skip` of them."""
-    loaded = load_prompts(DatasetSpec(f"builtin:{source}", use, limit=skip + limit))
-    return tuple(loaded[skip:])
+@cache
+def _stored_prompts() -> tuple[Mapping[str, str], ...]:
+    lines = (DATA / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    return tuple(json.loads(line) for line in lines)
+
+
+def prompts(kind: str, use: str, limit: int, skip: int = 0) -> tuple[Prompt, ...]:
+    """The study's prompts of a kind and use after `skip` of them.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    texts = [row["text"] for row in _stored_prompts() if (row["kind"], row["use"]) == (kind, use)]
+    if skip + limit > len(texts):
+        raise ValueError(f"{skip + limit} {kind} {use} prompts are wanted; there are {len(texts)}")
+    return tuple(Prompt(text) for text in texts[skip : skip + limit])
 
 
 def panel_prompts(per_category: int) -> dict[str, tuple[Prompt, ...]]:
     """Measure (see `CATEGORIES`) -> the first panel prompts of each of its categories."""
-    everything = load_prompts(DatasetSpec("builtin:panel", "test"))
+    by_category: dict[str, list[Prompt]] = {}
+    for row in _stored_prompts():
+        if row["kind"] == "panel":
+            by_category.setdefault(row["category"], []).append(Prompt(row["text"]))
     return {
-        measure: tuple(
-            prompt
-            for category in categories
-            for prompt in [p for p in everything if p.category == category][:per_category]
-        )
+        measure: tuple(p for name in categories for p in by_category[name][:per_category])
         for measure, categories in CATEGORIES.items()
     }
 

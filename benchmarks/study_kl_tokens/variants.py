@@ -49,6 +49,8 @@ class Variant:
 
 
 MAIN = "greedy forward uniform mean"
+OPERATORS = "ablations and learned"
+USEFUL = "useful"
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ class Study:
         useful = operators & (self.refused <= self.reference_refused / 2)
         return {
             "all edits": np.ones(len(self.rows), dtype=bool),
-            "ablations and learned": operators,
-            "useful": useful if self.refuses_enough else operators,
+            OPERATORS: operators,
+            USEFUL: useful if self.refuses_enough else operators,
         }
 
     @property

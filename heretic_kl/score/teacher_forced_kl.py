@@ -58,7 +58,7 @@ class TeacherForcedKL(MeasuresCandidates):
         tokenizer: of the reference; needed where the reference is an object.
         prompts: what is asked.
         kl_tokens: N, positions scored of each response; fewer where it ends earlier. 1 is
-            first-token KL.
+            first-token KL. The default is that of `docs/evidence.md` for measuring one model.
         divergence: `forward_kl` is KL(reference || candidate).
         temperature: of both distributions.
         position_decay: weight of each position relative to the one before; 1 weighs all alike.

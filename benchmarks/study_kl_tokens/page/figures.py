@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 
 from benchmarks.study_kl_tokens.edits import ABLATIONS, LEARNED
+from benchmarks.study_kl_tokens.page.view import model_title
 from benchmarks.study_kl_tokens.task import POSITIONS
 from benchmarks.study_kl_tokens.variants import MAIN, MEASURES
 
@@ -63,7 +64,7 @@ def correlation(models: Sequence[Model]) -> Any:
         axes.plot(POSITIONS, values, ":", color="black", label="free-running, all edits")
         _positions(axes)
         axes.set_ylabel("Spearman's correlation with composite damage")
-        axes.set_title(f"{model['model']}: {model['edits']} edits")
+        axes.set_title(f"{model_title(model['model'])}: {model['edits']} edits")
         axes.legend(frameon=False, loc="lower left")
     return drawn
 
@@ -82,7 +83,7 @@ def measures(model: Model) -> Any:
     axes.set_xticks(range(len(POSITIONS)), [str(n) for n in POSITIONS])
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("positions, N")
-    axes.set_title(f"{model['model']}, ablations and learned edits ({group['edits']})")
+    axes.set_title(f"{model_title(model['model'])}, ablations and learned edits ({group['edits']})")
     drawn.colorbar(image, label="Spearman's correlation")
     return drawn
 
@@ -119,7 +120,7 @@ def precision(model: Model) -> Any:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("CPU seconds of a pass, one thread (labels: positions)")
     axes.set_ylabel("mean correlation with composite damage")
-    axes.set_title(f"{model['model']}, ablations and learned edits")
+    axes.set_title(f"{model_title(model['model'])}, ablations and learned edits")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
     return drawn

@@ -7,9 +7,11 @@ from typing import Any
 
 from benchmarks.study_kl_tokens.edits import ABLATIONS, LEARNED
 from benchmarks.study_kl_tokens.task import POSITIONS
-from benchmarks.study_kl_tokens.variants import COMPOSITE, MAIN, MEASURES
+from benchmarks.study_kl_tokens.variants import COMPOSITE, MAIN, MEASURES, OPERATORS, USEFUL
 
 SHOWN = (1, 3, 8, 16, 64)
+MODEL_TITLES = {"qwen05": "Qwen2.5-Coder-0.5B"}
+"""Name of a results file -> the model's, where they differ."""
 TITLES = {
     MAIN: "greedy, forward, uniform, mean (the default)",
     "greedy forward geometric mean": "geometric weights",
@@ -25,6 +27,11 @@ TITLES = {
     "free-running": "the same prompts, free-running",
 }
 """Kind of a variant -> its row in the table."""
+
+
+def model_title(name: str) -> str:
+    """What a model is called on the page and in figures."""
+    return MODEL_TITLES.get(name, name)
 
 
 def interval(figures: Mapping[str, float] | None, digits: int = 2, sign: bool = False) -> str:
@@ -44,6 +51,28 @@ class View:
 
     def __getattr__(self, name: str) -> Any:
         return self.figures[name]
+
+    @property
+    def title(self) -> str:
+        """The model's name."""
+        return model_title(self.figures["model"])
+
+    @property
+    def useful(self) -> int | None:
+        """How many edits are useful; None where there is no such group."""
+        group = self.figures["groups"][USEFUL]
+        return group["edits"] if group and self.figures["regret"] else None
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of all variants, in their order."""
+        group = self.figures["groups"][OPERATORS]
+        return list(dict.fromkeys(key.rpartition(", ")[0] for key in group["spearman"]))
+
+    def by_measure(self, kind: str, tokens: int) -> list[float] | None:
+        """Correlation of a variant with the composite and each measure; None: no such N."""
+        figures = self.figures["groups"][OPERATORS]["spearman"].get(f"{kind}, {tokens}")
+        return figures and [figures[name]["value"] for name in ("composite", *MEASURES)]
 
     @property
     def groups_with_figures(self) -> dict[str, Any]:
@@ -135,6 +164,6 @@ class View:
 
 NAMES = {
     "view": View, "interval": interval, "SHOWN": SHOWN, "POSITIONS": POSITIONS, "MAIN": MAIN,
-    "TITLES": TITLES, "MEASURES": MEASURES, "COMPOSITE": COMPOSITE,
+    "TITLES": TITLES, "MEASURES": MEASURES, "COMPOSITE": COMPOSITE, "model_title": model_title,
 }  # fmt: skip
 """What the page's template may use."""
