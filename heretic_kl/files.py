@@ -61,6 +61,34 @@ def is_file_name(name: str) -> bool:
     return printable and name not in ("", ".", "..") and not set(name) & set("/\\:")
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder is, links followed, a file or folder elsewhere.
+
+    A snapshot in the hub's cache consists of links to `../../blobs`, which belong to it.
+    """
+    try:
+        home, target = folder.resolve(), path.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return True
+    places = [home]
+    for place in (home, *home.parents):
+        repository = place.parent.parent
+        if place.parent.name == "snapshots" and re.match("(models|datasets)--", repository.name):
+            places.append(repository / "blobs")
+    return not any(target.is_relative_to(place) for place in places)
+
+
+def link_out(folder: Path) -> Path | None:
+    """Return the first link below a folder that leads out of it; hidden ones are not looked at."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in (*folders, *sorted(names)):
+            path = Path(parent, name)
+            if not name.startswith(".") and path.is_symlink() and leads_out(path, folder):
+                return path
+    return None
+
+
 def check_writable(folder: Path) -> None:
     """Raise OSError where no file can be written to a folder, made if missing; leave nothing."""
     folder = folder.absolute()

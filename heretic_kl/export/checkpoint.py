@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from heretic_kl.errors import ExportError
+from heretic_kl.errors import ExportError, ModelError
 from heretic_kl.export.hub.client import quiet_client
 from heretic_kl.export.shards import Shard, open_shard
+from heretic_kl.files import leads_out
 from heretic_kl.model import LanguageModel
+from heretic_kl.model.loading.weight_files import weight_files
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 """Formats that can run code when they are read: never copied."""
@@ -51,14 +52,16 @@ def find_checkpoint(lm: LanguageModel) -> Checkpoint | None:
     """The original's files; None for a GGUF file and where they cannot be had.
 
     Raises:
-        ExportError: a file that is there cannot be read.
+        ExportError: a file that is there cannot be read, or is named and not in the folder.
     """
     folder = original_folder(lm)
     if folder is None:
         return None
     try:
-        names = _weight_files(folder)
+        names = weight_files(folder)
         shards = {name: open_shard(folder / name) for name in names}
+    except ModelError as error:
+        raise ExportError(str(error)) from error
     except OSError as error:
         raise ExportError(
             f"the original's weights cannot be read again: {error.strerror or error}"
@@ -89,32 +92,23 @@ def other_files(checkpoint: Checkpoint, edited: Collection[str], target: Path) -
         edited: names of the edited tensors; a further safetensors file that holds one of them
             is an unedited copy of the weights and left out.
         target: where the new folder will be; not read, should it lie inside the original.
+
+    Raises:
+        ExportError: a file is a link that leads out of the original's folder.
     """
     copies: dict[str, Path] = {}
     for path in _walk(checkpoint.folder, target.resolve()):
         name, suffix = path.relative_to(checkpoint.folder).as_posix(), path.suffix.lower()
         if name in checkpoint.shards or suffix in PICKLES + OTHER_WEIGHTS:
             continue
+        if path.is_symlink() and leads_out(path, checkpoint.folder):
+            raise ExportError(f"{str(path)!r} is a link that leads out of the model's folder")
         if not _repeats_weights(path, edited):
             copies[name] = path
     for taken, stem in RENAMED.items():
         if taken in copies:
             copies[_free_name(stem, Path(taken).suffix, copies)] = copies.pop(taken)
     return copies
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """The files `transformers` loads, in its order of preference."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    named = config.get("transformers_weights")
-    for name in (named, "model.safetensors", "model.safetensors.index.json"):
-        if not isinstance(name, str) or not (folder / name).is_file():
-            continue
-        if not name.endswith(".index.json"):
-            return [name]
-        index = json.loads((folder / name).read_text(encoding="utf-8"))
-        return sorted(set(index["weight_map"].values()))
-    return []
 
 
 def _snapshot(lm: LanguageModel) -> Path | None:

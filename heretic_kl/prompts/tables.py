@@ -5,12 +5,13 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from heretic_kl.errors import PromptError, innermost
+from heretic_kl.errors import PromptError, innermost, plain_line
+from heretic_kl.files import link_out
 from heretic_kl.prompts.hub import (
     HUB_TIMEOUT_SECONDS,
     hub_problem,
@@ -107,6 +108,11 @@ def read_folder(path: Path, subset: str | None = None) -> Mapping[str, Any]:
     packed = sorted(file.name for file in path.rglob("*") if file.suffix.lower() in ARCHIVES)
     if packed:  # `datasets` would unpack it, however large it becomes
         raise PromptError(f"{path}: holds the archive {packed[0]}: unpack it and move it away")
+    if (link := link_out(path)) is not None:
+        raise PromptError(f"{path}: {link.name} is a link that leads out of the folder")
+    for name in _stated_files(path / "README.md"):
+        if re.search(r"://|::|(^|[/\\])\.\.([/\\]|$)|^[/\\~]", name):
+            raise PromptError(f"{path}: README.md names data files elsewhere: {plain_line(name)}")
     import datasets
 
     saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
@@ -120,6 +126,30 @@ def read_folder(path: Path, subset: str | None = None) -> Mapping[str, Any]:
         return _checked_splits(
             datasets.load_dataset(str(path.resolve()), subset, cache_dir=cache, keep_in_memory=True)
         )
+
+
+def _stated_files(card: Path) -> Iterator[str]:
+    """Every text of the subsets in a dataset's card: patterns of their files are among them."""
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError
+
+    if not card.is_file():
+        return
+    try:
+        text = card.read_text(encoding="utf-8-sig", errors="replace")
+        stated: list[Any] = [ModelCard(text, ignore_metadata_errors=True).data.get("configs")]
+    except (OSError, ValueError, TypeError, YAMLError, RecursionError):
+        raise PromptError(f"{card}: its front matter cannot be read") from None
+    seen: set[int] = set()
+    while stated:
+        value = stated.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping | list | tuple):
+            if id(value) in seen:  # YAML can name a part many times over: `datasets` would hang
+                raise PromptError(f"{card}: its front matter names one part twice (a YAML alias)")
+            seen.add(id(value))
+            stated += value.values() if isinstance(value, Mapping) else value
 
 
 def read_hub(name: str, subset: str | None = None) -> Mapping[str, Any]:

@@ -27,7 +27,8 @@ def check_adapter(folder: Path) -> None:
         UnsupportedModelError: its weights are pickled or missing, or it does not work inside the
             layers.
     """
-    kind = _adapter_config(folder).get("peft_type")
+    config = _adapter_config(folder)
+    kind = config.get("peft_type")
     if kind in PROMPT_KINDS:
         raise UnsupportedModelError(
             f"adapter {str(folder)!r} is of kind {kind}, which puts learned tokens before the "
@@ -37,6 +38,11 @@ def check_adapter(folder: Path) -> None:
         raise UnsupportedModelError(
             f"adapter {str(folder)!r} has no {ADAPTER_WEIGHTS}; pickled weights are not read "
             "because they can run code: convert them first"
+        )
+    if config.get("megatron_config"):
+        raise UnsupportedModelError(
+            f"adapter {str(folder)!r} names a module of Python (megatron_core) to be imported, "
+            "which no file may"
         )
     check_safetensors(folder / ADAPTER_WEIGHTS)
 

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
 from heretic_kl.files import expanded
 from heretic_kl.model.loading.adapters import ADAPTER_CONFIG
-from heretic_kl.model.loading.headers import check_gguf, check_safetensors
+from heretic_kl.model.loading.headers import check_gguf
+from heretic_kl.model.loading.weight_files import check_folder
 from heretic_kl.model.out_of_memory import is_out_of_memory
 
 
@@ -65,7 +66,7 @@ def check_exists(source: ModelSource) -> None:
 
     Raises:
         ModelNotFoundError: it does not exist, or holds no model.
-        UnsupportedModelError: the header of a file of its weights claims more than the file holds.
+        UnsupportedModelError: see `check_folder` and `check_gguf`.
     """
     name = source.name
     if source.gguf_file is not None:
@@ -78,8 +79,7 @@ def check_exists(source: ModelSource) -> None:
             ggufs = sorted(source.folder.glob("*.gguf"))
             hint = f"; give the file itself, for instance {ggufs[0]}" if ggufs else ""
             raise ModelNotFoundError(f"folder {name!r} holds no config.json{hint}")
-        for file in sorted(source.folder.glob("*.safetensors")):
-            check_safetensors(file)
+        check_folder(source.folder)
         return
     if source.looks_local or Path(name).exists():
         raise ModelNotFoundError(f"no model at {name!r}: give a folder, a .gguf file or a hub id")
