@@ -1,8 +1,8 @@
 """Everything a user can mend, as exceptions of one line each. Imports nothing of ours.
 
 A `HereticKLError` reaches the terminal as its message alone: no traceback, exit code 1
-(2 for `ConfigError`, 3 for `NoTrialError`). Its message names what is wrong, the offending value
-and what to do.
+(2 for `ConfigError`, 3 for `NoTrialError`, 5 for `StorageLostError`). Its message names what is
+wrong, the offending value and what to do.
 
     HereticKLError
     ├── ConfigError             a setting, a flag, an environment variable, a config file
@@ -13,6 +13,7 @@ and what to do.
     ├── ScorerError             a plug-in that cannot be found, built or run
     ├── MeasurementError        NaN logits, an empty mask, mismatched references
     ├── StudyError              a storage that cannot be read or belongs to another study
+    │   └── StorageLostError    a connection to a storage that was lost and did not come back
     ├── SessionError            a session used outside its `with` block
     ├── SelectionError          a pick rule that is unknown
     │   └── NoTrialError        a pick rule that no trial meets
@@ -63,6 +64,12 @@ class MeasurementError(HereticKLError):
 
 class StudyError(HereticKLError):
     """The study's storage cannot be opened, or holds a different study."""
+
+
+class StorageLostError(StudyError):
+    """The connection to a study's storage was lost and did not come back in time."""
+
+    exit_code = 5
 
 
 class SessionError(HereticKLError):

@@ -2,8 +2,8 @@
 
 Exit codes, which docs/commands.md explains: 0 done, 1 an error of one line (`HereticKLError`),
 2 a wrong setting or flag, 3 no trial meets the pick rule, 4 a model that is not reproduced,
-70 an internal error, 130 interrupted (Ctrl+C), 141 the reader of the output went
-away, 143 terminated (TERM).
+5 a storage that cannot be reached any more, 70 an internal error, 130 interrupted (Ctrl+C),
+141 the reader of the output went away, 143 terminated (TERM).
 """
 
 import difflib

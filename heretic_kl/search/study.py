@@ -103,7 +103,7 @@ class SearchStudy:
         self._outcomes = Outcomes(objectives, limits or {})
         self._records: dict[int, TrialRecord] = {}
         self._storage = storage
-        heartbeat, watch = Heartbeat(storage), Watch()
+        heartbeat, watch = Heartbeat(storage), Watch(storage)
         try:
             self._study = optuna.create_study(
                 storage=storage,
@@ -113,6 +113,8 @@ class SearchStudy:
                 sampler=optuna.samplers.RandomSampler(),  # never asked: see `Drawer`
             )
             self._roles = Roles(storage, name, heartbeat, watch)
+        except StudyError:
+            raise
         except Exception as error:  # each storage raises its own
             raise StudyError(f"cannot open study {name!r}: {reason(error)}") from error
         self._trials = StudyTrials(

@@ -129,7 +129,8 @@ class StudyTrials:
             self._storage.set_trial_state_values(trial.id, state, values)
         except UpdateFinishedTrialError:
             pass
-        self._heartbeat.remove(trial.id)
+        finally:
+            self._heartbeat.remove(trial.id)
         return self._storage.get_trial(trial.id)
 
     @on_first

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import pytest
 
 from heretic_kl.search import serve
 
+HOME = Path(__file__).parents[2]
+
 
 def free_port():
     with socket.socket() as free:
@@ -20,9 +23,23 @@ def free_port():
         return free.getsockname()[1]
 
 
+class Server:
+    """A server that a test stops and starts again."""
+
+    def __init__(self, url, start, stop):
+        self.url, self.start, self.stop = url, start, stop
+
+
 @contextmanager
 def postgresql():
     """Yields a storage URL; skips the test where there is no server program."""
+    with postgresql_server() as server:
+        yield server.url
+
+
+@contextmanager
+def postgresql_server():
+    """Yields a `Server`."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = programs[-1] if programs else shutil.which("initdb")
     if initdb is None:
@@ -41,13 +58,45 @@ def postgresql():
     options = f"-c listen_addresses=127.0.0.1 -p {port} -c unix_socket_directories={data}"
     call("initdb", "-D", str(data / "db"), "-A", "trust", "-U", "me", "--no-sync", "-E", "UTF8")
     start = ("-w", "-l", str(data / "log"), "-o", options, "start")
-    call("pg_ctl", "-D", str(data / "db"), *start)
+    server = Server(
+        f"postgresql+psycopg://me@127.0.0.1:{port}/studies",
+        lambda: call("pg_ctl", "-D", str(data / "db"), *start),
+        lambda: call("pg_ctl", "-D", str(data / "db"), "-m", "immediate", "-w", "stop"),
+    )
+    server.start()
     try:
         call("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "me", "studies")
-        yield f"postgresql+psycopg://me@127.0.0.1:{port}/studies"
+        yield server
     finally:
-        call("pg_ctl", "-D", str(data / "db"), "-m", "immediate", "-w", "stop")
+        if (data / "db" / "postmaster.pid").exists():
+            server.stop()
         shutil.rmtree(data)
+
+
+@contextmanager
+def proxy_server(url):
+    """Yields a `Server`: the proxy in front of a database, in a process that is killed to stop."""
+    port, running = free_port(), []
+    words = [sys.executable, "-m", "heretic_kl", "storage", "serve", "--storage", url]
+
+    def start():
+        process = subprocess.Popen(
+            [*words, "--port", str(port)], stderr=subprocess.PIPE, text=True, cwd=HOME
+        )
+        running.append(process)
+        assert "serving" in process.stderr.readline()
+
+    def stop():
+        for process in running:
+            process.kill()
+            process.communicate()
+        running.clear()
+
+    start()
+    try:
+        yield Server(f"grpc://127.0.0.1:{port}", start, stop)
+    finally:
+        stop()
 
 
 def proxy(url):

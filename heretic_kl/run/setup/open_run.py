@@ -57,7 +57,9 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
     loaded = load(settings, tell)
     facts = study_facts(settings, loaded.lm, prompts, suite)
     name = settings.study_name or default_study_name(loaded.lm.source, facts)
-    storage = held.enter_context(open_storage(settings.storage, settings.study_dir, name))
+    storage = held.enter_context(
+        open_storage(settings.storage, settings.study_dir, name, tell.notice)
+    )
     with tell.stage("calibrate", "Calibrating"):
         calibrated = calibrate(loaded, settings, prompts, tell, stored_batch_size(storage, name))
     engine, calibration = calibrated.engine, calibrated.calibration

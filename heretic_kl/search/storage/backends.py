@@ -20,8 +20,9 @@ from heretic_kl.errors import StudyError
 from heretic_kl.ranks import is_first
 from heretic_kl.search.storage.artifacts import ARTIFACTS_SUFFIX
 from heretic_kl.search.storage.journal import SharedJournalFile
-from heretic_kl.search.storage.proxy import PROXY_SCHEME, connect, run_proxy
+from heretic_kl.search.storage.proxy import PROXY_SCHEME, connect, open_channel, run_proxy
 from heretic_kl.search.storage.roles import ROLES_SUFFIX
+from heretic_kl.search.storage.steady import SteadyStorage
 
 DRIVER_PACKAGES = {
     "MySQLdb": "mysqlclient",
@@ -49,14 +50,22 @@ HELPERS = (ROLES_SUFFIX, ARTIFACTS_SUFFIX)
 
 
 @contextmanager
-def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[BaseStorage]:
+def open_storage(
+    url: str | None,
+    folder: Path | str,
+    name: str,
+    notify: Callable[[str], None] = lambda message: None,
+) -> Iterator[BaseStorage]:
     """The storage of one study, which other processes may use at the same time.
+
+    A lost connection to a server is waited for; see `SteadyStorage`.
 
     Args:
         url: any Optuna storage URL, or `grpc://HOST:PORT`; None: a journal file
             `folder/name.journal`.
         folder: where journal files are kept; made if missing.
         name: the study's name.
+        notify: told when a connection is lost.
 
     Raises:
         StudyError: the storage cannot be read or written.
@@ -69,14 +78,14 @@ def open_storage(url: str | None, folder: Path | str, name: str) -> Iterator[Bas
     if url is not None:
         with ExitStack() as stack:
             if url.startswith(PROXY_SCHEME):
-                proxy = connect(url)
+                proxy = _steady_proxy(url, notify)
                 stack.callback(proxy.close)
                 yield proxy
             else:
                 backend = _database(url)
                 stack.callback(backend.engine.dispose)
                 stack.callback(backend.remove_session)
-                yield get_storage(backend)
+                yield _steady(backend, notify)
         return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -98,7 +107,7 @@ def storage_for_reading(place: Path | str) -> BaseStorage:
         file = place.removeprefix("sqlite:///")
         if file != place and not Path(file.partition("?")[0]).is_file():  # it would be made
             raise StudyError(f"there is no database {file!r} to read a study from (--storage)")
-        return connect(place) if place.startswith(PROXY_SCHEME) else get_storage(_database(place))
+        return _steady_proxy(place) if place.startswith(PROXY_SCHEME) else _steady(_database(place))
     with _journal_problems(place):
         return JournalStorage(JournalFileBackend(str(place), JournalFileOpenLock(str(place))))
 
@@ -111,7 +120,7 @@ def serve(url: str, host: str, port: int, ready: Callable[[], None] = lambda: No
     """
     if url.startswith(PROXY_SCHEME):
         raise StudyError(f"{url} is itself a proxy: serve the database behind it")
-    run_proxy(get_storage(_database(url)), host, port, ready)
+    run_proxy(_steady(_database(url), patience=0), host, port, ready)  # its clients wait
 
 
 def check_storage(url: str | None, folder: Path | str, name: str | None) -> None:
@@ -150,7 +159,7 @@ def _journal_problems(path: Path) -> Iterator[None]:
 
 
 def _database(url: str) -> RDBStorage:
-    """A database. `get_storage` adds a cache: without it each call reads the whole study."""
+    """A database, its tables made if missing."""
     try:
         _make_tables(url)
         return _sqlite(url) if url.startswith("sqlite") else _server(url)
@@ -179,6 +188,23 @@ def _make_tables(url: str) -> None:
 
 def _server(url: str) -> RDBStorage:
     return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # a lost connection is replaced
+
+
+def _steady(
+    backend: RDBStorage,
+    notify: Callable[[str], None] = lambda message: None,
+    patience: float | None = None,
+) -> BaseStorage:
+    """A database with a cache, which `get_storage` adds: without it each call reads the study."""
+    storage = get_storage(backend)
+    if backend.url.startswith("sqlite"):
+        return storage  # a file: it is not lost but locked, and waits for that itself
+    return SteadyStorage(storage, notify=notify, patience=patience)
+
+
+def _steady_proxy(url: str, notify: Callable[[str], None] = lambda message: None) -> SteadyStorage:
+    # An old channel waits for up to two minutes before it looks for its server again.
+    return SteadyStorage(connect(url), open_again=lambda: open_channel(url), notify=notify)
 
 
 def _sqlite(url: str) -> RDBStorage:

@@ -34,13 +34,21 @@ def lease_attributes() -> dict[str, Any]:
 
 
 class Watch:
-    """Tells whose owner is gone; remembers since when it has seen a lease stand still."""
+    """Tells whose owner is gone; remembers since when it has seen a lease stand still.
 
-    def __init__(self) -> None:
+    While the storage cannot be reached nobody can renew a lease: that time does not count.
+    """
+
+    def __init__(self, storage: BaseStorage | None = None) -> None:
+        self._storage, self._interruptions = storage, 0
         self._seen: dict[int, tuple[float, float]] = {}
 
     def abandoned(self, trial: FrozenTrial) -> bool:
         """Whether nobody runs a running trial any more."""
+        interruptions = getattr(self._storage, "interruptions", 0)
+        if interruptions != self._interruptions:
+            self._interruptions = interruptions
+            self._seen.clear()
         lease = trial.user_attrs.get(LEASE, {})
         host, _, process = str(lease.get("owner", "")).rpartition(":")
         if host == _host() and not _runs(process):

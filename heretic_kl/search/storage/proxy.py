@@ -31,11 +31,9 @@ def connect(url: str) -> GrpcStorageProxy:
     Raises:
         StudyError: nobody answers there, or gRPC is not installed.
     """
-    host, port = host_and_port(url)
+    host_and_port(url)
     _require_grpc(url)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = GrpcStorageProxy(host=host, port=port)
+    storage = open_channel(url)
     try:
         storage.wait_server_ready(CONNECT_SECONDS)
     except ConnectionError as error:
@@ -43,6 +41,14 @@ def connect(url: str) -> GrpcStorageProxy:
             f"nobody answers at {url}: start `heretic-kl storage serve` there"
         ) from error
     return storage
+
+
+def open_channel(url: str) -> GrpcStorageProxy:
+    """The same, without waiting for an answer."""
+    host, port = host_and_port(url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return GrpcStorageProxy(host=host, port=port)
 
 
 def run_proxy(
