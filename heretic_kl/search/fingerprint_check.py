@@ -15,7 +15,20 @@ from heretic_kl.ranks import on_first
 
 FINGERPRINT = "heretic-kl:fingerprint"
 BATCH_SIZE = "heretic-kl:batch-size"
+VERSIONS = "heretic-kl:versions"
 """Attributes of a study."""
+
+
+def check_before(storage: BaseStorage, name: str, fingerprint: Mapping[str, Any]) -> None:
+    """Compare a study that is there with what makes scores comparable; write nothing.
+
+    Raises:
+        StudyError: they differ.
+    """
+    if name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        if FINGERPRINT in study.user_attrs:
+            check_fingerprint(study, fingerprint)
 
 
 def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, Any]) -> None:
@@ -38,6 +51,16 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, Any]) -> No
             f"({', '.join(different)}): its scores cannot be compared; use those settings or "
             "another --study-name"
         )
+
+
+def other_versions(study: optuna.Study, versions: Mapping[str, str]) -> str:
+    """Keep the versions that a study is begun with; later, what differs from them, in words."""
+    stored = study.user_attrs.get(VERSIONS)
+    if stored is None or not versions:
+        if versions:
+            study.set_user_attr(VERSIONS, dict(versions))
+        return ""
+    return ", ".join(differences(dict(stored), dict(versions)))
 
 
 def differences(stored: Any, wanted: Any, name: str = "") -> Iterator[str]:

@@ -19,7 +19,13 @@ from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import StudyError
 from heretic_kl.ranks import check_together, from_first, held_by_first, is_first, on_first
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
-from heretic_kl.search.fingerprint_check import BATCH_SIZE, check_fingerprint, reason
+from heretic_kl.search.fingerprint_check import (
+    BATCH_SIZE,
+    check_before,
+    check_fingerprint,
+    other_versions,
+    reason,
+)
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.progress.dashboard import keep_note, name_objectives
 from heretic_kl.search.records import (
@@ -79,6 +85,7 @@ class SearchStudy:
         batch_size: kept by a new study; see `stored_batch_size`.
         limits: largest acceptable score by scorer; to the sampler trials above are worse than all
             others, the more so the further above.
+        versions: of what trials are measured with, where they do not forbid a comparison.
 
     Raises:
         StudyError: the storage holds a study of this name with another fingerprint, or cannot
@@ -97,6 +104,7 @@ class SearchStudy:
         startup_trials: int,
         batch_size: int | None = None,
         limits: Mapping[str, float] | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self._space = space
@@ -105,6 +113,7 @@ class SearchStudy:
         self._storage = storage
         heartbeat, watch = Heartbeat(storage), Watch(storage)
         try:
+            from_first(lambda: check_before(storage, name, fingerprint))
             self._study = optuna.create_study(
                 storage=storage,
                 study_name=name,
@@ -131,6 +140,8 @@ class SearchStudy:
             name_objectives(self._study, [spec.name for spec in objectives])
             if batch_size is not None and BATCH_SIZE not in self._study.user_attrs:
                 self._study.set_user_attr(BATCH_SIZE, batch_size)
+            self.other_versions = from_first(lambda: other_versions(self._study, versions or {}))
+            """What differs from the versions that it was begun with, in words; empty: nothing."""
         self._trials.settle(queue=False)
 
     @property

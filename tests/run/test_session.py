@@ -21,6 +21,7 @@ from heretic_kl.errors import (
     SessionError,
     StudyError,
 )
+from heretic_kl.run.setup import open_run
 from heretic_kl.testing import tiny_llama
 
 
@@ -257,10 +258,15 @@ def test_wrong_settings_show_before_a_model_is_loaded(workplace, tmp_path, chang
     assert not seen
 
 
-def test_settings_that_change_scores_make_another_study(workplace, tmp_path):
+def test_settings_that_change_scores_make_another_study(workplace, tmp_path, monkeypatch):
     one, _ = run(workplace, tmp_path, trials=1, study_name="mine")
     with one:
         one.search()
+    monkeypatch.setattr(open_run, "installed_versions", lambda: {"torch": "0.1"})
+    again, seen = run(workplace, tmp_path, trials=1, study_name="mine")
+    with again:
+        notices = [event.message for event in seen if isinstance(event, events.Notice)]
+    assert any("begun with other versions" in n and ", 0.1 here" in n for n in notices)
     other, _ = run(workplace, tmp_path, trials=1, study_name="mine", kl_tokens=2)
     with pytest.raises(StudyError, match=r"other settings \(kl_tokens: 3 there, 2 here\)"):
         with other:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import optuna
 import pytest
 from studies import OBJECTIVES, SPACE, each, evaluate, parameters, scores_of, study
 
@@ -210,6 +211,30 @@ def test_other_settings_are_refused_naming_them(folder):
     with open_storage(None, folder, "s") as storage:
         with pytest.raises(StudyError, match=r"other settings \(kl_tokens: 3 there, 8 here\)"):
             study(storage, fingerprint={"model": "m", "kl_tokens": 8})
+
+
+def test_another_optuna_is_refused_before_anything_is_written(folder, monkeypatch):
+    with open_storage(None, folder, "s") as storage:
+        list(study(storage).run(2, evaluate))
+    journal = folder / "s.journal"
+    before = journal.read_bytes()
+    monkeypatch.setattr(optuna, "__version__", "4.9.0")
+    with open_storage(None, folder, "s") as storage:
+        with pytest.raises(StudyError, match=r"other settings \(optuna: 5 there, 4 here\)"):
+            study(storage)
+    assert journal.read_bytes() == before
+
+
+def test_other_versions_are_named_and_not_refused(folder):
+    begun = {"torch": "2.7.0", "transformers": "5.24.0"}
+    for versions, differ in (
+        (begun, ""),
+        (None, ""),
+        (begun, ""),
+        ({**begun, "torch": "2.8.0"}, "torch: 2.7.0 there, 2.8.0 here"),
+    ):
+        with open_storage(None, folder, "s") as storage:
+            assert study(storage, versions=versions).other_versions == differ
 
 
 def test_maximized_scores_are_negated_and_front_follows(folder):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Final, NamedTuple
@@ -18,8 +19,8 @@ from heretic_kl.config.keys import ENV_PREFIX
 from heretic_kl.events import Notice, Observer
 from heretic_kl.run import Session
 
-STOP_SECONDS: Final = 10.0
-"""A worker that was asked to stop hands its trial back within this time."""
+STOP_SECONDS: Final = 8.0
+"""Workers that were asked to stop have this time together, of the ten seconds that all has."""
 
 
 class Share(NamedTuple):
@@ -61,8 +62,9 @@ def helpers(settings: Settings, session: Session, observer: Observer) -> Iterato
         finally:
             for process, _ in running:
                 process.terminate()
+            deadline = time.monotonic() + STOP_SECONDS
             for process, errors in running:
-                _wait(process)
+                _wait(process, deadline)
                 if process.returncode not in (0, 143, 130):
                     observer(Notice(f"a worker ended: {_last_line(errors) or process.returncode}"))
 
@@ -86,9 +88,9 @@ def _start(
     )
 
 
-def _wait(process: subprocess.Popen[bytes]) -> None:
+def _wait(process: subprocess.Popen[bytes], deadline: float) -> None:
     try:
-        process.wait(STOP_SECONDS)
+        process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:  # its trial runs again: its lease ends with it
         process.kill()
         process.wait()

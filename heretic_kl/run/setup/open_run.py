@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from heretic_kl.config import Settings
 from heretic_kl.errors import HereticKLError
 from heretic_kl.events import BaselineMeasured, StudyOpened
-from heretic_kl.export import check_target
+from heretic_kl.export import check_target, installed_versions
 from heretic_kl.kl import wilson_interval
 from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.model.loading.devices import resolve_device
@@ -83,7 +83,10 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
         startup_trials=settings.startup_trials,
         batch_size=calibration.batch_size,
         limits={REFUSALS: accepted},
+        versions=installed_versions(),
     )
+    if study.other_versions:
+        tell.notice(f"study {name} was begun with other versions ({study.other_versions})")
     location = "the given storage" if settings.storage else str(settings.study_dir)
     tell(StudyOpened(name, location, study.finished, settings.trials))
     run = RunParts(

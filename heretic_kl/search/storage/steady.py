@@ -193,6 +193,7 @@ def _reason(error: BaseException) -> str:
     """What the driver said, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
+    error = getattr(error, "orig", None) or error  # without the statement
     details = getattr(error, "details", None)  # of gRPC
     return " ".join(str(details() if callable(details) else error).split())
 
