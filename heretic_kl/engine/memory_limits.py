@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from heretic_kl import ranks
 from heretic_kl.errors import MeasurementError
-from heretic_kl.model import clear_device_memory, is_out_of_memory
+from heretic_kl.model import clear_device_memory, is_out_of_memory, memory_needed
 
 T = TypeVar("T")
 
@@ -115,8 +115,9 @@ class MemoryLimits:
                 message = self._lowered(candidates)
                 if message is None:
                     raise MeasurementError(
-                        "out of memory with a single prompt and a single candidate: use shorter "
-                        "prompts, fewer --kl-tokens or a larger device"
+                        "out of memory with a single prompt and a single candidate, which need "
+                        f"{memory_needed(error)}: use shorter prompts, fewer --kl-tokens or a "
+                        "larger device"
                     ) from error
             finally:
                 self._running = False

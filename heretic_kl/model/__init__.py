@@ -45,7 +45,7 @@ from heretic_kl.model.loading.loader import (
 from heretic_kl.model.loading.quantization import is_quantized
 from heretic_kl.model.loading.sizes import StoredSize, gguf_weights, stored_size
 from heretic_kl.model.loading.source import ModelSource
-from heretic_kl.model.out_of_memory import clear_device_memory, is_out_of_memory
+from heretic_kl.model.out_of_memory import clear_device_memory, is_out_of_memory, memory_needed
 from heretic_kl.model.sites.architecture import Architecture, Site, find_architecture
 from heretic_kl.model.sites.inspection import ModelInspection, SiteGroup, inspect_model
 from heretic_kl.model.sites.stack import likely_layers
@@ -92,6 +92,7 @@ __all__ = [
     "last_token_residuals",
     "layer_bytes",
     "likely_layers",
+    "memory_needed",
     "load_model",
     "load_to_measure",
     "load_tokenizer",

@@ -181,6 +181,10 @@ class Refiner:
                 harmless_per_step=max(1, sizes[0] // 2),
                 harmful_per_step=max(1, sizes[1] // 2),
             )
+            prompts = options.harmless_per_step + options.harmful_per_step
+            self._engine.limits.notify(
+                f"out of memory: refinement takes {prompts} prompts a step now"
+            )
 
     def loss(self, plan: Plan) -> float:
         """The loss of an edit on validation prompts, to choose where to start, nats."""

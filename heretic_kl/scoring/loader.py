@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,16 @@ def built_in_scorers() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in files if not path.stem.startswith("_")))
 
 
+METHODS = {
+    "__init__": ("name", "settings"),
+    "check": (),
+    "prepare": ("context",),
+    "requests": (),
+    "score": ("results",),
+}
+"""Of a scorer -> what each is called with."""
+
+
 def load_scorer_class(use: str) -> type[Scorer[Any]]:
     """The class a config entry names.
 
@@ -57,7 +68,22 @@ def load_scorer_class(use: str) -> type[Scorer[Any]]:
     if len(classes) != 1:
         what = f"class {class_name!r}" if class_name else "exactly one Scorer class"
         raise ScorerError(f"scorer {use!r}: {path} does not define {what}")
+    _check_methods(classes[0], use)
     return classes[0]
+
+
+def _check_methods(kind: type[Scorer[Any]], use: str) -> None:
+    """Refuse a class that could not be built or asked, before a model is loaded for it."""
+    if missing := sorted(kind.__abstractmethods__):
+        raise ScorerError(f"scorer {use!r}: {kind.__name__} does not define {', '.join(missing)}")
+    for method, names in METHODS.items():
+        try:
+            inspect.signature(getattr(kind, method)).bind("self", *names)
+        except TypeError:
+            wanted = ", ".join(("self", *names))
+            raise ScorerError(
+                f"scorer {use!r}: {kind.__name__}.{method} must take ({wanted})"
+            ) from None
 
 
 def build_scorer(name: str, use: str, settings: Mapping[str, Any]) -> Scorer[Any]:

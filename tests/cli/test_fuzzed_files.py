@@ -2,17 +2,25 @@
 
 import json
 import os
+import warnings
 
+import optuna
+import peft
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 
 from heretic_kl.config import load_settings
 from heretic_kl.config.reading import _toml
 from heretic_kl.errors import ConfigError, HereticKLError
 from heretic_kl.export import read_reproduction
 from heretic_kl.kl.storage import load_tensors, save_tensors
+from heretic_kl.model.loading.adapters import adapter_base, check_adapter, with_adapter
+from heretic_kl.prompts import DatasetSpec, load_prompts
+from heretic_kl.search import check_storage, open_storage, read_study
+from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
 
 FUZZ = settings(
     max_examples=int(os.environ.get("HERETIC_KL_TEST_FUZZ", "100")),
@@ -46,6 +54,167 @@ def test_a_settings_file(tmp_path_factory, content):
             read()
         except ConfigError as error:
             assert str(error)
+
+
+def places(value, path=()):
+    """Where the parts of a JSON value are, itself apart."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, key))
+
+
+@st.composite
+def with_changes(draw, whole):
+    """JSON of which parts, at any depth, are other values or gone."""
+    content = json.loads(json.dumps(whole))
+    for path in draw(st.lists(st.sampled_from(sorted(places(whole), key=str)), min_size=1)):
+        inner = content
+        for key in path[:-1]:
+            if not isinstance(inner, dict | list) or key not in places_of(inner):
+                break
+            inner = inner[key]
+        else:
+            if isinstance(inner, dict | list) and path[-1] in places_of(inner):
+                if draw(st.booleans()):
+                    inner[path[-1]] = draw(JSON)
+                else:
+                    del inner[path[-1]]
+    return content
+
+
+def places_of(value):
+    return value.keys() if isinstance(value, dict) else range(len(value))
+
+
+KERNEL = {"peak_weight": 1.0, "peak_position": 1.0, "floor_weight": 0.5, "reach": 2.0}
+REPRODUCTION = {
+    "format": 3,
+    "form": "merged",
+    "base": {"name": "org/model", "on_hub": True, "revision": "abc"},
+    "trial": {
+        "number": 1,
+        "of": 4,
+        "pick_rule": "knee",
+        "parameters": {"direction_scope": "per layer", "mlp.reach": 2.0},
+        "edit": {"direction_position": None, "kernels": {"mlp": KERNEL}, "norm": "none"},
+    },
+    "test_scores": {"refusals": {"saved": {"value": 0.1, "text": "1/10"}}},
+    "settings": {
+        "seed": 0,
+        "kl_tokens": 3,
+        "chat_template": "model",
+        "scorers": {"refusals": {"use": "refusals", "settings": {}}},
+        "prompts": {"harmful": {"train": {"source": "org/set", "more": [{"source": "a"}]}}},
+    },
+    "versions": {"torch": "2"},
+    "calibration": {"dtype": "float32", "batch_size": 4},
+    "files": {"model.safetensors": {"bytes": 3, "sha256": "0" * 64}},
+}
+
+
+def test_the_whole_reproduction_file_is_one(tmp_path):
+    (tmp_path / "reproduce.json").write_text(json.dumps(REPRODUCTION))
+    assert read_reproduction(tmp_path).taken_settings()[0]["model"] == "org/model"
+
+
+@FUZZ
+@given(with_changes(REPRODUCTION))
+def test_parts_of_a_reproduction_file(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "parts.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        reproduction = read_reproduction(path)
+        reproduction.taken_settings()
+        reproduction.weights_beside({"model.safetensors": None})
+        reproduction.learned()
+    except HereticKLError as error:
+        assert str(error).isprintable()
+
+
+PROMPTS = {
+    "p.txt": b"one\ntwo\n",
+    "p.csv": b'text,b\n"one",2\n',
+    "p.jsonl": b'{"text": "one"}\n{"text": "two"}\n',
+    "p.json": b'[{"text": "one"}, {"text": "two"}]',
+}
+
+
+@settings(FUZZ, max_examples=FUZZ.max_examples // 4)  # `datasets` takes its time
+@given(st.data())
+def test_a_file_of_prompts(tmp_path_factory, data):
+    name = data.draw(st.sampled_from(sorted(PROMPTS)))
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(data.draw(st.binary(max_size=99) | changed(PROMPTS[name])))
+    try:
+        assert load_prompts(DatasetSpec(str(path)))
+    except HereticKLError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory):
+    """The journal of a study with a few trials, which is read whole."""
+    folder = tmp_path_factory.mktemp("journal")
+    with open_storage(None, folder, "s") as storage:
+        opened = optuna.create_study(storage=storage, study_name="s")
+        opened.set_user_attr("a", {"b": [1]})
+        for value in (0.0, 1.0):
+            template = optuna.create_trial(
+                value=value, params={"x": 0.5}, distributions={"x": FloatDistribution(0, 1)}
+            )
+            opened.add_trial(template)
+    return (folder / "s.journal").read_bytes()
+
+
+@FUZZ
+@given(st.data())
+def test_a_journal(tmp_path_factory, journal, data):
+    folder = tmp_path_factory.getbasetemp()
+    path = folder / "fuzzed.journal"
+    path.write_bytes(data.draw(st.binary(max_size=99) | changed(journal)))
+    for read in (
+        lambda: read_study("fuzzed", folder),
+        lambda: check_storage(None, folder, "fuzzed"),
+    ):
+        try:
+            read()
+        except HereticKLError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A tiny model, and the folder, config and weights of an adapter for it."""
+    folder = tmp_path_factory.mktemp("adapter")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["o_proj"]}
+    config["task_type"] = "CAUSAL_LM"
+    model = load_tiny_model(save_tiny_model(folder / "model", tiny_llama())).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # between PEFT and transformers
+        peft.get_peft_model(model, peft.LoraConfig(**config)).save_pretrained(folder / "a")
+    weights = (folder / "a" / "adapter_model.safetensors").read_bytes()
+    return folder, json.loads((folder / "a" / "adapter_config.json").read_text()), weights
+
+
+@settings(FUZZ, max_examples=FUZZ.max_examples // 2)
+@given(st.data())
+def test_an_adapter(adapter, data):
+    folder, config, weights = adapter
+    if data.draw(st.booleans()):
+        weights = data.draw(changed(weights))
+    else:
+        config = data.draw(with_changes(config))
+    (folder / "a" / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "a" / "adapter_model.safetensors").write_bytes(weights)
+    base = load_tiny_model(folder / "model").model
+    try:
+        check_adapter(folder / "a")
+        adapter_base(folder / "a")
+        with_adapter(base, folder / "a", "base")
+    except HereticKLError as error:
+        assert "\n" not in str(error)
 
 
 @FUZZ

@@ -165,7 +165,7 @@ def test_workers_that_do_not_end_have_ten_seconds_together(monkeypatch):
     def start(settings, study, share, errors):
         process = popen([sys.executable, "-c", f"{words}; time.sleep(600)"], stdout=subprocess.PIPE)
         with process.stdout:
-            assert process.stdout.read(1)
+            assert process.stdout.readline()
         started.append(process)
         return process
 

@@ -148,6 +148,10 @@ def test_an_adapter_leads_nowhere_else(original, tmp_path):
     config.write_text(json.dumps(hostile))
     with pytest.raises(ModelError, match="names a module of Python"):
         load_to_measure(adapter, base=base)
+    for claim in ({"r": 10**9}, {"rank_pattern": {"down_proj": 10**9}}):
+        config.write_text(json.dumps({**json.loads(text), **claim}))
+        with pytest.raises(ModelError, match="claims a rank that no tensor of its file has"):
+            load_to_measure(adapter, base=base)
     config.write_text(text)
     load_to_measure(adapter, base=base)
     (tmp_path / "adapter" / "notes.txt").symlink_to(tmp_path / "secret")

@@ -237,12 +237,14 @@ def test_running_out_of_memory_makes_smaller_steps_and_batches(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return portions(lm, batches)
 
-    run, _ = session(workplace, tmp_path, markers)
+    run, seen = session(workplace, tmp_path, markers)
     with run:
         run.search()
         monkeypatch.setattr(refiner, "refine", small_steps)
         largest = 2
         run.refine()
+        notices = [event.message for event in seen if isinstance(event, events.Notice)]
+        assert "out of memory: refinement takes 3 prompts a step now" in notices
         assert len(run.parts.study.refined) == 2 and sizes[:3] == [(8, 4), (4, 2), (2, 1)]
         plan, learner = run.parts.plan(run.trials[0].edit), run.parts.refiner
         whole = learner.loss(plan), learner.refusal_mass(plan)

@@ -1,8 +1,10 @@
 """A whole run on a tiny random model: search, test, pick, save in both forms, resume."""
 
 import json
+import math
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from heretic_kl.errors import (
     SessionError,
     StudyError,
 )
+from heretic_kl.run import parts
 from heretic_kl.run.setup import open_run
 from heretic_kl.testing import tiny_llama
 
@@ -274,6 +277,27 @@ def test_settings_that_change_scores_make_another_study(workplace, tmp_path, mon
     named_by_itself, seen = run(workplace, tmp_path, trials=1, seed=5)
     with named_by_itself:
         assert [e for e in seen if isinstance(e, events.StudyOpened)][0].finished == 0
+
+
+def test_an_edit_that_gives_nan_logits_fails_its_trial_alone(workplace, tmp_path, monkeypatch):
+    """Real operators, of which those of the second trial scale the residual stream to overflow."""
+    build, built = parts.build_plan, []
+
+    def sometimes(*arguments):
+        plan = build(*arguments)
+        built.append(plan)
+        if len(built) != 2:
+            return plan
+        return {key: replace(o, left=o.left * math.inf) for key, o in plan.items()}
+
+    monkeypatch.setattr(parts, "build_plan", sometimes)
+    session, _ = run(workplace, tmp_path, trials=5, refine=False)
+    with session:
+        session.search()
+        records = session.parts.study.records
+        assert [r.state for r in records] == ["complete", "failed", *["complete"] * 3]
+        assert "not finite" in records[1].error or "NaN" in records[1].error
+        assert records[1].number not in [record.number for record in session.front]
 
 
 def test_what_cannot_be_met_is_refused_before_the_search(workplace, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 from heretic_kl.errors import ModelError, UnsupportedModelError
 from heretic_kl.model.loading.headers import check_safetensors
+from heretic_kl.model.out_of_memory import is_out_of_memory
 from heretic_kl.model.transformers_logging import quiet_transformers
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -44,7 +45,13 @@ def check_adapter(folder: Path) -> None:
             f"adapter {str(folder)!r} names a module of Python (megatron_core) to be imported, "
             "which no file may"
         )
-    check_safetensors(folder / ADAPTER_WEIGHTS)
+    largest = check_safetensors(folder / ADAPTER_WEIGHTS)
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    if kind == "LORA" and any(isinstance(r, int | float) and r > largest for r in ranks):
+        raise UnsupportedModelError(
+            f"adapter {str(folder)!r}: {ADAPTER_CONFIG} claims a rank that no tensor of its file has"
+        )
 
 
 def adapter_base(folder: Path) -> str | None:
@@ -74,7 +81,9 @@ def with_adapter(model: Any, folder: Path, base_name: str) -> Any:
             # Read below: a warning of PEFT is an error here, or does not concern the user.
             warnings.simplefilter("always")
             wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except Exception as error:  # its config may hold anything
+        if is_out_of_memory(error):
+            raise
         raise UnsupportedModelError(
             f"adapter {str(folder)!r} does not fit {base_name!r}: {shorten(str(error), 200)}"
         ) from error

@@ -18,13 +18,16 @@ _NUMBERS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8,
 _TEXT, _ARRAY, _DEEPEST = 8, 9, 4
 
 
-def check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> int:
     """Refuse a file whose header claims more than the file holds.
+
+    Returns:
+        The largest size of a tensor along one axis; 0: there is none.
 
     Raises:
         UnsupportedModelError: which file, and what its header claims.
     """
-    size = path.stat().st_size
+    size, largest = path.stat().st_size, 0
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -39,8 +42,10 @@ def check_safetensors(path: Path) -> None:
                 raise ValueError(f"a tensor that ends at byte {end} of {size - 8 - length}")
             if math.prod(entry["shape"]) > 8 * (end - start) or min(entry["shape"], default=0) < 0:
                 raise ValueError(f"a tensor of {math.prod(entry['shape'])} elements")
+            largest = max(largest, *entry["shape"], 0)
     except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise _refusal(path, "safetensors", e) from e
+    return largest
 
 
 def check_gguf(path: Path) -> None:

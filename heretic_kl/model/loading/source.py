@@ -116,6 +116,11 @@ def readable_errors(source: ModelSource, what: str) -> Iterator[None]:
                 f"{source.name!r} needs code from its own repository: read that code, then pass "
                 "--trust-remote-code"
             ) from error
+        if "ignore_mismatched_sizes" in text:
+            raise UnsupportedModelError(
+                f"cannot load the model of {source.name!r}: a tensor of its files has another "
+                "shape than its config.json says: download it again"
+            ) from error
         if "model.safetensors" in text:  # a shard that is missing has another name
             raise no_safetensors(source) from error
         kind = ModelNotFoundError if isinstance(error, OSError) else UnsupportedModelError

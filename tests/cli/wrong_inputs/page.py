@@ -1,6 +1,6 @@
 """The page docs/wrong-inputs.md, from the tables: `make wrong-inputs` writes it."""
 
-from wrong_inputs import checks, prompts, settings, settings_files, storage
+from wrong_inputs import checks, elsewhere, models, prompts, settings, settings_files, storage
 from wrong_inputs.case import Wrong
 
 AREAS = {
@@ -8,7 +8,9 @@ AREAS = {
     "Settings in files and variables": settings_files,
     "Settings, with the machine and the scorers": checks,
     "Prompts": prompts,
+    "Models and adapters": models,
     "Studies and storages": storage,
+    "Plug-ins, network and terminal": elsewhere,
 }
 CASES: list[Wrong] = [case for area in AREAS.values() for case in area.CASES]
 HEAD = """# Wrong inputs
