@@ -50,7 +50,8 @@ def check_adapter(folder: Path) -> None:
     ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     if kind == "LORA" and any(isinstance(r, int | float) and r > largest for r in ranks):
         raise UnsupportedModelError(
-            f"adapter {str(folder)!r}: {ADAPTER_CONFIG} claims a rank that no tensor of its file has"
+            f"adapter {str(folder)!r}: {ADAPTER_CONFIG} claims a rank that no tensor of its file "
+            "has"
         )
 
 
