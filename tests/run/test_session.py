@@ -295,7 +295,7 @@ def test_an_edit_that_gives_nan_logits_fails_its_trial_alone(workplace, tmp_path
     with session:
         session.search()
         records = session.parts.study.records
-        assert [r.state for r in records] == ["complete", "failed", *["complete"] * 3]
+        assert [r.number for r in records if r.state == "failed"] == [1] and len(records) == 5
         assert "not finite" in records[1].error or "NaN" in records[1].error
         assert records[1].number not in [record.number for record in session.front]
 

@@ -57,9 +57,8 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
     loaded = load(settings, tell)
     facts = study_facts(settings, loaded.lm, prompts, suite)
     name = settings.study_name or default_study_name(loaded.lm.source, facts)
-    storage = held.enter_context(
-        open_storage(settings.storage, settings.study_dir, name, tell.notice)
-    )
+    where = settings.storage, settings.study_dir
+    storage = held.enter_context(open_storage(*where, name, tell.notice))
     with tell.stage("calibrate", "Calibrating"):
         calibrated = calibrate(loaded, settings, prompts, tell, stored_batch_size(storage, name))
     engine, calibration = calibrated.engine, calibrated.calibration
@@ -85,10 +84,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
         limits={REFUSALS: accepted},
         versions=installed_versions(),
     )
-    if study.other_versions:
-        tell.notice(f"study {name} was begun with other versions ({study.other_versions})")
-    location = "the given storage" if settings.storage else str(settings.study_dir)
-    tell(StudyOpened(name, location, study.finished, settings.trials))
+    _say_opened(study, settings, tell)
     run = RunParts(
         settings=settings,
         tell=tell,
@@ -108,6 +104,13 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
         keep_run(storage, name, kept_settings, space, suite.objectives, baseline)
         record_run(run, directions)
     return run
+
+
+def _say_opened(study: SearchStudy, settings: Settings, tell: Teller) -> None:
+    if study.other_versions:
+        tell.notice(f"study {study.name} was begun with other versions ({study.other_versions})")
+    location = "the given storage" if settings.storage else str(settings.study_dir)
+    tell(StudyOpened(study.name, location, study.finished, settings.trials))
 
 
 def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
