@@ -64,9 +64,8 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
     engine, calibration = calibrated.engine, calibrated.calibration
     directions = find_directions(settings, engine, prompts, suite, tell)
     with tell.stage("baseline", "Measuring the original model"):
-        suite.prepare(
-            measuring_context(settings, engine, calibration, prompts, suite, "validation")
-        )
+        context = measuring_context(settings, engine, calibration, prompts, suite, "validation")
+        suite.prepare(context)
         baseline = suite.evaluate(engine, None, monitors=False)
     tell(BaselineMeasured("validation", baseline))
     space = SearchSpace(len(engine.lm.architecture.layers), loaded.components, settings.edit.norm)
