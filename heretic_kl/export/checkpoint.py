@@ -12,7 +12,7 @@ from heretic_kl.export.hub.client import quiet_client
 from heretic_kl.export.shards import Shard, open_shard
 from heretic_kl.files import leads_out
 from heretic_kl.model import LanguageModel
-from heretic_kl.model.loading.weight_files import weight_files
+from heretic_kl.model.loading.headers import weight_files
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 """Formats that can run code when they are read: never copied."""

@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from heretic_kl.errors import ModelError, ModelNotFoundError, UnsupportedModelError
 from heretic_kl.files import expanded
 from heretic_kl.model.loading.adapters import ADAPTER_CONFIG
-from heretic_kl.model.loading.headers import check_gguf
-from heretic_kl.model.loading.weight_files import check_folder
+from heretic_kl.model.loading.headers import check_folder, check_gguf
 from heretic_kl.model.out_of_memory import is_out_of_memory
 
 
