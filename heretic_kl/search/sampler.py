@@ -68,8 +68,9 @@ class Drawer:
             distributions: what may be drawn, in order.
             worker: no two that draw at the same time have the same number.
         """
-        seed = trial_seed(self._seed, len(trials), worker)
         drawn_before = [trial.params for trial in trials]
+        trials = undisturbed(trials)
+        seed = trial_seed(self._seed, len(trials), worker)
         samplers = [self._sampler(trials, seed), _parzen_sampler(seed), RandomSampler(seed=seed)]
         for sampler in samplers:  # a measurement repeats exactly: no edit is worth a second one
             parameters = self._sample(sampler, trials, distributions)
@@ -103,6 +104,26 @@ class Drawer:
             if name not in drawn:
                 drawn[name] = sampler.sample_independent(study, trial, name, distribution)
         return {name: drawn[name] for name in distributions}
+
+
+def undisturbed(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials in the order that they would have if none had been interrupted.
+
+    One that was interrupted is left out, and the one that measures the same parameters stands
+    where that one stood. So a study that was interrupted draws what it would have drawn.
+    """
+    places: dict[frozenset[tuple[str, Any]], int] = {}
+    for place, trial in enumerate(trials):
+        if trial.state.is_finished() and not is_finished(trial):
+            places.setdefault(frozenset(trial.params.items()), place)
+    if not places:
+        return trials
+    standing = (
+        (min(place, places.get(frozenset(trial.params.items()), place)), place)
+        for place, trial in enumerate(trials)
+        if is_finished(trial) or not trial.state.is_finished()
+    )
+    return [trials[place] for _, place in sorted(standing)]
 
 
 def normal_scores(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -48,12 +48,9 @@ def test_a_worker_with_other_settings_is_refused_with_the_difference(there, sear
         (("mine", "--storage", "grpc://"), 1, "write grpc://HOST:PORT"),
     ],
 )
-def test_a_worker_without_a_study_is_one_line(
-    there, searched, call, monkeypatch, words, code, message
-):
-    monkeypatch.setattr(worker, "WAIT_SECONDS", -1.0)
-    assert call("worker", *words)[0] == code
-    assert message in call("worker", *words)[2]
+def test_a_worker_without_a_study_is_one_line(there, searched, call, words, code, message):
+    ended = call("worker", *words, "--wait-minutes", "0")
+    assert ended[0] == code and message in ended[2]
 
 
 def test_a_worker_waits_for_a_study_that_is_not_there_yet(there, searched, call, monkeypatch):

@@ -112,6 +112,27 @@ def test_an_interrupted_draw_is_measured_with_the_same_parameters(place):
         assert opened.records[-2].parameters == again.parameters
 
 
+def test_an_interrupted_study_ends_with_the_trials_of_an_undisturbed_one(tmp_path):
+    """Interrupted at a start, which is measured last then, and at two draws."""
+
+    def interrupted(edits):
+        raise KeyboardInterrupt
+
+    def parameters(name, stops):
+        with open_storage(None, tmp_path / name, "s") as storage:
+            opened = study(storage)
+            for stop in (*stops, STARTS + 6):
+                list(opened.run(stop, evaluate))
+                if stop in stops:
+                    with pytest.raises(KeyboardInterrupt):
+                        list(opened.run(stop + 1, interrupted))
+            return set(texts(r for r in opened.records if r.state == "complete"))
+
+    before = parameters("undisturbed", ())
+    assert len(before) == STARTS + 6
+    assert parameters("disturbed", (3, STARTS + 1, STARTS + 4)) == before
+
+
 def test_workers_that_draw_the_same_at_once_measure_it_once(place, monkeypatch):
     """Neither can see the other's trial while it draws."""
     drawing, draw = threading.Barrier(2), Drawer.draw

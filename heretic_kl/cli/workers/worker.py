@@ -16,25 +16,27 @@ from heretic_kl.cli.optimize import TRIALS_KEPT, settle_process
 from heretic_kl.cli.output import observing
 from heretic_kl.cli.study.settings import read_beside_study, read_named
 from heretic_kl.config import Settings, read_settings
-from heretic_kl.config.tables import Text, setting
+from heretic_kl.config.tables import Number, Text, setting
 from heretic_kl.errors import ConfigError, StudyError
 
 if TYPE_CHECKING:
     from heretic_kl.events import Observer
     from heretic_kl.search import StoredStudy
 
-WAIT_SECONDS: Final = 600.0
-"""How long a worker that was started first waits for its study."""
 POLL_SECONDS: Final = 1.0
 
 
 class WorkerSettings(Settings):
     """Which study; whatever else is set replaces what the study was made with."""
 
-    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {"Study": ("study",), **Settings.headings}
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Study": ("study", "wait_minutes"),
+        **Settings.headings,
+    }
     shown_first: ClassVar[tuple[str, ...]] = ("Study", "Performance")
 
     study: Text | None = setting(None, "Name or .journal file of the study", metavar="STUDY")
+    wait_minutes: Number = setting(10.0, "How long to wait for a study that is not there yet", ge=0)
 
 
 def run(words: Sequence[str]) -> int:
@@ -62,7 +64,7 @@ def _study(named: WorkerSettings, observer: Observer) -> StoredStudy:
     from heretic_kl.search import check_storage
 
     check_storage(named.storage, named.study_dir, None)
-    deadline, said = time.monotonic() + WAIT_SECONDS, False
+    deadline, said = time.monotonic() + 60 * named.wait_minutes, False
     while True:
         try:
             return read_named(named)
@@ -78,7 +80,7 @@ def _study(named: WorkerSettings, observer: Observer) -> StoredStudy:
 def _settings(words: Sequence[str], named: WorkerSettings, study: StoredStudy) -> Settings:
     """What the study was made with, and what the command line says on top."""
     again = read_beside_study(WorkerSettings, words, study)
-    values = again.model_dump(exclude={"study"})
+    values = again.model_dump(exclude={"study", "wait_minutes"})
     values.update(
         study_name=study.name,
         study_dir=study.folder or named.study_dir,
