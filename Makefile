@@ -11,12 +11,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test docs install lint types unit architectures e2e lowest wrong-inputs soak clean
+.PHONY: demo test docs install lint types unit architectures e2e slurm lowest wrong-inputs soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/heretic-kl demo
 
-test: lint types unit e2e
+test: lint types unit e2e slurm
 
 install: $(INSTALLED)
 
@@ -37,13 +37,17 @@ types: $(INSTALLED)
 
 unit: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile \
-		-m "not e2e and not gpu and not architectures and not soak"
+		-m "not e2e and not gpu and not architectures and not soak and not slurm"
 
 architectures: $(INSTALLED)
 	$(BIN)/python -m pytest -m architectures
 
 e2e: $(INSTALLED)
 	$(BIN)/python -m pytest -m e2e
+
+# Skipped, with the reason, where SLURM's programs are not installed.
+slurm: $(INSTALLED)
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs

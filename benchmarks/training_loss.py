@@ -169,13 +169,13 @@ def gradient_norms(model: Any, main: dict[str, Tensor], benign: dict[str, Tensor
 class Bench:
     """The models' responses and what is measured against, made once."""
 
-    def __init__(self, base: Path, limit: int) -> None:
+    def __init__(self, base: Path, limit: int, demo: Path | None = None) -> None:
         from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
         from heretic_kl import TeacherForcedKL
         from heretic_kl.demo import ensure_demo_model
 
-        self.demo = load(ensure_demo_model(notify=log))
+        self.demo = load(demo or ensure_demo_model(notify=log))
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.collator = DataCollatorForSeq2Seq(self.tokenizer)
         teller = load(base)
@@ -225,8 +225,10 @@ class Bench:
             "refusals": sum(verdicts),
         }
 
-    def run(self, beta: float, seed: int, steps: int) -> dict[str, Any]:
-        """Train once, measure."""
+    def run(
+        self, beta: float, seed: int, steps: int, temperature: float = TEMPERATURE
+    ) -> dict[str, Any]:
+        """Train once, measure; the benign objective always at `TEMPERATURE`."""
         from peft import LoraConfig, get_peft_model
         from transformers import Trainer, TrainingArguments
 
@@ -262,7 +264,7 @@ class Bench:
                 data_collator=self.collator,
                 benign_dataset=self.benign,
                 beta_kl=beta,
-                kl_temperature=TEMPERATURE,
+                kl_temperature=temperature,
             )
             trainer.train()
         model.eval()

@@ -34,6 +34,7 @@ from heretic_kl.report.pages.evaluation import EvaluationReport, distinct
 from heretic_kl.report.pages.measurement import measurement_page
 from heretic_kl.report.pages.page import Page, render
 from heretic_kl.report.pages.study import StudyReport, pictures
+from heretic_kl.report.studies_table import studies_footnotes, studies_section, study_rows
 from heretic_kl.report.wording import (
     align,
     cell,
@@ -84,6 +85,9 @@ __all__ = [
     "render",
     "scores_line",
     "size_figure",
+    "studies_footnotes",
+    "studies_section",
+    "study_rows",
     "svg",
     "predicted_line",
     "stopped_line",

@@ -12,6 +12,7 @@ from pydantic_settings import NoDecode
 from heretic_kl.cli.edits.upload import PUBLIC
 from heretic_kl.config import ProgramSettings, Settings, moved, read_settings
 from heretic_kl.config.tables import Location, Text, Whole, array, json_file, setting
+from heretic_kl.config.tables import words as comma_words
 from heretic_kl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,9 +47,13 @@ class TrialsSettings(StudySettings):
     """Which trials are listed."""
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Study": ("study", "study_dir", "storage"),
+        "Study": ("study", "beside", "pick", "study_dir", "storage"),
         "Output": ("every", "where", "sort", "quiet", "debug"),
     }
+    beside: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(comma_words)] = setting(
+        (), "More studies: one table of them all, a line each", metavar="STUDY ..."
+    )
+    pick: Text = setting("knee", "Which trial that table shows of each study", metavar="RULE")
     every: bool = setting(False, "List every trial, not only the front", short="all")
     where: Text | None = setting(
         None, "List finished trials within limits: max-refusals=0.05", metavar="LIMITS"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.output import observing, writes_json
-from heretic_kl.cli.study.settings import TrialsSettings, read_named
+from heretic_kl.cli.study.settings import TrialsSettings, picked, read_named
 from heretic_kl.config import read_settings
+from heretic_kl.errors import ConfigError, NoTrialError, StudyError
 
 if TYPE_CHECKING:
     from heretic_kl.events import TrialShown
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 def run(words: Sequence[str]) -> int:
     """List the trials of the study that the command line names; return the exit code."""
     settings = read_settings(TrialsSettings, words)
+    if settings.beside:
+        return _table(settings)
     study = read_named(settings)
 
     listed = _listed(study, settings)
@@ -59,6 +62,38 @@ def _listed(study: StoredStudy, settings: TrialsSettings) -> Sequence[TrialRecor
     return records if settings.sort is None else by_score(settings.sort, records, study.roles)
 
 
+def _table(settings: TrialsSettings) -> int:
+    """Show several studies beside each other; 1 where one of them cannot be read."""
+    from heretic_kl.events import Result
+    from heretic_kl.report import studies_footnotes, studies_section, study_rows
+    from heretic_kl.ui.print_tables import print_sections
+    from heretic_kl.ui.terminal import make_console, say
+
+    if settings.study is None:
+        raise ConfigError("--beside names more studies: name the first one too")
+    studies: dict[str, StoredStudy | str] = {}
+    chosen: dict[str, TrialRecord | None] = {}
+    for name in dict.fromkeys((settings.study, *settings.beside)):
+        try:
+            studies[name] = study = read_named(settings.model_copy(update={"study": name}))
+        except StudyError as error:
+            studies[name] = str(error)
+            continue
+        try:
+            chosen[name] = picked(study, settings.pick)
+        except NoTrialError:
+            chosen[name] = None
+    rows = study_rows(studies, chosen)
+    with observing() as observer:
+        observer(Result("trials", {"pick": settings.pick, "rows": [r.to_dict() for r in rows]}))
+    if not writes_json():
+        console = make_console()
+        print_sections(console, [studies_section(rows, settings.pick)])
+        for note in studies_footnotes(rows):
+            say(console, note, "dim")
+    return int(any(isinstance(study, str) for study in studies.values()))
+
+
 def _print_summary(study: StoredStudy, listed: Sequence[TrialRecord]) -> None:
     from heretic_kl.report import align, scores_line, stopped_line
     from heretic_kl.ui.terminal import make_console, say
@@ -78,7 +113,8 @@ def _print_summary(study: StoredStudy, listed: Sequence[TrialRecord]) -> None:
 
 
 COMMAND = Command(
-    "trials [STUDY] [--all] [--where LIMITS] [--sort SCORE] [--FLAG VALUE ...]",
+    "trials [STUDY] [--all] [--where LIMITS] [--sort SCORE] [--beside STUDY ...] "
+    "[--FLAG VALUE ...]",
     f"{SUMMARIES['trials']}: its Pareto front, with scores on the validation prompts and, where "
     "they were measured, on the test prompts. No model is loaded, and a search may be running.",
     run,
