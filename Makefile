@@ -55,7 +55,7 @@ docs: $(INSTALLED)
 lowest: $(INSTALLED)
 	$(BIN)/python benchmarks/lowest.py --venv .venv-lowest --json benchmarks/results/lowest.json
 
-# Kills, full disks and jumping clocks for two hours, or for SOAK_MINUTES.
+# Kills, full disks, lost databases and jumping clocks for two hours, or for SOAK_MINUTES.
 soak: $(INSTALLED)
 	SOAK_MINUTES=$(or $(SOAK_MINUTES),120) $(BIN)/python -m pytest -s -m soak tests/soak
 

@@ -4,9 +4,9 @@
     python benchmarks/training_loss_check.py check FOLDER
 
 A setting is BETA or BETA@TEMPERATURE. `run` trains once, as benchmarks/training_loss.py describes,
-and writes FOLDER/SETTING.json; one that is there already is not trained again. `check` reads the five
-settings, prints a table and each check with whether it is met, writes FOLDER/checks.json, and ends
-with 1 where one is not met. slurm/training-loss.sbatch runs both on a cluster.
+and writes FOLDER/SETTING.json; one that is there already is not trained again. `check` reads the
+five settings, prints a table and each check with whether it is met, writes FOLDER/checks.json, and
+ends with 1 where one is not met. slurm/training-loss.sbatch runs both on a cluster.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def checks(runs: Runs) -> dict[str, bool]:
             *(value for entry in one["log"] for value in entry.values()),
         )
     ]
-    logged = [entry["loss_kl"] for one in runs.values() for entry in one["log"] if "loss_kl" in entry]
+    logged = [
+        entry["loss_kl"] for one in runs.values() for entry in one["log"] if "loss_kl" in entry
+    ]
     ordered = [benign[name] for name in BY_BETA]
     return {
         "every figure is finite": all(map(math.isfinite, figures)),

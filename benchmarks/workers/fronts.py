@@ -6,7 +6,6 @@ import json
 import math
 import random
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,15 @@ from typing import Any
 
 import optuna
 
-from benchmarks.workers.landscape import SPACE, Place, scores_of, sleeping, study_in
+from benchmarks.workers.landscape import (
+    PROCESSES,
+    SPACE,
+    Place,
+    joined,
+    scores_of,
+    sleeping,
+    study_in,
+)
 from heretic_kl.ablation import EditParameters
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord, open_storage
@@ -29,14 +36,13 @@ def front(folder: Path, trials: int, seeds: Sequence[int]) -> dict[str, Any]:
     for seed in seeds:
         for workers, kept in volumes.items():
             place = (None, folder, f"front-{seed}-{workers}")
-            threads = [
-                threading.Thread(target=search_once, args=(place, trials, seed))
+            children = [
+                PROCESSES.Process(target=search_once, args=(place, trials, seed))
                 for _ in range(workers)
             ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            for child in children:
+                child.start()
+            joined(children)
             with open_storage(*place) as storage:
                 kept.append(hypervolume(study_in(storage, place[2]).front))
     differences = [two - one for one, two in zip(volumes[1], volumes[2], strict=True)]
@@ -55,7 +61,7 @@ def front(folder: Path, trials: int, seeds: Sequence[int]) -> dict[str, Any]:
 def search_once(place: Place, trials: int, seed: int) -> None:
     """One worker's search."""
     with open_storage(*place) as storage:
-        study = study_in(storage, place[2], seed=seed, startup_trials=30)
+        study = study_in(storage, place[2], seed=seed)
         list(study.run(trials, sleeping(0.1)))
 
 

@@ -13,7 +13,7 @@ import optuna
 
 from heretic_kl.ablation import EditParameters
 from heretic_kl.scoring import Score, ScorerSpec
-from heretic_kl.search import SearchSpace, SearchStudy, TrialRecord
+from heretic_kl.search import SearchSpace, SearchStudy, TrialRecord, quiet_optuna
 
 SPACE = SearchSpace(layers=30)
 OBJECTIVES = (
@@ -22,12 +22,29 @@ OBJECTIVES = (
 )
 Place = tuple[str | None, Path, str]
 """What `open_storage` takes."""
-FORK = multiprocessing.get_context("fork")
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Forks from a process that has imported, and has run neither threads nor gRPC nor a sampler."""
+PROCESSES.set_forkserver_preload([f"benchmarks.workers.{n}" for n in ("kills", "throughput")])
+JOIN_SECONDS = 600.0
+
+
+def joined(children: Sequence[Any]) -> None:
+    """Wait for processes.
+
+    Raises:
+        TimeoutError: one does not end.
+    """
+    for child in children:
+        child.join(JOIN_SECONDS)
+        if child.exitcode is None:
+            child.kill()
+            raise TimeoutError(f"a worker does not end within {JOIN_SECONDS:g} s")
 
 
 def study_in(storage: optuna.storages.BaseStorage, name: str, **changes: Any) -> SearchStudy:
     """A study of the landscape of `scores_of`."""
-    options = {"seed": 0, "startup_trials": 60, **changes}
+    quiet_optuna()
+    options = {"seed": 0, "startup_trials": 11, **changes}
     return SearchStudy(storage, name, fingerprint={}, space=SPACE, objectives=OBJECTIVES, **options)
 
 

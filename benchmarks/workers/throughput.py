@@ -13,40 +13,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workers.landscape import FORK, Place, complete, scores_of, sleeping, study_in
+from benchmarks.workers.landscape import (
+    JOIN_SECONDS,
+    PROCESSES,
+    Place,
+    complete,
+    joined,
+    scores_of,
+    sleeping,
+    study_in,
+)
 from heretic_kl.ablation import EditParameters
 from heretic_kl.scoring import Score
 from heretic_kl.search import open_storage
 
 
-def scaling(place: Place, workers: int, cost: float, rounds: int) -> dict[str, Any]:
-    """Trials a minute of several workers that begin together."""
-    barrier, spent = FORK.Barrier(workers + 1), FORK.Queue()
+def scaling(place: Place, workers: int, cost: float, rounds: int, startup: int) -> dict[str, Any]:
+    """Trials a minute of several workers that begin together and wait `cost` seconds a trial.
+
+    `startup` trials are drawn at random; the Gaussian process draws the others.
+    """
+    barrier, spent = PROCESSES.Barrier(workers + 1), PROCESSES.Queue()
     until = workers * rounds
-
-    def work() -> None:
-        with open_storage(*place) as storage:
-            study = study_in(storage, place[2])
-            barrier.wait()
-            cpu = time.process_time()
-            list(study.run(until, sleeping(cost)))
-            spent.put(time.process_time() - cpu)
-
-    children = [FORK.Process(target=work) for _ in range(workers)]
+    arguments = (place, until, cost, startup, barrier, spent)
+    children = [PROCESSES.Process(target=timed, args=arguments) for _ in range(workers)]
     for child in children:
         child.start()
-    barrier.wait()
+    barrier.wait(JOIN_SECONDS)
     start = time.perf_counter()
-    cpu = sum(spent.get() for _ in children)
+    cpu = sum(spent.get(timeout=JOIN_SECONDS) for _ in children)
     seconds = time.perf_counter() - start
-    for child in children:
-        child.join()
+    joined(children)
     with open_storage(*place) as storage:
         done = len(complete(study_in(storage, place[2]).records))
     return {
         "workers": workers,
         "fake_cost_seconds": cost,
         "trials": done,
+        "drawn_at_random": startup,
         "seconds": round(seconds, 2),
         "trials_a_minute": round(60 * done / seconds, 1),
         "share_of_ideal": round(rounds * cost / seconds, 3),
@@ -54,29 +58,26 @@ def scaling(place: Place, workers: int, cost: float, rounds: int) -> dict[str, A
     }
 
 
+def timed(place: Place, until: int, cost: float, startup: int, barrier: Any, spent: Any) -> None:
+    """One of the workers; tells the CPU seconds that it spent."""
+    with open_storage(*place) as storage:
+        study = study_in(storage, place[2], startup_trials=startup)
+        barrier.wait(JOIN_SECONDS)
+        cpu = time.process_time()
+        list(study.run(until, sleeping(cost)))
+        spent.put(time.process_time() - cpu)
+
+
 def many(url: str, folder: Path, workers: int, cost: float, rounds: int) -> dict[str, Any]:
     """Seconds to ask and to tell, of many workers in threads of a few processes."""
     processes = 4
-    until, figures = workers * rounds, FORK.Queue()
-
-    def work() -> None:
-        times: list[tuple[float, float]] = []
-        threads = [
-            threading.Thread(target=one_of_many, args=(url, folder, cost, until, times))
-            for _ in range(workers // processes)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        figures.put(times)
-
-    children = [FORK.Process(target=work) for _ in range(processes)]
+    until, figures = workers * rounds, PROCESSES.Queue()
+    arguments = (url, folder, workers // processes, cost, until, figures)
+    children = [PROCESSES.Process(target=some_of_many, args=arguments) for _ in range(processes)]
     for child in children:
         child.start()
-    times = [pair for _ in children for pair in figures.get()]
-    for child in children:
-        child.join()
+    times = [pair for _ in children for pair in figures.get(timeout=JOIN_SECONDS)]
+    joined(children)
     asks, tells = (sorted(column) for column in zip(*times, strict=True))
     code = (
         "import sys, json; from pathlib import Path; "
@@ -96,6 +97,18 @@ def many(url: str, folder: Path, workers: int, cost: float, rounds: int) -> dict
         "wanted": until,
         **checked,
     }
+
+
+def some_of_many(url: str, folder: Path, count: int, cost: float, until: int, figures: Any) -> None:
+    """One process's share of the workers, a thread each; tells how long they waited."""
+    times: list[tuple[float, float]] = []
+    arguments = (url, folder, cost, until, times)
+    threads = [threading.Thread(target=one_of_many, args=arguments) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    figures.put(times)
 
 
 def one_of_many(

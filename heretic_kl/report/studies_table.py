@@ -1,4 +1,4 @@
-"""One trial of each of several studies, with the settings in which they differ. Measures nothing."""
+"""One trial of each of several studies, and the settings that differ. Measures nothing."""
 
 from __future__ import annotations
 

@@ -147,7 +147,9 @@ class Cluster:
         for variable, value in variables.items():
             words = value if isinstance(value, str) else f"({shlex.join(value)})"
             pattern = rf"^{variable}=(\([^)]*\)|.*)$"
-            text, count = re.subn(pattern, lambda _, v=variable, w=words: f"{v}={w}", text, flags=re.M)
+            text, count = re.subn(
+                pattern, lambda _, v=variable, w=words: f"{v}={w}", text, flags=re.M
+            )
             assert count == 1, variable
         (self.folder / name).write_text(text)
         return name
@@ -166,7 +168,9 @@ def node():
     """The SLURM, for all tests of a process."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
-        pytest.skip(f"not installed: {', '.join(missing)}" if missing else "SLURM's node needs root")
+        pytest.skip(
+            f"not installed: {', '.join(missing)}" if missing else "SLURM's node needs root"
+        )
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     environment = {**os.environ, "SLURM_PORT": str(free_ports(102))}
 

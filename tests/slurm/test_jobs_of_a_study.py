@@ -57,7 +57,12 @@ def test_a_study_that_is_stopped_in_every_way_ends_as_an_undisturbed_one(cluster
 
     def happens(what, after, *words):
         nonlocal restarts
-        cluster.wait(lambda: len(cluster.records()) >= after, f"no {after} trials before {what}")
+
+        def goes_on():
+            running = cluster.jobs(job)["0"][0] == "RUNNING"
+            return running and len(cluster.records()) >= after
+
+        cluster.wait(goes_on, f"no {after} trials before {what}")
         assert len(cluster.records()) < 16, f"too late for {what}"
         cluster.call(*words)
         restarts += 1

@@ -1,9 +1,10 @@
-"""Hours of kills, full disks and jumping clocks; then all that was reported finished is there.
+"""Hours of kills, full disks, lost databases, jumping clocks; what was reported finished is there.
 
 `make soak` runs it for `SOAK_MINUTES` (120). Each round is one study of three workers, on a journal
-file, on SQLite or on a small disk that fills up. Workers are killed (kill -9) at random moments,
-some live days ahead of the others or behind them, and all of them keep learned edits and save
-models as they go. The seed of each round is printed.
+file, on SQLite, on a small disk that fills up, or on PostgreSQL, which is stopped and started at
+random moments. What this machine cannot do is named at the beginning and at the end. Workers are
+killed (kill -9) at random moments, some live days ahead of the others or behind them, and all of
+them keep learned edits and save models as they go. The seed of each round is printed.
 """
 
 import itertools
@@ -15,24 +16,31 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
+from sqlalchemy.exc import SQLAlchemyError
 
 from heretic_kl.ablation import Operator, SiteKey
-from heretic_kl.errors import ExportError, StudyError
+from heretic_kl.errors import HereticKLError
 from heretic_kl.export import save_merged
 from heretic_kl.model import ModelSource, load_model
 from heretic_kl.scoring import Score, ScorerSpec
 from heretic_kl.search import PlanStore, SearchSpace, SearchStudy, open_storage, quiet_optuna
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
+sys.path.append(str(Path(__file__).parents[1] / "search"))
+
+from servers import postgresql_server  # noqa: E402
+
 pytestmark = [
     pytest.mark.soak,
     pytest.mark.skipif("SOAK_MINUTES" not in os.environ, reason="set SOAK_MINUTES, or make soak"),
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "always:NOT TESTED"),
 ]
 MINUTES = float(os.environ.get("SOAK_MINUTES", "120"))
 FORK = multiprocessing.get_context("fork")
@@ -40,7 +48,7 @@ WORKERS, TRIALS, KILLS, PAUSE = 3, 40, 12, 0.7
 DAY = 86_400.0
 SPACE = SearchSpace(layers=12)
 OBJECTIVES = (ScorerSpec("refusals", "refusals", "minimize", {}),)
-PLACES = ("journal", "sqlite", "full disk")
+PLACES = ("journal", "sqlite", "full disk", "lost database")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +56,17 @@ def model(tmp_path_factory):
     """A tiny model that all workers save edited; they inherit it when they are forked."""
     folder = save_tiny_model(tmp_path_factory.mktemp("soak") / "model", tiny_llama())
     return load_model(ModelSource(str(folder)), dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def database():
+    """A PostgreSQL that is stopped and started, where it is installed."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgresql_server())
+        except pytest.skip.Exception:
+            server = None
+        yield server
 
 
 @pytest.fixture
@@ -63,27 +82,38 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_soak(model, tmp_path, small_disk):
+def test_soak(model, tmp_path, small_disk, database):
     quiet_optuna()
-    end, rounds = time.monotonic() + 60 * MINUTES, 0
-    kinds = [kind for kind in PLACES if small_disk or kind != "full disk"]
+    end, rounds, losses = time.monotonic() + 60 * MINUTES, Counter(), 0
+    why = {"full disk": "no disk can be mounted here", "lost database": "no PostgreSQL"}
+    unable = [
+        kind for kind in why if not {"full disk": small_disk, "lost database": database}[kind]
+    ]
+    skipped = "; ".join(f"NOT TESTED: {kind} ({why[kind]})" for kind in unable)
+    print(f"\n{skipped or 'every kind is tested'}", flush=True)
+    kinds = [kind for kind in PLACES if kind not in unable]
     for kind, seed in zip(itertools.cycle(kinds), itertools.count()):
         if time.monotonic() > end:
             break
         folder = (small_disk if kind == "full disk" else tmp_path) / f"round{seed}"
         folder.mkdir()
         print(f"round {seed}: {kind}", flush=True)
-        one_round(model, kind, folder, seed)
-        rounds += 1
-    assert rounds > 0
-    print(f"{rounds} rounds; kinds: {', '.join(kinds)}")
+        losses += one_round(model, kind, folder, seed, database)
+        rounds[kind] += 1
+    assert rounds
+    print(f"{dict(rounds)}; the database was lost {losses} times; {skipped or 'nothing left out'}")
+    if skipped:
+        warnings.warn(skipped, UserWarning, stacklevel=1)
 
 
-def one_round(model, kind, folder, seed):
-    """One study to its end through kills, then every check."""
-    url = f"sqlite:///{folder / 'studies.db'}" if kind == "sqlite" else None
-    place, chance = (url, folder, "s"), random.Random(seed)
-    children = []
+def one_round(model, kind, folder, seed, database):
+    """One study to its end through kills, then every check; how often its database was lost."""
+    urls = {"sqlite": f"sqlite:///{folder / 'studies.db'}"}
+    if kind == "lost database":
+        urls[kind] = database.url
+    name = f"s{seed}"
+    place, chance = (urls.get(kind), folder, name), random.Random(seed)
+    children, losses = [], 0
     with reporting(folder) as report:
         for _ in range(KILLS):
             while len(children) < WORKERS:
@@ -91,7 +121,10 @@ def one_round(model, kind, folder, seed):
                 life = (model, place, folder, report, jump, chance.random())
                 children.append(FORK.Process(target=worker, args=life))
                 children[-1].start()
-            with filled(folder) if kind == "full disk" and chance.random() < 0.5 else ExitStack():
+            trouble = {"full disk": lambda: filled(folder), "lost database": lambda: lost(database)}
+            troubled = kind in trouble and chance.random() < 0.5
+            losses += troubled and kind == "lost database"
+            with trouble[kind]() if troubled else ExitStack():
                 time.sleep(chance.expovariate(1 / PAUSE))
             victim = children.pop(chance.randrange(len(children)))
             if victim.is_alive():
@@ -100,17 +133,18 @@ def one_round(model, kind, folder, seed):
         for child in children:
             child.join()
     with open_storage(*place) as storage:
-        opened = study(storage)
+        opened = study(storage, name)
         list(opened.run(TRIALS, measured))
         check_study(opened, folder)
-    check_artifacts(folder)
+    check_artifacts(folder, name)
     check_models(model, folder)
+    return losses
 
 
-def study(storage):
+def study(storage, name):
     return SearchStudy(
         storage,
-        "s",
+        name,
         fingerprint={"model": "m"},
         space=SPACE,
         objectives=OBJECTIVES,
@@ -149,10 +183,10 @@ def worker(model, place, folder, report, jump, seed):
     """A forked worker by a clock of its own; an error that a user would be shown ends it."""
     now, chance = time.time, random.Random(seed)
     time.time = lambda: now() + jump
-    store = PlanStore(folder, "s")
+    store = PlanStore(folder, place[2])
     try:
         with open_storage(*place) as storage:
-            for record in study(storage).run(TRIALS, measured):
+            for record in study(storage, place[2]).run(TRIALS, measured):
                 if record.state != "complete":  # by a clock ahead of its own it was taken for dead
                     continue
                 os.write(report, f"trial {record.number}\n".encode())
@@ -164,11 +198,21 @@ def worker(model, place, folder, report, jump, seed):
                     target = folder / f"model{record.number % 4}"
                     save_merged(model, plan, target, overwrite=True)
                     os.write(report, f"model {target.name}\n".encode())
-    except (StudyError, ExportError, OSError) as error:  # a full disk
+    except (HereticKLError, SQLAlchemyError, OSError) as error:  # a full disk, a lost database
         os.write(report, f"error {type(error).__name__}\n".encode())
     finally:
         sys.stdout.flush()
         os._exit(0)
+
+
+@contextmanager
+def lost(database):
+    """The database stopped for the block, as by a power cut."""
+    database.stop()
+    try:
+        yield
+    finally:
+        database.start()
 
 
 @contextmanager
@@ -201,14 +245,14 @@ def check_study(opened, folder):
     assert all(record.scores["refusals"].value is not None for record in complete)
 
 
-def check_artifacts(folder):
+def check_artifacts(folder, name):
     """Every learned edit that was reported loads; whatever has a name is whole."""
-    store = PlanStore(folder, "s")
+    store = PlanStore(folder, name)
     reported = {digest for digest, _ in said(folder, "plan")}
     names = {path.name for path in store.folder.glob("[!.]*")}
     assert reported <= names
-    for name in names:
-        assert len(store.load(name)) == 1
+    for digest in names:
+        assert len(store.load(digest)) == 1
 
 
 def check_models(model, folder):
