@@ -79,7 +79,7 @@ def all_scaling(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         for kind, startup in (("at random", 10**6), ("by the sampler", 11)):
             for name, url in (("journal", None), ("postgresql", server), ("proxy", served)):
                 place = (url, folder, f"{name}-{startup}")
-                figures[f"{name}, {kind}"] = scaling(place, 8, 4.0, 8, startup)
+                figures[f"{name}, {kind}"] = scaling(place, 8, 4.0, 6, startup)
     return figures
 
 
@@ -100,11 +100,11 @@ def all_stored(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "kills": all_kills,
-    "front": lambda folder, _: front(folder, 60, range(5)),
+    "front": lambda folder, _: front(folder, 30, range(5)),
     "stored": all_stored,
     "proxy": behind_proxy,
     "scaling": all_scaling,
-    "real": lambda folder, _: two_against_one(folder, 40, 5),
+    "real": lambda folder, _: two_against_one(folder, 24, 3),
 }
 
 

@@ -52,8 +52,8 @@ ReturnToService=2
 SlurmdTimeout=30
 MailProg=/bin/true
 NodeName=$node NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=low Nodes=$node Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=${GRACE_TIME:-5} MaxTime=1:00:00 State=UP
-PartitionName=high Nodes=$node PriorityTier=10 PreemptMode=OFF MaxTime=1:00:00 State=UP
+PartitionName=low Nodes=$node Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=${GRACE_TIME:-5} MaxTime=4:00:00 State=UP
+PartitionName=high Nodes=$node PriorityTier=10 PreemptMode=OFF MaxTime=4:00:00 State=UP
 CONF
 }
 case $action in

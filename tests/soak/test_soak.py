@@ -19,6 +19,7 @@ import time
 import warnings
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,13 @@ from servers import postgresql_server  # noqa: E402
 pytestmark = [
     pytest.mark.soak,
     pytest.mark.skipif("SOAK_MINUTES" not in os.environ, reason="set SOAK_MINUTES, or make soak"),
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "always:NOT TESTED"),
+    pytest.mark.filterwarnings("always:NOT TESTED"),
 ]
 MINUTES = float(os.environ.get("SOAK_MINUTES", "120"))
-FORK = multiprocessing.get_context("fork")
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Forks from a process that has run nothing yet: in a later fork torch's autograd hangs."""
+PROCESSES.set_forkserver_preload(["test_soak"])
+JOIN_SECONDS = 600
 WORKERS, TRIALS, KILLS, PAUSE = 3, 40, 12, 0.7
 DAY = 86_400.0
 SPACE = SearchSpace(layers=12)
@@ -53,8 +57,12 @@ PLACES = ("journal", "sqlite", "full disk", "lost database")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny model that all workers save edited; they inherit it when they are forked."""
-    folder = save_tiny_model(tmp_path_factory.mktemp("soak") / "model", tiny_llama())
+    """A tiny model that all workers save edited."""
+    return loaded(save_tiny_model(tmp_path_factory.mktemp("soak") / "model", tiny_llama()))
+
+
+@cache
+def loaded(folder):
     return load_model(ModelSource(str(folder)), dtype="float32", device="cpu")
 
 
@@ -114,24 +122,25 @@ def one_round(model, kind, folder, seed, database):
     name = f"s{seed}"
     place, chance = (urls.get(kind), folder, name), random.Random(seed)
     children, losses = [], 0
-    with reporting(folder) as report:
-        for _ in range(KILLS):
-            while len(children) < WORKERS:
-                jump = chance.choice([0.0, 0.0, 3 * DAY, -3 * DAY])
-                life = (model, place, folder, report, jump, chance.random())
-                children.append(FORK.Process(target=worker, args=life))
-                children[-1].start()
-            trouble = {"full disk": lambda: filled(folder), "lost database": lambda: lost(database)}
-            troubled = kind in trouble and chance.random() < 0.5
-            losses += troubled and kind == "lost database"
-            with trouble[kind]() if troubled else ExitStack():
-                time.sleep(chance.expovariate(1 / PAUSE))
-            victim = children.pop(chance.randrange(len(children)))
-            if victim.is_alive():
-                os.kill(victim.pid, signal.SIGKILL)
-            victim.join()
-        for child in children:
-            child.join()
+    report = reporting(folder)
+    for _ in range(KILLS):
+        while len(children) < WORKERS:
+            jump = chance.choice([0.0, 0.0, 3 * DAY, -3 * DAY])
+            life = (model.source.folder, place, folder, report, jump, chance.random())
+            children.append(PROCESSES.Process(target=worker, args=life))
+            children[-1].start()
+        trouble = {"full disk": lambda: filled(folder), "lost database": lambda: lost(database)}
+        troubled = kind in trouble and chance.random() < 0.5
+        losses += troubled and kind == "lost database"
+        with trouble[kind]() if troubled else ExitStack():
+            time.sleep(chance.expovariate(1 / PAUSE))
+        victim = children.pop(chance.randrange(len(children)))
+        if victim.is_alive():
+            os.kill(victim.pid, signal.SIGKILL)
+        victim.join()
+    for child in children:
+        child.join(JOIN_SECONDS)
+        assert child.exitcode is not None, "a worker does not end"
     with open_storage(*place) as storage:
         opened = study(storage, name)
         list(opened.run(TRIALS, measured))
@@ -167,20 +176,18 @@ def plan_of(model, number):
     return {key: Operator(left=-vector, right=vector)}
 
 
-@contextmanager
 def reporting(folder):
     """Where workers say what is finished: outside of a disk that fills up."""
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"soak-{os.getpid()}-{folder.name}"
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_TRUNC)
+    path.write_text("")
     (folder.parent / f"{folder.name}.said").symlink_to(path)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    return path
 
 
-def worker(model, place, folder, report, jump, seed):
-    """A forked worker by a clock of its own; an error that a user would be shown ends it."""
+def worker(model_folder, place, folder, path, jump, seed):
+    """A worker by a clock of its own; an error that a user would be shown ends it."""
+    quiet_optuna()
+    report = os.open(path, os.O_WRONLY | os.O_APPEND)
     now, chance = time.time, random.Random(seed)
     time.time = lambda: now() + jump
     store = PlanStore(folder, place[2])
@@ -190,6 +197,7 @@ def worker(model, place, folder, report, jump, seed):
                 if record.state != "complete":  # by a clock ahead of its own it was taken for dead
                     continue
                 os.write(report, f"trial {record.number}\n".encode())
+                model = loaded(model_folder)
                 plan = plan_of(model, record.number)
                 if chance.random() < 0.5:
                     digest = store.save(plan)

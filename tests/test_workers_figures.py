@@ -1,0 +1,65 @@
+"""The figures of many workers: what is asked of them, and the table in the guide."""
+
+import json
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+
+from benchmarks.workers import kills, real_trials, table  # noqa: E402
+
+RESULTS = ROOT / "benchmarks/results/workers.json"
+
+
+def test_the_table_of_the_guide_is_that_of_the_results_file():
+    result = json.loads(RESULTS.read_text(encoding="utf-8"))
+    guide = (ROOT / "docs/workers.md").read_text(encoding="utf-8")
+    assert "\n".join(table.lines(result)) in guide
+    for part in result.values():
+        assert part.keys() >= {"command", "date", "seed", "machine", "versions"}
+
+
+@pytest.mark.parametrize(
+    ("part", "figures", "met"),
+    [
+        ("kills", {"journal, 1": {"lost": 1, "repeated": 0, "not_ended": 0}}, False),
+        ("kills", {"journal, 1": {"lost": 0, "repeated": 0, "not_ended": 0}}, True),
+        ("real", {"ratio": 1.79, "ratios": [1.79], "ratio_of_plain_matrix_products": 2}, False),
+        ("front", {"trials": 6, "difference": -1, "difference_95_interval": [-2, -0.5]}, False),
+        ("front", {"trials": 6, "difference": -1, "difference_95_interval": [-2, 0.5]}, True),
+    ],
+)
+def test_a_figure_that_is_not_reached_is_not_met(part, figures, met):
+    for one in figures.values():
+        if isinstance(one, dict):
+            one.update(kills=200, studies=1)
+    (first, *_) = table.CHECKS[part](figures)
+    assert first[3] is met
+
+
+def test_trials_are_counted_while_all_workers_run():
+    """One trial of a second before the other worker begins, then two at once."""
+    start = datetime(2026, 1, 1)
+
+    def trial(owner, begin, end):
+        times = (start + timedelta(seconds=second) for second in (begin, end))
+        return SimpleNamespace(
+            user_attrs={"lease": {"owner": owner}},
+            values=[0.0],
+            **dict(zip(("datetime_start", "datetime_complete"), times, strict=True)),
+        )
+
+    trials = [trial("a", 0, 1), trial("a", 1, 2), trial("b", 1, 2), trial("a", 2, 3)]
+    assert real_trials.together(trials) == pytest.approx(120)
+    assert real_trials.together(trials[:2]) == pytest.approx(60)
+
+
+def test_kills_go_on_in_another_study_until_there_are_enough(tmp_path):
+    figures = kills.kills((None, tmp_path, "s"), 2, 3, 4, 0.2)
+    assert figures["kills"] == 3 and figures["complete"] == 4 * figures["studies"]
+    assert not any(figures[key] for key in table.LOSSES)
