@@ -31,7 +31,8 @@ def kills(figures: dict[str, Any]) -> Rows:
     for name, one in figures.items():
         where, workers = name.split(", ")
         measured = ", ".join(f"{one[key]} {key.replace('_', ' ')}" for key in LOSSES)
-        what = f"{one['kills']} kills, {where}, {workers} at a time, {one['studies']} studies"
+        inside = f"{one['kills']} kills ({one['interrupted']} in a trial)"
+        what = f"{inside}, {where}, {workers} at a time"
         yield what, measured, "0, 0, 0", not any(one[key] for key in LOSSES)
     total = sum(one["kills"] for one in figures.values())
     yield "kills in all", str(total), "200", total >= 200
