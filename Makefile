@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/heretic-kl demo
 
-test: lint types unit e2e slurm
+test: lint types unit e2e
 
 install: $(INSTALLED)
 
