@@ -178,6 +178,7 @@ class ReferenceRun(ReferenceSide):
         model: Any,
         *,
         sequences: Sequence[ForcedSequence] | None = None,
+        base: Any = None,
         dtype: DtypeName | None = None,
         native: bool = True,
     ) -> ReferenceRun:
@@ -186,6 +187,7 @@ class ReferenceRun(ReferenceSide):
         Args:
             model: as for `compare`.
             sequences: other ones in their place.
+            base: as for `compare`.
             dtype: as for `compare`.
             native: run it in llama.cpp or vLLM where the loader says so.
         """
@@ -199,7 +201,7 @@ class ReferenceRun(ReferenceSide):
         lm, own_tokenizer = self.loader.candidate(
             model,
             self.tokenizer if source is not None and source.gguf_file is not None else None,
-            None,
+            base,
             fallback=self.tokenizer,
             dtype=dtype or self.dtype_for_candidates(),
         )

@@ -69,8 +69,8 @@ class ReferenceSide:
             return None, vocabulary
         if self.head is None:
             raise MeasurementError(
-                "a stored reference of hidden states cannot be compared with a .gguf file in "
-                "llama.cpp, which does not show its head: store logits (--store logits)"
+                "a stored reference of hidden states cannot be compared with a model in llama.cpp "
+                "or vLLM, which do not show its head: store logits (--store logits)"
             )
         if vocabulary == self.head.vocabulary:
             return self.head, vocabulary

@@ -27,7 +27,7 @@ SIZES = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
 class Engine:
     """What of `vllm.LLM` is used: a model, and log-probabilities of a prompt's tokens."""
 
-    shift = 0.0
+    shift, scale = 0.0, 1.0
     rows = 0
     ignores_adapters = False
     asked: list = []  # noqa: RUF012
@@ -40,6 +40,7 @@ class Engine:
             raise ValueError("first line\nno such architecture: Broken")
         self.length, self.lora, self.name = max_model_len, enable_lora, name
         self.model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        self.model.lm_head.weight.data *= self.scale
         self.head = SimpleNamespace(compute_logits=self.model.lm_head)
         self.model_config = SimpleNamespace(
             dtype=torch.float32, quantization=None, get_vocab_size=self._size
@@ -181,22 +182,44 @@ class TestChecks:
         with pytest.raises(MeasurementError, match="are not those of its logits"):
             built(noise_floor=False).score(models / "other")
 
+    def test_logits_that_are_not_numbers_are_the_models_fault(self, built, models, monkeypatch):
+        monkeypatch.setattr(Engine, "scale", float("nan"))
+        with pytest.raises(MeasurementError, match="NaN"):
+            built(noise_floor=False).score(models / "other")
+
+    def test_a_stored_reference_without_a_head_is_refused_before_loading(
+        self, built, models, tmp_path
+    ):
+        built().save(tmp_path / "stored.safetensors")
+        Engine.asked.clear()
+        stored = TeacherForcedKL.load(tmp_path / "stored.safetensors", backend="vllm")
+        with pytest.raises(MeasurementError, match="store logits"):
+            stored.score(models / "other")
+        assert Engine.asked == []
+
     def test_what_vllm_cannot_load_is_one_line(self, models):
         broken = save_tiny_model(models / "broken", tiny_llama(**SIZES))
         with pytest.raises(ModelError, match=r"^vLLM cannot load '.*': no such architecture: B.*$"):
             VLLMModel(str(broken), context=8)
 
-    def test_the_dtype_is_the_references_but_for_quantized_weights(self, built, models):
+    def test_the_dtype_is_the_references_but_for_quantized_weights(
+        self, built, models, monkeypatch
+    ):
+        def noted(engine, name, *, dtype, **options):
+            Engine.asked.append((dtype, options))
+            raise ValueError("only its dtype was wanted")
+
         quantized = save_tiny_model(models / "quantized", tiny_llama(**SIZES))
         config = json.loads((quantized / "config.json").read_text())
         config["quantization_config"] = {"quant_method": "awq"}
-        kl = built(noise_floor=False)
+        kl = built(noise_floor=False, dtype="auto")
         Engine.asked.clear()
         kl.score(models / "other")
         (quantized / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ModelError):  # the stand-in loads it by transformers
+        monkeypatch.setattr(Engine, "__init__", noted)
+        with pytest.raises(ModelError, match="only its dtype was wanted"):
             kl.score(quantized)
-        assert Engine.asked[0][0] == "float32"
+        assert [dtype for dtype, _ in Engine.asked] == ["float32", "auto"]
 
 
 class TestCommand:

@@ -11,8 +11,9 @@ import torch
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError, ModelError
 from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, Reference, summarize
+from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
+from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import DtypeName, ModelSource, clear_device_memory, is_quantized
-from heretic_kl.score.served.candidate import SAME
 from heretic_kl.score.vllm.model import VLLMModel
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 FLOOR_TOKENS = 4096
 """So many tokens are enough to see how far two back ends are apart."""
+COMPARED = 4
+"""Sequences by which an adapter is told from its base."""
 
 
 def compare_in_vllm(
@@ -52,22 +55,28 @@ def compare_in_vllm(
     """
     from heretic_kl.score.reference_run import CandidateTable
 
-    beside = _in_transformers(run, source, dtype) if floor else None
+    run.head_for(run.reference.identity.vocabulary_size)  # refuses a reference without any
+    beside = _in_transformers(run, source, base, dtype) if floor else None
     model = _open(run, source, base, dtype)
     try:
+        if source.adapter is not None:
+            _require_adapter(run, model, source)
         table = _table(run, model, reduction, watch, observe)
         apart = None if beside is None else summarize(_table(beside, model, reduction)).mean
-        kind = model.kind
+        return CandidateTable(table, model.kind, apart)
     finally:
         model.close()
-    change = table.candidate_probability - table.reference_probability
-    unchanged = max(float(table.values.max()), float(change.abs().max())) <= SAME
-    if source.adapter is not None and unchanged:
-        raise MeasurementError(
-            f"{source.name!r} in vLLM is like the reference, to the last digits: vLLM ignores the "
-            "adapter, or it changes nothing"
-        )
-    return CandidateTable(table, kind, apart)
+
+
+def _require_adapter(run: ReferenceRun, model: VLLMModel, source: ModelSource) -> None:
+    """Refuse an adapter without which vLLM computes the same, bit for bit."""
+    for sequence in run.sequences[:COMPARED]:
+        if not torch.equal(model.logits(sequence), model.logits(sequence, adapted=False)):
+            return
+    raise MeasurementError(
+        f"{source.name!r} in vLLM is like its base, bit for bit: vLLM ignores the adapter, or it "
+        "changes nothing"
+    )
 
 
 def reference_in_vllm(
@@ -130,20 +139,23 @@ def _blocks(
     row = 0
     for sequence in sequences:
         logits = model.logits(sequence)
-        yield LogitBlock(torch.arange(row, row + len(logits)), logits[:, :size])
+        rows = torch.arange(row, row + len(logits))
+        for block in row_blocks(len(logits), size, MAX_LOGIT_ELEMENTS):
+            yield LogitBlock(rows[block], logits[block, :size])
         row += len(logits)
 
 
 def _in_transformers(
-    run: ReferenceRun, source: ModelSource, dtype: DtypeName | None
+    run: ReferenceRun, source: ModelSource, base: ModelSource | None, dtype: DtypeName | None
 ) -> ReferenceRun | None:
     """The same model, run as the reference was over the first of its sequences."""
     count, tokens = 0, 0
     while count < len(run.sequences) and tokens < FLOOR_TOKENS:
         tokens += len(run.sequences[count].fed)
         count += 1
+    part = run.sequences[:count]
     try:
-        return run.seen_by(source, sequences=run.sequences[:count], dtype=dtype, native=False)
-    except ModelError as error:
+        return run.seen_by(source, sequences=part, base=base, dtype=dtype, native=False)
+    except (ModelError, MeasurementError) as error:
         run.notify(f"the floor across back ends is not measured: {error}")
         return None

@@ -75,7 +75,8 @@ class VLLMModel:
         trust_remote_code: bool = False,
     ) -> None:
         require_vllm()
-        self.name, self._logits = name, list[Tensor]()
+        self.name, self._logits, self._scored = name, list[tuple[int, Tensor]](), 0
+        self._engine: Any = None
         self._adapter = None
         options: dict[str, Any] = {}
         if adapter is not None:
@@ -85,7 +86,7 @@ class VLLMModel:
             from vllm.lora.request import LoRARequest
 
             try:
-                self._engine: Any = LLM(
+                self._engine = LLM(
                     name,
                     dtype=dtype,
                     trust_remote_code=trust_remote_code,
@@ -99,11 +100,12 @@ class VLLMModel:
                     use_tqdm_on_load=False,
                     **options,
                 )
+                self._engine.apply_model(self._record)
             except Exception as error:
+                self.close()
                 raise ModelError(f"vLLM cannot load {name!r}: {_in_one_line(error)}") from error
         if adapter is not None:
             self._adapter = LoRARequest("candidate", 1, str(adapter))
-        self._engine.apply_model(self._record)
         self.vocabulary = int(self._engine.model_config.get_vocab_size())
 
     @property
@@ -112,8 +114,8 @@ class VLLMModel:
         config = self._engine.model_config
         return f"{config.quantization or str(config.dtype).removeprefix('torch.')}, vLLM"
 
-    def logits(self, sequence: ForcedSequence) -> Tensor:
-        """Logits at the scored positions, (n, V) float32 on the CPU.
+    def logits(self, sequence: ForcedSequence, *, adapted: bool = True) -> Tensor:
+        """Logits at the scored positions, (n, V) float32 on the CPU; `adapted`: by the adapter.
 
         Raises:
             MeasurementError: vLLM fails, or computes logits of other tokens.
@@ -124,25 +126,25 @@ class VLLMModel:
         tokens = [*sequence.prompt, *sequence.response]
         asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
         self._logits.clear()
+        self._scored = len(sequence.response)
         try:
             [output] = self._engine.generate(
                 [{"prompt_token_ids": tokens}],
                 asked,
                 use_tqdm=False,
-                lora_request=self._adapter,
+                lora_request=self._adapter if adapted else None,
             )
         except Exception as error:
             message = f"vLLM failed on {self.name!r}: {_in_one_line(error)}"
             raise MeasurementError(message) from error
         returned = output.prompt_logprobs or [None]
-        scored = len(sequence.response)
-        logits = self._of_prompt(len(tokens))[-scored:]
+        logits = self._of_prompt(len(tokens))
         targets = torch.tensor(sequence.response)
         ours = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         theirs = torch.tensor([_of_token(*pair) for pair in zip(returned, tokens, strict=False)])
-        if len(returned) != len(tokens) or not torch.allclose(
-            ours, theirs[-scored:], atol=SAME, rtol=SAME
-        ):
+        theirs = theirs[-self._scored :]
+        same = torch.allclose(ours, theirs, atol=SAME, rtol=SAME, equal_nan=True)
+        if len(returned) != len(tokens) or not same:
             raise MeasurementError(
                 f"vLLM's log-probabilities of {self.name!r} are not those of its logits: this "
                 "version of vLLM cannot be used, pass --backend transformers"
@@ -163,30 +165,31 @@ class VLLMModel:
                 gc.collect()
 
     def _record(self, model: Any) -> None:
-        """Have vLLM's model leave a copy of the logits that it computes."""
+        """Have vLLM's model leave a copy of the logits that it computes, as far as they count."""
         compute = model.compute_logits
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             logits = compute(*args, **kwargs)
             if logits is not None:
-                self._logits.append(logits.detach().float().cpu())
+                last = logits[-max(1, self._scored) :].detach().float().cpu()
+                self._logits.append((len(logits), last))
             return logits
 
         model.compute_logits = recorded
 
     def _of_prompt(self, tokens: int) -> Tensor:
-        """(tokens - 1, V): the logits that predict the second token and those after it.
+        """(n, V): the logits that predict the response, of those that predict the whole prompt.
 
         vLLM computes the logits of the token that it samples first, then those of the prompt.
         """
-        first, *rest = self._logits or [torch.empty(0, 0)]
-        rows = sum(map(len, rest))
-        if len(first) != 1 or rows != tokens - 1:
+        (first, _), *rest = self._logits or [(0, torch.empty(0, 0))]
+        rows = sum(count for count, _ in rest)
+        if first != 1 or rows != tokens - 1:
             raise MeasurementError(
                 f"vLLM computed logits of {rows} tokens of {self.name!r} where {tokens - 1} were "
                 "expected: this version of vLLM cannot be used, pass --backend transformers"
             )
-        return torch.cat(rest)
+        return torch.cat([last for _, last in rest])[-self._scored :]
 
 
 def _of_token(entry: Mapping[int, Any] | None, token: int) -> float:
