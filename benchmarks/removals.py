@@ -29,7 +29,7 @@ from heretic_kl.ablation import EditParameters, Operator, Plan, SiteKey, WeightK
 from heretic_kl.refine import RefineOptions
 from heretic_kl.refine.training import Check, evaluate
 
-STRENGTHS = (0.3, 0.5, 0.7, 1.0, 1.5)
+STRENGTHS = (0.15, 0.3, 0.5, 0.8, 1.2)
 RIDGES = (1.0, 0.1)
 """Shares of the mean variance that are added before a second moment is inverted."""
 BANDS = {"layers 0 to 40%": (0.0, 0.4), "40 to 70%": (0.4, 0.7), "70 to 100%": (0.7, 1.0)}
@@ -189,8 +189,13 @@ def _figures(check: Check) -> dict[str, float]:
     return {"kl": check.kl, "kl_standard_error": check.kl_error, "mass": check.mass}
 
 
-def kl_at(points: Sequence[Mapping[str, float]], mass: float) -> float:
-    """The KL at a refusal mass, between strengths on log scales; infinite where none reaches it."""
+def kl_at(points: Sequence[Mapping[str, float]], mass: float) -> float | None:
+    """The KL at a refusal mass, between strengths on log scales.
+
+    Infinite where no strength reaches it, None where even the weakest exceeds it.
+    """
+    if points[0]["mass"] < mass:
+        return None
     for before, after in zip(points, points[1:], strict=False):
         if before["mass"] >= mass >= after["mass"]:
             span = math.log(before["mass"]) - math.log(after["mass"])
@@ -208,12 +213,15 @@ def table(entry: Mapping[str, Any]) -> str:
         f"|---|{'---|' * len(levels)}",
     ]
     for name, points in entry["ways"].items():
-        cells = [
-            f"{kl:.4f}" if (kl := kl_at(points, level)) < math.inf else "not reached"
-            for level in levels
-        ]
+        cells = [_cell(kl_at(points, level)) for level in levels]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(kl: float | None) -> str:
+    if kl is None:
+        return "beyond it at the weakest"
+    return f"{kl:.4f}" if kl < math.inf else "not reached"
 
 
 if __name__ == "__main__":

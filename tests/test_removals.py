@@ -24,6 +24,9 @@ class TestComparison:
     def test_a_mass_that_no_strength_reaches(self):
         assert removals.kl_at(points((0.4, 0.01), (0.3, 0.04)), 0.2) == math.inf
 
+    def test_a_mass_that_the_weakest_strength_is_beyond(self):
+        assert removals.kl_at(points((0.1, 0.01), (0.05, 0.04)), 0.2) is None
+
     def test_the_table_says_so(self):
         entry = {"unedited": {"mass": 0.8}, "ways": {"a": points((0.5, 0.01), (0.3, 0.04))}}
         head, _, row = removals.table(entry).splitlines()

@@ -104,7 +104,7 @@ def measure(results: Results, models: dict[str, Path], words: argparse.Namespace
         if words.front and name not in results.floors:
             results.floors[name] = measure_floor(folder, words.work / f"floor-{name}.json", words)
     for job in jobs(words, list(models)):
-        run = results.find(job.model, job.tool, job.seed, job.minutes)
+        run = results.find(job.model, job.tool, job.seed, job.minutes, words.front)
         if run is None or not _can_be_judged(run, words.work / job.folder):
             print(f"run {job.folder}", flush=True)
             reserve = reserved_seconds(job, models[job.model], words, results.runs)

@@ -98,11 +98,22 @@ class Results:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(part, self.file)
 
-    def find(self, model: str, tool: str, seed: int, minutes: tuple[float, ...]) -> Run | None:
-        """A run that was made for all these budgets."""
+    def find(
+        self,
+        model: str,
+        tool: str,
+        seed: int,
+        minutes: tuple[float, ...],
+        front: int | None = None,
+    ) -> Run | None:
+        """A run that was made for all these budgets, and with as large a front if one is asked for.
+
+        Fronts of other sizes have other hypervolumes.
+        """
         for run in self.runs:
             same = (run["model"], run["tool"], run["seed"]) == (model, tool, seed)
-            if same and {f"{m:g}" for m in minutes} <= set(run["choices"]):
+            as_large = front is None or run.get("front_asked", 0) == front
+            if same and as_large and {f"{m:g}" for m in minutes} <= set(run["choices"]):
                 return run
         return None
 

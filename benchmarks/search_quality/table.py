@@ -214,12 +214,15 @@ def _validation(runs: Sequence[Run]) -> str:
 
 
 def _volumes(runs: Sequence[Run], floors: Floors) -> list[str]:
-    """In how many runs the hypervolume is above every peer's of the same seed and budget."""
-    values: dict[tuple[str, float, int], dict[str, float]] = {}
+    """In how many runs the hypervolume is above every peer's of the same seed and budget.
+
+    Fronts of as many judged points are compared.
+    """
+    values: dict[tuple[str, float, int, int], dict[str, float]] = {}
     for run, minutes, choice in judged_choices(list(runs)):
         value = volume(choice, floors.get(run["model"], DEFAULT_FLOOR))
         if value is not None:
-            key = (run["model"], minutes, run["seed"])
+            key = (run["model"], minutes, run["seed"], run.get("front_asked", 0))
             values.setdefault(key, {})[run["tool"]] = value
     lines = []
     for tool in (tool for tool in TOOLS if tool not in PEERS):
@@ -234,7 +237,7 @@ def _volumes(runs: Sequence[Run], floors: Floors) -> list[str]:
             lines.append(
                 f"- {name}: hypervolume above every peer's in {above} of {len(beside)} runs"
             )
-    models = sorted({model for model, _, _ in values})
+    models = sorted({model for model, *_ in values})
     shown = [f"{model} {floors.get(model, DEFAULT_FLOOR):.4f}" for model in models]
     return [*lines, f"- noise floor of the KL (nats): {', '.join(shown)}"] if shown else []
 

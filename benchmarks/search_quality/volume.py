@@ -40,7 +40,10 @@ def history(choice: Choice, floor: float) -> list[tuple[float, float]]:
 
 
 def volume(choice: Choice, floor: float) -> float | None:
-    """Hypervolume of a choice and its front; None where no front was asked for."""
-    if "front" not in choice:
+    """Hypervolume of a choice and its front; None where no front was asked for, or none is known.
+
+    A front that could not be saved says nothing of a tool: its pick alone would understate it.
+    """
+    if "front" not in choice or choice.get("front_note"):
         return None
     return max((value for _, value in history(choice, floor)), default=0.0)

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import warnings
+from copy import deepcopy
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -66,7 +67,7 @@ class Engine:
             assert self.lora
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = PeftModel.from_pretrained(model, lora_request.path).model
+                model = PeftModel.from_pretrained(deepcopy(model), lora_request.path).model
         hidden = model.model(torch.tensor([tokens])).last_hidden_state[0]
         self.head.compute_logits(hidden[-1:])
         logits = self.head.compute_logits(hidden[self.rows : -1]).log_softmax(-1)

@@ -113,8 +113,7 @@ def _print_summary(study: StoredStudy, listed: Sequence[TrialRecord]) -> None:
 
 
 COMMAND = Command(
-    "trials [STUDY] [--all] [--where LIMITS] [--sort SCORE] [--beside STUDY ...] "
-    "[--FLAG VALUE ...]",
+    "trials [STUDY] [--all] [--beside STUDY ...] [--FLAG VALUE ...]",
     f"{SUMMARIES['trials']}: its Pareto front, with scores on the validation prompts and, where "
     "they were measured, on the test prompts. No model is loaded, and a search may be running.",
     run,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError, ModelError
-from heretic_kl.model import DtypeName
+from heretic_kl.model import DtypeName, free_memory
 
 SAME: Final = 2e-3
 """Nats between a log-probability that vLLM returns and ours of the same logits; bfloat16 heads."""
@@ -210,10 +210,10 @@ def _free_share() -> float:
     if torch.cuda.is_available():
         free, whole = torch.cuda.mem_get_info()
         return free / whole
-    from psutil import virtual_memory  # which vLLM needs
-
-    memory = virtual_memory()
-    return float(memory.available / memory.total)
+    free_now = free_memory(torch.device("cpu"))
+    if free_now is None:
+        return 1.0
+    return free_now / (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _in_one_line(error: BaseException) -> str:
