@@ -80,6 +80,18 @@ def beside(original: dict, edited: dict) -> dict[str, dict[str, dict[str, object
     }
 
 
+def table(behaviours: dict[str, dict]) -> list[str]:
+    """Scores on the test prompts as lines of a Markdown table, without the floor's words."""
+    lines = ["| | pick rule | score | original | edited |", "|---|---|---|---|---|"]
+    for name, outcome in behaviours.items():
+        first = [f"`{name}`", f"`{outcome['rule']}`"]
+        for score, both in outcome["test_scores"].items():
+            texts = [both[which]["text"].split(" nats (")[0] for which in ("original", "edited")]
+            lines.append(f"| {' | '.join([*first, score, *texts])} |")
+            first = ["", ""]
+    return lines
+
+
 def main() -> None:
     """Run, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -101,6 +113,7 @@ def main() -> None:
         result["behaviours"][name] = run(name, arguments)
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(json.dumps(result["behaviours"][name], indent=2), flush=True)
+    print("\n".join(table(result["behaviours"])))
 
 
 if __name__ == "__main__":

@@ -114,3 +114,12 @@ def test_a_configuration_of_another_behaviour_can_be_run(path, monkeypatch, fold
     assert len(suite.objectives) >= 2 and prompts.notices == ()
     for prompt_set in prompts.prompts.values():
         assert len(prompt_set) >= 16
+
+
+def test_the_guide_states_what_the_results_file_holds(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES.parent / "benchmarks")
+    results = json.loads((EXAMPLES.parent / "benchmarks/results/behaviours.json").read_text())
+    table = runpy.run_path(str(EXAMPLES.parent / "benchmarks/behaviours.py"))["table"]
+    guide = (EXAMPLES.parent / "docs/scorers.md").read_text(encoding="utf-8")
+    assert "\n".join(table(results["behaviours"])) in guide
+    assert set(results["behaviours"]) == {"over_refusal", "overused_phrases", "hedging"}
