@@ -78,13 +78,13 @@ def leads_out(path: Path, folder: Path) -> bool:
     return not any(target.is_relative_to(place) for place in places)
 
 
-def link_out(folder: Path) -> Path | None:
-    """Return the first link below a folder that leads out of it; hidden ones are not looked at."""
+def link_out(folder: Path, hidden: bool = False) -> Path | None:
+    """Return the first link below a folder that leads out of it; hidden ones only if asked for."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
         for name in (*folders, *sorted(names)):
-            path = Path(parent, name)
-            if not name.startswith(".") and path.is_symlink() and leads_out(path, folder):
+            path, looked_at = Path(parent, name), hidden or not name.startswith(".")
+            if looked_at and path.is_symlink() and leads_out(path, folder):
                 return path
     return None
 

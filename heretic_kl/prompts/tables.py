@@ -3,6 +3,7 @@
 `datasets` is imported only when a table is read.
 """
 
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -108,14 +109,17 @@ def read_folder(path: Path, subset: str | None = None) -> Mapping[str, Any]:
     packed = sorted(file.name for file in path.rglob("*") if file.suffix.lower() in ARCHIVES)
     if packed:  # `datasets` would unpack it, however large it becomes
         raise PromptError(f"{path}: holds the archive {packed[0]}: unpack it and move it away")
-    if (link := link_out(path)) is not None:
+    if (link := link_out(path, hidden=True)) is not None:
         raise PromptError(f"{path}: {link.name} is a link that leads out of the folder")
-    for name in _stated_files(path / "README.md"):
-        if re.search(r"://|::|(^|[/\\])\.\.([/\\]|$)|^[/\\~]", name):
-            raise PromptError(f"{path}: README.md names data files elsewhere: {plain_line(name)}")
+    saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
+    cards = [path / name for name in ("README.md", ".huggingface.yaml", *saved)]
+    for card in [*cards, *(path.glob("*/**/state.json") if saved else ())]:
+        for name in _stated_files(card):
+            if re.search(r"://|::|(^|[/\\])\.\.([/\\]|$)|^[/\\~]", name):
+                where = plain_line(f"{card.relative_to(path)} names data files elsewhere: {name}")
+                raise PromptError(f"{path}: {where}")
     import datasets
 
-    saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
     if saved and subset is not None:
         raise PromptError(f"{path}: no subset {subset!r}: it is one saved dataset")
     if (path / "dataset_dict.json").is_file():
@@ -129,17 +133,24 @@ def read_folder(path: Path, subset: str | None = None) -> Mapping[str, Any]:
 
 
 def _stated_files(card: Path) -> Iterator[str]:
-    """Every text of the subsets in a dataset's card: patterns of their files are among them."""
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError
+    """Every text where a card, or a saved dataset's JSON, names data files or patterns of them."""
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     if not card.is_file():
         return
+    key = {"dataset_dict.json": "splits", "state.json": "_data_files"}.get(card.name, "configs")
     try:
         text = card.read_text(encoding="utf-8-sig", errors="replace")
-        stated: list[Any] = [ModelCard(text, ignore_metadata_errors=True).data.get("configs")]
-    except (OSError, ValueError, TypeError, YAMLError, RecursionError):
-        raise PromptError(f"{card}: its front matter cannot be read") from None
+        if card.name == "README.md":
+            text = match[2] if (match := REGEX_YAML_BLOCK.search(text)) else ""
+        if key == "configs" and any(map(_merges, yaml.parse(text, yaml.SafeLoader))):
+            raise PromptError(f"{card}: it merges parts (<< in YAML): write them out")
+        whole = yaml.safe_load(text) if key == "configs" else json.loads(text)
+    except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError):
+        what = "front matter" if card.name == "README.md" else "content"
+        raise PromptError(f"{card}: its {what} cannot be read") from None
+    stated: list[Any] = [whole.get(key)] if isinstance(whole, Mapping) else []
     seen: set[int] = set()
     while stated:
         value = stated.pop()
@@ -150,6 +161,12 @@ def _stated_files(card: Path) -> Iterator[str]:
                 raise PromptError(f"{card}: its front matter names one part twice (a YAML alias)")
             seen.add(id(value))
             stated += value.values() if isinstance(value, Mapping) else value
+
+
+def _merges(event: Any) -> bool:
+    """Whether an event of YAML is the key `<<`: merged parts can double without end on loading."""
+    plain = getattr(event, "value", None) == "<<" and event.implicit[0]
+    return plain or str(getattr(event, "tag", None)).endswith(":merge")
 
 
 def read_hub(name: str, subset: str | None = None) -> Mapping[str, Any]:
