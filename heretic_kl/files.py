@@ -23,6 +23,9 @@ from typing import Final
 CACHE_VARIABLE: Final = "HERETIC_KL_CACHE"
 LONGEST_NAME: Final = 200  # bytes; file systems take 255, suffixes included
 _BLOCK_BYTES: Final = 1 << 20
+_REPOSITORY: Final = re.compile("(models|datasets)--")
+_BLOB: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+"""Folders of repositories, and files, in the hub's cache."""
 TOKENS: Final = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{8,}")
 """Tokens of the hub, of endpoints and of GitHub."""
 _SECRETS: Final = (
@@ -64,27 +67,43 @@ def is_file_name(name: str) -> bool:
 def leads_out(path: Path, folder: Path) -> bool:
     """Whether a path in a folder is, links followed, a file or folder elsewhere.
 
-    A snapshot in the hub's cache consists of links to `../../blobs`, which belong to it.
+    Files of the hub's cache belong to it: a snapshot links to `../../blobs`, which can be a link
+    itself, and older `--local-dir` downloads link to a `blobs` far away.
     """
     try:
         home, target = folder.resolve(), path.resolve()
+        for place in (home, *home.parents):
+            blobs = place.parent.parent / "blobs"
+            if place.parent.name == "snapshots" and _REPOSITORY.match(blobs.parent.name):
+                hashed = _BLOB.fullmatch(target.name) and target.parent == blobs.resolve()
+                if hashed or target.is_relative_to(blobs):
+                    return False
     except (OSError, RuntimeError):  # links in a circle
         return True
-    places = [home]
-    for place in (home, *home.parents):
-        repository = place.parent.parent
-        if place.parent.name == "snapshots" and re.match("(models|datasets)--", repository.name):
-            places.append(repository / "blobs")
-    return not any(target.is_relative_to(place) for place in places)
+    if target.is_relative_to(home):
+        return False
+    blobs = target.parent
+    in_cache = blobs.name == "blobs" and _REPOSITORY.match(blobs.parent.name)
+    return not (in_cache and _BLOB.fullmatch(target.name))
 
 
-def link_out(folder: Path, hidden: bool = False) -> Path | None:
-    """Return the first link below a folder that leads out of it; hidden ones only if asked for."""
+def visible(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a folder as `os.walk` does, sorted, without hidden names and Python environments."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
-        for name in (*folders, *sorted(names)):
-            path, looked_at = Path(parent, name), hidden or not name.startswith(".")
-            if looked_at and path.is_symlink() and leads_out(path, folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not Path(parent, name, "pyvenv.cfg").is_file()
+        )
+        yield parent, folders, sorted(name for name in names if not name.startswith("."))
+
+
+def link_out(folder: Path, everything: bool = False) -> Path | None:
+    """Return the first link below a folder that leads out: a visible one to a file, or any."""
+    for parent, folders, names in os.walk(folder) if everything else visible(folder):
+        for name in sorted((*folders, *names) if everything else names):
+            path = Path(parent, name)
+            if path.is_symlink() and leads_out(path, folder):
                 return path
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from heretic_kl.errors import ExportError, ModelError
 from heretic_kl.export.hub.client import quiet_client
 from heretic_kl.export.shards import Shard, open_shard
-from heretic_kl.files import leads_out
+from heretic_kl.files import leads_out, visible
 from heretic_kl.model import LanguageModel
 from heretic_kl.model.loading.headers import weight_files
 
@@ -132,17 +131,10 @@ def _snapshot(lm: LanguageModel) -> Path | None:
 
 
 def _walk(folder: Path, excluded: Path) -> Iterator[Path]:
-    """Files below a folder, hidden ones and the excluded folder apart."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and (Path(root) / name).resolve() != excluded
-        )
-        for name in sorted(files):
-            path = Path(root) / name
-            if not name.startswith(".") and path.is_file():
-                yield path
+    """Files below a folder that can be seen, the excluded folder apart."""
+    for root, folders, files in visible(folder):
+        folders[:] = [name for name in folders if Path(root, name).resolve() != excluded]
+        yield from (path for name in files if (path := Path(root, name)).is_file())
 
 
 def _repeats_weights(path: Path, edited: Collection[str]) -> bool:

@@ -109,7 +109,7 @@ def read_folder(path: Path, subset: str | None = None) -> Mapping[str, Any]:
     packed = sorted(file.name for file in path.rglob("*") if file.suffix.lower() in ARCHIVES)
     if packed:  # `datasets` would unpack it, however large it becomes
         raise PromptError(f"{path}: holds the archive {packed[0]}: unpack it and move it away")
-    if (link := link_out(path, hidden=True)) is not None:
+    if (link := link_out(path, everything=True)) is not None:
         raise PromptError(f"{path}: {link.name} is a link that leads out of the folder")
     saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
     cards = [path / name for name in ("README.md", ".huggingface.yaml", *saved)]

@@ -2,14 +2,15 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from tiny_edits import make_plan
 
 from heretic_kl.errors import ExportError, ModelError, UnsupportedModelError
 from heretic_kl.export import save_merged
-from heretic_kl.model import ModelSource, load_to_measure
-from heretic_kl.model.loading.source import check_exists
+from heretic_kl.model import ModelSource, load_model, load_to_measure
+from heretic_kl.model.loading.source import check_cached, check_exists
 from heretic_kl.testing import load_tiny_model
 
 INDEX = "model.safetensors.index.json"
@@ -109,9 +110,15 @@ def test_weights_and_folders_behind_links_that_lead_out_are_refused(original, tm
     target.unlink()
     shutil.move(tmp_path / "other" / "x.safetensors", target)
     check_exists(ModelSource(str(original)))
-    (original / "sub").symlink_to(tmp_path / "other", target_is_directory=True)
+    templates = original / "additional_chat_templates"
+    templates.symlink_to(tmp_path / "other", target_is_directory=True)
     assert "is a link that leads out" in refused(original)
-    (original / "sub").unlink()
+    templates.unlink()
+    templates.mkdir()
+    (templates / "pyvenv.cfg").write_text("")
+    (templates / "x.jinja").symlink_to(tmp_path / "secret")
+    assert "x.jinja" in refused(original)
+    shutil.rmtree(templates)
     (original / "round").symlink_to("round")
     assert "is a link that leads out" in refused(original)
 
@@ -133,6 +140,58 @@ def test_links_within_the_folder_and_in_the_cache_of_the_hub_are_fine(original, 
         assert copied.read_text() == "kept" and not copied.is_symlink()
     (snapshot / "more.txt").symlink_to(tmp_path / "secret")
     assert "more.txt" in refused(snapshot)
+
+
+def test_links_that_are_neither_read_nor_copied_are_fine(original, tmp_path):
+    (original / "data").symlink_to(tmp_path, target_is_directory=True)
+    python = original / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    assert "python" in refused(original)
+    (original / "venv" / "pyvenv.cfg").write_text("")
+    lm = load_tiny_model(original)
+    save_merged(lm, make_plan(lm), tmp_path / "saved")
+    assert not {"data", "venv"} & {path.name for path in (tmp_path / "saved").iterdir()}
+
+
+def in_a_cache(folder, cache, repository="models--org--name"):
+    """Move a model into a cache of the hub; return its snapshot."""
+    blobs, commit = cache / repository / "blobs", f"{1:040x}"
+    snapshot = cache / repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(path for path in folder.iterdir() if path.is_file())):
+        shutil.move(file, blobs / f"{number:064x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:064x}")
+    (cache / repository / "refs").mkdir()
+    (cache / repository / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+def test_a_cache_on_another_disk_and_links_into_one_are_fine(original, tmp_path):
+    snapshot, moved = in_a_cache(original, tmp_path / "hub"), tmp_path / "disk"
+    for link in snapshot.iterdir():
+        (original / link.name).symlink_to(link.resolve())
+    check_exists(ModelSource(str(original)))
+    shutil.move(snapshot.parent.parent / "blobs", moved)
+    (snapshot.parent.parent / "blobs").symlink_to(moved, target_is_directory=True)
+    lm = load_tiny_model(snapshot)
+    save_merged(lm, make_plan(lm), tmp_path / "saved")
+    (moved / "id_rsa").write_text("a key")
+    (snapshot / "notes.txt").symlink_to("../../blobs/id_rsa")
+    assert "notes.txt" in refused(snapshot)
+
+
+def test_a_hub_model_that_could_not_be_saved_is_refused_as_it_is_loaded(
+    original, tmp_path, monkeypatch
+):
+    snapshot = in_a_cache(original, tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    check_cached(ModelSource("org/name"), None)
+    (snapshot / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UnsupportedModelError, match="is a link that leads out"):
+        load_model(ModelSource("org/name"), device="cpu")
 
 
 def test_an_adapter_leads_nowhere_else(original, tmp_path):

@@ -161,7 +161,9 @@ def check_folder(folder: Path) -> None:
         UnsupportedModelError: see `weight_files`; a link leads out of the folder; or the header of
             a file of weights claims more than the file holds.
     """
-    link = link_out(folder)
+    templates = folder / "additional_chat_templates"  # which transformers reads, whatever it is
+    read = (templates, *sorted(templates.glob("*.jinja")))
+    link = next((path for path in read if leads_out(path, folder)), None) or link_out(folder)
     if link is not None:
         raise UnsupportedModelError(
             f"{plain_line(str(link))!r} is a link that leads out of the model's folder: put the "

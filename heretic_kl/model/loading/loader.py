@@ -24,6 +24,7 @@ from heretic_kl.model.loading.head import find_body_and_head
 from heretic_kl.model.loading.quantization import Quantization
 from heretic_kl.model.loading.source import (
     ModelSource,
+    check_cached,
     check_exists,
     has_tokenizer,
     hub_arguments,
@@ -80,6 +81,7 @@ def load_model(
         quantization=quantization,
     )
     model = weights.model
+    check_cached(whole, getattr(model.config, "_commit_hash", None) or whole.revision)
     if source.adapter is not None:
         model = merged_adapter(model, source.adapter, whole.name)
     _check_causal(source, model)

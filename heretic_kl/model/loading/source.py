@@ -84,6 +84,20 @@ def check_exists(source: ModelSource) -> None:
         raise ModelNotFoundError(f"no model at {name!r}: give a folder, a .gguf file or a hub id")
 
 
+def check_cached(source: ModelSource, commit: str | None) -> None:
+    """Refuse a hub model that saving would refuse, for what its cached snapshot holds.
+
+    Raises:
+        UnsupportedModelError: see `check_folder`.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if source.folder is None and source.gguf_file is None:
+        file = try_to_load_from_cache(source.name, "config.json", revision=commit)
+        if isinstance(file, str):
+            check_folder(Path(file).parent)
+
+
 def has_tokenizer(source: ModelSource) -> bool:
     """Whether a source has a tokenizer of its own; adapters often have none."""
     return source.adapter is None or (source.adapter / "tokenizer_config.json").is_file()
