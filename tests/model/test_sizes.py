@@ -1,6 +1,7 @@
 """What models take on disk, and how many weights they have."""
 
 import json
+import sys
 
 import numpy
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from heretic_kl.model import free_memory, gguf_weights, stored_size
+from heretic_kl.model.loading import devices
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
 
@@ -68,8 +70,33 @@ def test_all_files_of_a_split_gguf_model_are_counted(tmp_path):
 
 def test_free_memory_of_this_machine():
     free = free_memory(torch.device("cpu"))
-    assert free is None or 2**20 < free < 2**50
+    assert free is not None if sys.platform == "linux" else free is None
+    assert free is None or 0 <= free < 2**50
     assert free_memory(torch.device("meta")) is None
+
+
+def test_free_memory_is_what_every_group_of_the_process_leaves(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "_ROOT", tmp_path)
+
+    def plant(folder, **files):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (tmp_path / folder / name.replace("_", ".", 1)).write_text(text)
+        return free_memory(torch.device("cpu"))
+
+    assert plant("proc/self") is None
+    assert plant("proc", meminfo="MemTotal: 9000 kB\nMemAvailable: 1000 kB\n") == 1_024_000
+    stat = "file 300000\ninactive_file 250000\nactive_file 50000\n"
+    top = {"memory_max": "700000", "memory_current": "400000", "memory_stat": stat}
+    assert plant("sys/fs/cgroup", **top) == 550_000, "page cache is free"
+    job = "sys/fs/cgroup/job/step"
+    assert plant(job, memory_max="max", memory_current="1", memory_stat=stat) == 550_000
+    assert plant("proc/self", cgroup="1:cpu:/\n0::/job/step\n") == 550_000, "no limit"
+    outer = {"memory_max": "350000", "memory_current": "300000", "memory_stat": stat}
+    assert plant("sys/fs/cgroup/job", **outer) == 300_000, "a limit above the process's own group"
+    assert plant(job, memory_max="300000", memory_current="90000", memory_stat="") == 210_000
+    assert plant(job, memory_current="400000") == 0
+    assert plant("proc/self", cgroup="0::/../elsewhere\n") == 550_000, "outside what is mounted"
 
 
 def _model(folder):

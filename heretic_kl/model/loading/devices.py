@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
 from heretic_kl.errors import ModelError
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+_ROOT: Final = Path("/")
+_LIMITS: Final = ("max", "current")
 
 
 def resolve_device(setting: str) -> torch.device:
@@ -54,17 +57,36 @@ def free_memory(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
         return None
-    group = Path("/sys/fs/cgroup")
     try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        lines = (_ROOT / "proc/meminfo").read_text("ascii").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
     except (OSError, StopIteration):
         return None
+    return min([free, *_group_memory()])
+
+
+def _group_memory() -> Iterator[int]:
+    """Bytes that each limit of this process's control groups (version 2) leaves, inner ones first.
+
+    The page cache that is not in use is counted as free: the system drops it where memory is short.
+    """
+    top = _ROOT / "sys/fs/cgroup"
     try:
-        limit, used = (int((group / f"memory.{n}").read_text("ascii")) for n in ("max", "current"))
-    except (OSError, ValueError):  # "max", or no such limit
-        return free
-    return min(free, max(0, limit - used))
+        lines = (_ROOT / "proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    name = next((line[4:] for line in lines if line.startswith("0::/")), "")
+    group = top / name
+    for folder in [group, *group.parents]:
+        if not folder.is_relative_to(top) or ".." in folder.parts:
+            continue
+        try:
+            limit, used = (int((folder / f"memory.{n}").read_text("ascii")) for n in _LIMITS)
+            stat = (folder / "memory.stat").read_text("ascii").splitlines()
+        except (OSError, ValueError):  # "max", or no such limit
+            continue
+        cached = sum(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))
+        yield max(0, limit - used + cached)
 
 
 def cpu_multiplies_bfloat16() -> bool:
