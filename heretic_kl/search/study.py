@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from heretic_kl.ablation import EditParameters, Refinement
-from heretic_kl.errors import StudyError
+from heretic_kl.errors import StorageLostError, StudyError
 from heretic_kl.ranks import check_together, from_first, held_by_first, is_first, on_first
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
 from heretic_kl.search.fingerprint_check import (
@@ -318,6 +318,8 @@ class SearchStudy:
             outcomes = list(evaluate(edits))
             for outcome in outcomes:
                 self._outcomes.attributes(outcome)  # raise now what storing it would raise
+        except StorageLostError:  # `evaluate` reads the study: no fault of the edit
+            raise
         except Exception as error:  # plug-ins and drivers may raise anything
             check_together()
             if len(edits) == 1:

@@ -144,6 +144,22 @@ def test_whoever_is_asked_to_stop_does_not_wait(impatient):
             storage.get_all_studies()
 
 
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_loss_while_edits_are_measured_fails_no_trial(candidates):
+    """The storage is back when the trials are over; they are handed back, not failed."""
+
+    def measure(edits):
+        raise StorageLostError("the storage cannot be reached")
+
+    storage = InMemoryStorage()
+    with pytest.raises(StorageLostError):
+        list(study(storage).run(3, measure, candidates=candidates))
+    assert {r.state for r in study(storage).records} == {"interrupted"}
+    again = study(storage)
+    list(again.run(3, evaluate))
+    assert [r.state for r in again.records].count("complete") == 3
+
+
 def test_errors_that_are_no_loss_are_raised_at_once():
     assert not is_lost(ValueError("x")) and not is_lost(KeyError())
     with pytest.raises(KeyError):
