@@ -110,6 +110,28 @@ def test_screened_and_learned_trials_are_logged_as_they_respond(workplace, tmp_p
     assert {row["trial"] for row in rows} == responded
 
 
+def test_a_trial_that_fails_after_it_responded_is_not_logged(workplace, tmp_path):
+    plug_in = tmp_path / "failing.py"
+    plug_in.write_text(
+        "from heretic_kl.scoring import RefusalCount\n"
+        "class Failing(RefusalCount):\n"
+        "    kind = 'harmful'\n"
+        "    def score(self, results):\n"
+        "        self.calls = getattr(self, 'calls', 0) + 1\n"
+        "        if self.calls == 3:\n"
+        "            raise ValueError('no')\n"
+        "        return super().score(results)\n"
+    )
+    scorers = settings(workplace, tmp_path).model_dump()["scorers"]
+    failing = {"use": f"{plug_in}:Failing", "role": "minimize"}
+    changes = {"scorers": {**scorers, "failing": failing}, "test_trials": 1}
+    trials, _, _ = searched(workplace, tmp_path, keep_responses="all", **changes)
+    states = {record.number: record.state for record in trials}
+    assert sorted(states.values()) == ["complete", "complete", "failed"]
+    logged = {row["trial"] for row in lines(tmp_path) if row["use"] == "validation"}
+    assert logged == {number for number, state in states.items() if state == "complete"}
+
+
 def test_several_candidates_at_once_keep_their_own_responses(workplace, tmp_path):
     folders = [tmp_path / "one", tmp_path / "three"]
     for folder, count in zip(folders, (1, 3), strict=True):

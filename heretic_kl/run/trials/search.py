@@ -51,7 +51,7 @@ def search(run: RunParts, until: int) -> None:
         )
         for record in trials:
             for edit, plan in begun:
-                if edit == record.edit:
+                if edit == record.edit and record.state == "complete":
                     log.write(record.number, plan, "validation", run.suite)
             finished = study.finished
             pace = (time.perf_counter() - start) / max(1, finished - before)
