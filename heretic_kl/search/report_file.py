@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import JournalFileOpenLock
-
 from heretic_kl import files
 from heretic_kl.errors import StudyError
 from heretic_kl.ranks import is_first
+from heretic_kl.search.storage.journal import lock_file
 
 SUFFIX = ".report.json"
 FORMAT = 1
@@ -60,16 +59,12 @@ class RunFile:
         """
         if not is_first():
             return
-        turn = JournalFileOpenLock(str(self.path))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            turn.acquire()
-            try:
+            with lock_file(self.path):
                 content = _merged(self.read(), entries)
                 text = json.dumps(_finite(content), separators=(",", ":"), allow_nan=False)
                 files.write_text(self.path, text + "\n")
-            finally:
-                turn.release()
         except OSError as error:
             raise StudyError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
 

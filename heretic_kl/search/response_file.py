@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from optuna.storages.journal import JournalFileOpenLock
-
 from heretic_kl.errors import StudyError
+from heretic_kl.search.storage.journal import locked
 
 SUFFIX = ".responses.jsonl"
 
@@ -30,16 +29,11 @@ class ResponseFile:
             StudyError: the file cannot be written; it holds whole lines all the same.
         """
         content = "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
-        turn = JournalFileOpenLock(str(self.path))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            turn.acquire()
-            try:
-                self.path.touch()
-                with self.path.open("r+b", buffering=0) as file:
-                    _append(file, content)
-            finally:
-                turn.release()
+            self.path.touch()
+            with self.path.open("r+b", buffering=0) as file, locked(file, self.path):
+                _append(file, content)
         except OSError as error:
             raise StudyError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,9 +36,7 @@ class SharedJournalFile(JournalFileBackend):
     """
 
     def __init__(self, path: Path) -> None:
-        # Where the file system has no locks: a lock file, left to itself when it is 30 s old.
-        self._fallback = JournalFileOpenLock(str(path))
-        super().__init__(str(path), self._fallback)
+        super().__init__(str(path), JournalFileOpenLock(str(path)))
         self._path = path
         with path.open("ab"):
             pass
@@ -50,7 +48,7 @@ class SharedJournalFile(JournalFileBackend):
             OSError: the disk is full, or the file is gone.
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with self._path.open("rb+", buffering=0) as file, self._locked(file):
+        with self._path.open("rb+", buffering=0) as file, locked(file, self._path):
             end = _whole_lines(file)
             if end < file.seek(0, os.SEEK_END):
                 file.truncate(end)
@@ -62,24 +60,37 @@ class SharedJournalFile(JournalFileBackend):
                 file.truncate(end)
                 raise
 
-    @contextmanager
-    def _locked(self, file: BinaryIO) -> Iterator[None]:
-        """Nobody else appends meanwhile. The lock ends with the block or the process."""
-        try:
-            if fcntl is None:
-                raise OSError("no locks")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            self._fallback.acquire()
-            try:
-                yield
-            finally:
-                self._fallback.release()
-            return
-        try:
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Hold a lock file beside a path; other processes remove it when it is 30 s old."""
+    lock = JournalFileOpenLock(str(path))
+    lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):  # removed meanwhile
+            lock.release()
+
+
+@contextmanager
+def locked(file: BinaryIO, path: Path) -> Iterator[None]:
+    """Nobody else appends to the file of this path meanwhile; the lock ends with the process.
+
+    Where the file system has no locks: a lock file.
+    """
+    try:
+        if fcntl is None:
+            raise OSError("no locks")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        with lock_file(path):
             yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _whole_lines(file: BinaryIO) -> int:
