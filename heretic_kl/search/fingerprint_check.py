@@ -54,10 +54,13 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, Any]) -> No
 
 
 def other_versions(study: optuna.Study, versions: Mapping[str, str]) -> str:
-    """Keep the versions that a study is begun with; later, what differs from them, in words."""
+    """Keep the versions that a study is begun with; later, what differs from them, in words.
+
+    A study whose trials were begun without them never says what differs.
+    """
     stored = study.user_attrs.get(VERSIONS)
     if stored is None or not versions:
-        if versions:
+        if versions and not study.get_trials(deepcopy=False):
             study.set_user_attr(VERSIONS, dict(versions))
         return ""
     return ", ".join(differences(dict(stored), dict(versions)))

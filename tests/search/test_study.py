@@ -237,6 +237,14 @@ def test_other_versions_are_named_and_not_refused(folder):
             assert study(storage, versions=versions).other_versions == differ
 
 
+def test_versions_of_a_later_start_are_not_those_that_a_study_was_begun_with(folder):
+    with open_storage(None, folder, "s") as storage:
+        list(study(storage).run(1, evaluate))
+    for torch in ("2.7.0", "2.8.0"):
+        with open_storage(None, folder, "s") as storage:
+            assert study(storage, versions={"torch": torch}).other_versions == ""
+
+
 def test_maximized_scores_are_negated_and_front_follows(folder):
     objectives = (ScorerSpec("refusals", "refusals", "maximize", {}), OBJECTIVES[1])
     with open_storage(None, folder, "s") as storage:
