@@ -28,4 +28,10 @@ def test_a_rule_that_no_trial_of_a_study_meets(searched, call):
     code, out, _ = call(*words, "max-teacher_forced_kl=-1")
     assert code == 0 and "no trial meets the rule" in out
     assert "no objective" in call(*words, "max-other=1")[2]
+    few = ("--study-name", "unrefusing", "--scorers.refusals.role", "monitor", "--trials", "1")
+    assert call(*few)[0] == 0
+    code, out, errors = call("trials", "mine", "--beside", "unrefusing", "--pick", "max-refusals=1")
+    rows = [line for line in out.splitlines() if line.split()[:1] in (["mine"], ["unrefusing"])]
+    assert code == 1 and not errors and "no objective 'refusals'" in rows[1]
+    assert "no objective" not in rows[0] and len(rows) == 2
     assert "name the first one too" in call("trials", "--beside", "mine")[2]

@@ -10,7 +10,7 @@ from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.output import observing, writes_json
 from heretic_kl.cli.study.settings import TrialsSettings, picked, read_named
 from heretic_kl.config import read_settings
-from heretic_kl.errors import ConfigError, NoTrialError, StudyError
+from heretic_kl.errors import ConfigError, NoTrialError, SelectionError, StudyError
 
 if TYPE_CHECKING:
     from heretic_kl.events import TrialShown
@@ -63,7 +63,11 @@ def _listed(study: StoredStudy, settings: TrialsSettings) -> Sequence[TrialRecor
 
 
 def _table(settings: TrialsSettings) -> int:
-    """Show several studies beside each other; 1 where one of them cannot be read."""
+    """Show several studies beside each other; 1 where one of them cannot be read or picked from.
+
+    Raises:
+        SelectionError: the rule can be applied to none of them.
+    """
     from heretic_kl.events import Result
     from heretic_kl.report import studies_footnotes, studies_section, study_rows
     from heretic_kl.ui.print_tables import print_sections
@@ -73,16 +77,17 @@ def _table(settings: TrialsSettings) -> int:
         raise ConfigError("--beside names more studies: name the first one too")
     studies: dict[str, StoredStudy | str] = {}
     chosen: dict[str, TrialRecord | None] = {}
+    problem: StudyError | SelectionError | None = None
     for name in dict.fromkeys((settings.study, *settings.beside)):
         try:
             studies[name] = study = read_named(settings.model_copy(update={"study": name}))
-        except StudyError as error:
-            studies[name] = str(error)
-            continue
-        try:
             chosen[name] = picked(study, settings.pick)
         except NoTrialError:
             chosen[name] = None
+        except (StudyError, SelectionError) as error:
+            studies[name], problem = str(error), error
+    if isinstance(problem, SelectionError) and not chosen:
+        raise problem
     rows = study_rows(studies, chosen)
     with observing() as observer:
         observer(Result("trials", {"pick": settings.pick, "rows": [r.to_dict() for r in rows]}))
