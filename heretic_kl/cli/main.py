@@ -21,7 +21,7 @@ from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command, load_command, wa
 from heretic_kl.cli.output import JSON_FLAG, Output, json_lines, take_json_flag, write, write_error
 from heretic_kl.cli.signals import Terminated, stopping_on_term
 from heretic_kl.config.retired import RETIRED_COMMANDS
-from heretic_kl.errors import ConfigError, HereticKLError, plain_line
+from heretic_kl.errors import ConfigError, HereticKLError, StorageLostError, plain_line
 from heretic_kl.files import without_secrets
 
 TOGETHER = ("optimize", "worker", "score")
@@ -79,15 +79,7 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
-        more = (
-            f"; {kept_on_interrupt} in the study, and the same command continues it"
-            if kept_on_interrupt
-            else ""
-        )
-        errors.append(f"interrupted{more}")
-        write_error(f"\n{PROGRAM}: {errors[0]}")
-        number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-        return 128 + number
+        return _interrupted(interrupt, kept_on_interrupt, errors)
     except BrokenPipeError:
         # `heretic-kl --help | head`: nobody reads on, which is no error. Without a new target
         # Python would report the same broken pipe again when it flushes at exit.
@@ -97,7 +89,26 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
         write_error(str(ending.code))
         return 1
     except Exception as error:
+        if (interrupt := _interrupt_before(error)) is not None:
+            return _interrupted(interrupt, kept_on_interrupt, errors)
         return _report(error, kept_on_interrupt, errors, debug=_debugging(words))
+
+
+def _interrupted(interrupt: KeyboardInterrupt, kept: str, errors: list[str]) -> int:
+    """Say that the command was interrupted, and what is kept; return the exit code."""
+    more = f"; {kept} in the study, and the same command continues it" if kept else ""
+    errors.append(f"interrupted{more}")
+    write_error(f"\n{PROGRAM}: {errors[0]}")
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+def _interrupt_before(error: BaseException | None) -> KeyboardInterrupt | None:
+    """What ended the command where its storage was gone when it let go of things."""
+    if isinstance(error, StorageLostError):
+        while error is not None and not isinstance(error, KeyboardInterrupt):
+            error = error.__context__
+        return error
+    return None
 
 
 def _join(name: str) -> None:

@@ -15,8 +15,12 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def stopping_on_term() -> Iterator[None]:
-    """Have TERM raise `Terminated` once in the block; a second one changes nothing."""
-    if threading.current_thread() is not threading.main_thread():
+    """Have TERM raise `Terminated` once in the block; a second one changes nothing.
+
+    A process that was started with TERM ignored goes on ignoring it.
+    """
+    ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
 

@@ -1,6 +1,7 @@
 """Exit codes, one-line errors, and what the command line does not import."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from heretic_kl.cli import main as cli
 from heretic_kl.cli import optimize
 from heretic_kl.cli.command import SUMMARIES, at_terminal
 from heretic_kl.cli.config import default_configuration
+from heretic_kl.cli.signals import Terminated, stopping_on_term
 from heretic_kl.config import Settings
-from heretic_kl.errors import StudyError
+from heretic_kl.errors import StorageLostError, StudyError
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -109,6 +111,31 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert cli.main(["--model", "x"]) == 130
     err = capsys.readouterr().err
     assert "finished trials are kept in the study" in err and err.strip().count("\n") == 0
+
+
+def test_an_interrupt_keeps_its_code_where_the_storage_is_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def search(*arguments: object, **named: object) -> None:
+        try:
+            raise Terminated
+        finally:
+            raise StorageLostError("the storage cannot be reached")
+
+    monkeypatch.setattr(optimize, "search", search)
+    assert cli.main(["--model", "x"]) == 143
+    assert "interrupted; finished trials are kept" in capsys.readouterr().err
+    monkeypatch.setattr(optimize, "search", raising(StorageLostError("gone")))
+    assert cli.main(["--model", "x"]) == 5
+
+
+def test_term_stays_ignored_where_the_program_was_started_so() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with stopping_on_term():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_memory_that_runs_out_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

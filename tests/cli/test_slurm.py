@@ -1,6 +1,9 @@
 """`heretic-kl slurm`: the batch script of a study."""
 
+import re
+import shlex
 import shutil
+import socket
 import stat
 import subprocess
 
@@ -61,6 +64,53 @@ def test_each_job_of_the_array_runs_its_command(there, call, tmp_path, task, exp
     assert out[:2] == ["heretic-kl", expected] and "a b" in out and "studies" in out
     unsaid = {"--trust-remote-code", "--scorers.mine.use=my scorer.py:NewScorer"}
     assert (unsaid <= {*out}) is (expected == "worker")
+
+
+@pytest.fixture
+def script(there, call, tmp_path):
+    """(variables, changes to the script) -> the first job, with programs that print their words."""
+    assert call(*WORDS)[0] == 0
+    commands = {"srun": 'printf "%s\\n" "$@"', "heretic-kl": 'exit "$TRIALS_CODE"'}
+    for name, command in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def run(variables, **changes):
+        path = there / "jobs" / "study.sbatch"
+        text = path.read_text(encoding="utf-8")
+        for name, value in changes.items():
+            text = re.sub(rf"(?m)^{name}=.*$", f"{name}={value}", text)
+        path.write_text(text, encoding="utf-8")
+        environment = {"SLURM_ARRAY_TASK_ID": "0", "PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
+        words = ["bash", "jobs/study.sbatch"]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("restarts", "trials_code", "overwrites"),
+    [("0", "0", False), ("1", "1", False), ("1", "0", True)],
+)
+def test_only_a_restart_with_a_study_may_overwrite(script, restarts, trials_code, overwrites):
+    out = script({"SLURM_RESTART_COUNT": restarts, "TRIALS_CODE": trials_code}).stdout
+    assert ("--overwrite" in out) is overwrites and "--config" in out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_a_first_job_adopts_no_other_server(script, tmp_path):
+    (tmp_path / "hostname").write_text("#!/bin/bash\necho 127.0.0.1\n")
+    (tmp_path / "hostname").chmod(0o755)
+    changes = {"SERVE": "sqlite:///x.db", "STUDY_DIR": shlex.quote(str(tmp_path / "studies"))}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = script({}, **changes, PORT=port)
+    assert done.returncode == 1 and "choose another PORT" in done.stderr and not done.stdout
+    assert not list(tmp_path.glob("studies/*.address"))
+    done = script({"TRIALS_CODE": "1"}, PORT=port)
+    assert done.returncode == 1 and not done.stdout  # its own server ended at once
+    assert not list(tmp_path.glob("studies/*.address"))
 
 
 @pytest.mark.parametrize(
