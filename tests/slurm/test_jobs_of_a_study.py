@@ -40,12 +40,15 @@ def test_an_array_searches_and_saves_behind_the_storage_that_its_first_job_serve
     text = script.read_text().replace("\nSERVE=\n", f"\nSERVE={database}\n")
     script.write_text(text.replace("\nPORT=13000\n", "\nPORT=13731\n"))
     job = cluster.sbatch(str(script))
+    cluster.wait(lambda: len(cluster.records(storage=database)) >= 2, "no trials")
+    cluster.sbatch("-p", "high", "-n", "2", "--wrap", "srun -n 1 sleep 3")
+    cluster.wait(lambda: cluster.jobs(job)["0"][1] == 1, "not requeued: pre-emption")
     cluster.wait_for_end(job)
     study = read_study("s", cluster.folder, database)
     complete = [record for record in study.records if record.state == "complete"]
     assert len(complete) == 16 and study.front and study.tested
     owners = {trial.user_attrs["lease"]["owner"] for trial in study.trials}
-    assert len(owners) == 2
+    assert len(owners) >= 2
     assert (cluster.folder / "out" / "model.safetensors").exists()
 
 
