@@ -89,14 +89,14 @@ def _run(words: list[str], output: Output, errors: list[str]) -> int:
         write_error(str(ending.code))
         return 1
     except Exception as error:
-        if (interrupt := _interrupt_before(error)) is not None:
-            return _interrupted(interrupt, kept_on_interrupt, errors)
+        if (before := _interrupt_before(error)) is not None:
+            return _interrupted(before, kept_on_interrupt, errors)
         return _report(error, kept_on_interrupt, errors, debug=_debugging(words))
 
 
-def _interrupted(interrupt: KeyboardInterrupt, kept: str, errors: list[str]) -> int:
+def _interrupted(interrupt: KeyboardInterrupt, what: str, errors: list[str]) -> int:
     """Say that the command was interrupted, and what is kept; return the exit code."""
-    more = f"; {kept} in the study, and the same command continues it" if kept else ""
+    more = f"; {what} in the study, and the same command continues it" if what else ""
     errors.append(f"interrupted{more}")
     write_error(f"\n{PROGRAM}: {errors[0]}")
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
