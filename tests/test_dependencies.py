@@ -24,6 +24,7 @@ MODULES = {
     "llama_cpp": "llama-cpp-python",
     "lm_eval": "lm-eval",
     "vl_convert": "vl-convert-python",
+    "vllm": "vllm",
 }
 """Import name -> package that brings it: of an extra, or pinned exactly by pydantic."""
 
