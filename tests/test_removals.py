@@ -1,5 +1,6 @@
 """How ways of removing a direction are compared: at equal refusal mass, between strengths."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -46,3 +47,12 @@ def test_least_squares_removes_the_direction_and_moves_harmless_outputs_least():
     for other in torch.randn(20, 6, generator=generator):
         nudged = reads + 0.1 * (other - unit * (other @ unit))  # still removes all of it
         assert (outputs @ nudged).square().sum() > change
+
+
+def test_the_decision_states_what_the_results_file_holds():
+    root = Path(__file__).parents[1]
+    results = json.loads((root / "benchmarks/results/removals.json").read_text("utf-8"))
+    page = (root / "docs/decisions/032-forms-of-removal.md").read_text("utf-8")
+    assert set(results) == {"demo", "Qwen2.5-Coder-0.5B"}
+    for entry in results.values():
+        assert removals.table(entry) in page
