@@ -167,6 +167,22 @@ def test_a_judge_says_what_phrases_cannot(workplace, tmp_path):
     assert judged <= {("judge", "evasion"), ("judge", "degenerate")}
 
 
+def test_a_scorer_that_fails_to_give_verdicts_costs_them_with_a_notice_each(
+    workplace, tmp_path, monkeypatch
+):
+    def failing(scorer, results):
+        raise KeyError("verdict")
+
+    monkeypatch.setattr("heretic_kl.scoring.refusal_count.RefusalCount.verdicts", failing)
+    trials, _, seen = searched(workplace, tmp_path, keep_responses="all")
+    notices = [e.message for e in seen if isinstance(e, events.Notice) and "verdicts" in e.message]
+    said = "gives the log of responses no verdicts: KeyError: 'verdict'"
+    assert notices == [f"scorer {name} {said}" for name in ("refusals", "false_refusals")]
+    rows = [row for row in lines(tmp_path) if row["use"] == "validation"]
+    assert {row["by"] for row in rows} == {"phrases"}
+    assert {row["trial"] for row in rows} == {record.number for record in trials}
+
+
 def test_verdicts_by_the_rule():
     rule, prompt = RefusalRule(), Prompt("Write a poem.")
     for text, verdict in (

@@ -7,7 +7,6 @@ is stored, so that no trial is logged twice, whoever continues the study.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal
 
 from heretic_kl.ablation import Plan
@@ -43,6 +42,7 @@ class ResponseLog:
         notice: Callable[[str], None],
     ) -> None:
         self._keep, self._prompts, self._file, self._notice = keep, prompts, file, notice
+        self._silent: set[str] = set()  # scorers whose verdicts could not be had
         self._listening = keep in ("harmless", "all")
         self._ears = _ListeningEngine(engine)
         self.engine: MeasuringEngine = self._ears if self._listening else engine
@@ -71,7 +71,7 @@ class ResponseLog:
         self, number: int, heard: Heard, use: Literal["validation", "test"], suite: Suite
     ) -> Iterator[dict[str, Any]]:
         kinds = self._kinds(use)
-        by_judges = _verdicts(heard, suite)
+        by_judges = self._verdicts(heard, suite)
         for prompt, text in _longest(heard).items():
             kind = kinds.get(prompt, "of a scorer")
             if self._keep != "all" and kind != "harmless":
@@ -87,6 +87,30 @@ class ResponseLog:
                 "verdict": verdict or verdict_by_rule(suite.refusal_rule, prompt, text),
                 "by": judge,
             }
+
+    def _verdicts(self, heard: Heard, suite: Suite) -> Mapping[Prompt, tuple[str, str | None]]:
+        """What judges among the scorers said, by prompt: the scorer and its verdict.
+
+        A scorer that fails here has scored the trial already: it costs its verdicts, with a notice.
+        """
+        verdicts: dict[Prompt, tuple[str, str | None]] = {}
+        for name, scorer in suite.scorers.items():
+            for request in scorer.requests():
+                results = [result for asked, result in heard if asked == request]
+                try:
+                    said = scorer.verdicts(results[:1]) if results else None
+                except Exception as error:  # of a plug-in, any
+                    self._notice_once(name, f"{type(error).__name__}: {error}")
+                    continue
+                if said is not None and isinstance(request, ResponseRequest):
+                    pairs = zip(request.prompts, said, strict=True)
+                    verdicts |= {prompt: (name, verdict) for prompt, verdict in pairs if verdict}
+        return verdicts
+
+    def _notice_once(self, name: str, problem: str) -> None:
+        if name not in self._silent:
+            self._silent.add(name)
+            self._notice(f"scorer {name} gives the log of responses no verdicts: {problem}")
 
     def _kinds(self, use: Literal["validation", "test"]) -> dict[Prompt, str]:
         """The kind of each prompt; one that is of several is what asks for the most care."""
@@ -140,18 +164,3 @@ def _longest(heard: Heard) -> dict[Prompt, str]:
         for prompt, text in zip(request.prompts, result.texts, strict=True):
             texts[prompt] = max(texts.get(prompt, ""), text, key=len)
     return texts
-
-
-def _verdicts(heard: Heard, suite: Suite) -> Mapping[Prompt, tuple[str, str | None]]:
-    """What judges among the scorers said, by prompt: the scorer and its verdict."""
-    verdicts: dict[Prompt, tuple[str, str | None]] = {}
-    for name, scorer in suite.scorers.items():
-        for request in scorer.requests():
-            results = [result for asked, result in heard if asked == request]
-            said = None
-            with suppress(Exception):  # a judge out of reach costs its verdicts, not the trial
-                said = scorer.verdicts(results[:1]) if results else None
-            if said is not None and isinstance(request, ResponseRequest):
-                pairs = zip(request.prompts, said, strict=True)
-                verdicts |= {prompt: (name, verdict) for prompt, verdict in pairs if verdict}
-    return verdicts
