@@ -92,7 +92,7 @@ LARGE_FOLDERS: dict[str, str] = {}
 SAY_NOTHING = {"found", "own", "each", "given", "known", "told", "kept"}
 """Names that no local has."""
 
-MOST_LINES = 46_541
+MOST_LINES = 46_553
 """Of the package and the plug-ins. Only a new capability raises it, by what that needs."""
 
 
@@ -160,7 +160,7 @@ def test_only_the_space_suggests():
 
 def test_nothing_prints_below_the_ui():
     for path in files():
-        if room(path) == "ui" or path.name == "__main__.py":
+        if room(path) == "ui":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

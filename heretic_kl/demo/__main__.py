@@ -15,7 +15,8 @@ from heretic_kl.files import cache_folder
 
 
 def _to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     except HereticKLError as error:
         _to_stderr(f"error: {error}")
         return error.exit_code
-    print(path)
+    sys.stdout.write(f"{path}\n")
     return 0
 
 
