@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import tempfile
 import time
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--limit", type=int, help="prompts of each kind and use, for a smoke test")
+    parser.add_argument("--only", help="a regular expression of ways; others of the entry stay")
     default = Path(__file__).parent / "results/refinement.json"
     parser.add_argument("--out", type=Path, default=default)
     arguments = parser.parse_args()
@@ -68,6 +70,7 @@ def main() -> None:
                 "ways": {
                     name: [way(session, start, options, arguments.steps, seed) for seed in seeds]
                     for name, (start, options) in ways(session).items()
+                    if re.search(arguments.only or "", name)
                 },
             }
     results = json.loads(arguments.out.read_text("utf-8")) if arguments.out.exists() else {}
@@ -109,18 +112,18 @@ def _prompts(session: Session) -> dict[str, int]:
     }
 
 
-def gentle_start(session: Session) -> Plan:
+def gentle_start(session: Session, strength: float = STRENGTH) -> Plan:
     """The edit that every way begins at."""
     depth = len(session.parts.lm.architecture.layers) - 1
-    kernel = WeightKernel(STRENGTH, POSITION * depth, STRENGTH, depth)
+    kernel = WeightKernel(strength, POSITION * depth, strength, depth)
     edit = EditParameters(POSITION * depth, {"attention": kernel, "mlp": kernel}, "none")
     return session.parts.plan(edit)
 
 
-def middle_layers(session: Session, plan: Plan) -> Plan:
-    """The plan in the layers between 0.3 and 0.7 of the depth alone."""
+def some_layers(session: Session, plan: Plan, first: float, end: float) -> Plan:
+    """The plan in the layers between two shares of the depth alone."""
     layers = len(session.parts.lm.architecture.layers)
-    return {k: op for k, op in plan.items() if 0.3 * layers <= k.layer < 0.7 * layers}
+    return {k: op for k, op in plan.items() if first * layers <= k.layer < end * layers}
 
 
 def ways(session: Session) -> dict[str, tuple[Plan, RefineOptions]]:
@@ -133,7 +136,13 @@ def ways(session: Session) -> dict[str, tuple[Plan, RefineOptions]]:
         "factors of rank 4": (start, replace(default, form="factors", rank=4)),
         f"fixed beta {BETA:g}": (start, default.weighted(BETA)),
         "fixed threshold": (start, replace(default, mass_limit=1.0)),
-        "middle layers alone": (middle_layers(session, start), default),
+        "layers 30 to 70%": (some_layers(session, start, 0.3, 0.7), default),
+        "layers 40 to 70%": (some_layers(session, start, 0.4, 0.7), default),
+        "layers 30 to 100%": (some_layers(session, start, 0.3, 1.0), default),
+        "layers 30 to 70%, strength 1": (
+            some_layers(session, gentle_start(session, 1.0), 0.3, 0.7),
+            default,
+        ),
         "openings alone": (start, replace(default, refusals_per_step=0)),
         "no average of parameters": (start, replace(default, average=0.0)),
     }

@@ -71,7 +71,10 @@ def test_the_cost_of_a_measurement_is_that_of_the_results_file():
     text = " ".join(guide("measuring.md").split())
     assert f"takes {memory['median_extra_mb']:.0f} MB more than the forward pass" in text
     assert f"take {memory['all_logits_would_be_mb']:,.0f} MB" in text
-    assert f"take {time['measurement_over_bare_forward']:.2f} times a bare forward" in text
+    assert f"takes {time['measurement_over_bare_forward']:.2f} times a bare forward" in text
+    seconds = time["median_seconds"]
+    ratio = seconds["measurement"] / seconds["bare_forward_of_packed_weights"]
+    assert f"of the laid-out weights alone, {ratio:.2f} times" in text
 
 
 def test_seconds_beside_peers_are_those_of_the_results_file():
