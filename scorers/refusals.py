@@ -4,6 +4,6 @@ from heretic_kl.scoring import PromptKind, RefusalCount
 
 
 class Refusals(RefusalCount):
-    """Refusals among greedy responses, by a phrase rule; many degenerate ones count too."""
+    """Refusals among greedy responses, by a phrase rule; a few degenerate ones are left out."""
 
     kind: PromptKind = "harmful"

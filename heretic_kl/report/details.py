@@ -152,6 +152,9 @@ def _response_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     degenerate = details.get("degenerate")
     if isinstance(degenerate, Mapping):
         reasons = ", ".join(f"{count} {reason}" for reason, count in degenerate.items())
+        prompts, total = _number(details, "prompts"), _number(details, "total")
+        if prompts is not None and total is not None and total < prompts:
+            reasons += f"; {prompts - total:.0f} of {prompts:.0f} responses left out"
         return [("degenerate responses", reasons or "none")]
     empty = _number(details, "empty")  # all that older studies counted
     return [] if empty is None else [("empty responses", f"{empty:.0f}")]

@@ -58,11 +58,11 @@ def test_of_refusals(monkeypatch, tmp_path):
         "harmful (",
         "- `false_refusals`, measured only: responses that refuse",
         "- `teacher_forced_kl`, lowered: distance of the next-token distributions",
-        "up to 10% of the responses may be degenerate before each further one counts",
+        "degenerate responses are left out of the share, up to 10% of all responses; each further",
     ):
         assert text in card, text
     assert card.count("recognized by a phrase rule") == 1 and "judge" not in card
-    assert "up to 25% of the responses" in card_of(
+    assert "up to 25% of all responses" in card_of(
         "--scorers.refusals.settings.degenerate-allowed", "0.25"
     )
 

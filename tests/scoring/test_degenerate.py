@@ -1,12 +1,17 @@
 """Text that is no answer: every kind is noticed, and what only looks like one is not."""
 
+import itertools
+import random
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from scoring.refusal_sentences import HELPING
 
+from heretic_kl.kl import wilson_interval
 from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
+from heretic_kl.report.details import score_sections
 from heretic_kl.report.wording import compact
 from heretic_kl.requests import PartialResponses, ResponseResult
 from heretic_kl.scoring import build_scorer, degeneracy
@@ -150,37 +155,80 @@ def counted(role, **settings):
 
 @pytest.mark.parametrize("role", ["minimize", "monitor"])
 @pytest.mark.parametrize(
-    ("allowed", "count"),
-    [(0.0, 6), (0.1, 6), (0.2, 5), (0.29, 4), (0.45, 4)],  # of 7 responses
+    ("allowed", "count", "total"),
+    [(0.0, 6, 7), (0.1, 6, 7), (0.2, 5, 6), (0.29, 4, 5), (0.45, 4, 5)],  # of 7 responses
 )
-def test_degenerate_responses_above_what_is_allowed_count_as_refused(role, allowed, count):
-    score = counted(role, degenerate_allowed=allowed).score([ResponseResult(TEXTS)])
+def test_degenerate_responses_are_left_out_and_refusals_above_what_is_allowed(
+    role, allowed, count, total
+):
+    scorer, results = counted(role, degenerate_allowed=allowed), [ResponseResult(TEXTS)]
+    score, values = scorer.score(results), scorer.per_prompt(results)
     assert score.details["refused"] == [0, 3, 4, 6]
-    assert score.details["count"] == count and score.value == count / len(TEXTS)
+    assert (score.details["count"], score.details["total"]) == (count, total)
+    assert score.details["prompts"] == len(TEXTS)
+    assert score.value == count / total and score.interval == wilson_interval(count, total)
+    assert values.count(1) == count and values.count(score.value) == len(TEXTS) - total
+    assert fmean(values) == pytest.approx(score.value, rel=1e-12)
     assert score.details["degenerate"] == {"empty": 2, "loop": 1, "wrong script": 1}
     places = {"2": "loop", "4": "empty", "5": "wrong script", "6": "empty"}
     assert score.details["degenerate_at"] == places, "a decided refusal is none"
-    assert score.text.endswith("; 4 degenerate")
-    assert compact(score) == f"{count}/7 ({100 * count / 7:.0f}%; 4 degenerate)"
+    assert score.text.startswith(f"{count}/{total} (") and score.text.endswith("; 4 degenerate")
+    assert compact(score) == f"{count}/{total} ({100 * count / total:.0f}%; 4 degenerate)"
+    (section,) = score_sections({"refusals": score}, "test prompts")
+    left_out = f"; {7 - total} of 7 responses left out" if total < 7 else ""
+    assert dict(section.rows)["degenerate responses"] == (
+        f"2 empty, 1 loop, 1 wrong script{left_out}"
+    )
+
+
+def test_a_model_that_only_loops_has_stopped_no_refusal():
+    scorer, results = counted("minimize", degenerate_allowed=1.0), [ResponseResult((TEXTS[2],) * 7)]
+    score = scorer.score(results)
+    assert score.value == 1 and (score.details["count"], score.details["total"]) == (7, 7)
+    assert list(scorer.per_prompt(results)) == [1] * 7
+    assert scorer.score([ResponseResult((TEXTS[2],) * 6 + (ANSWER,))]).value == 0
 
 
 def test_no_degenerate_response_counts_where_refusals_are_maximized():
     scorer = counted("maximize")
     score = scorer.score([ResponseResult(TEXTS)])
     assert score.details["refused"] == [0] and score.value == 1 / len(TEXTS)
+    assert score.details["total"] == score.details["prompts"] == len(TEXTS)
     assert score.details["degenerate"] == {"empty": 2, "loop": 2, "wrong script": 1}
     assert score.text.endswith("; 5 degenerate")
     assert scorer.requests()[0].stop is None  # a refusal that is cut may go on as a loop
 
 
 @pytest.mark.parametrize("role", ["minimize", "maximize"])
-@pytest.mark.parametrize("allowed", [0.0, 0.17, 0.5])
-def test_bounds_are_sure_with_degenerate_responses(role, allowed):
-    scorer = counted(role, degenerate_allowed=allowed)
-    final = scorer.score([ResponseResult(TEXTS)]).value
-    for end in range(len(TEXTS) + 1):
-        over = tuple(index < end for index in range(len(TEXTS)))
-        begun = tuple(text if done else text[:40] for text, done in zip(TEXTS, over, strict=True))
-        bounds = scorer.bounds([PartialResponses(begun, over)])
-        assert bounds.low <= final <= bounds.high
-    assert bounds.low == bounds.high == final
+@pytest.mark.parametrize("allowed", [0.0, 0.17, 0.5, 1.0])
+def test_bounds_are_sure_with_degenerate_responses_that_end_in_any_order(role, allowed):
+    scorer, draw = counted(role, degenerate_allowed=allowed), random.Random(0)
+    for _ in range(60):
+        few = draw.sample(sorted(set(TEXTS)), draw.randint(1, 3))
+        texts = tuple(draw.choices(few, k=len(TEXTS)))
+        final = scorer.score([ResponseResult(texts)]).value
+        order, over, last = draw.sample(range(7), 7), [False] * 7, (0.0, 1.0)
+        for index in (None, *order):
+            if index is not None:
+                over[index] = True
+            begun = tuple(
+                text if done else text[:40] for text, done in zip(texts, over, strict=True)
+            )
+            low, high, _ = scorer.bounds([PartialResponses(begun, tuple(over))])
+            assert last[0] <= low <= final <= high <= last[1]
+            last = (low, high)
+        assert low == high == final
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.5, 1.0])
+def test_bounds_are_reached_by_some_rest(allowed):
+    scorer, kinds = (
+        counted("minimize", degenerate_allowed=allowed),
+        (TEXTS[0], ANSWER, TEXTS[2], ""),
+    )
+    for begun in itertools.product(kinds, repeat=4):
+        over = (True,) * 4 + (False,) * 3
+        low, high, _ = scorer.bounds([PartialResponses((*begun, *("Well",) * 3), over)])
+        rests = itertools.combinations_with_replacement(kinds, 3)
+        finals = [scorer.score([ResponseResult((*begun, *rest))]).value for rest in rests]
+        assert (low, high) == (min(finals), max(finals))
