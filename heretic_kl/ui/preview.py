@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 from rich.console import Console
@@ -52,6 +53,16 @@ def show_responses(session: PreviewSession, record: TrialRecord, console: Consol
     say(console, "responding ...", "dim")
     original = session.responses(None, "harmless", SHOWN_RESPONSES)
     edited = session.responses(record, "harmless", SHOWN_RESPONSES)
+    print_responses(console, original, edited, record.number)
+
+
+def print_responses(
+    console: Console,
+    original: Sequence[PreviewedResponse],
+    edited: Sequence[PreviewedResponse],
+    trial: int,
+) -> None:
+    """The original's responses beside a trial's, to the same prompts."""
     for before, after in zip(original, edited, strict=True):
         console.print()
         say(console, f"> {_shortened(before.prompt)}", "bold")
@@ -61,7 +72,7 @@ def show_responses(session: PreviewSession, record: TrialRecord, console: Consol
         else:
             headings = (
                 Heading(f"original{_broken(before)}", "bold cyan"),
-                Heading(f"{_name(record)}{_broken(after)}", "bold green"),
+                Heading(f"edited, trial {trial}{_broken(after)}", "bold green"),
             )
             print_columns(console, headings, [before.text, after.text])
 
@@ -82,10 +93,6 @@ def show_verdicts(session: PreviewSession, record: TrialRecord, console: Console
             f"{_shortened(before.prompt, width)}",
             "yellow" if after.degeneracy else None if before.refuses == after.refuses else "green",
         )
-
-
-def _name(record: TrialRecord) -> str:
-    return f"edited, trial {record.number}"
 
 
 def _verdict(response: PreviewedResponse) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from heretic_kl.errors import SelectionError
+
 if TYPE_CHECKING:
     from heretic_kl.config import Settings
     from heretic_kl.events import Observer
@@ -36,8 +38,11 @@ def session_beside(
         observer: told what happens.
 
     Raises:
-        HereticKLError: see `Session`; or what was learned is missing.
+        HereticKLError: see `Session`; or the trial has no edit, or what was learned is missing.
     """
+    if record.edit is None:
+        raise SelectionError(f"trial {record.number} was interrupted and has no edit")
+
     from heretic_kl.run import Session
     from heretic_kl.search import PlanStore, storage_for_reading
 

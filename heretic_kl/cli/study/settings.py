@@ -24,6 +24,8 @@ UNTRUSTED = {"lm_eval": ("tasks",), "judge": ("endpoint", "key_variable")}
 """Settings of scorers that run code or send something away: no study says them."""
 TRIAL = "Number of the trial"
 PICK = "Rule in place of a number: knee, max-refusals=0.05"
+PREVIEW = "Respond to a few harmless prompts, original beside trial; takes settings of a run too"
+COMPARE = "Number of another trial: shows the differences, paired by prompt"
 
 
 class StudySettings(ProgramSettings):
@@ -67,16 +69,15 @@ class ShowSettings(StudySettings):
     """Which trial is shown."""
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Trial": ("study", "trial", "pick", "compare", "study_dir", "storage"),
+        "Trial": ("study", "trial", "pick", "compare", "preview", "study_dir", "storage"),
         "Output": ("quiet", "debug"),
     }
     shown_first: ClassVar[tuple[str, ...]] = ("Trial", "Output")
 
     trial: Whole | None = setting(None, TRIAL, ge=0)
     pick: Text | None = setting(None, PICK, metavar="RULE", short="p")
-    compare: Whole | None = setting(
-        None, "Number of another trial: shows the differences, paired by prompt", ge=0
-    )
+    compare: Whole | None = setting(None, COMPARE, ge=0)
+    preview: bool = setting(False, PREVIEW)
 
 
 class TrialOfStudySettings(Settings):
@@ -90,6 +91,18 @@ class TrialOfStudySettings(Settings):
 
     study: Text | None = setting(None, STUDY_HELP, metavar="STUDY")
     trial: Whole | None = setting(None, TRIAL, ge=0)
+
+
+class PreviewSettings(TrialOfStudySettings):
+    """Which trial responds, where `show` loads the model for that."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Trial": ("study", "trial", "compare", "preview"),
+        **Settings.headings,
+    }
+
+    compare: Whole | None = setting(None, COMPARE, ge=0)
+    preview: bool = setting(False, PREVIEW)
 
 
 class SaveSettings(TrialOfStudySettings):
