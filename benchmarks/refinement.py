@@ -158,6 +158,7 @@ def way(
     seconds = time.perf_counter() - begun
     (scores,) = run.suite.evaluate_objectives(run.engine, [refined.plan])
     refusals = scores["refusals"]
+    print(f"{refined.best.kl:.4f} nats, mass {refined.best.mass:.3f}, {seconds:.0f} s", flush=True)
     return {
         "seed": seed,
         "kl": refined.best.kl,
