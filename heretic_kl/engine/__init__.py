@@ -15,6 +15,7 @@ from heretic_kl.engine.generation.generate import (
 from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.noise import NoiseFloor, measure_noise_floor
 from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.shared import SharedResults
 from heretic_kl.engine.teacher_forcing.reference import (
     forced_sequences,
     mean_kl,
@@ -31,6 +32,7 @@ __all__ = [
     "MemoryLimits",
     "NoiseFloor",
     "Runner",
+    "SharedResults",
     "find_batch_size",
     "find_response_prefix",
     "forced_sequences",

@@ -16,6 +16,7 @@ from heretic_kl.engine.generation.groups import ResponseGroup, response_groups
 from heretic_kl.engine.length_buckets import length_buckets
 from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.shared import SharedResults
 from heretic_kl.engine.teacher_forcing.requests import ForcedKey, ForcedRequests, forced_keys
 from heretic_kl.kl import Reference
 from heretic_kl.model import LanguageModel, common_prefix, edited, last_token_residuals
@@ -48,6 +49,8 @@ class Engine:
         original: the engine of the unedited model, where `lm` is another model to be compared
             with it (a saved edit, say); `measure` then takes references and batches from there.
         notify: told, in words, when less has to run at once or cannot be kept.
+        shared: what processes of a study compute of the unedited model once; with `original` it is
+            not used.
     """
 
     def __init__(
@@ -58,11 +61,13 @@ class Engine:
         cache_bytes: int = 0,
         original: Engine | None = None,
         notify: Callable[[str], None] = lambda message: None,
+        shared: SharedResults | None = None,
     ) -> None:
         if original is not None:
             lm = lm.limited(**vars(original.lm.capabilities))
             cache_bytes = 0
         self.lm: LanguageModel = lm
+        self._shared = SharedResults() if shared is None or original is not None else shared
         self.limits = MemoryLimits(batch_size, cache_bytes=cache_bytes, notify=notify)
         self.runner: Runner = Runner(lm, self.limits)
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
@@ -70,7 +75,11 @@ class Engine:
         self._programs: dict[ModelRequest, ModelResult] = {}
         self._responding: dict[_ResponsesKey, CandidateResponses] = {}
         self._forced: ForcedRequests = ForcedRequests(
-            lm, self.runner, self.encode, None if original is None else original._forced
+            lm,
+            self.runner,
+            self.encode,
+            None if original is None else original._forced,
+            self._shared,
         )
 
     @property
@@ -221,7 +230,9 @@ class Engine:
                 mean.add(residuals)
             return mean.mean
 
-        return self.limits.run(collect)
+        shape = len(self.lm.architecture.layers), None
+        what = f"residual means winsorized at {winsorize_quantile}"
+        return self._shared_residuals(what, prompts, shape, collect)
 
     def residuals(self, prompts: Sequence[Prompt]) -> Tensor:
         """Residual after each layer at the last prompt token, (P, L, D) float32, in order."""
@@ -231,7 +242,18 @@ class Engine:
             order = torch.tensor([index for bucket in buckets for index in bucket])
             return torch.cat(rows)[order.argsort()]
 
-        return self.limits.run(collect)
+        shape = len(prompts), len(self.lm.architecture.layers), None
+        return self._shared_residuals("residuals", prompts, shape, collect)
+
+    def _shared_residuals(
+        self,
+        what: str,
+        prompts: Sequence[Prompt],
+        shape: tuple[int | None, ...],
+        collect: Callable[[], Tensor],
+    ) -> Tensor:
+        facts = {"sequences": [list(self.encode(prompt)) for prompt in prompts]}
+        return self._shared.tensor(what, facts, shape, lambda: self.limits.run(collect))
 
     def _residuals(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Tensor]]:
         """Which prompts stand in a batch, and their residuals (B, L, D)."""
@@ -291,7 +313,14 @@ class Engine:
         key = (prompts, max_tokens, rules)
         if key not in self._reference_responses:
             encoded = [self.encode(prompt) for prompt in prompts]
-            self._reference_responses[key] = self.runner.responses(encoded, max_tokens, rules)
+            self._reference_responses[key] = self._shared.responses(
+                encoded,
+                max_tokens,
+                rules,
+                None,
+                self.lm.head.vocabulary,
+                lambda: self.runner.responses(encoded, max_tokens, rules),
+            )
         return self._reference_responses[key]
 
 

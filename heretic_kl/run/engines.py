@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from heretic_kl.engine import Engine
+from heretic_kl.engine import Engine, SharedResults
 from heretic_kl.model import LanguageModel, packed_bytes, with_packed_weights
 
 
@@ -26,10 +26,12 @@ def build_engine(
     *,
     notify: Callable[[str], None],
     original: Engine | None = None,
+    shared: SharedResults | None = None,
 ) -> Engine:
     """An engine that runs a model as the options say.
 
-    `original` is the engine of the unedited model, where `lm` is a saved one.
+    `original` is the engine of the unedited model, where `lm` is a saved one; `shared` is what
+    workers share of the unedited one.
     """
     has_packed_weights = original is not None and original.lm is lm  # an adapter on the original
     if options.packed_weights and not has_packed_weights and packed_bytes(lm):
@@ -40,4 +42,5 @@ def build_engine(
         cache_bytes=options.cache_bytes,
         original=original,
         notify=notify,
+        shared=shared,
     )

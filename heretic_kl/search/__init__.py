@@ -27,6 +27,7 @@ from heretic_kl.search.screening import (
 from heretic_kl.search.space import SearchSpace, crowded_bounds
 from heretic_kl.search.storage import (
     PlanStore,
+    ReferenceStore,
     check_storage,
     open_storage,
     serve,
@@ -42,6 +43,7 @@ __all__ = [
     "UNEDITED",
     "PlanStore",
     "RankCorrelation",
+    "ReferenceStore",
     "ResponseFile",
     "RunFile",
     "Screened",

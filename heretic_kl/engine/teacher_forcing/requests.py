@@ -15,6 +15,7 @@ from heretic_kl.ablation import Plan
 from heretic_kl.engine.candidate_results import Progress
 from heretic_kl.engine.generation.generate import Response
 from heretic_kl.engine.runner import Runner
+from heretic_kl.engine.shared import SharedResults, arithmetic
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import ForcedPortion
 from heretic_kl.engine.teacher_forcing.passes import CandidatePasses
@@ -24,7 +25,6 @@ from heretic_kl.engine.teacher_forcing.reference import (
     forced_by,
     model_identity,
     reference_from,
-    with_responses,
 )
 from heretic_kl.kl import Reference, ReferenceIdentity
 from heretic_kl.model import LanguageModel
@@ -50,6 +50,7 @@ class ForcedRequests:
     """Teacher-forced requests to one model.
 
     `original` are those of the unedited model, where `lm` is another one to be compared with it.
+    `shared` is what other processes may have computed of the unedited one.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class ForcedRequests:
         lm: LanguageModel,
         runner: Runner,
         encode: Callable[[Prompt], tuple[int, ...]],
-        original: ForcedRequests | None = None,
+        original: ForcedRequests | None,
+        shared: SharedResults,
     ) -> None:
         self._lm = lm
         self._runner = runner
         self._encode = encode
         self._original = original
+        self._shared = shared
         self._sequences: dict[ForcedKey, tuple[ForcedSequence, ...]] = {}
         self._together: dict[tuple[ForcedKey, ...], _Together] = {}
 
@@ -163,7 +166,17 @@ class ForcedRequests:
 
     def _own_references(self, keys: Sequence[ForcedKey]) -> tuple[Reference, ...]:
         sequences = [self._with_responses(key) for key in keys]
-        hidden = self._runner.hidden_states([s for group in sequences for s in group])
+        together = [s for group in sequences for s in group]
+        facts = {
+            **arithmetic(self._lm, self._runner.limits.batch_size),
+            "sequences": [[s.prompt, s.response] for s in together],
+        }
+        hidden = self._shared.tensor(
+            "final hidden states",
+            facts,
+            (sum(len(s.response) for s in together), self._lm.head.weight.shape[1]),
+            lambda: self._runner.hidden_states(together),
+        ).to(self._lm.device)
         rows = [sum(len(sequence.response) for sequence in group) for group in sequences]
         return tuple(
             reference_from(group, key.tokens, states, self._identity)
@@ -175,7 +188,15 @@ class ForcedRequests:
             return self._original._with_responses(key)
         if key not in self._sequences:
             encoded = [self._encode(prompt) for prompt in key.prompts]
-            self._sequences[key] = with_responses(self._runner, encoded, key.tokens, key.sampling)
+            responses = self._shared.responses(
+                encoded,
+                key.tokens,
+                (),
+                key.sampling,
+                self._lm.head.vocabulary,
+                lambda: self._runner.responses(encoded, key.tokens, sampling=key.sampling),
+            )
+            self._sequences[key] = forced_by(encoded, responses, key.tokens)
         return self._sequences[key]
 
     @cached_property

@@ -13,6 +13,7 @@ from heretic_kl.config import Settings
 from heretic_kl.engine import (
     Calibration,
     Engine,
+    SharedResults,
     find_batch_size,
     find_response_prefix,
     measure_noise_floor,
@@ -38,25 +39,31 @@ class Calibrated:
 
 
 def calibrate(
-    loaded: Loaded, settings: Settings, sets: PromptSets, tell: Teller, batch_size: int | None
+    loaded: Loaded,
+    settings: Settings,
+    sets: PromptSets,
+    tell: Teller,
+    batch_size: int | None,
+    shared: SharedResults | None = None,
 ) -> Calibrated:
     """Find out how the model is best run, and what it shows without any edit.
 
-    `batch_size` is what the study was begun with; None: it is new.
+    `batch_size` is what the study was begun with; None: it is new. `shared` is what other
+    workers may have computed.
     """
     lm = loaded.lm
     problem = lm.capabilities.cache_problem
     if problem is not None:
         tell.notice(f"responses are generated without a cache, which is slower: {problem}")
     options = _find_options(lm, settings, sets, tell, batch_size)
-    engine = build_engine(lm, options, notify=tell.notice)
+    engine = build_engine(lm, options, notify=tell.notice, shared=shared)
     prefix = settings.response_prefix
     if prefix is None:
         prefix = find_response_prefix(engine, sets.sample(CALIBRATION_PROMPTS))
     tell.finding("response prefix", repr(prefix) if prefix else "none")
     options = replace(options, batch_size=engine.batch_size)
     lm = replace(lm, chat=lm.chat.with_response_prefix(prefix))
-    engine = build_engine(lm, options, notify=tell.notice)
+    engine = build_engine(lm, options, notify=tell.notice, shared=shared)
     floor = measure_noise_floor(
         engine.runner,
         engine.reference(sets["harmless", "validation"][:NOISE_PROMPTS], settings.kl_tokens),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from heretic_kl.config import Settings
 from heretic_kl.engine import Calibration
+from heretic_kl.export import installed_versions
 from heretic_kl.kl import METRIC_VERSION
 from heretic_kl.model import LanguageModel, ModelSource
 from heretic_kl.model.placement import in_memory, is_offloaded, is_sharded, whole
@@ -79,6 +80,13 @@ def study_fingerprint(
         "response_prefix": calibration.response_prefix,
         "scorers' data": {name: dict(s.identity()) for name, s in suite.scorers.items()},
     }
+
+
+def reference_identity(facts: Mapping[str, Any], lm: LanguageModel) -> dict[str, Any]:
+    """What all results of the unedited model depend on besides prompts, which are token ids."""
+    names = ("model weights", "model config", "tokenizer", "dtype", "quantization")
+    of_model = {name: facts[name] for name in (*names, "metric version")}
+    return {**of_model, "device": lm.device.type, "versions": installed_versions()}
 
 
 def default_study_name(source: ModelSource, facts: Mapping[str, Any]) -> str:

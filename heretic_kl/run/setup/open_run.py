@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from heretic_kl.config import Settings
+from heretic_kl.engine import SharedResults
 from heretic_kl.errors import HereticKLError
 from heretic_kl.events import BaselineMeasured, StudyOpened
 from heretic_kl.export import check_target, installed_versions
@@ -21,12 +22,18 @@ from heretic_kl.run.parts import REFUSALS, RunParts, measuring_context
 from heretic_kl.run.report_record import record_run
 from heretic_kl.run.setup.calibrate import calibrate
 from heretic_kl.run.setup.directions import find_directions
-from heretic_kl.run.setup.fingerprint import default_study_name, study_facts, study_fingerprint
+from heretic_kl.run.setup.fingerprint import (
+    default_study_name,
+    reference_identity,
+    study_facts,
+    study_fingerprint,
+)
 from heretic_kl.run.setup.load import load, model_source
 from heretic_kl.run.teller import Teller
 from heretic_kl.scoring import Score, ScorerSpec, Suite, likely_value
 from heretic_kl.search import (
     PlanStore,
+    ReferenceStore,
     SearchSpace,
     SearchStudy,
     check_rule,
@@ -59,8 +66,16 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
     name = settings.study_name or default_study_name(loaded.lm.source, facts)
     where = settings.storage, settings.study_dir
     storage = held.enter_context(open_storage(*where, name, tell.notice))
+    place = settings.study_dir, name, storage if settings.storage else None
+    shared = SharedResults(
+        ReferenceStore(*place),
+        reference_identity(facts, loaded.lm),
+        tell.notice,
+        responses_too=settings.keep_responses != "none",
+    )
     with tell.stage("calibrate", "Calibrating"):
-        calibrated = calibrate(loaded, settings, prompts, tell, stored_batch_size(storage, name))
+        batch_size = stored_batch_size(storage, name)
+        calibrated = calibrate(loaded, settings, prompts, tell, batch_size, shared)
     engine, calibration = calibrated.engine, calibrated.calibration
     directions = find_directions(settings, engine, prompts, suite, tell)
     with tell.stage("baseline", "Measuring the original model"):
@@ -96,7 +111,7 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
         baseline=baseline,
         study=study,
         identity=identity,
-        plans=PlanStore(settings.study_dir, name, storage if settings.storage else None),
+        plans=PlanStore(*place),
     )
     if not joins:
         kept_settings = settings.model_dump(mode="json", exclude=NOT_KEPT)

@@ -1,6 +1,6 @@
 """Where a study is kept, and how several processes share it. Knows nothing about models."""
 
-from heretic_kl.search.storage.artifacts import PlanStore
+from heretic_kl.search.storage.artifacts import PlanStore, ReferenceStore
 from heretic_kl.search.storage.backends import (
     JOURNAL_SUFFIX,
     check_storage,
@@ -17,6 +17,7 @@ __all__ = [
     "JOURNAL_SUFFIX",
     "Heartbeat",
     "PlanStore",
+    "ReferenceStore",
     "Roles",
     "Watch",
     "check_storage",

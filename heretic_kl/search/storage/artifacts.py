@@ -1,4 +1,4 @@
-"""Learned operators of a study: safetensors, each named by its sha256.
+"""Learned operators of a study, and what its original model computes: safetensors, by sha256.
 
 They are files beside the study. Where a storage URL holds the study, they are in the storage as
 well, in pieces, so that every machine that reaches the study has them.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 import safetensors.torch
+import torch
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
+from torch import Tensor
 
 from heretic_kl import files
 from heretic_kl.ablation import Plan, plan_from_tensors, tensors_from_plan
@@ -27,6 +32,83 @@ PIECE_CHARACTERS = 48_000
 """MySQL holds 65,535 bytes in an attribute."""
 PIECE = "piece"
 """Attribute of a trial that is no trial."""
+REFERENCE = "reference-"
+"""What names of the original's results begin with; the hash of what they depend on follows."""
+MOST_BYTES, MOST_STORED_BYTES = 64 * 2**20, 4 * 2**20
+"""Of one result, in a file and in a storage, which takes a transaction a piece."""
+MOST_ENTRY_BYTES = 2**16
+_OF = "of"
+"""Tensor of a result: the hash of what it depends on."""
+_UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError)
+"""What reading an entry or tensors that somebody changed may raise."""
+
+
+class _Artifacts:
+    """Bytes of one study by their sha256.
+
+    Args:
+        folder: of the studies.
+        name: of the study.
+        storage: that other machines share; None: they share the folder, if anything.
+        what: they are, in words.
+        remedy: what to do about one that was changed.
+    """
+
+    def __init__(
+        self, folder: Path | str, name: str, storage: BaseStorage | None, what: str, remedy: str
+    ) -> None:
+        self.folder = Path(folder) / f"{name}{ARTIFACTS_SUFFIX}"
+        self.shared = None if storage is None else _Blobs(storage, self.folder.name)
+        self._what, self._remedy = what, remedy
+
+    def put(self, data: bytes, most_stored: int | None = None) -> str:
+        """Keep bytes, those of more than `most_stored` in the folder alone; return their sha256.
+
+        Raises:
+            StudyError: the folder cannot be written.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        self.write(digest, data)
+        if self.shared is not None and (most_stored is None or len(data) <= most_stored):
+            self.shared.put(digest, data)
+        return digest
+
+    def get(self, digest: str, most: int | None = None) -> bytes:
+        """The bytes with this sha256.
+
+        Raises:
+            StudyError: they are not there, are more than `most`, or are not what was kept.
+        """
+        if re.fullmatch("[0-9a-f]{64}", digest) is None:  # a study may come from anybody
+            raise StudyError(f"{digest[:80]!r} is no {self._what}: a sha256 is expected")
+        path, short = self.folder / digest, digest[:12]
+        try:
+            if most is not None and path.stat().st_size > most:
+                raise StudyError(f"the {self._what} {short} in {str(self.folder)!r} is too large")
+            data = path.read_bytes()
+        except OSError as error:
+            stored = None if self.shared is None else self.shared.get(digest, most)
+            if stored is None:
+                raise StudyError(
+                    f"the {self._what} {short} is missing in {str(self.folder)!r}: "
+                    "it belongs beside the study"
+                ) from error
+            data = stored
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise StudyError(
+                f"the {self._what} {short} in {str(self.folder)!r} was changed: {self._remedy}"
+            )
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the folder whole, or raise StudyError."""
+        try:
+            with files.new_file(self.folder / name) as partial:
+                partial.write_bytes(data)
+        except OSError as error:
+            raise StudyError(
+                f"cannot keep a {self._what} in {str(self.folder)!r}: {error.strerror}"
+            ) from error
 
 
 class PlanStore:
@@ -39,8 +121,9 @@ class PlanStore:
     """
 
     def __init__(self, folder: Path | str, name: str, storage: BaseStorage | None = None) -> None:
-        self.folder = Path(folder) / f"{name}{ARTIFACTS_SUFFIX}"
-        self._shared = None if storage is None else _Blobs(storage, self.folder.name)
+        remedy = "restore it, or refine again under another --study-name"
+        self._artifacts = _Artifacts(folder, name, storage, "learned edit", remedy)
+        self.folder = self._artifacts.folder
 
     @on_first
     def save(self, plan: Plan) -> str:
@@ -50,12 +133,7 @@ class PlanStore:
             StudyError: the folder cannot be written.
         """
         tensors = {name: t.contiguous() for name, t in tensors_from_plan(plan).items()}
-        data = safetensors.torch.save(tensors)
-        digest = hashlib.sha256(data).hexdigest()
-        self._write(digest, data)
-        if self._shared is not None:
-            self._shared.put(digest, data)
-        return digest
+        return self._artifacts.put(safetensors.torch.save(tensors))
 
     @on_first
     def copy(self, digest: str, target: Path) -> None:
@@ -64,7 +142,7 @@ class PlanStore:
         Raises:
             StudyError: it is not there, is not what was kept, or cannot be written.
         """
-        data = self._read(digest)
+        data = self._artifacts.get(digest)
         try:
             with files.new_file(target) as partial:
                 partial.write_bytes(data)
@@ -80,7 +158,7 @@ class PlanStore:
         Raises:
             StudyError: it is not there, or is not what was kept.
         """
-        data = self._read(digest)
+        data = self._artifacts.get(digest)
         try:
             return plan_from_tensors(safetensors.torch.load(data))
         except (ValueError, safetensors.SafetensorError) as error:
@@ -88,34 +166,68 @@ class PlanStore:
                 f"{str(self.folder / digest)!r} is no learned edit: {error}"
             ) from error
 
-    def _read(self, digest: str) -> bytes:
-        if re.fullmatch("[0-9a-f]{64}", digest) is None:  # a study may come from anybody
-            raise StudyError(f"{digest[:80]!r} is no learned edit: a sha256 is expected")
-        try:
-            data = (self.folder / digest).read_bytes()
-        except OSError as error:
-            shared = None if self._shared is None else self._shared.get(digest)
-            if shared is None:
-                raise StudyError(
-                    f"the learned edit {digest[:12]} is missing in {str(self.folder)!r}: "
-                    "it belongs beside the study"
-                ) from error
-            data = shared
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise StudyError(
-                f"the learned edit {digest[:12]} in {str(self.folder)!r} was changed: "
-                "restore it, or refine again under another --study-name"
-            )
-        return data
 
-    def _write(self, digest: str, data: bytes) -> None:
+class ReferenceStore:
+    """What the original model of a study responds and computes, by what it depends on.
+
+    Each result is safetensors under its sha256, which a JSON entry states under the hash of
+    everything that the result depends on.
+
+    Args: see `PlanStore`.
+    """
+
+    def __init__(self, folder: Path | str, name: str, storage: BaseStorage | None = None) -> None:
+        what = "result of the original model"
+        self._artifacts = _Artifacts(folder, name, storage, what, "it is not used")
+
+    @on_first
+    def load(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors that were saved under a hash (64 hex digits); None: there are none.
+
+        Raises:
+            StudyError: they are incomplete, too large, were changed, or belong to another hash.
+        """
+        entry = self._entry(key)
+        if entry is None:
+            return None
         try:
-            with files.new_file(self.folder / digest) as partial:
-                partial.write_bytes(data)
-        except OSError as error:
+            data = self._artifacts.get(str(json.loads(entry)["sha256"]), MOST_BYTES)
+            tensors = safetensors.torch.load(data)
+            of = bytes(tensors.pop(_OF).tolist()).hex()
+        except (*_UNREADABLE, safetensors.SafetensorError) as error:
+            raise StudyError(f"{REFERENCE}{key[:12]} cannot be read: {error}") from error
+        if of != key:
+            raise StudyError(f"{REFERENCE}{key[:12]} is the result of something else")
+        return tensors
+
+    @on_first
+    def save(self, key: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors under a hash; `about`, JSON-ready, says to people what they are.
+
+        Raises:
+            StudyError: they are too large, or the folder cannot be written.
+        """
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > MOST_BYTES - MOST_ENTRY_BYTES:
             raise StudyError(
-                f"cannot keep a learned edit in {str(self.folder)!r}: {error.strerror}"
-            ) from error
+                f"{size / 2**20:.0f} MB are more than the {MOST_BYTES >> 20} MB that are shared"
+            )
+        of = torch.tensor(list(bytes.fromhex(key)), dtype=torch.uint8)
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        digest = self._artifacts.put(safetensors.torch.save({**whole, _OF: of}), MOST_STORED_BYTES)
+        entry = json.dumps({"sha256": digest, "bytes": size, **about}, sort_keys=True)
+        self._artifacts.write(f"{REFERENCE}{key}.json", entry.encode())
+        if self._artifacts.shared is not None and size <= MOST_STORED_BYTES - MOST_ENTRY_BYTES:
+            self._artifacts.shared.note(f"{REFERENCE}{key}", entry)
+
+    def _entry(self, key: str) -> str | None:
+        path = self._artifacts.folder / f"{REFERENCE}{key}.json"
+        try:
+            with path.open("rb") as file:
+                return file.read(MOST_ENTRY_BYTES).decode(errors="replace")
+        except OSError:
+            shared = self._artifacts.shared
+            return None if shared is None else shared.noted(f"{REFERENCE}{key}")
 
 
 class _Blobs:
@@ -135,10 +247,17 @@ class _Blobs:
             pieces.append(self._storage.create_new_trial(study, template))
         self._storage.set_study_user_attr(study, digest, pieces)
 
-    def get(self, digest: str) -> bytes | None:
+    def get(self, digest: str, most: int | None = None) -> bytes | None:
         study = study_id(self._storage, self._name)
         pieces = self._storage.get_study_user_attrs(study).get(digest)
-        if pieces is None:
+        if pieces is None or (most is not None and len(pieces) * PIECE_CHARACTERS > 2 * most):
             return None
         texts = (self._storage.get_trial(piece).user_attrs[PIECE] for piece in pieces)
         return base64.b64decode("".join(texts))
+
+    def note(self, name: str, text: str) -> None:
+        self._storage.set_study_user_attr(study_id(self._storage, self._name), name, text)
+
+    def noted(self, name: str) -> str | None:
+        study = study_id(self._storage, self._name)
+        return self._storage.get_study_user_attrs(study).get(name)

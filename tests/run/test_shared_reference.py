@@ -1,0 +1,189 @@
+"""What the original model responds and computes is computed once for all workers of a study."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from sessions import run, settings
+
+from heretic_kl import Session
+from heretic_kl.engine import Engine, Runner
+from heretic_kl.events import Notice
+from heretic_kl.search.storage import artifacts
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts what the original model does; passes of the noise floor are not shared."""
+    done = Counter()
+    respond, pass_over, read = Runner._responses, Runner.hidden_states, Engine._residuals
+
+    def responses(runner, *args):
+        made = respond(runner, *args)
+        done["tokens"] += sum(len(response.tokens) for response in made)
+        return made
+
+    def hidden_states(runner, sequences, part="reference"):
+        done["passes"] += part == "reference"
+        return pass_over(runner, sequences, part)
+
+    def residuals(engine, prompts):
+        done["prompts read"] += len(prompts)
+        return read(engine, prompts)
+
+    monkeypatch.setattr(Runner, "_responses", responses)
+    monkeypatch.setattr(Runner, "hidden_states", hidden_states)
+    monkeypatch.setattr(Engine, "_residuals", residuals)
+    return done
+
+
+def results(session):
+    """Whatever a run takes from the original model, and what its trials then score."""
+    session.search(until=4)
+    directions = session.parts.directions
+    return session.baseline, directions, [(r.parameters, r.scores) for r in session.trials]
+
+
+def opened(workplace, folder, **changes):
+    """What an opened run takes from the original model, and its notices."""
+    session, seen = run(workplace, folder, **changes)
+    with session:
+        baseline = session.baseline
+    return baseline, [event.message for event in seen if isinstance(event, Notice)]
+
+
+def entries(folder):
+    return sorted((folder / "studies").glob("*.artifacts/reference-*.json"))
+
+
+def test_a_worker_that_joins_computes_nothing_again_and_scores_the_same(workplace, tmp_path, work):
+    opened(workplace, tmp_path / "shared")
+    alone = dict(work)
+    assert alone["tokens"] > 20 and alone["passes"] == 1 and alone["prompts read"] == 24
+    work.clear()
+    seen = []
+    with Session(settings(workplace, tmp_path / "shared"), seen.append, joins=True) as joining:
+        assert not any(work.values())
+        joined = results(joining)
+    assert not [event for event in seen if isinstance(event, Notice) and "again" in event.message]
+    work.clear()
+    fresh, _ = run(workplace, tmp_path / "anew")
+    with fresh:
+        assert dict(work) == alone
+        baseline, directions, trials = results(fresh)
+    assert joined[0] == baseline and joined[2] == trials and len(trials) == 4
+    assert torch.equal(joined[1].per_layer, directions.per_layer)
+
+
+def test_hidden_states_come_from_the_same_arithmetic_responses_from_any(
+    workplace, tmp_path, work, monkeypatch
+):
+    opened(workplace, tmp_path)
+    work.clear()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    opened(workplace, tmp_path)
+    assert work["passes"] == 1 and not work["tokens"] and not work["prompts read"]
+
+
+def test_another_model_dtype_or_prompt_finds_nothing(workplace, tmp_path, work):
+    opened(workplace, tmp_path, study_name="s")
+    work.clear()
+    with pytest.raises(Exception, match="other"):
+        opened(workplace, tmp_path, study_name="s", dtype="bfloat16")
+    assert work["tokens"] and work["passes"] and work["prompts read"]
+
+
+def torn(folder):
+    for entry in entries(folder):
+        path = entry.parent / json.loads(entry.read_text())["sha256"]
+        path.write_bytes(path.read_bytes()[:-8])
+
+
+def missing(folder):
+    for path in (folder / "studies").glob("*.artifacts/" + 64 * "[0-9a-f]"):
+        path.unlink()
+
+
+def foreign(folder):
+    """Each entry names what belongs to the next one, which is whole."""
+    paths = entries(folder)
+    texts = [path.read_text() for path in paths]
+    for path, text in zip(paths, texts[1:] + texts[:1], strict=True):
+        path.write_text(text)
+
+
+def no_entry(folder):
+    for path, text in zip(
+        entries(folder), ("", "[]", '{"sha256": 3}', "[" * 9000, "{}"), strict=False
+    ):
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("damage", [torn, missing, foreign, no_entry])
+def test_what_is_not_what_was_kept_is_computed_again_with_a_notice(
+    workplace, tmp_path, work, damage
+):
+    baseline, notices = opened(workplace, tmp_path)
+    assert not any("again" in notice for notice in notices)
+    damage(tmp_path)
+    work.clear()
+    again, notices = opened(workplace, tmp_path)
+    assert again == baseline and work["tokens"]
+    damaged = [notice for notice in notices if "are computed again: " in notice]
+    assert len(damaged) >= (5 if damage is no_entry else len(entries(tmp_path)))
+    work.clear()
+    opened(workplace, tmp_path)  # what was computed again has replaced it
+    assert not any(work.values())
+
+
+def test_what_fits_its_hash_but_not_the_question_is_not_used(workplace, tmp_path, work):
+    """Tensors of other shapes under the right hash: from a file that somebody made up."""
+    baseline, _ = opened(workplace, tmp_path)
+    (folder,) = (tmp_path / "studies").glob("*.artifacts")
+    name = folder.name.removesuffix(".artifacts")
+    store = artifacts.ReferenceStore(folder.parent, name)
+    for entry in entries(tmp_path):
+        key = entry.stem.removeprefix("reference-")
+        tensors = store.load(key)
+        store.save(key, {}, {part: values[:-1] + 60_000 for part, values in tensors.items()})
+    again, notices = opened(workplace, tmp_path)
+    assert again == baseline
+    assert sum("asked for" in notice for notice in notices) == len(entries(tmp_path))
+
+
+def test_what_is_too_large_is_not_shared_and_the_run_says_so(
+    workplace, tmp_path, work, monkeypatch
+):
+    monkeypatch.setattr(artifacts, "MOST_BYTES", 4000)
+    monkeypatch.setattr(artifacts, "MOST_ENTRY_BYTES", 2000)
+    _, notices = opened(workplace, tmp_path)
+    assert any("residuals are not shared with other workers" in notice for notice in notices)
+    work.clear()
+    opened(workplace, tmp_path)
+    assert work["prompts read"] and not work["tokens"]
+
+
+def test_a_folder_that_cannot_be_written_costs_the_sharing_alone(workplace, tmp_path, work):
+    baseline, _ = opened(workplace, tmp_path / "a", study_name="s")
+    (tmp_path / "b" / "studies").mkdir(parents=True)
+    (tmp_path / "b" / "studies" / "s.artifacts").write_text("in the way")
+    again, notices = opened(workplace, tmp_path / "b", study_name="s")
+    assert again == baseline and any("not shared with other workers" in n for n in notices)
+
+
+def test_responses_stay_off_the_disk_where_none_are_to_be_kept(workplace, tmp_path, work):
+    opened(workplace, tmp_path, keep_responses="none")
+    assert {json.loads(path.read_text())["what"].split()[0] for path in entries(tmp_path)} == {
+        "final",
+        "residual",
+        "residuals",
+    }
+
+
+def test_machines_that_share_the_storage_alone_share_results(workplace, tmp_path, work):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    baseline, _ = opened(workplace, tmp_path / "here", storage=url)
+    work.clear()
+    again, _ = opened(workplace, tmp_path / "elsewhere", storage=url)
+    assert again == baseline and not any(work.values())
