@@ -20,6 +20,7 @@ from heretic_kl.engine.shared import SharedResults
 from heretic_kl.engine.teacher_forcing.requests import ForcedKey, ForcedRequests, forced_keys
 from heretic_kl.kl import Reference
 from heretic_kl.model import LanguageModel, common_prefix, edited, last_token_residuals
+from heretic_kl.model.placement import offload
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
     ModelRequest,
@@ -68,7 +69,9 @@ class Engine:
             cache_bytes = 0
         self.lm: LanguageModel = lm
         self._shared = SharedResults() if shared is None or original is not None else shared
-        self.limits = MemoryLimits(batch_size, cache_bytes=cache_bytes, notify=notify)
+        self.limits = MemoryLimits(
+            batch_size, cache_bytes=cache_bytes, notify=notify, offload=self._offload
+        )
         self.runner: Runner = Runner(lm, self.limits)
         self._encoded: dict[Prompt, tuple[int, ...]] = {}
         self._reference_responses: dict[_ResponsesKey, list[Response]] = {}
@@ -190,6 +193,22 @@ class Engine:
             self._forced.take_responses(key, responses)
         (reference,) = self.limits.run(lambda: self._forced.references([key]))
         return reference
+
+    def _offload(self) -> str | None:
+        """Leave the layers' weights in the machine's memory, where they are on an accelerator."""
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.lm.device)
+
+        @torch.no_grad()
+        def check() -> None:
+            self.lm.body(input_ids=token, use_cache=False)
+
+        moved = offload(self.lm.architecture.layers, check)
+        if moved is None:
+            return None
+        return (
+            f"the layers' weights ({moved / 2**30:.1f} GiB) wait in the machine's memory until "
+            "they run, which is slower"
+        )
 
     def release(self) -> None:
         """Give back the memory of what is kept; it is computed anew when it is needed."""

@@ -40,6 +40,7 @@ class MemoryLimits:
         batch_size: most sequences in a batch.
         cache_bytes: memory for all that is kept of the unedited model.
         notify: told, in words, when a limit had to be lowered.
+        offload: moves the model's weights out of the way, and says so; None: it cannot.
 
     Raises:
         ValueError: `batch_size` is below 1.
@@ -51,6 +52,7 @@ class MemoryLimits:
         *,
         cache_bytes: int = 0,
         notify: Callable[[str], None] = lambda message: None,
+        offload: Callable[[], str | None] = lambda: None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -58,6 +60,7 @@ class MemoryLimits:
         self.candidates = MOST_CANDIDATES
         self.cache_bytes = cache_bytes
         self.notify = notify
+        self._offload = offload
         self._kept: WeakSet[Kept] = WeakSet()
         self._running = self._keeping = False
 
@@ -91,16 +94,17 @@ class MemoryLimits:
     def run(self, work: Callable[[], T], *, candidates: int = 1) -> T:
         """Do work; where memory runs out, lower a limit and do all of it again.
 
-        Half as many candidates at once come first, then half the batch size. Inside another
-        `run` that one does all of its work again, so that reference and candidates always run in
-        the same batches.
+        Half as many candidates at once come first, then half the batch size, then offloading.
+        Inside another `run` that one does all of its work again, so that reference and candidates
+        always run in the same batches.
 
         Args:
             work: what to do; reads the limits anew each time it is called.
             candidates: K, how many it has to run.
 
         Raises:
-            MeasurementError: memory runs out with one candidate and one sequence.
+            MeasurementError: memory runs out with one candidate and one sequence, and offloading is
+                not possible or not enough.
         """
         if self._running:
             return work()
@@ -112,16 +116,19 @@ class MemoryLimits:
                 if not is_out_of_memory(error):
                     raise
                 _end_together(error)
-                message = self._lowered(candidates)
-                if message is None:
-                    raise MeasurementError(
-                        "out of memory with a single prompt and a single candidate, which need "
-                        f"{memory_needed(error)}: use shorter prompts, fewer --kl-tokens or a "
-                        "larger device"
-                    ) from error
+                message, needed = self._lowered(candidates), memory_needed(error)
+                cause = error.with_traceback(None)  # which holds the failed attempt's tensors
             finally:
                 self._running = False
             # Outside the handler, so that the failed attempt's tensors are free.
+            clear_device_memory()
+            message = message or self._offload()
+            if message is None:
+                raise MeasurementError(
+                    "out of memory with a single prompt and a single candidate, which need "
+                    f"{needed}: use shorter prompts, fewer --kl-tokens, --device-map auto or a "
+                    "larger device"
+                ) from cause
             clear_device_memory()
             self.notify(f"out of memory: {message}")
 

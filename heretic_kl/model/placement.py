@@ -5,12 +5,17 @@ Knows nothing about layers or sites.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from heretic_kl.model.loading.devices import free_memory
+
+MOST_OF_MEMORY = 0.9
+"""Share of the machine's free memory that offloaded weights may take."""
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -55,6 +60,50 @@ def offloads(model: nn.Module) -> bool:
     }
     missing = (p for p in model.parameters() if p.device.type == "meta")
     return all(id(parameter) in brought for parameter in missing)
+
+
+def offload(modules: Sequence[nn.Module], check: Callable[[], object]) -> int | None:
+    """Move weights on an accelerator to the machine's memory; each is brought where it is needed.
+
+    Args:
+        modules: whose weights; those of one module that is listed twice are moved once.
+        check: runs the model; where it raises, the weights go back.
+
+    Returns:
+        How many bytes; None: nothing was moved, because they are on no accelerator, are quantized
+        or split, are placed by hooks already, do not fit, or the model does not run this way.
+    """
+    chosen = list({id(module): module for module in modules}.values())
+    weights = [parameter for module in chosen for parameter in module.parameters()]
+    if not weights or any(
+        not on_accelerator(w) or is_sharded(w) or not w.is_floating_point() or w.dtype.itemsize < 2
+        for w in weights
+    ):
+        return None
+    if any(hasattr(inner, "_hf_hook") for module in chosen for inner in module.modules()):
+        return None
+    size = sum(weight.nbytes for weight in weights)
+    free = free_memory(torch.device("cpu"))
+    if free is not None and size > MOST_OF_MEMORY * free:
+        return None
+    from accelerate.hooks import attach_align_device_hook, remove_hook_from_submodules
+
+    try:
+        for module in chosen:
+            device = device_of(module)
+            stored = {name: tensor.to("cpu") for name, tensor in module.state_dict().items()}
+            attach_align_device_hook(module, device, offload=True, weights_map=stored)
+        check()
+    except Exception:  # of a model that reads weights past its hooks, or of a full device: any
+        for module in chosen:
+            remove_hook_from_submodules(module)
+        return None
+    return size
+
+
+def on_accelerator(tensor: Tensor) -> bool:
+    """Whether a tensor is in a memory that is not the machine's; that of MPS is."""
+    return tensor.device.type not in ("cpu", "mps", "meta")
 
 
 def device_of(module: nn.Module) -> torch.device:
