@@ -5,8 +5,9 @@ Whatever settings can be wrong about is found before a model is loaded, as far a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from heretic_kl.config import Settings
 from heretic_kl.engine import SharedResults
@@ -14,13 +15,14 @@ from heretic_kl.errors import HereticKLError
 from heretic_kl.events import BaselineMeasured, StudyOpened
 from heretic_kl.export import check_target, installed_versions
 from heretic_kl.kl import wilson_interval
+from heretic_kl.model import LanguageModel
 from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.model.loading.devices import resolve_device
 from heretic_kl.prompts import DatasetSpec, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
 from heretic_kl.run.parts import REFUSALS, RunParts, measuring_context
 from heretic_kl.run.report_record import record_run
-from heretic_kl.run.setup.calibrate import calibrate
+from heretic_kl.run.setup.calibrate import Calibrated, calibrate
 from heretic_kl.run.setup.directions import find_directions
 from heretic_kl.run.setup.fingerprint import (
     default_study_name,
@@ -67,22 +69,13 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
     where = settings.storage, settings.study_dir
     storage = held.enter_context(open_storage(*where, name, tell.notice))
     place = settings.study_dir, name, storage if settings.storage else None
-    shared = SharedResults(
-        ReferenceStore(*place),
-        reference_identity(facts, loaded.lm),
-        tell.notice,
-        responses_too=settings.keep_responses != "none",
-    )
+    shared = _shared_results(settings, ReferenceStore(*place), facts, loaded.lm, tell)
     with tell.stage("calibrate", "Calibrating"):
         batch_size = stored_batch_size(storage, name)
         calibrated = calibrate(loaded, settings, prompts, tell, batch_size, shared)
     engine, calibration = calibrated.engine, calibrated.calibration
     directions = find_directions(settings, engine, prompts, suite, tell)
-    with tell.stage("baseline", "Measuring the original model"):
-        context = measuring_context(settings, engine, calibration, prompts, suite, "validation")
-        suite.prepare(context)
-        baseline = suite.evaluate(engine, None, monitors=False)
-    tell(BaselineMeasured("validation", baseline))
+    baseline = _baseline(settings, calibrated, prompts, suite, tell)
     space = SearchSpace(len(engine.lm.architecture.layers), loaded.components, settings.edit.norm)
     identity = study_fingerprint(facts, calibration, suite)
     accepted = accepted_share(settings.target_refusals, len(prompts["harmful", "validation"]))
@@ -98,7 +91,6 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
         limits={REFUSALS: accepted},
         versions=installed_versions(),
     )
-    _say_opened(study, settings, tell)
     run = RunParts(
         settings=settings,
         tell=tell,
@@ -113,11 +105,37 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
         identity=identity,
         plans=PlanStore(*place),
     )
+    _say_opened(study, settings, tell)
     if not joins:
         kept_settings = settings.model_dump(mode="json", exclude=NOT_KEPT)
         keep_run(storage, name, kept_settings, space, suite.objectives, baseline)
         record_run(run, directions)
     return run
+
+
+def _shared_results(
+    settings: Settings,
+    store: ReferenceStore,
+    facts: Mapping[str, Any],
+    lm: LanguageModel,
+    tell: Teller,
+) -> SharedResults:
+    """What workers share of the original model; responses only where any may be on a disk."""
+    identity, responses_too = reference_identity(facts, lm), settings.keep_responses != "none"
+    return SharedResults(store, identity, tell.notice, responses_too)
+
+
+def _baseline(
+    settings: Settings, calibrated: Calibrated, prompts: PromptSets, suite: Suite, tell: Teller
+) -> Mapping[str, Score]:
+    """The original model's scores on the validation prompts, for which the suite is prepared."""
+    engine, calibration = calibrated.engine, calibrated.calibration
+    with tell.stage("baseline", "Measuring the original model"):
+        context = measuring_context(settings, engine, calibration, prompts, suite, "validation")
+        suite.prepare(context)
+        baseline = suite.evaluate(engine, None, monitors=False)
+    tell(BaselineMeasured("validation", baseline))
+    return baseline
 
 
 def _say_opened(study: SearchStudy, settings: Settings, tell: Teller) -> None:
