@@ -8,16 +8,21 @@ to the last bit, and a divergence of exactly 0.
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from heretic_kl.kl.packing import PackedWeight, packed
+from heretic_kl.kl.storage import load_tensors
 from heretic_kl.kl.terms import row_blocks
 
 MAX_LOGIT_ELEMENTS: Final = 2**24
 """Logits held at once for each of reference and candidate: 64 MB in float32."""
+
+REFERENCE_KIND: Final = "heretic-kl reference"
+"""Kind of the files of stored references, which may hold their head."""
 
 _SAMPLED_ELEMENTS: Final = 2**16
 
@@ -107,6 +112,28 @@ class Head:
         bias = None if self.bias is None else self.bias.detach().to("cpu", copy=True)
         weight = self.weight.detach().to("cpu", copy=True)
         return replace(self, weight=weight, bias=bias, packed_weight=None)
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return it as tensors of a file; `load` reads them."""
+        numbers = [self.scale, self.softcap or 0.0, float(self.vocabulary)]
+        columns = {
+            "head.weight": self.weight,
+            "head.numbers": torch.tensor(numbers, dtype=torch.float64),
+        }
+        return columns if self.bias is None else {**columns, "head.bias": self.bias}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Head | None":
+        """Return the head of a stored reference; None: the file has none.
+
+        Raises:
+            MeasurementError: It is no such file.
+        """
+        tensors, _ = load_tensors(path, REFERENCE_KIND, "head")
+        if not tensors:
+            return None
+        scale, softcap, vocabulary = tensors["numbers"].tolist()
+        return cls(tensors["weight"], tensors.get("bias"), scale, softcap or None, int(vocabulary))
 
     def to(self, device: torch.device) -> "Head":
         """Return the head on `device`; itself if it is there."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.errors import MeasurementError
-from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS, Head
+from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS, REFERENCE_KIND, Head
 from heretic_kl.kl.rows import empty_rows, row_statistics
 from heretic_kl.kl.storage import load_tensors, save_tensors
 from heretic_kl.kl.table import KLTable
@@ -29,8 +29,6 @@ from heretic_kl.kl.terms import (
     working,
     working_dtype,
 )
-
-_KIND: Final = "heretic-kl reference"
 
 _LOWEST_FLOAT16: Final = -65504.0
 
@@ -353,9 +351,9 @@ class Reference:
         assert self.hidden is not None
         return head.logits(self.hidden[rows.to(self.hidden.device)])
 
-    def save(self, path: str | Path) -> None:
-        """Write the reference as safetensors, in one step."""
-        tensors = {"tokens": self.tokens, "mask": self.mask}
+    def save(self, path: str | Path, more: Mapping[str, Tensor] | None = None) -> None:
+        """Write the reference as safetensors, in one step; `more` as of `Head.columns`."""
+        tensors = {"tokens": self.tokens, "mask": self.mask, **(more or {})}
         if self.hidden is not None:
             tensors["hidden"] = self.hidden
         if self.prompts is not None:
@@ -365,7 +363,7 @@ class Reference:
                 raise MeasurementError("only logits that are held in memory can be stored")
             tensors.update(self.logits._asdict())
         facts = {**asdict(self.identity), "settings": dict(self.identity.settings)}
-        save_tensors(path, _KIND, tensors, facts)
+        save_tensors(path, REFERENCE_KIND, tensors, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
@@ -374,7 +372,7 @@ class Reference:
         Raises:
             MeasurementError: The file is missing, no reference, or of another metric version.
         """
-        tensors, facts = load_tensors(path, _KIND)
+        tensors, facts = load_tensors(path, REFERENCE_KIND)
         identity = ReferenceIdentity(**cast(dict[str, Any], facts))
         stored = None
         if "shifted" in tensors:

@@ -33,8 +33,12 @@ def save_tensors(
         save_file(contiguous, partial, metadata)
 
 
-def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+def load_tensors(
+    path: str | Path, kind: str, group: str = ""
+) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Return the tensors (on the CPU, memory-mapped where possible) and facts of a file.
+
+    A tensor `GROUP.NAME` is read with its group alone, as `NAME`.
 
     Raises:
         MeasurementError: There is no such file, it is not of this `kind`, or another metric
@@ -58,7 +62,11 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
                     f"{source} was written by metric version {version}, "
                     f"this is version {METRIC_VERSION}: compute it again"
                 )
-            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}
+            tensors: dict[str, Tensor] = {}
+            for name in opened.keys():
+                of, _, short = name.rpartition(".")
+                if of == group:
+                    tensors[short] = opened.get_tensor(name)
             facts: dict[str, object] = json.loads(metadata["facts"])
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise MeasurementError(f"{source} cannot be read: {error}") from error

@@ -11,6 +11,7 @@ from heretic_kl.model import DtypeName
 from heretic_kl.score.measurement import Measurement
 from heretic_kl.score.teacher_forced_kl import TeacherForcedKL
 from heretic_kl.score.text import TextKL
+from heretic_kl.score.vllm.candidate import ROUNDED
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class ChainPair:
     def is_step(self) -> bool:
         """Whether nothing is between them."""
         return self.later == self.earlier + 1
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the earlier one's logits were held as float16, for want of memory."""
+        return (self.measurement.reference_dtype or "").endswith(ROUNDED)
 
 
 @dataclass(frozen=True)

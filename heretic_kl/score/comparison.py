@@ -16,22 +16,18 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self
 
-from heretic_kl.engine import NoiseFloor
 from heretic_kl.errors import ExportError
 from heretic_kl.kl import (
-    DivergenceReduction,
     PairedComparison,
-    Reference,
     geometric_weights,
     group_means,
     summarize,
 )
 from heretic_kl.model import DtypeName, StoredSize, stored_size
-from heretic_kl.score.bands import Band
 from heretic_kl.score.detail import ForcedInputs, PassNotes
 from heretic_kl.score.llama.kld_rows import KLDAccumulator
 from heretic_kl.score.measurement import Measurement
-from heretic_kl.score.reference_run import ReferenceRun
+from heretic_kl.score.stored import StorableReference
 
 COLUMNS = ("group", "candidate", "size MB", "bits/weight", "KL, nats", "beyond the best")
 BACK_END_FLOOR = "back-end floor"
@@ -176,23 +172,12 @@ class Comparison:
         return {f"{band.bits} bits": band.kl for band in bands}
 
 
-class MeasuresCandidates:
+class MeasuresCandidates(StorableReference):
     """What any reference can do, whether its responses or a text are scored."""
 
-    position_decay = 1.0
-    refusal_openers: tuple[int, ...] = ()
-    noise_floor: NoiseFloor | None = None
-    bands: tuple[Band, ...] = ()
-    _run: ReferenceRun
-    _reduction: DivergenceReduction
     _groups: Sequence[str] = ()  # of each prompt or window, or none at all
     _names: Sequence[str] = ()  # what each prompt asks; unknown of a stored reference
     _clusters: Tensor | None = None  # (P,) of windows
-
-    @property
-    def reference(self) -> Reference:
-        """What is fed, the scored positions and what the reference computed there."""
-        return self._run.reference
 
     @cached_property
     def inputs(self) -> ForcedInputs:

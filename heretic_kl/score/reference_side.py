@@ -70,7 +70,7 @@ class ReferenceSide:
         if self.head is None:
             raise MeasurementError(
                 "a stored reference of hidden states cannot be compared with a model in llama.cpp "
-                "or vLLM, which do not show its head: store logits (--store logits)"
+                "or vLLM, which do not show its head: store it too (--store head)"
             )
         if vocabulary == self.head.vocabulary:
             return self.head, vocabulary
@@ -139,5 +139,5 @@ class ReferenceSide:
             sides=("reference", "candidate"),
             remedy="only models with one tokenizer can be compared"
             if "head_fingerprint" not in facts
-            else "store the reference's logits instead of its hidden states",
+            else "store the reference's head with its hidden states (--store head)",
         )

@@ -6,15 +6,15 @@ see the same prefix. Runs no model itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from typing_extensions import Unpack
 
-from heretic_kl.engine import NoiseFloor, Runner, with_responses
+from heretic_kl.engine import Runner, with_responses
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import (
@@ -26,21 +26,16 @@ from heretic_kl.kl_options import KLOptions, checked_options, sampling_seed
 from heretic_kl.model import CausalModel
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
-from heretic_kl.score.bands import bands_of, measure_bands, measure_floor, stored_bands
+from heretic_kl.score.bands import measure_bands, measure_floor
 from heretic_kl.score.comparison import MeasuresCandidates
-from heretic_kl.score.llama.reference import LiveLogits, LlamaReference
+from heretic_kl.score.detail.refusals import find_openers
+from heretic_kl.score.llama.reference import LlamaReference
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
 from heretic_kl.score.reference_run import AnyRunner, ReferenceRun
-from heretic_kl.score.refusals import find_openers
 
 NOISE_PROMPTS = 16
 """So many prompts are enough to see the size of a noise floor."""
-
-
-STORED_FACTS = frozenset(
-    {"dtype", "divergence", "temperature", "position_decay", "batch_size", "share_prefix"}
-)
 
 
 class TeacherForcedKL(MeasuresCandidates):
@@ -176,41 +171,6 @@ class TeacherForcedKL(MeasuresCandidates):
 
     # --- storing -----------------------------------------------------------------------------
 
-    def save(self, path: str | Path, *, store: Literal["hidden", "logits"] = "hidden") -> None:
-        """Keep the reference as a safetensors file, to measure candidates without the model.
-
-        Args:
-            path: where to.
-            store: hidden states are small and lossless, and good for candidates with the same
-                head; logits (float16) are good for any, and cost P * N * V * 2 bytes.
-
-        Raises:
-            MeasurementError: logits are wanted of a reference that was itself loaded without its
-                head.
-        """
-        stored = self._run.with_logits() if store == "logits" else self.reference
-        if isinstance(stored.logits, LiveLogits):
-            raise MeasurementError(
-                "a reference in llama.cpp has no hidden states to store: store logits "
-                "(--store logits)"
-            )
-        settings = {
-            **stored.identity.settings,
-            "divergence": self.divergence,
-            "temperature": self.temperature,
-            "position_decay": self.position_decay,
-            "batch_size": self._run.batch_size,
-            "share_prefix": self._run.share_prefix,
-            "trees": self._run.trees,
-            "packed_weights": self._run.packs,
-            "refusal_openers": " ".join(map(str, self.refusal_openers)),
-        }
-        settings.update(stored_bands(self.bands))
-        if self.noise_floor is not None:
-            settings["batching_floor"] = self.noise_floor.batching
-            settings["rounding_floor"] = self.noise_floor.rounding
-        replace(stored, identity=replace(stored.identity, settings=settings)).save(path)
-
     @classmethod
     def load(
         cls,
@@ -226,31 +186,18 @@ class TeacherForcedKL(MeasuresCandidates):
             loading: as for the constructor.
 
         Raises:
-            MeasurementError: no such file, no reference, or of another metric version.
+            MeasurementError: no such file, no reference, of another metric version, of another
+                tokenizer, or over text.
         """
         self = cls.__new__(cls)
-        stored = Reference.load(path)
-        facts: dict[str, Any] = dict(stored.identity.settings)
-        if stored.prompts is None or not STORED_FACTS <= facts.keys():
-            raise MeasurementError(f"{path} is a reference that TeacherForcedKL did not save")
-        self._reduction = DivergenceReduction(facts["divergence"], float(facts["temperature"]))
-        self.position_decay = float(facts["position_decay"])
-        floor = facts.get("batching_floor")
-        self.noise_floor = None if floor is None else NoiseFloor(floor, facts["rounding_floor"])
-        self.bands = bands_of(facts)
-        self.refusal_openers = tuple(map(int, str(facts.get("refusal_openers", "")).split()))
-        loader = ModelLoader(**loading)
-        self._run = ReferenceRun(
-            stored,
-            loader,
-            int(facts["batch_size"]),
-            bool(facts["share_prefix"]),
-            tokenizer=tokenizer,
-            notify=loader.notify,
-            trees=bool(facts.get("trees", False)),
-            packs=bool(facts.get("packed_weights", False)),
-        )
+        facts = self._restore(path, tokenizer, loading)
+        if "text" in facts:
+            raise MeasurementError(f"{path} was stored over text: name the same files with --text")
+        self._groups = json.loads(str(facts.get("categories", "[]")))
         return self
+
+    def _facts(self) -> dict[str, Any]:
+        return {**super()._facts(), "categories": json.dumps(self._groups)}
 
     def _respond(
         self,

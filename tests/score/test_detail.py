@@ -18,7 +18,7 @@ from heretic_kl.score.detail import (
     worst_positions,
     worst_prompts,
 )
-from heretic_kl.score.refusals import find_openers
+from heretic_kl.score.detail.refusals import find_openers
 from heretic_kl.scoring import RefusalRule
 from heretic_kl.testing import WORDS, load_tiny_model, save_tiny_model, tiny_llama
 

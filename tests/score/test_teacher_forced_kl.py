@@ -266,10 +266,20 @@ class TestStored:
         assert stored.score(original).kl < 1e-5
         stored.save(tmp_path / "again.safetensors", store="logits")
 
+    def test_with_the_head_any_other_is_measured_as_the_model_did(self, original, other, tmp_path):
+        kl = built(original)
+        kl.save(tmp_path / "r.safetensors", store="head")
+        stored = TeacherForcedKL.load(tmp_path / "r.safetensors")
+        assert same(stored.score(other), kl.score(other))
+        assert stored.score(original).kl == 0.0
+        stored.save(tmp_path / "l.safetensors", store="logits")
+        with pytest.raises(MeasurementError, match="head can only be stored where it is known"):
+            TeacherForcedKL.load(tmp_path / "l.safetensors").save(tmp_path / "h", store="head")
+
     def test_hidden_states_refuse_another_head(self, original, other, tmp_path):
         built(original).save(tmp_path / "r.safetensors")
         stored = TeacherForcedKL.load(tmp_path / "r.safetensors")
-        with pytest.raises(MeasurementError, match="another head .* store the reference's logits"):
+        with pytest.raises(MeasurementError, match="another head .*--store head"):
             stored.score(other)
         with pytest.raises(MeasurementError, match="head is known"):
             stored.save(tmp_path / "l.safetensors", store="logits")

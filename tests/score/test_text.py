@@ -7,7 +7,8 @@ import torch
 
 from heretic_kl.errors import MeasurementError, PromptError
 from heretic_kl.kl import KLTable
-from heretic_kl.score import Document, TextKL, load_documents
+from heretic_kl.model import ModelSource, load_tokenizer
+from heretic_kl.score import Document, TeacherForcedKL, TextKL, load_documents
 from heretic_kl.score.text.windows import cut_documents
 from heretic_kl.testing import WORDS, tiny_tokenizer
 
@@ -92,6 +93,70 @@ class TestValues:
         assert torch.equal(again.clusters, measured.table.clusters)
         pair = measured.compare(built(original).score(original))
         assert pair.mean_difference == pytest.approx(measured.kl)
+
+
+class TestStored:
+    OPTIONS = {"context": 16, "stride": 6}  # noqa: RUF012
+
+    @pytest.fixture
+    def file(self, tmp_path):
+        return tmp_path / "r.safetensors"
+
+    def test_it_measures_as_the_model_did(self, original, make_adapter, file):
+        adapter = make_adapter(original, str(original))
+        kl = built(original, divergence="reverse_kl", temperature=1.5, bands=True)
+        kl.save(file)
+        stored = TextKL.load(file, DOCUMENTS, tiny_tokenizer(), **self.OPTIONS)
+        here, there = stored.score(adapter), kl.score(adapter)
+        assert here.to_dict(worst=3) == there.to_dict(worst=3) and here.kl > 0
+        columns = there.table.columns()
+        assert all(torch.equal(c, columns[name]) for name, c in here.table.columns().items())
+        assert (stored.bands, stored.noise_floor) == (kl.bands, kl.noise_floor)
+        assert stored.groups == ("long", "short")
+        assert here.compare(there).mean_difference == 0.0
+
+    def test_with_the_head_any_other_too(self, original, other, file):
+        kl = built(original)
+        kl.save(file, store="head")
+        stored, there = TextKL.load(file, DOCUMENTS, **self.OPTIONS).score(other), kl.score(other)
+        assert stored.summary == there.summary and stored.groups == there.groups
+        assert torch.equal(stored.table.values, there.table.values)
+        whole = kl.reference.hidden.nbytes + kl._run.head.weight.nbytes
+        assert whole < file.stat().st_size < whole + 20_000
+
+    def test_what_differs_is_one_line(self, original, stranger, file, tmp_path):
+        built(original).save(file)
+        for documents, options, reason in (
+            (DOCUMENTS[:2], {}, r"another text \(stored \w{12}, now \w{12}\); measure with"),
+            (DOCUMENTS, {"context": 15}, r"another context \(stored 16, now 15\)"),
+            (
+                DOCUMENTS,
+                {"context": 15, "stride": 5},
+                r"now 15\), another stride \(stored 6, now 5",
+            ),
+        ):
+            with pytest.raises(MeasurementError, match=reason) as raised:
+                TextKL.load(file, documents, **{**self.OPTIONS, **options})
+            assert "\n" not in str(raised.value)
+        with pytest.raises(MeasurementError, match="reference of another tokenizer"):
+            TextKL.load(file, DOCUMENTS, load_tokenizer(ModelSource(str(stranger))), **self.OPTIONS)
+        with pytest.raises(MeasurementError, match="another tokenizer"):
+            TextKL.load(file, DOCUMENTS, **self.OPTIONS).score(stranger)
+        with pytest.raises(MeasurementError, match="stored over text: name .* with --text"):
+            TeacherForcedKL.load(file)
+        TeacherForcedKL(original, prompts=["sorry"], kl_tokens=1, noise_floor=False).save(file)
+        with pytest.raises(MeasurementError, match="stored over responses: leave out --text"):
+            TextKL.load(file, DOCUMENTS, **self.OPTIONS)
+
+    def test_what_cannot_be_stored(self, original, file, monkeypatch):
+        kl = built(original, noise_floor=False)
+        monkeypatch.setattr("heretic_kl.score.stored.free_memory", lambda device: 1000)
+        with pytest.raises(MeasurementError, match="GB are free: store the head in their place"):
+            kl.save(file, store="logits")
+        kl = built(original, DOCUMENTS[:1], llama_windows=True, noise_floor=False)
+        with pytest.raises(MeasurementError, match="stored in its own file"):
+            kl.save(file)
+        assert not file.exists()
 
 
 class TestWindows:

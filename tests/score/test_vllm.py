@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heretic_kl.cli import main as cli
+from heretic_kl.cli.score.chain_cells import chain_cells
 from heretic_kl.errors import MeasurementError, ModelError
 from heretic_kl.score import TeacherForcedKL, measure_chain
 from heretic_kl.score.vllm.model import SURROUNDINGS, VLLMModel
@@ -139,6 +140,23 @@ class TestValues:
         there, back = (chain.pairs[index].measurement.kl for index in (0, 2))
         assert chain.whole.kl < 1e-6 < 0.01 < min(there, back)
 
+    def test_in_the_middle_of_a_chain_logits_are_whole_where_they_fit(
+        self, built, models, monkeypatch
+    ):
+        kl, notices = built(), []
+        kl._run.notify = notices.append
+        steps = [models / "other", models / "other"]
+        measured = [kl.score(step) for step in steps]
+        step = measure_chain(kl, steps, measured).pairs[2]
+        assert step.measurement.kl == 0.0 and not step.rounded and not notices
+        monkeypatch.setattr("heretic_kl.score.vllm.candidate.free_memory", lambda device: 1000)
+        chain = measure_chain(kl, steps, measured)
+        step = chain.pairs[2]
+        assert 0.0 < step.measurement.kl < 1e-6 and step.rounded
+        assert step.measurement.reference_dtype == "float32, vLLM, held as float16"
+        assert len(notices) == 1 and "held as float16: as float32 they take" in notices[0]
+        assert chain_cells(chain)[3][1] == "candidate 1, as float16"
+
     def test_the_users_surroundings_are_left_alone(self, built, models, monkeypatch):
         monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
         before = {name: os.environ.get(name) for name in SURROUNDINGS}
@@ -194,7 +212,7 @@ class TestChecks:
         built().save(tmp_path / "stored.safetensors")
         Engine.asked.clear()
         stored = TeacherForcedKL.load(tmp_path / "stored.safetensors", backend="vllm")
-        with pytest.raises(MeasurementError, match="store logits"):
+        with pytest.raises(MeasurementError, match="--store head"):
             stored.score(models / "other")
         assert Engine.asked == []
 

@@ -25,7 +25,7 @@ def chain_cells(chain: ChainMeasurement) -> Cells:
         lines.append(
             (
                 "step" if pair.is_step else "",
-                _place(pair.earlier),
+                _place(pair.earlier) + ", as float16" * pair.rounded,
                 _place(pair.later),
                 _with_error(summary.mean, summary.standard_error),
                 "–" if between is None else f"{between.low:.3g} to {between.high:.3g}",

@@ -187,7 +187,6 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
 
     first, *_ = outcome.measurements
     stored_settings = _reference_settings(outcome)
-    stored = prompts is None
     candidates = []
     for name, measurement in zip(settings.candidate, outcome.measurements, strict=False):
         paired = None if measurement is first else plain_pair(measurement.compare(first))
@@ -201,7 +200,7 @@ def json_text(settings: ScoreSettings, prompts: Sequence[Prompt] | None, outcome
         "machine": machine(),
         "reference": {
             "name": settings.name,
-            "stored": stored,
+            "stored": settings.stored or settings.base_logits,
             "model": stored_settings.get("model"),
             "dtype": first.reference_dtype,
             "tokenizer_hash": outcome.kl.reference.identity.tokenizer_hash,
@@ -247,11 +246,11 @@ def _described_inputs(
 def _plain_settings(settings: ScoreSettings) -> dict[str, Any]:
     """The settings in force; of a stored reference only those that still had a say."""
     left_out = {"reference", "candidate", "chain", "response", "quiet", "debug", "prompts"}
-    if settings.over_text:
-        return settings.model_dump(mode="json", exclude={*left_out, *UNUSED_OVER_TEXT})
-    left_out |= {"text", *USED_OVER_TEXT}
+    left_out |= {*UNUSED_OVER_TEXT} if settings.over_text else {"text", *USED_OVER_TEXT}
     if settings.stored:
-        return settings.model_dump(mode="json", exclude={*left_out, *FIXED_BY_A_STORED_REFERENCE})
+        left_out |= {*FIXED_BY_A_STORED_REFERENCE}
+    if settings.stored or settings.over_text:
+        return settings.model_dump(mode="json", exclude=left_out)
     return {
         **settings.model_dump(mode="json", exclude=left_out),
         "prompts": asdict(settings.dataset),

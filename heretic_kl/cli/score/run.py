@@ -138,7 +138,8 @@ def _measure(
     import torch
 
     from heretic_kl.cli.score.progress import MeasuringStages
-    from heretic_kl.score import TeacherForcedKL, TextKL
+    from heretic_kl.events import Notice
+    from heretic_kl.score import TextKL
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -148,10 +149,12 @@ def _measure(
     name = settings.name
     with stages.stage(f"Measuring the reference {name}"), _within_memory(name):
         kl = _reference(settings, prompts, observer, stages)
-    if settings.save_reference is not None and isinstance(kl, TeacherForcedKL) and is_first():
+    if settings.save_reference is not None and is_first():
         # At once: a candidate that fails later must not cost what was computed here.
         with writing("--save-reference", settings.save_reference):
             kl.save(settings.save_reference, store=settings.store)
+        size = settings.save_reference.stat().st_size / 1e6
+        observer(Notice(f"stored the reference in {settings.save_reference}: {size:.3g} MB"))
     if settings.write_llama_base is not None and isinstance(kl, TextKL):
         with writing("--write-llama-base", settings.write_llama_base):
             kl.write_llama_base(settings.write_llama_base)
@@ -193,9 +196,8 @@ def _reference(
     stages: MeasuringStages,
 ) -> TeacherForcedKL | TextKL:
     from heretic_kl.events import Notice
-    from heretic_kl.kl import Reference
     from heretic_kl.model import ModelSource, load_tokenizer
-    from heretic_kl.score import TeacherForcedKL, TextKL, tokenizer_of
+    from heretic_kl.score import TeacherForcedKL, TextKL
 
     loading = _loading(settings)
     loading["notify"] = lambda message: observer(Notice(message))
@@ -205,6 +207,8 @@ def _reference(
         return TextKL.from_llama_base(
             settings.name, tokenizer, batch_size=settings.batch_size, **loading
         )
+    if settings.stored:
+        return _stored_reference(settings, loading)
     if settings.text:
         return TextKL(
             settings.name,
@@ -220,10 +224,7 @@ def _reference(
             bands=settings.bands,
             **loading,
         )
-    if prompts is None:
-        stored = Reference.load(expanded(settings.name)).identity.tokenizer_hash
-        tokenizer = tokenizer_of(settings.candidate[0], stored, settings.trust_remote_code)
-        return TeacherForcedKL.load(expanded(settings.name), tokenizer, **loading)
+    assert prompts is not None
     return TeacherForcedKL(
         settings.name,
         prompts=prompts,
@@ -239,6 +240,24 @@ def _reference(
         noise_floor=settings.noise_floor,
         bands=settings.bands,
         refusal_prompts=settings.refusal_dataset,
+        **loading,
+    )
+
+
+def _stored_reference(settings: ScoreSettings, loading: Loading) -> TeacherForcedKL | TextKL:
+    from heretic_kl.kl import Reference
+    from heretic_kl.score import TeacherForcedKL, TextKL, tokenizer_of
+
+    path = expanded(settings.name)
+    expected = Reference.load(path).identity.tokenizer_hash
+    tokenizer = tokenizer_of(settings.candidate[0], expected, settings.trust_remote_code)
+    if not settings.text:
+        return TeacherForcedKL.load(path, tokenizer, **loading)
+    return TextKL.load(
+        *(path, settings.text, tokenizer),
+        context=settings.context,
+        stride=settings.stride,
+        column=settings.text_column,
         **loading,
     )
 

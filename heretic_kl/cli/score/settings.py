@@ -23,13 +23,13 @@ STORED_SUFFIX: Final = ".safetensors"
 FIXED_BY_A_STORED_REFERENCE: Final = (
     *("prompts", "batch_size", "chat_template", "enable_thinking", "response_prefix"),
     *("noise_floor", "bands", "refusal_prompts", "dtype", "save_reference", "store"),
-    "chat_template_kwargs",
+    *("chat_template_kwargs", "write_llama_base"),
     *KLOptions.model_fields,
 )
 
 UNUSED_OVER_TEXT: Final = (
     *("prompts", "kl_tokens", "response", "position_decay", "chat_template", "enable_thinking"),
-    *("chat_template_kwargs", "response_prefix", "save_reference", "store", "refusal_prompts"),
+    *("chat_template_kwargs", "response_prefix", "refusal_prompts"),
 )
 USED_OVER_TEXT: Final = ("context", "stride", "text_column")
 WHOLE_ALONE: Final = (
@@ -155,10 +155,10 @@ class ScoreSettings(CommonSettings, KLOptions):
         "Keep the reference's side as .safetensors, to measure more candidates without its model",
         metavar="FILE",
     )
-    store: Literal["hidden", "logits"] = setting(
+    store: Literal["hidden", "head", "logits"] = setting(
         "hidden",
         "What --save-reference keeps: hidden is small and for candidates with the reference's "
-        "head; logits is large and for any",
+        "head; head adds that, for any candidate; logits is large, rounded, and for any",
     )
     write_llama_base: Location | None = setting(
         None,
@@ -353,6 +353,7 @@ def _check_text(settings: ScoreSettings, set_by_flags: Set[str]) -> None:
     _refuse(set_by_flags, UNUSED_OVER_TEXT, "with --text: leave out one of the two")
     if settings.write_llama_base is not None:
         _refuse(set_by_flags, ("stride",), "with --write-llama-base, which scores half of a window")
+        _refuse(set_by_flags, ("save_reference",), "with --write-llama-base, a file of its own")
         if len(settings.text) > 1:
             raise ConfigError("--write-llama-base takes one file after --text, as llama.cpp does")
     elif settings.stride >= settings.context:
@@ -370,7 +371,7 @@ def _refuse_with_a_stored_reference(settings: ScoreSettings, set_by_flags: Set[s
     if "dtype" in set_by_flags:
         why += "; candidates have --candidate-dtype"
     _refuse(set_by_flags, FIXED_BY_A_STORED_REFERENCE, why)
-    _refuse({"text"} if settings.text else (), ("text",), why)
+    _refuse({"text"} if settings.text and not settings.stored else (), ("text",), why)
 
 
 def _refuse(set_by_flags: Collection[str], names: Sequence[str], why: str) -> None:

@@ -40,6 +40,7 @@ from heretic_kl.score.llama.kld_rows import KLDAccumulator
 from heretic_kl.score.llama.tokens import check_round_trip
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.reference_run import AnyRunner, ReferenceRun
+from heretic_kl.score.stored import Store
 from heretic_kl.score.text.documents import Document, load_documents
 from heretic_kl.score.text.windows import Window, cut_as_llama, cut_documents, first_token
 
@@ -80,6 +81,7 @@ class TextKL(MeasuresCandidates):
     """
 
     _llama_ids: Sequence[Sequence[int]] = ()
+    _documents: Sequence[int] = ()
 
     def __init__(
         self,
@@ -117,17 +119,81 @@ class TextKL(MeasuresCandidates):
             windows = tuple(Window(window_sequence(ids, first), 0) for ids in self._llama_ids)
         else:
             windows = cut_documents(documents, lm.chat.tokenizer, context=context, stride=stride)
-        self._groups = [documents[window.document].group for window in windows]
-        self._clusters = _clusters([window.document for window in windows], self._groups)
+        self._group(documents, [window.document for window in windows])
         self._run = ReferenceRun.over(
             lm,
             lambda runner: [window.sequence for window in windows],
             max(len(window.sequence.response) for window in windows),
-            {"model": loader.reference_name, "text": _fingerprint(documents), "context": context},
+            {"model": loader.reference_name, **_cut_of(documents, context, stride)},
             loader=loader,
             batch_size=min(batch_size, max(1, TOKENS_AT_ONCE // context)),
             then=partial(self._measure_more, noise_floor, bands),
         )
+
+    def save(self, path: str | Path, *, store: Store = "hidden") -> None:
+        """As `StorableReference.save`; not of text that was cut with `llama_windows`."""
+        if self._llama_ids:
+            raise MeasurementError("text that was cut as llama.cpp does is stored in its own file")
+        super().save(path, store=store)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        text: Sequence[str | Path | Document],
+        tokenizer: Any = None,
+        *,
+        context: int = 512,
+        stride: int = 256,
+        column: str | None = None,
+        **loading: Unpack[Loading],
+    ) -> TextKL:
+        """A saved reference, ready to measure candidates over the same text.
+
+        Args:
+            path: what `save` wrote.
+            text: the files or documents that it was measured over.
+            tokenizer: of the reference, to show text with; not needed to measure.
+            context: as it was.
+            stride: as it was.
+            column: of the texts in tables.
+            loading: as for the constructor.
+
+        Raises:
+            MeasurementError: no such file, no reference, of another metric version or tokenizer,
+                over responses, or over another text or windows; the message says what differs.
+        """
+        self = cls.__new__(cls)
+        documents = _documents(text, column)
+        facts = self._restore(path, tokenizer, loading)
+        if "windows" not in facts:
+            raise MeasurementError(f"{path} was stored over responses: leave out --text")
+        now = _cut_of(documents, context, stride)
+        then = {name: facts[name] for name in now}
+        differences = [
+            f"another {name} (stored {str(then[name])[:12]}, now {str(now[name])[:12]})"
+            for name in now
+            if then[name] != now[name]
+        ]
+        if differences:
+            raise MeasurementError(
+                f"{path} does not fit: {', '.join(differences)}; measure with what it was stored "
+                "with, or store the reference anew"
+            )
+        counts = enumerate(str(facts["windows"]).split())
+        self._group(documents, [index for index, count in counts for _ in range(int(count))])
+        return self
+
+    def _facts(self) -> dict[str, Any]:
+        counts = Counter(self._documents)
+        windows = " ".join(str(counts[index]) for index in range(max(counts) + 1))
+        return {**super()._facts(), "windows": windows}
+
+    def _group(self, documents: Sequence[Document], index: Sequence[int]) -> None:
+        """Take up which document each window is of."""
+        self._documents = index
+        self._groups = [documents[place].group for place in index]
+        self._clusters = _clusters(index, self._groups)
 
     @classmethod
     def from_llama_base(
@@ -252,6 +318,8 @@ def _require_positions(model: Any, context: int) -> None:
         )
 
 
-def _fingerprint(documents: Sequence[Document]) -> str:
+def _cut_of(documents: Sequence[Document], context: int, stride: int) -> dict[str, str | int]:
+    """What decides which tokens are read and scored, beside the tokenizer."""
     content = json.dumps([[document.text, document.group] for document in documents])
-    return hashlib.sha256(content.encode("ascii")).hexdigest()
+    text = hashlib.sha256(content.encode("ascii")).hexdigest()
+    return {"text": text, "context": context, "stride": stride}

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError, ModelError
 from heretic_kl.kl import DivergenceReduction, KLTable, LogitBlock, Reference, summarize
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
 from heretic_kl.kl.terms import row_blocks
-from heretic_kl.model import DtypeName, ModelSource, clear_device_memory, is_quantized
+from heretic_kl.model import (
+    DtypeName,
+    ModelSource,
+    clear_device_memory,
+    free_memory,
+    is_quantized,
+)
 from heretic_kl.score.vllm.model import VLLMModel
 
 if TYPE_CHECKING:
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
 
 FLOOR_TOKENS = 4096
 """So many tokens are enough to see how far two back ends are apart."""
+ROUNDED = ", held as float16"
 COMPARED = 4
 """Sequences by which an adapter is told from its base."""
 
@@ -79,23 +87,55 @@ def _require_adapter(run: ReferenceRun, model: VLLMModel, source: ModelSource) -
     )
 
 
+class HeldLogits(NamedTuple):
+    """A `RowLogits` of raw logits, as vLLM gave them: a model measured from itself is at 0."""
+
+    logits: Tensor  # (rows, V) float32
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.logits.shape[0])
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Raw logits (n, V) of some rows."""
+        return self.logits[rows]
+
+
 def reference_in_vllm(
     run: ReferenceRun, source: ModelSource, settings: Mapping[str, Any]
 ) -> Reference:
-    """What a model says over a run's sequences, as float16 logits: (rows, V) of them in memory."""
+    """What a model says over a run's sequences: logits (rows, V) in memory.
+
+    They are float32, or float16 with a notice where float32 takes more than half of the free
+    memory; the other half is for the model that is measured from this one.
+    """
     model = _open(run, source, run.loader.base_of(source), None)
     try:
+        stored, size = run.reference, model.vocabulary
+        identity = replace(
+            stored.identity,
+            vocabulary_size=size,
+            head_fingerprint=None,
+            settings={**settings, "dtype": model.kind},
+        )
+        blocks = _blocks(model, run.told("reference"), size)
+        needed = stored.rows * size * torch.float32.itemsize
+        free = free_memory(torch.device("cpu"))
+        if free is None or needed <= free // 2:
+            logits = torch.empty(stored.rows, size)
+            for rows, block in blocks:
+                logits[rows] = block
+            held = HeldLogits(logits)
+            return replace(stored, identity=identity, hidden=None, logits=held)
+        run.notify(
+            f"logits of {source.name!r} are held as float16: as float32 they take "
+            f"{needed / 1e9:.3g} GB, more than half of the {free / 1e9:.3g} GB that are free"
+        )
+        identity = replace(identity, settings={**settings, "dtype": f"{model.kind}{ROUNDED}"})
         return Reference.from_logits(
-            run.reference.tokens,
-            run.reference.mask,
-            (block.logits for block in _blocks(model, run.told("reference"), model.vocabulary)),
-            replace(
-                run.reference.identity,
-                vocabulary_size=model.vocabulary,
-                head_fingerprint=None,
-                settings={**settings, "dtype": model.kind},
-            ),
-            prompts=run.reference.prompts,
+            *(stored.tokens, stored.mask, (block.logits for block in blocks), identity),
+            prompts=stored.prompts,
         )
     finally:
         model.close()

@@ -218,12 +218,38 @@ class TestText:
         [
             (["--stride", "16"], "--stride 16 must be less than --context 16"),
             (["--prompts", "p.txt"], "--prompts has no effect with --text"),
-            (["--save-reference", "r.safetensors"], "--save-reference has no effect with --text"),
             (["--refusal-prompts", "p.txt"], "--refusal-prompts has no effect with --text"),
         ],
     )
     def test_flags_that_do_not_fit_are_refused(self, words, more, expected, capsys, nothing):
         assert expected in one_line(capsys, score(*words, *more, prompts=()), 2)
+
+    def test_the_reference_is_stored_too(self, words, here, capsys):
+        keep = ["--save-reference", "r.safetensors", "--store", "head", "--json", "-"]
+        assert score(*words, *keep, candidates=["b"], prompts=()) == 0
+        out, err = capsys.readouterr()
+        before = json.loads(out)
+        megabytes = (here / "r.safetensors").stat().st_size / 1e6
+        assert f"stored the reference in r.safetensors: {megabytes:.3g} MB" in err
+        stored = {"reference": "r.safetensors", "prompts": ()}
+        assert score(*words, "--json", "-", candidates=["b"], **stored) == 0
+        after = json.loads(capsys.readouterr().out)
+        assert after["candidates"] == before["candidates"] and after["text"] == before["text"]
+        assert after["reference"]["stored"] and not before["reference"]["stored"]
+        assert after["reference"]["model"] == "a" and "batch_size" not in after["settings"]
+        assert after["settings"]["context"] == 16
+        as_documented(after)
+        line = one_line(capsys, score(*words[:-1], "4", **stored))
+        assert "another stride (stored 8, now 4)" in line
+        assert "name the same files with --text" in one_line(capsys, score(**stored))
+        code = score(*words, "--bands", **stored)
+        assert "--bands has no effect on a stored reference" in one_line(capsys, code, 2)
+        code = score("--text", "wiki.raw", "--write-llama-base", "k", **stored)
+        line = one_line(capsys, code, 2)
+        assert "--write-llama-base has no effect on a stored reference" in line
+        keep = ["--save-reference", "s.safetensors", "--write-llama-base", "k"]
+        line = one_line(capsys, score("--text", "wiki.raw", *keep, prompts=()), 2)
+        assert "--save-reference has no effect with --write-llama-base" in line
 
     def test_window_flags_need_text(self, capsys, nothing):
         line = one_line(capsys, score("--stride", "8"), 2)
