@@ -69,8 +69,8 @@ class ReferenceSide:
             return None, vocabulary
         if self.head is None:
             raise MeasurementError(
-                "a stored reference of hidden states cannot be compared with a model in llama.cpp "
-                "or vLLM, which do not show its head: store it too (--store head)"
+                "a stored reference of hidden states alone cannot be compared with a model in "
+                "llama.cpp, in vLLM or behind a server: store its head, too (--store head)"
             )
         if vocabulary == self.head.vocabulary:
             return self.head, vocabulary

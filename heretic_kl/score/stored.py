@@ -128,7 +128,8 @@ def _require_memory(reference: Reference) -> None:
     needed = 4 * reference.rows * reference.identity.vocabulary_size
     free = free_memory(torch.device("cpu"))
     if free is not None and needed > free:
+        instead = "measure less" if reference.hidden is None else "store the head (--store head)"
         raise MeasurementError(
             f"logits of {reference.rows} positions take {needed / 1e9:.3g} GB of memory, and "
-            f"{free / 1e9:.3g} GB are free: store the head in their place (--store head)"
+            f"{free / 1e9:.3g} GB are free: {instead}"
         )

@@ -275,7 +275,7 @@ class TestTokens:
             reference.score(models / "q4_0.gguf").back_end_floor, rel=1e-3
         )
         reference.save(tmp_path / "h.safetensors")
-        with pytest.raises(MeasurementError, match="store logits"):
+        with pytest.raises(MeasurementError, match="--store head"):
             TeacherForcedKL.load(tmp_path / "h.safetensors").score(models / "q4_0.gguf")
 
 

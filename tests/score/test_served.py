@@ -106,6 +106,14 @@ class TestValues:
         assert stored.score(served.url).kl == pytest.approx(
             measured(reference, served.url).kl, abs=1e-4
         )
+        reference.save(tmp_path / "h.safetensors", store="head")
+        whole = TeacherForcedKL.load(tmp_path / "h.safetensors").score(served.url)
+        assert torch.equal(whole.table.values, measured(reference, served.url).table.values)
+        reference.save(tmp_path / "h.safetensors")
+        asked = len(served.server.requests)
+        with pytest.raises(MeasurementError, match="behind a server: store its head, too"):
+            TeacherForcedKL.load(tmp_path / "h.safetensors").score(served.url)
+        assert len(served.server.requests) == asked
         served.forms, served.ids_as_text = {"echo"}, True
         with pytest.raises(MeasurementError, match="no tokenizer to read them"):
             stored.score(served.url)

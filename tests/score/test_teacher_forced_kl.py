@@ -255,7 +255,12 @@ class TestStored:
         stored = TeacherForcedKL.load(tmp_path / "r.safetensors", tiny_tokenizer())
         assert same(stored.score(adapter), kl.score(adapter))
         assert stored.score(original).kl == 0.0
-        assert stored.responses() == kl.responses()
+        assert stored.responses() == kl.responses() and stored.score(original).groups == ()
+        kl = built(original, prompts=[Prompt(word, category=word[0]) for word in ("sorry", "wait")])
+        kl.save(tmp_path / "c.safetensors")
+        again = TeacherForcedKL.load(tmp_path / "c.safetensors").score(adapter)
+        assert [group.name for group in again.groups] == ["s", "w"]
+        assert again.groups == kl.score(adapter).groups
         assert stored.reference.identity.settings["model"] == "original"
 
     def test_logits_measure_any_head(self, original, other, tmp_path):

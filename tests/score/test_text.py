@@ -151,7 +151,7 @@ class TestStored:
     def test_what_cannot_be_stored(self, original, file, monkeypatch):
         kl = built(original, noise_floor=False)
         monkeypatch.setattr("heretic_kl.score.stored.free_memory", lambda device: 1000)
-        with pytest.raises(MeasurementError, match="GB are free: store the head in their place"):
+        with pytest.raises(MeasurementError, match="GB are free: store the head"):
             kl.save(file, store="logits")
         kl = built(original, DOCUMENTS[:1], llama_windows=True, noise_floor=False)
         with pytest.raises(MeasurementError, match="stored in its own file"):

@@ -74,6 +74,7 @@ def compare_served(
             "of a candidate's likeliest tokens only forward_kl at temperature 1 has a lower bound: "
             "have the server tell all tokens (--top-logprobs 0)"
         )
+    run.head_for(run.reference.identity.vocabulary_size)  # refuses a reference without any
     tokens = ServedTokens(run.tokenizer, run.reference.identity.vocabulary_size)
     base = base or endpoint.parent()
     endpoint = endpoint.answering(run.sequences[0], tokens)
