@@ -1,6 +1,7 @@
 """GGUF files of one model in llama.cpp: KL by size, the floor across back ends, time, memory.
 
     python benchmarks/gguf_files.py --model PATH [--threads 1] [--prompts 16] [--split smollm]
+    python benchmarks/gguf_files.py --draw    # docs/figures/gguf_size.png anew, from the results
 
 Writes the model (of the llama type) as a float16 GGUF file, makes the other types of it with
 llama.cpp's quantizer, and measures all of them from the model's own safetensors over its responses,
@@ -23,8 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from machine import run_facts
@@ -42,6 +45,7 @@ TYPES = {
 }
 """Names and llama.cpp's numbers of them."""
 POSITIONS = 8
+PICTURE = Path(__file__).parents[1] / "docs" / "figures" / "gguf_size.png"
 LONG = 32_768
 
 
@@ -190,6 +194,26 @@ def memory() -> dict[str, object]:
     return {**peaks, "more_megabytes": more, "logits_would_take_megabytes": round(logits)}
 
 
+def draw(files: Sequence[Mapping[str, Any]]) -> None:
+    """KL against size of the quantized files, nearest first as the results have them."""
+    from heretic_kl.report import png, size_figure
+
+    rows: list[dict[str, Any]] = []
+    for file in (file for file in files if file["type"] != "F16"):  # which would crowd the others
+        name, size, kl = file["type"], file["megabytes"], file["kl"]
+        within = 1.96 * file["standard_error"]
+        rows.append(
+            {
+                **{"name": name, "size": size, "bits": file["bits_per_weight"]},
+                **{"kl": kl, "low": kl - within, "high": kl + within},
+                "pareto": all(size < row["size"] for row in rows),
+                "text": f"{name}: {kl:.2g} nats",
+            }
+        )
+    PICTURE.write_bytes(png(size_figure(rows, {}).drawing))
+    print(f"drew {PICTURE}")
+
+
 def main() -> None:
     """Measure everything and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -198,19 +222,29 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--split", default="smollm", help="tokenizer.ggml.pre of the model")
     parser.add_argument("--case", choices=("forward", "measured"), help=argparse.SUPPRESS)
+    parser.add_argument("--draw", action="store_true", help="the picture alone")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gguf.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.case:
         long_text_case(arguments.case == "measured")
         return
+    if arguments.draw:
+        draw(json.loads(arguments.output.read_text(encoding="utf-8"))["files"])
+        return
     with tempfile.TemporaryDirectory() as folder:
         files = made(arguments.model, Path(folder), arguments.split)
         results = measured(arguments.model, files, arguments.prompts)
     facts = run_facts(0, arguments.threads, "float32", "llama-cpp-python", "gguf")
-    document = {**facts, "model": arguments.model.name, **results, "long_text": memory()}
+    document: dict[str, Any] = {
+        **facts,
+        "model": arguments.model.name,
+        **results,
+        "long_text": memory(),
+    }
     arguments.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {arguments.output}")
+    draw(document["files"])
 
 
 if __name__ == "__main__":
