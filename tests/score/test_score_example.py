@@ -33,7 +33,7 @@ def test_the_table_of_gguf_types_is_that_of_the_results_file():
         f"{file['same_best_token']:.1%} |"
         for file in GGUF["files"]
     ]
-    assert len(lines) == 9 and "\n".join(lines) in GUIDE
+    assert len(lines) == 9 and "\n".join(lines) in GUIDE and "figures/gguf_size.png" in GUIDE
     of_text = GGUF["long_text"]
     first, second = GGUF["time"]
     said = " ".join(GUIDE.split())

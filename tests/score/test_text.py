@@ -1,6 +1,7 @@
 """KL over text: windows, documents, groups; checked against plain `transformers` in float64."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +147,15 @@ class TestStored:
             TeacherForcedKL.load(file)
         TeacherForcedKL(original, prompts=["sorry"], kl_tokens=1, noise_floor=False).save(file)
         with pytest.raises(MeasurementError, match="stored over responses: leave out --text"):
+            TextKL.load(file, DOCUMENTS, **self.OPTIONS)
+
+    @pytest.mark.parametrize("windows", ["9" * 20, "1 x", "1 1 1 1 1 1"])
+    def test_a_damaged_file_is_one_line(self, original, file, windows):
+        kl = built(original, noise_floor=False)
+        identity = kl.reference.identity
+        settings = {**identity.settings, **kl._facts(), "windows": windows}
+        replace(kl.reference, identity=replace(identity, settings=settings)).save(file)
+        with pytest.raises(MeasurementError, match="is damaged: its windows"):
             TextKL.load(file, DOCUMENTS, **self.OPTIONS)
 
     def test_what_cannot_be_stored(self, original, file, monkeypatch):

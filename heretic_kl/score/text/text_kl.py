@@ -180,8 +180,10 @@ class TextKL(MeasuresCandidates):
                 f"{path} does not fit: {', '.join(differences)}; measure with what it was stored "
                 "with, or store the reference anew"
             )
-        counts = enumerate(str(facts["windows"]).split())
-        self._group(documents, [index for index, count in counts for _ in range(int(count))])
+        counts = [int(count) for count in str(facts["windows"]).split() if count.isdecimal()]
+        if sum(counts) != len(self.reference.mask) or len(counts) > len(documents):
+            raise MeasurementError(f"{path} is damaged: its windows are not those of its text")
+        self._group(documents, [place for place, n in enumerate(counts) for _ in range(n)])
         return self
 
     def _facts(self) -> dict[str, Any]:
