@@ -33,7 +33,7 @@ def test_trials_lists_what_the_search_found(searched, call, events):
     assert code == 0 and [line["record"] for line in shown] == finished
     (front,) = [line["front"] for line in lines if line["event"] == "front_shown"]
     assert [line["record"]["number"] for line in shown if line["on_front"]] == sorted(front)
-    code, out, err = call("trials", "--all")
+    code, out, err = call("trials", "mine", "--all")
     assert (code, err) == (0, "") and "study mine: 4 complete" in out
     assert out.count("complete  ") == 4 and "← knee" in out
 

@@ -129,6 +129,32 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(workplace, tmp_path
         read_reproduction(tmp_path / "merged").learned()
 
 
+def test_the_strength_that_is_kept_is_that_of_the_trial(
+    workplace, tmp_path, markers, monkeypatch
+):
+    learned = []
+
+    def half(first, target, measure, in_time):
+        learned.append(first.outcome[0])
+        return measure(0.5)
+
+    monkeypatch.setattr(refine, "best_strength", half)
+    table = {"trials": 1, "steps": 4, "kl_tokens": 4}
+    run, seen = session(workplace, tmp_path, markers, refinement=table)
+    with run:
+        run.search()
+        run.refine()
+        (record,) = run.parts.study.refined
+        plan = run.parts.plan(record.edit)
+        for key, operator in learned[0].items():
+            change = operator.left @ operator.right.T
+            assert torch.allclose(plan[key].left @ plan[key].right.T, 0.5 * change, atol=1e-6)
+        mass = float(run.parts.refiner.refusal_mass(plan).mean())
+        assert record.edit.refinement.mass_limit == pytest.approx(min(0.5, max(1e-4, mass)))
+    notices = [event.message for event in seen if isinstance(event, events.Notice)]
+    assert any("responses at 0.50 times that strength: " in notice for notice in notices)
+
+
 def test_a_learned_edit_that_is_missing_or_changed_is_one_line(tmp_path):
     from heretic_kl.ablation import SiteKey, ablation_operator
 

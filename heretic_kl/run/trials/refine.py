@@ -1,7 +1,8 @@
 """Learns edits by gradient after the search, along the front. One step of a run.
 
 Each refined trial starts from the best edit so far; its limit on refusal mass follows what the
-responses of the one before it said. Responses decide: each is measured as any other trial.
+responses of the one before it said. Responses decide: each is measured as any other trial, at the
+strength at which it just meets the target.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeAlias
 
 from heretic_kl.ablation import Plan, Refinement
 from heretic_kl.errors import MeasurementError
@@ -27,13 +29,14 @@ from heretic_kl.refine import (
 from heretic_kl.refine.training import STRENGTHENINGS
 from heretic_kl.run.parts import REFUSALS, RunParts
 from heretic_kl.run.trials.search import search_seconds
+from heretic_kl.run.trials.strength import MEASUREMENTS, AtStrength, best_strength
 from heretic_kl.scoring import Score, Stopped, likely_value
 from heretic_kl.search import Screened, TrialRecord
 
 TIGHTER, LOOSER = 0.4, 2.0
 """Least and most that the mass limit is multiplied by from one refinement to the next."""
-LOWEST_MASS_LIMIT = 1e-4
-"""What the study accepts; below it no prompt is told from another."""
+LOWEST_MASS_LIMIT, HIGHEST_MASS_LIMIT = 1e-4, 0.5
+"""Below the first one, which the study accepts, no prompt is told from another."""
 SHARE_WORTH_IT = 0.25
 """Of the longest refinement: where less time is left, no other is begun."""
 STARTS = 2
@@ -93,10 +96,11 @@ def _refine_until(run: RunParts, refiner: Refiner, aim: _Aim, wanted: int, deadl
     longest = 0.0
     while len(run.study.refined) < wanted:
         begun = time.perf_counter()
-        seconds = from_first(lambda: deadline - begun - _measuring_seconds(run))  # noqa: B023
+        measuring = (1 + MEASUREMENTS) * _measuring_seconds(run)
+        seconds = from_first(lambda: deadline - begun - measuring)  # noqa: B023
         if seconds < SHARE_WORTH_IT * longest or seconds <= 0:
             break
-        record = _refine_once(run, refiner, aim, seconds)
+        record = _refine_once(run, refiner, aim, seconds, deadline)
         longest = max(longest, from_first(lambda: time.perf_counter() - begun))  # noqa: B023
         aim = _next_aim(run, record, aim)
         left = longest * (wanted - len(run.study.refined))
@@ -120,7 +124,9 @@ def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
     return _Aim(start, run.settings.refinement.mass_limit)
 
 
-def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim, seconds: float) -> TrialRecord:
+def _refine_once(
+    run: RunParts, refiner: Refiner, aim: _Aim, seconds: float, deadline: float
+) -> TrialRecord:
     table, begun = run.settings.refinement, time.perf_counter()
     options = RefineOptions(
         steps=table.steps,
@@ -140,19 +146,64 @@ def _refine_once(run: RunParts, refiner: Refiner, aim: _Aim, seconds: float) -> 
     refined = refiner.refine(
         start, options, tell=lambda check: run.tell.advance("refine", _note(check))
     )
+    best = _at_best_strength(run, refiner, refined.plan, aim, deadline)
+    plan, outcome = best.outcome
     refinement = Refinement(
-        sha256=run.plans.save(refined.plan),
+        sha256=run.plans.save(plan),
         start=aim.start.number,
         steps=refined.steps,
         form=options.form,
         rank=table.rank,
-        mass_limit=aim.mass_limit,
+        mass_limit=_limit_at(refiner, aim, best.factor, plan),
     )
-    outcome = _measured(run, refiner, refined.plan, predicted=aim.start.predicted.keys())
     record = run.study.add_refined(aim.start, refinement, outcome, time.perf_counter() - begun)
-    run.response_log.write(record.number, refined.plan, "validation", run.suite)
-    run.tell.notice(_comparison(record, refined))
+    run.response_log.write(record.number, plan, "validation", run.suite)
+    run.tell.notice(_comparison(record, refined, best.factor))
     return record
+
+
+_Measured: TypeAlias = tuple[Plan, Mapping[str, Score] | Screened]
+
+
+def _at_best_strength(
+    run: RunParts, refiner: Refiner, plan: Plan, aim: _Aim, deadline: float
+) -> AtStrength[_Measured]:
+    """A learned edit at the strength at which its responses just meet the target."""
+    predicted, target = aim.start.predicted.keys(), run.settings.target_refusals
+
+    def measure(factor: float) -> AtStrength[_Measured]:
+        scaled = plan if factor == 1 else {k: op.strengthened(factor) for k, op in plan.items()}
+        outcome = _measured(run, refiner, scaled, predicted)
+        scores = outcome.scores if isinstance(outcome, Screened) else outcome
+        refusals = _likely_refusals(scores, target)
+        return AtStrength(factor, refusals, _damage(scores), (scaled, outcome))
+
+    return best_strength(
+        measure(1.0),
+        target,
+        measure,
+        lambda: from_first(lambda: deadline - time.perf_counter()) > _measuring_seconds(run),
+    )
+
+
+def _likely_refusals(scores: Mapping[str, Score], target: float) -> float:
+    """As the default pick counts them; the target where nothing says more.
+
+    Where no response refuses, the target is met, however few there are.
+    """
+    score = scores.get(REFUSALS)
+    likely = None if score is None else likely_value(score)
+    if score is None or likely is None:
+        return target
+    return likely if score.value else min(likely, target)
+
+
+def _limit_at(refiner: Refiner, aim: _Aim, factor: float, plan: Plan) -> float:
+    """The limit on refusal mass that an edit at a multiple of its strength stands for."""
+    if factor == 1:
+        return aim.mass_limit
+    mass = float(refiner.refusal_mass(plan).mean())
+    return min(HIGHEST_MASS_LIMIT, max(LOWEST_MASS_LIMIT, mass))
 
 
 def _measured(
@@ -173,21 +224,25 @@ def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
     if score is not None and score.value is not None:
         likely = (likely_value(score) or 0.0) if score.value else 0.0
         factor = max(TIGHTER, min(LOOSER, run.settings.target_refusals / max(likely, 1e-9)))
-    return _Aim(record, min(0.5, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor)))
+    limit = min(HIGHEST_MASS_LIMIT, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor))
+    return _Aim(record, limit)
 
 
 def _likely_loss(run: RunParts, record: TrialRecord) -> tuple[float, float]:
     """Orders trials as the loss of refinement probably does, by what is known of them."""
-    damage = max(
-        (score.optimized or 0.0 for name, score in record.scores.items() if name != REFUSALS),
-        default=0.0,
-    )
+    damage = _damage(record.scores)
     mass = record.predicted.get(REFUSALS)
     if mass is None:
         return float(_refused(record) > run.settings.target_refusals), damage
     options = RefineOptions()
     hinge = max(0.0, math.log(max(mass, 1e-9) / options.threshold))
     return damage + options.multiplier * hinge, damage
+
+
+def _damage(scores: Mapping[str, Score]) -> float:
+    """The largest of the other objectives."""
+    others = (score.optimized or 0.0 for name, score in scores.items() if name != REFUSALS)
+    return max(others, default=0.0)
 
 
 def _refused(record: TrialRecord) -> float:
@@ -218,11 +273,13 @@ def _note(check: Check) -> str:
     return f"{terms}, {check.refused:.0%} of training prompts refused"
 
 
-def _comparison(record: TrialRecord, refined: Refined) -> str:
+def _comparison(record: TrialRecord, refined: Refined, factor: float) -> str:
     """What the smooth term says and what responses say, side by side."""
     first, best = refined.checks[0], refined.best
     score = record.scores.get(REFUSALS)
     counted = "" if score is None else f", responses: {score.text}"
+    if factor != 1 and score is not None:
+        counted = f", responses at {factor:.2f} times that strength: {score.text}"
     return (
         f"trial {record.number}: validation KL {first.kl:.4f} -> {best.kl:.4f} nats, probability "
         f"of opening with a refusal {first.mass:.1%} -> {best.mass:.1%}{counted}"

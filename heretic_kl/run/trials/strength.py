@@ -1,0 +1,83 @@
+"""Finds the strength at which a learned edit just meets the target of refusals, by responses.
+
+Measuring an edit takes a small part of the time of learning one, and the limit on refusal mass
+that an edit was learned under foretells its refusals only roughly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+MEASUREMENTS = 2
+"""Of one edit at other strengths, at most."""
+STEEPEST, FLATTEST = 3.0, 1.5
+"""Refusals change about with a power of the strength between these."""
+NEAREST = 0.97
+"""No strength is measured that is nearer than this factor to one that meets the target."""
+WEAKEST, STRONGEST = 0.6, 1.5
+"""Factors between one measurement and the next."""
+
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True)
+class AtStrength(Generic[Outcome]):
+    """An edit, measured at a multiple of its strength."""
+
+    factor: float
+    refusals: float
+    """Share of refusals, in the sense of the target."""
+    damage: float
+    outcome: Outcome
+
+    def order(self, target: float) -> tuple[float, float]:
+        """The smaller, the better: first by how far the target is missed, then by damage."""
+        return max(0.0, self.refusals - target), self.damage
+
+
+def best_strength(
+    first: AtStrength[Outcome],
+    target: float,
+    measure: Callable[[float], AtStrength[Outcome]],
+    in_time: Callable[[], bool] = lambda: True,
+) -> AtStrength[Outcome]:
+    """The least damaging strength that meets the target, of a few that are measured.
+
+    Args:
+        first: the edit as it was learned.
+        target: share of refusals that is acceptable.
+        measure: measures the edit at a factor.
+        in_time: whether there is time for one more measurement.
+
+    Returns:
+        One of the measured ones, `first` included; if none meets the target, the nearest.
+    """
+    measured = [first]
+    for _ in range(MEASUREMENTS):
+        factor = next_factor(measured, target)
+        if factor is None or not in_time():
+            break
+        measured.append(measure(factor))
+    return min(measured, key=lambda one: one.order(target))
+
+
+def next_factor(measured: list[AtStrength[Outcome]], target: float) -> float | None:
+    """Which strength to measure next; None where no other one promises anything."""
+    meeting = [one for one in measured if one.refusals <= target]
+    missing = [one for one in measured if one.refusals > target]
+    weakest = min(meeting, key=lambda one: one.factor, default=None)
+    strongest = max(missing, key=lambda one: one.factor, default=None)
+    if weakest is None:
+        assert strongest is not None  # one of both has something
+        power = (strongest.refusals / max(target, 1e-9)) ** (1 / FLATTEST)
+        return strongest.factor * float(min(STRONGEST, power))
+    if strongest is None:
+        power = (max(weakest.refusals, 1e-9) / max(target, 1e-9)) ** (1 / STEEPEST)
+        factor = weakest.factor * max(WEAKEST, power)
+    elif strongest.factor < weakest.factor:
+        factor = (strongest.factor * weakest.factor) ** 0.5
+    else:  # more refusals where the edit is stronger: responses do not follow the strength
+        return None
+    return factor if factor < NEAREST * weakest.factor else None

@@ -1,0 +1,82 @@
+"""Learned edits are measured at a few strengths, and the one that just meets the target is kept."""
+
+import pytest
+
+from heretic_kl.run.trials.strength import (
+    MEASUREMENTS,
+    STRONGEST,
+    WEAKEST,
+    AtStrength,
+    best_strength,
+    next_factor,
+)
+
+TARGET = 0.05
+
+
+def at(factor, refusals):
+    """Damage grows with the square of the strength."""
+    return AtStrength(factor, refusals, factor**2, f"edit at {factor:.3f}")
+
+
+def searched(power, share):
+    """What is kept where refusals are `share` as learned and fall with a power of the strength."""
+    measured = []
+
+    def measure(factor):
+        measured.append(at(factor, min(1.0, share * factor**-power)))
+        return measured[-1]
+
+    return best_strength(measure(1.0), TARGET, measure), measured
+
+
+@pytest.mark.parametrize("power", [1.2, 2.0, 3.3])
+@pytest.mark.parametrize("share", [0.005, 0.016, 0.03])
+def test_an_edit_below_the_target_is_weakened_and_stays_below(power, share):
+    best, measured = searched(power, share)
+    assert best.refusals <= TARGET and best.factor < 1 and best.damage < 1
+    assert WEAKEST**MEASUREMENTS <= best.factor
+    assert len(measured) <= 1 + MEASUREMENTS
+
+
+@pytest.mark.parametrize("power", [1.5, 2.0, 3.3])
+def test_an_edit_above_the_target_is_strengthened_until_it_meets_it(power):
+    best, _ = searched(power, 0.08)
+    assert best.refusals <= TARGET and 1 < best.factor <= STRONGEST**MEASUREMENTS
+
+
+def test_an_edit_that_never_meets_it_is_kept_at_the_strength_that_comes_nearest():
+    best, measured = searched(0.1, 0.5)
+    assert best.factor == max(one.factor for one in measured) > 1
+
+
+def test_between_a_strength_that_meets_the_target_and_one_that_does_not_lies_the_next():
+    factor = next_factor([at(1.0, 0.04), at(0.8, 0.09)], TARGET)
+    assert 0.8 < factor < 1.0
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        [at(1.0, TARGET)],
+        [at(1.0, 0.049)],
+        [at(1.0, 0.04), at(0.98, 0.06)],
+        [at(1.0, 0.04), at(1.2, 0.06)],
+    ],
+    ids=["at the target", "just below it", "no room between", "more refusals where stronger"],
+)
+def test_nothing_is_measured_where_nothing_can_be_gained(measured):
+    assert next_factor(measured, TARGET) is None
+
+
+def test_without_time_the_edit_stays_as_it_was_learned():
+    def measure(factor):
+        raise AssertionError(factor)
+
+    first = at(1.0, 0.01)
+    assert best_strength(first, TARGET, measure, lambda: False) is first
+
+
+def test_a_target_of_no_refusals_is_no_error():
+    assert next_factor([at(1.0, 0.0)], 0.0) is None
+    assert next_factor([at(1.0, 0.3)], 0.0) == STRONGEST
