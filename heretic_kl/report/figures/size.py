@@ -18,6 +18,8 @@ from heretic_kl.report.figures.figure import (
 PADDED: Spec = {"scale": {"zero": False, "padding": 40}}
 """Room for the names of the outermost points."""
 KINDS = ("on the Pareto line", "dominated")
+NEAR_SIZE, NEAR_KL = 0.04, 1.25
+"""Share of the largest size, and factor between KLs, within which names cover each other."""
 
 
 def size_figure(rows: Sequence[Row], levels: Mapping[str, float]) -> Figure:
@@ -28,14 +30,30 @@ def size_figure(rows: Sequence[Row], levels: Mapping[str, float]) -> Figure:
             `pareto`, and `text` for readers.
         levels: lines across, such as what rounding to 8 bits costs; nats by name.
     """
-    drawn = [{**row, "kind": KINDS[0] if row["pareto"] else KINDS[1]} for row in rows]
+    below = _named_below(rows)
+    drawn = [
+        {**row, "kind": KINDS[0] if row["pareto"] else KINDS[1], "below": row["name"] in below}
+        for row in rows
+    ]
     sizes = [row["size"] for row in rows]
     x = _axis("size", "size on disk, MB", log_where_wide(sizes) or PADDED)
     y = _axis("kl", "KL, nats", log_where_wide([*(row["kl"] for row in rows), *levels.values()]))
     colours = nominal("kind", KINDS, [COLOURS[0], COLOURS[5]])
     shapes = nominal("kind", KINDS, ["circle", "diamond"])
     place = {"x": x, "y": y}
-    label = {"type": "text", "dy": -11, "fontSize": 10, "limit": 150}
+    label = {"type": "text", "fontSize": 10, "limit": 150, "color": "currentColor", "aria": False}
+    sides: list[tuple[str, Spec]] = [
+        ("!datum.below", {"align": "left", "dx": 6, "dy": -7}),
+        ("datum.below", {"align": "right", "dx": -6, "dy": 8}),
+    ]
+    names: list[Spec] = [
+        {
+            "transform": [{"filter": which}],
+            "mark": {**label, **where},
+            "encoding": {**place, "text": {"field": "name"}},
+        }
+        for which, where in sides
+    ]
     on_line = sorted((row for row in rows if row["pareto"]), key=lambda row: row["size"])
     return Figure(
         name="size",
@@ -70,13 +88,29 @@ def size_figure(rows: Sequence[Row], levels: Mapping[str, float]) -> Figure:
                     "encoding": {**place, "color": colours, "shape": shapes}
                     | {"description": {"field": "text"}},
                 },
-                {
-                    "mark": {**label, "color": "currentColor", "aria": False},
-                    "encoding": {**place, "text": {"field": "name"}},
-                },
+                *names,
             ],
         },
     )
+
+
+def _named_below(rows: Sequence[Row]) -> set[str]:
+    """Candidates whose name stands below, since it would cover that of a near one."""
+    below: set[str] = set()
+    widest = max((row["size"] for row in rows), default=0.0)
+    above: list[Row] = []
+    for row in sorted(rows, key=lambda row: row["size"]):
+        near = any(
+            row["size"] - other["size"] < NEAR_SIZE * widest
+            and 1 / NEAR_KL < row["kl"] / other["kl"] < NEAR_KL
+            for other in above
+            if min(row["kl"], other["kl"]) > 0
+        )
+        if near:
+            below.add(row["name"])
+        else:
+            above.append(row)
+    return below
 
 
 def _axis(field: str, title: str, scale: Spec) -> Spec:
