@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -82,7 +82,20 @@ def copied_layer(layer: Any) -> Any:
     """A cache layer that can grow without changing the one it was copied from."""
     # Growing layers make new tensors; others may write into the ones they have.
     grows = type(layer).__name__ in ("DynamicLayer", "DynamicSlidingWindowLayer")
-    return copy.copy(layer) if grows else copy.deepcopy(layer)
+    if grows:
+        return copy.copy(layer)
+    # What has gradients can be cloned, not copied deeply.
+    clones = {id(tensor): tensor.clone() for tensor in _tensors_in(vars(layer))}
+    return copy.deepcopy(layer, clones)
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested mappings and sequences."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(part)
 
 
 def layer_bytes(layers: Iterable[Any]) -> int:
