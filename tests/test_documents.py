@@ -209,9 +209,7 @@ def test_the_settings_of_refinement_are_the_documented_ones():
     table = DOCUMENTS["docs/refinement.md"].split("## Settings")[1]
     documented = dict(re.findall(r"^\| `refinement\.(\w+)` \| `?\"?([\w.]+)", table, re.MULTILINE))
     defaults = config.Settings().refinement.model_dump()
-    assert documented == {
-        name: "none" if value is None else str(value) for name, value in defaults.items()
-    }
+    assert documented == {name: str(value).lower() for name, value in defaults.items()}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

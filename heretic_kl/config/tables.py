@@ -149,7 +149,7 @@ class EditTable(_Table):
     """Which edits are searched."""
 
     norm: Literal["none", "row", "normalized_row"] = setting(
-        "none", "Which norm of the weights the edit keeps"
+        "none", "Weight norm that the edit keeps"
     )
     components: Annotated[tuple[Component, ...], NoDecode, BeforeValidator(words)] = setting(
         ("attention", "mlp"),
@@ -164,7 +164,7 @@ class EditTable(_Table):
     )
     sites: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(words)] = setting(
         (),
-        "Patterns of module paths inside a layer that may be sites (default: all)",
+        "Patterns of module paths in a layer (default: all sites)",
         example=["*.o_proj", "mlp.down_proj"],
         metavar="LIST",
     )
@@ -182,9 +182,7 @@ class RefinementTable(_Table):
 
     trials: Whole = setting(3, "Edits to learn, each starting from the one before", ge=0)
     steps: Whole = setting(100, "Optimizer steps for each", ge=1, le=50_000)
-    form: Literal["strength", "direction", "factors"] = setting(
-        "direction", "What is learned at each site"
-    )
+    form: Literal["strength", "direction", "factors"] = setting("direction", "Learned at each site")
     rank: Whole = setting(1, "Rank, where form is factors", ge=1, le=1024)
     kl_tokens: Whole = setting(16, "Positions of the response in the loss", ge=1, le=1024)
     mass_limit: Number = setting(
@@ -197,6 +195,9 @@ class RefinementTable(_Table):
         gt=0,
     )
     kl_temperature: Number = setting(1.0, "Temperature of the KL in the loss", gt=0)
+    gradient_checkpointing: bool = setting(
+        False, "Recompute layers in the backward pass, to save memory"
+    )
 
 
 class ScorerTable(_Table):

@@ -67,8 +67,13 @@ class Runner:
             done += int(torch.isin(first_rows, portion.rows).sum())
             self.progress(part, done, len(sequences))
 
-    def laid_out(self, sequences: Sequence[ForcedSequence]) -> ForcedBatches:
-        """The batches in which the reference and all candidates run, by the present batch size."""
+    def laid_out(
+        self, sequences: Sequence[ForcedSequence], *, share_prefix: bool = True
+    ) -> ForcedBatches:
+        """The batches in which the reference and all candidates run, by the present batch size.
+
+        `share_prefix`: where they are no trees, keep what all prompts begin with in a cache.
+        """
         longest = max(len(sequence.fed) for sequence in sequences)
         allowed, batch_size = self.lm.capabilities, self.limits.batch_size
         tree_tokens = None
@@ -79,7 +84,7 @@ class Runner:
         return ForcedBatches(
             sequences,
             batch_size,
-            share_prefix=allowed.shares_prefix(longest),
+            share_prefix=share_prefix and allowed.shares_prefix(longest),
             tree_tokens=tree_tokens,
         )
 

@@ -15,6 +15,7 @@ from heretic_kl.model.forward.layer_cache import (
     Start,
     spread_boundaries,
 )
+from heretic_kl.model.forward.layer_inputs import gradient_checkpointing
 from heretic_kl.model.forward.packed_weights import (
     packed_bytes,
     packing_weights,
@@ -86,6 +87,7 @@ __all__ = [
     "find_capabilities",
     "free_memory",
     "gguf_weights",
+    "gradient_checkpointing",
     "inspect_model",
     "is_out_of_memory",
     "is_quantized",

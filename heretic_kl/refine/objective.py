@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from heretic_kl.engine import Runner
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.engine.teacher_forcing.forward import forced_portions
 from heretic_kl.kl import Head
+from heretic_kl.model import gradient_checkpointing
 from heretic_kl.refine.openings import OpeningSet, opening_log_mass
 
 FLOAT32_HEAD_BYTES = 2**30
@@ -55,12 +56,21 @@ class Objective:
         head: makes logits of final hidden states.
         openings: how refusals begin.
         temperature: both models' logits are divided by it in the KL.
+        checkpointed: layers that keep their inputs alone in passes with gradients. The backward
+            pass runs them again, so the edit must be in force around it too.
     """
 
     def __init__(
-        self, runner: Runner, head: Head, openings: OpeningSet, *, temperature: float = 1.0
+        self,
+        runner: Runner,
+        head: Head,
+        openings: OpeningSet,
+        *,
+        temperature: float = 1.0,
+        checkpointed: Sequence[nn.Module] = (),
     ) -> None:
         self._runner = runner
+        self._checkpointed = checkpointed
         self.openings = openings
         self._temperature = temperature
         weight = head.weight[: head.vocabulary].detach()
@@ -97,8 +107,11 @@ class Objective:
 
     def _hidden(self, sequences: Sequence[ForcedSequence]) -> Tensor:
         """Final hidden states at scored positions (rows, D), sequence by sequence."""
-        batches = self._runner.laid_out(sequences)
-        portions = list(forced_portions(self._runner.lm, batches))
+        layers = self._checkpointed if torch.is_grad_enabled() else ()
+        # A cache of the prefix would grow again when layers run again.
+        batches = self._runner.laid_out(sequences, share_prefix=not layers)
+        with gradient_checkpointing(layers):
+            portions = list(forced_portions(self._runner.lm, batches))
         rows = torch.cat([portion.rows for portion in portions])
         hidden = torch.cat([portion.hidden[0] for portion in portions])
         return hidden[rows.argsort().to(hidden.device)]

@@ -43,6 +43,8 @@ REREAD_PROMPTS = 64
 OPENING_TOKENS = 16
 """Tokens of those responses, at most."""
 
+ADVICE = ": try --refinement.gradient-checkpointing"
+
 
 class RefusalJudge(StopRule, Protocol):
     """Tells refusals from other responses, and when a response needs no more tokens for that."""
@@ -66,6 +68,7 @@ class Refiner:
         kl_tokens: N, scored positions of each harmless response.
         max_response_tokens: of the responses that tell what the reference refuses.
         temperature: of both distributions in the KL.
+        checkpointing: steps need less memory and more time; see `Objective`.
 
     Raises:
         MeasurementError: the reference refuses no harmful training prompt or answers no harmless
@@ -82,8 +85,10 @@ class Refiner:
         kl_tokens: int,
         max_response_tokens: int,
         temperature: float = 1.0,
+        checkpointing: bool = False,
     ) -> None:
         self._engine = engine
+        self._checkpointing = checkpointing
         self._rule = rule
         self._kl_tokens = kl_tokens
         self._max_tokens = max_response_tokens
@@ -101,7 +106,13 @@ class Refiner:
             )
         openings = mine_openings(self._refusals, self._others, purity=PURITY)
         lm = engine.lm
-        self.objective = Objective(engine.runner, lm.head, openings, temperature=temperature)
+        self.objective = Objective(
+            engine.runner,
+            lm.head,
+            openings,
+            temperature=temperature,
+            checkpointed=lm.architecture.layers if checkpointing else (),
+        )
         self.first_openings = openings
         """As the reference's own responses give them."""
 
@@ -174,7 +185,10 @@ class Refiner:
                 return refined
             sizes = options.harmless_per_step, options.harmful_per_step
             if sizes == (1, 1):
-                raise MeasurementError("out of memory with one prompt of each kind in a step")
+                advice = "" if self._checkpointing else ADVICE
+                raise MeasurementError(
+                    f"out of memory with one prompt of each kind in a step{advice}"
+                )
             self._engine.release()
             options = replace(
                 options,

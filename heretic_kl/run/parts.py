@@ -88,6 +88,7 @@ class RunParts:
             kl_tokens=table.kl_tokens,
             max_response_tokens=self.settings.max_response_tokens,
             temperature=table.kl_temperature,
+            checkpointing=table.gradient_checkpointing,
         )
 
     def plan(self, edit: EditParameters) -> Plan:

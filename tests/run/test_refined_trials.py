@@ -129,9 +129,7 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(workplace, tmp_path
         read_reproduction(tmp_path / "merged").learned()
 
 
-def test_the_strength_that_is_kept_is_that_of_the_trial(
-    workplace, tmp_path, markers, monkeypatch
-):
+def test_the_strength_that_is_kept_is_that_of_the_trial(workplace, tmp_path, markers, monkeypatch):
     learned = []
 
     def half(first, target, measure, in_time):
@@ -247,6 +245,31 @@ def test_without_counted_refusals_the_limit_stays():
     assert refine._next_aim(run, record, refine._Aim(record, 0.1)).mass_limit == 0.1
 
 
+def test_gradient_checkpointing_is_in_force_in_every_step_and_in_no_check(
+    workplace, tmp_path, markers, monkeypatch
+):
+    entered, checkpointing = [], objective.gradient_checkpointing
+
+    def counted(layers):
+        entered.append(layers)
+        return checkpointing(layers)
+
+    def too_large(*parts, **others):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(objective, "gradient_checkpointing", counted)
+    table = {"trials": 1, "steps": 6, "kl_tokens": 4, "gradient_checkpointing": True}
+    run, _ = session(workplace, tmp_path, markers, refinement=table)
+    with run:
+        run.search()
+        run.refine()
+        assert [record.edit.refinement.steps for record in run.parts.study.refined] == [6]
+        assert [layers for layers in entered if layers] == [run.parts.lm.architecture.layers] * 6
+        monkeypatch.setattr(refiner, "refine", too_large)
+        with pytest.raises(MeasurementError, match="one prompt of each kind in a step$"):
+            run.parts.refiner.refine({}, RefineOptions())
+
+
 def test_running_out_of_memory_makes_smaller_steps_and_batches(
     workplace, tmp_path, markers, monkeypatch
 ):
@@ -279,6 +302,7 @@ def test_running_out_of_memory_makes_smaller_steps_and_batches(
         assert torch.allclose(learner.refusal_mass(plan), whole[1], rtol=1e-3)
         assert run.parts.engine.batch_size <= 4
         largest = 0
-        with pytest.raises(MeasurementError, match="out of memory with one prompt of each kind"):
+        message = "one prompt of each kind in a step: try --refinement.gradient-checkpointing$"
+        with pytest.raises(MeasurementError, match=message):
             learner.refine(plan, RefineOptions())
         assert sizes[-1] == (1, 1)

@@ -1,18 +1,21 @@
-"""Starting a forward pass in the middle: what enters a layer is recorded, then replayed.
+"""Running layers from what entered them: a pass from the middle on, or a layer once more.
 
-Below the lowest edited layer every candidate computes what the unedited model computed. Knows no
-plans and no prompts.
+Below the lowest edited layer every candidate computes what the unedited model computed. A backward
+pass can compute a layer's activations again instead of keeping them. Knows no plans and no prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from heretic_kl.errors import UnsupportedModelError
+from heretic_kl.model.forward.tree_attention import attending_again
 from heretic_kl.model.sites.stack import stream_into, with_stream
 
 
@@ -77,6 +80,26 @@ def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             del module.forward
         else:
             module.forward = before
+
+
+@contextmanager
+def gradient_checkpointing(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Layers that run in the block keep their inputs alone, and run again in the backward pass.
+
+    What acts inside them, such as an edit, must be in force in the backward pass too. They must be
+    called without a cache, as it would grow twice, and draw nothing at random.
+    """
+    with ExitStack() as stack:
+        for layer in dict.fromkeys(layers):
+            checkpointed = partial(
+                checkpoint,
+                layer.forward,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=partial(attending_again, layer),
+            )
+            stack.enter_context(forward_replaced(layer, checkpointed))
+        yield
 
 
 @contextmanager

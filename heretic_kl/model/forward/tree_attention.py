@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -102,11 +103,13 @@ class _Gather:
 
 
 _LAYOUT: ContextVar[TreeAttention] = ContextVar("layout")
+_AGAIN = RLock()
+"""Backward passes have a thread for each device, and layers may share a config."""
 
 
 @contextmanager
-def attending(lm: CausalModel, layout: TreeAttention) -> Iterator[None]:
-    """Have the model's layers attend as the layout says until the block is left.
+def attending(model: nn.Module, layout: TreeAttention) -> Iterator[None]:
+    """Have a model, or one of its layers, attend as the layout says until the block is left.
 
     What runs inside must be token ids (K, M), or states of them, with `position_ids` (K, M) and no
     cache. `layout.calls` counts how often a layer has attended.
@@ -114,7 +117,7 @@ def attending(lm: CausalModel, layout: TreeAttention) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, tree_attention)
-    configs = _configs(lm)
+    configs = _configs(model)
     before = [config._attn_implementation for config in configs]
     token = _LAYOUT.set(layout)
     try:
@@ -127,9 +130,27 @@ def attending(lm: CausalModel, layout: TreeAttention) -> Iterator[None]:
         _LAYOUT.reset(token)
 
 
-def _configs(lm: CausalModel) -> list[Any]:
+def attending_again(
+    layer: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What is to surround a layer's forward pass, and what a repetition of it in a backward pass.
+
+    By then `attending` is left, and on a GPU another thread runs, without its context variables. So
+    the second has the layer attend by the layout that is in force now, if any; to be entered once.
+    """
+    layout = _LAYOUT.get(None)
+    return nullcontext(), nullcontext() if layout is None else _again(layer, layout)
+
+
+@contextmanager
+def _again(layer: nn.Module, layout: TreeAttention) -> Iterator[None]:
+    with _AGAIN, attending(layer, layout):
+        yield
+
+
+def _configs(model: nn.Module) -> list[Any]:
     """All that name an attention function, the outer ones first: setting one sets its parts."""
-    configs = (getattr(module, "config", None) for module in lm.model.modules())
+    configs = (getattr(module, "config", None) for module in model.modules())
     return list({id(c): c for c in configs if hasattr(c, "_attn_implementation")}.values())
 
 
@@ -219,7 +240,7 @@ def run_tree(
 ) -> Tensor:
     """Final hidden states of a tree's tokens, (K, M, D)."""
     at = positions.to(tokens.device).expand_as(tokens)
-    with attending(lm, attention):
+    with attending(lm.model, attention):
         output = lm.body(input_ids=tokens, position_ids=at, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden
