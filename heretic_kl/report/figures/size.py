@@ -41,19 +41,6 @@ def size_figure(rows: Sequence[Row], levels: Mapping[str, float]) -> Figure:
     colours = nominal("kind", KINDS, [COLOURS[0], COLOURS[5]])
     shapes = nominal("kind", KINDS, ["circle", "diamond"])
     place = {"x": x, "y": y}
-    label = {"type": "text", "fontSize": 10, "limit": 150, "color": "currentColor", "aria": False}
-    sides: list[tuple[str, Spec]] = [
-        ("!datum.below", {"align": "left", "dx": 6, "dy": -7}),
-        ("datum.below", {"align": "right", "dx": -6, "dy": 8}),
-    ]
-    names: list[Spec] = [
-        {
-            "transform": [{"filter": which}],
-            "mark": {**label, **where},
-            "encoding": {**place, "text": {"field": "name"}},
-        }
-        for which, where in sides
-    ]
     on_line = sorted((row for row in rows if row["pareto"]), key=lambda row: row["size"])
     return Figure(
         name="size",
@@ -88,10 +75,27 @@ def size_figure(rows: Sequence[Row], levels: Mapping[str, float]) -> Figure:
                     "encoding": {**place, "color": colours, "shape": shapes}
                     | {"description": {"field": "text"}},
                 },
-                *names,
+                *_names(place),
             ],
         },
     )
+
+
+def _names(place: Spec) -> list[Spec]:
+    """The candidates' names beside their points."""
+    label = {"type": "text", "fontSize": 10, "limit": 150, "color": "currentColor", "aria": False}
+    sides: list[tuple[str, Spec]] = [
+        ("!datum.below", {"align": "left", "dx": 6, "dy": -7}),
+        ("datum.below", {"align": "right", "dx": -6, "dy": 8}),
+    ]
+    return [
+        {
+            "transform": [{"filter": which}],
+            "mark": {**label, **where},
+            "encoding": {**place, "text": {"field": "name"}},
+        }
+        for which, where in sides
+    ]
 
 
 def _named_below(rows: Sequence[Row]) -> set[str]:
