@@ -39,6 +39,9 @@ LOWEST_MASS_LIMIT, HIGHEST_MASS_LIMIT = 1e-4, 0.5
 """Below the first one, which the study accepts, no prompt is told from another."""
 SHARE_WORTH_IT = 0.25
 """Of the longest refinement: where less time is left, no other is begun."""
+SHARE_OF_STRENGTHS = 0.2
+"""Of the time that is left: where measuring an edit at other strengths may take more, no time is
+set aside for it."""
 STARTS = 2
 """Trials whose loss is compared before the first one is refined."""
 
@@ -96,8 +99,7 @@ def _refine_until(run: RunParts, refiner: Refiner, aim: _Aim, wanted: int, deadl
     longest = 0.0
     while len(run.study.refined) < wanted:
         begun = time.perf_counter()
-        measuring = (1 + MEASUREMENTS) * _measuring_seconds(run)
-        seconds = from_first(lambda: deadline - begun - measuring)  # noqa: B023
+        seconds = from_first(lambda: _learning_seconds(run, deadline - begun))  # noqa: B023
         if seconds < SHARE_WORTH_IT * longest or seconds <= 0:
             break
         record = _refine_once(run, refiner, aim, seconds, deadline)
@@ -259,6 +261,13 @@ def _plan(run: RunParts, record: TrialRecord) -> Plan:
 def _measuring_seconds(run: RunParts) -> float:
     """What measuring one more edit may take: as long as the longest trial did."""
     return max((r.seconds for r in run.study.records if not r.refinement), default=0.0)
+
+
+def _learning_seconds(run: RunParts, left: float) -> float:
+    """Of the time that is left, without that of measuring the edit, at some strengths if it can."""
+    measuring = _measuring_seconds(run)
+    more = MEASUREMENTS * measuring
+    return left - measuring - (more if more <= SHARE_OF_STRENGTHS * left else 0)
 
 
 def _deadline(run: RunParts) -> float:
