@@ -74,6 +74,7 @@ def main() -> None:
                 },
             }
     results = json.loads(arguments.out.read_text("utf-8")) if arguments.out.exists() else {}
+    entry["ways"] = {**results.get(arguments.name, {}).get("ways", {}), **entry["ways"]}
     results[arguments.name] = entry
     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(entry))
@@ -153,12 +154,10 @@ def way(
 ) -> dict[str, Any]:
     """Learn once; what the kept edit has on validation prompts, and its counted refusals."""
     run = session.parts
-    begun = time.perf_counter()
     refined = run.refiner.refine(start, replace(options, steps=steps, seed=seed))
-    seconds = time.perf_counter() - begun
     (scores,) = run.suite.evaluate_objectives(run.engine, [refined.plan])
     refusals = scores["refusals"]
-    print(f"{refined.best.kl:.4f} nats, mass {refined.best.mass:.3f}, {seconds:.0f} s", flush=True)
+    print(f"{refined.best.kl:.4f} nats, mass {refined.best.mass:.3f}", flush=True)
     return {
         "seed": seed,
         "kl": refined.best.kl,
@@ -167,7 +166,6 @@ def way(
         "step": refined.best.step,
         "refusals": refusals.details["count"],
         "harmful_prompts": refusals.details["total"],
-        "seconds": round(seconds, 1),
         "checks": [_terms(check) for check in refined.checks],
     }
 
@@ -209,15 +207,13 @@ def _median(act: Callable[[], None]) -> float:
 def table(entry: dict[str, Any]) -> str:
     """The ways side by side, medians over seeds."""
     lines = [
-        "| way | KL, 16 positions | refusal mass | refusals | seconds |",
-        "|---|---|---|---|---|",
+        "| way | KL, 16 positions | refusal mass | refusals |",
+        "|---|---|---|---|",
     ]
     for name, runs in entry["ways"].items():
-        kl, mass, seconds = (
-            statistics.median(run[key] for run in runs) for key in ("kl", "mass", "seconds")
-        )
+        kl, mass = (statistics.median(run[key] for run in runs) for key in ("kl", "mass"))
         counts = ", ".join(f"{run['refusals']}/{run['harmful_prompts']}" for run in runs)
-        lines.append(f"| {name} | {kl:.4f} | {mass:.3f} | {counts} | {seconds:.0f} |")
+        lines.append(f"| {name} | {kl:.4f} | {mass:.3f} | {counts} |")
     step = entry["step"]
     lines.append(
         f"\na step {step['seconds']:.2f} s, a pass without gradients over the same prompts "
