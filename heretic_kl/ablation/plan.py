@@ -66,6 +66,8 @@ class Refinement:
     rank: int
     mass_limit: float
     """Largest mean probability of opening a response with a refusal that was aimed at."""
+    strength: float = 1.0
+    """By which all of it was multiplied afterwards, so that responses meet the target."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from heretic_kl.ablation import Refinement
 from heretic_kl.export.facts import ExportFacts, ScoreFacts
 from heretic_kl.export.hub.metadata import front_matter
 from heretic_kl.export.portable import portable, portable_text
@@ -191,8 +192,8 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
             f"From this start (trial {learned.start}) the {learned.form} of every site's operator "
             f"was learned by gradient in {learned.steps} steps: the KL divergence on harmless "
             "training prompts was lowered while the probability of opening a response with a "
-            f"refusal was to stay below {learned.mass_limit:.2g}. The learned operators are in the "
-            f"saved weights; their SHA-256 is `{learned.sha256[:16]}`."
+            f"refusal was to stay below {learned.mass_limit:.2g}. {_at_strength(learned)}The "
+            f"learned operators are in the saved weights; their SHA-256 is `{learned.sha256[:16]}`."
         )
     picked = f"rule `{facts.pick_rule}`" if facts.pick_rule else "hand"
     yield ""
@@ -205,6 +206,16 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
     yield "|---|---|"
     for parameter, value in portable(facts.parameters).items():
         yield f"| `{parameter}` | {_cell(value)} |"
+
+
+def _at_strength(learned: Refinement) -> str:
+    """A sentence, or nothing where the edit stayed as strong as it was learned."""
+    if learned.strength == 1:
+        return ""
+    return (
+        f"All of it was multiplied by {learned.strength:.2f} afterwards, the strength at which "
+        "responses met the target best. "
+    )
 
 
 def _prompts(facts: ExportFacts) -> Iterator[str]:

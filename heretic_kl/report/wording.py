@@ -108,8 +108,10 @@ def describe_edit(edit: EditParameters | None) -> str:
     words = f"{direction}; {', '.join(parts)}"
     if edit.refinement is not None:
         learned = edit.refinement
+        scaled = "" if learned.strength == 1 else f", at {learned.strength:.2f} times that strength"
         words = (
-            f"{learned.form} learned in {learned.steps} steps from trial {learned.start}: {words}"
+            f"{learned.form} learned in {learned.steps} steps from trial {learned.start}{scaled}: "
+            f"{words}"
         )
     return f"{words}; {_NORMS.get(edit.norm, edit.norm)}" if edit.norm != "none" else words
 

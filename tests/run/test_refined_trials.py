@@ -1,12 +1,14 @@
 """Refinement inside a run: refined trials join the study, are saved, resumed and kept by hash."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from heretic_kl import Session, Settings, events
+from heretic_kl.ablation import Refinement
 from heretic_kl.errors import MeasurementError, ReproductionError, StudyError
 from heretic_kl.export import read_reproduction
 from heretic_kl.kl import wilson_interval
@@ -17,6 +19,7 @@ from heretic_kl.scoring import Score, likely_value
 from heretic_kl.search import PlanStore
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
+LEARNED = Refinement("", start=0, steps=1, form="direction", rank=1, mass_limit=0.1)
 WORDS = "how do I make a cake please tell me about the weather in Rome first mix flour".split()
 
 
@@ -132,7 +135,7 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(workplace, tmp_path
 def test_the_strength_that_is_kept_is_that_of_the_trial(workplace, tmp_path, markers, monkeypatch):
     learned = []
 
-    def half(first, target, measure, in_time):
+    def half(first, target, measure, *rest):
         learned.append(first.outcome[0])
         return measure(0.5)
 
@@ -147,8 +150,16 @@ def test_the_strength_that_is_kept_is_that_of_the_trial(workplace, tmp_path, mar
         for key, operator in learned[0].items():
             change = operator.left @ operator.right.T
             assert torch.allclose(plan[key].left @ plan[key].right.T, 0.5 * change, atol=1e-6)
-        mass = float(run.parts.refiner.refusal_mass(plan).mean())
-        assert record.edit.refinement.mass_limit == pytest.approx(min(0.5, max(1e-4, mass)))
+        learned_under = record.edit.refinement.mass_limit
+        assert (record.edit.refinement.strength, learned_under) == (0.5, 0.05)
+        masses = [run.parts.refiner.refusal_mass(p).mean() for p in (plan, learned[0])]
+        stays = replace(record, scores={})  # no responses ask for another limit
+        aim = refine._next_aim(run.parts, run.parts.refiner, stays)
+        wanted = learned_under * float(masses[0] / masses[1])
+        assert aim.mass_limit == pytest.approx(min(0.5, max(1e-4, wanted)), rel=1e-3)
+        run.save(run.pick(f"trial={record.number}"), tmp_path / "saved", "lora")
+    card = (tmp_path / "saved/README.md").read_text(encoding="utf-8")
+    assert "All of it was multiplied by 0.50 afterwards" in " ".join(card.split())
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
     assert any("responses at 0.50 times that strength: " in notice for notice in notices)
 
@@ -231,18 +242,33 @@ def test_refinement_aims_at_what_the_default_rule_picks(refused, total, least, m
     share, interval = refused / total, wilson_interval(refused, total)
     details = {"count": refused, "total": total}
     score = Score(share, "", interval=(interval.low, interval.high), details=details)
-    record = SimpleNamespace(number=0, scores={"refusals": score}, objectives=(share,))
+    record = SimpleNamespace(scores={"refusals": score}, refinement=LEARNED)
     run = SimpleNamespace(settings=Settings(target_refusals=0.05))
-    aim = refine._next_aim(run, record, refine._Aim(record, 0.1))
+    aim = refine._next_aim(run, None, record)
     assert 0.1 * least <= aim.mass_limit <= 0.1 * most
     accepted = not refused or likely_value(score) <= 0.05
     assert accepted == (aim.mass_limit >= 0.1)
 
 
 def test_without_counted_refusals_the_limit_stays():
-    record = SimpleNamespace(number=0, scores={}, objectives=())
+    record = SimpleNamespace(scores={}, refinement=LEARNED)
     run = SimpleNamespace(settings=Settings(target_refusals=0.05))
-    assert refine._next_aim(run, record, refine._Aim(record, 0.1)).mass_limit == 0.1
+    assert refine._next_aim(run, None, record).mass_limit == 0.1
+
+
+def test_damage_is_in_nats_where_a_scorer_is_and_never_what_is_maximized():
+    def run(*units_and_roles):
+        names = [f"s{i}" for i in range(len(units_and_roles))]
+        pairs = list(zip(names, units_and_roles, strict=True))
+        specs = [SimpleNamespace(name=name, role=role) for name, (_, role) in pairs]
+        scorers = {name: SimpleNamespace(unit=unit) for name, (unit, _) in pairs}
+        return SimpleNamespace(suite=SimpleNamespace(objectives=specs, scorers=scorers))
+
+    scores = {"s0": Score(0.05, ""), "s1": Score(0.3, ""), "refusals": Score(0.9, "")}
+    assert refine._damage(run(("nats", "minimize"), ("share", "minimize")), scores) == 0.05
+    assert refine._damage(run(("nats", "minimize"), ("nats", "minimize")), scores) == 0.3
+    assert refine._damage(run(("share", "minimize"), ("share", "maximize")), scores) == 0.05
+    assert refine._damage(run(("share", "maximize")), scores) == 0
 
 
 def test_gradient_checkpointing_is_in_force_in_every_step_and_in_no_check(

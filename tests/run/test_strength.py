@@ -2,6 +2,7 @@
 
 import pytest
 
+from heretic_kl.errors import MeasurementError
 from heretic_kl.run.trials.strength import (
     MEASUREMENTS,
     STRONGEST,
@@ -80,3 +81,12 @@ def test_without_time_the_edit_stays_as_it_was_learned():
 def test_a_target_of_no_refusals_is_no_error():
     assert next_factor([at(1.0, 0.0)], 0.0) is None
     assert next_factor([at(1.0, 0.3)], 0.0) == STRONGEST
+
+
+def test_a_strength_that_cannot_be_measured_loses_nothing():
+    def measure(factor):
+        raise MeasurementError("the KL is not finite")
+
+    first, failures = at(1.0, 0.3), []
+    assert best_strength(first, TARGET, measure, failed=failures.append) is first
+    assert [str(error) for error in failures] == ["the KL is not finite"]

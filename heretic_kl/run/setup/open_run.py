@@ -178,17 +178,18 @@ def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
 def accepted_share(target: float, count: int) -> float:
     """The largest share of `count` responses that the pick rule `likely-refusals` accepts.
 
-    It wants the target with a confidence of 80%. Where it accepts none that refuses, half of one,
-    which a predicted share can be below.
+    It wants the target with a confidence of 80%. Half a response is added: a predicted share can
+    then be below it where none may refuse, and so can one of fewer responses, as degenerate ones do
+    not count.
     """
-    share = min(target, 0.5 / max(1, count))
+    accepted = 0
     for refused in range(1, int(target * count) + 1):
         low, high = wilson_interval(refused, count)
         details = {"count": refused, "total": count}
         score = Score(refused / count, "", interval=(low, high), details=details)
         if (likely_value(score) or 0.0) <= target:
-            share = refused / count
-    return share
+            accepted = refused
+    return min(target, (accepted + 0.5) / max(1, count))
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def _refine_until(run: RunParts, refiner: Refiner, aim: _Aim, wanted: int, deadl
             break
         record = _refine_once(run, refiner, aim, seconds, deadline)
         longest = max(longest, from_first(lambda: time.perf_counter() - begun))  # noqa: B023
-        aim = _next_aim(run, record, aim)
+        aim = _next_aim(run, refiner, record)
         left = longest * (wanted - len(run.study.refined))
         count = run.study.finished + len(run.study.refined)
         total = run.study.finished + wanted
@@ -115,8 +115,7 @@ def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
     """The last refined trial, or the trial with the smallest loss."""
     if run.study.refined:
         record = run.study.refined[-1]
-        assert record.refinement is not None
-        return _next_aim(run, record, _Aim(record, record.refinement.mass_limit))
+        return _next_aim(run, refiner, record)
     measured = [r for r in run.study.records if r.state in ("complete", "screened")]
     likely = sorted(measured, key=lambda record: _likely_loss(run, record))
     starts = list(islice((record for record in likely if _plan(run, record)), STARTS))
@@ -156,10 +155,12 @@ def _refine_once(
         steps=refined.steps,
         form=options.form,
         rank=table.rank,
-        mass_limit=_limit_at(refiner, aim, best.factor, plan),
+        mass_limit=aim.mass_limit,
+        strength=best.factor,
     )
     record = run.study.add_refined(aim.start, refinement, outcome, time.perf_counter() - begun)
     run.response_log.write(record.number, plan, "validation", run.suite)
+    run.response_log.forget()  # what it said at other strengths
     run.tell.notice(_comparison(record, refined, best.factor))
     return record
 
@@ -178,13 +179,14 @@ def _at_best_strength(
         outcome = _measured(run, refiner, scaled, predicted)
         scores = outcome.scores if isinstance(outcome, Screened) else outcome
         refusals = _likely_refusals(scores, target)
-        return AtStrength(factor, refusals, _damage(scores), (scaled, outcome))
+        return AtStrength(factor, refusals, _damage(run, scores), (scaled, outcome))
 
     return best_strength(
         measure(1.0),
         target,
         measure,
         lambda: from_first(lambda: deadline - time.perf_counter()) > _measuring_seconds(run),
+        lambda error: run.tell.notice(f"the edit stays as strong as it was learned: {error}"),
     )
 
 
@@ -200,14 +202,6 @@ def _likely_refusals(scores: Mapping[str, Score], target: float) -> float:
     return likely if score.value else min(likely, target)
 
 
-def _limit_at(refiner: Refiner, aim: _Aim, factor: float, plan: Plan) -> float:
-    """The limit on refusal mass that an edit at a multiple of its strength stands for."""
-    if factor == 1:
-        return aim.mass_limit
-    mass = float(refiner.refusal_mass(plan).mean())
-    return min(HIGHEST_MASS_LIMIT, max(LOWEST_MASS_LIMIT, mass))
-
-
 def _measured(
     run: RunParts, refiner: Refiner, plan: Plan, predicted: Collection[str]
 ) -> Mapping[str, Score] | Screened:
@@ -220,19 +214,29 @@ def _measured(
     return Screened(scores, dict.fromkeys(predicted, mass), promoted=True)
 
 
-def _next_aim(run: RunParts, record: TrialRecord, aim: _Aim) -> _Aim:
+def _next_aim(run: RunParts, refiner: Refiner, record: TrialRecord) -> _Aim:
     """Scale the limit by how far refusals, as the default pick counts them, are from the target."""
+    assert record.refinement is not None
     score, factor = record.scores.get(REFUSALS), 1.0
     if score is not None and score.value is not None:
         likely = (likely_value(score) or 0.0) if score.value else 0.0
         factor = max(TIGHTER, min(LOOSER, run.settings.target_refusals / max(likely, 1e-9)))
-    limit = min(HIGHEST_MASS_LIMIT, max(LOWEST_MASS_LIMIT, aim.mass_limit * factor))
-    return _Aim(record, limit)
+    limit = record.refinement.mass_limit * factor
+    if (strength := record.refinement.strength) != 1:
+        # What it was aimed at would be that much more or less at the strength that was kept.
+        limit *= _mass(run, refiner, record) / _mass(run, refiner, record, 1 / strength)
+    return _Aim(record, min(HIGHEST_MASS_LIMIT, max(LOWEST_MASS_LIMIT, limit)))
+
+
+def _mass(run: RunParts, refiner: Refiner, record: TrialRecord, factor: float = 1.0) -> float:
+    """Mean refusal mass of a trial's edit at a multiple of its strength."""
+    plan = {key: op.strengthened(factor) for key, op in _plan(run, record).items()}
+    return max(1e-9, float(refiner.refusal_mass(plan).mean()))
 
 
 def _likely_loss(run: RunParts, record: TrialRecord) -> tuple[float, float]:
     """Orders trials as the loss of refinement probably does, by what is known of them."""
-    damage = _damage(record.scores)
+    damage = _damage(run, record.scores)
     mass = record.predicted.get(REFUSALS)
     if mass is None:
         return float(_refused(record) > run.settings.target_refusals), damage
@@ -241,10 +245,18 @@ def _likely_loss(run: RunParts, record: TrialRecord) -> tuple[float, float]:
     return damage + options.multiplier * hinge, damage
 
 
-def _damage(scores: Mapping[str, Score]) -> float:
-    """The largest of the other objectives."""
-    others = (score.optimized or 0.0 for name, score in scores.items() if name != REFUSALS)
-    return max(others, default=0.0)
+def _damage(run: RunParts, scores: Mapping[str, Score]) -> float:
+    """The largest of the other objectives that are minimized; divergences alone, if there are any.
+
+    Shares and nats are no common scale.
+    """
+    values = {
+        spec.name: score.optimized or 0.0
+        for spec in run.suite.objectives
+        if spec.role == "minimize" and spec.name != REFUSALS and (score := scores.get(spec.name))
+    }
+    nats = [value for name, value in values.items() if run.suite.scorers[name].unit == "nats"]
+    return max(nats or values.values(), default=0.0)
 
 
 def _refused(record: TrialRecord) -> float:

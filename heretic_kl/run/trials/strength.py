@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from heretic_kl.errors import HereticKLError
+
 MEASUREMENTS = 2
 """Of one edit at other strengths, at most."""
 STEEPEST, FLATTEST = 3.0, 1.5
@@ -42,6 +44,7 @@ def best_strength(
     target: float,
     measure: Callable[[float], AtStrength[Outcome]],
     in_time: Callable[[], bool] = lambda: True,
+    failed: Callable[[HereticKLError], None] = lambda error: None,
 ) -> AtStrength[Outcome]:
     """The least damaging strength that meets the target, of a few that are measured.
 
@@ -50,6 +53,7 @@ def best_strength(
         target: share of refusals that is acceptable.
         measure: measures the edit at a factor.
         in_time: whether there is time for one more measurement.
+        failed: told why one failed; then no other is made.
 
     Returns:
         One of the measured ones, `first` included; if none meets the target, the nearest.
@@ -59,7 +63,11 @@ def best_strength(
         factor = next_factor(measured, target)
         if factor is None or not in_time():
             break
-        measured.append(measure(factor))
+        try:
+            measured.append(measure(factor))
+        except HereticKLError as error:  # what was measured before stays
+            failed(error)
+            break
     return min(measured, key=lambda one: one.order(target))
 
 

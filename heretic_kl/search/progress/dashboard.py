@@ -35,7 +35,8 @@ def keep_note(storage: BaseStorage, study_id: int, trial_id: int, record: TrialR
 def _note(record: TrialRecord) -> str:
     lines = [f"- {name}: {score.text}" for name, score in record.scores.items()]
     if (learned := record.refinement) is not None:
-        lines.append(f"- refined from trial {learned.start} in {learned.steps} steps")
+        scaled = "" if learned.strength == 1 else f", {learned.strength:.2f} times as strong"
+        lines.append(f"- refined from trial {learned.start} in {learned.steps} steps{scaled}")
     if record.stopped is not None:
         lines += [f"- {name}: {text}" for name, text in record.stopped.findings.items()]
         lines.append(f"- stopped: trial {record.stopped.dominated_by} is better")
