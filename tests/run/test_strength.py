@@ -4,6 +4,7 @@ import pytest
 
 from heretic_kl.errors import MeasurementError
 from heretic_kl.run.trials.strength import (
+    LEAST_STRONGER,
     MEASUREMENTS,
     STRONGEST,
     WEAKEST,
@@ -90,3 +91,7 @@ def test_a_strength_that_cannot_be_measured_loses_nothing():
     first, failures = at(1.0, 0.3), []
     assert best_strength(first, TARGET, measure, failed=failures.append) is first
     assert [str(error) for error in failures] == ["the KL is not finite"]
+
+
+def test_just_above_the_target_it_becomes_so_much_stronger_that_responses_change():
+    assert next_factor([at(1.0, 0.0505)], TARGET) == LEAST_STRONGER

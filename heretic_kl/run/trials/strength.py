@@ -19,7 +19,9 @@ STEEPEST, FLATTEST = 3.0, 1.5
 NEAREST = 0.97
 """No strength is measured that is nearer than this factor to one that meets the target."""
 WEAKEST, STRONGEST = 0.6, 1.5
-"""Factors between one measurement and the next."""
+"""Factors between one measurement and the next, at most."""
+LEAST_STRONGER = 1.06
+"""By less, often no response changes."""
 
 Outcome = TypeVar("Outcome")
 
@@ -80,7 +82,7 @@ def next_factor(measured: list[AtStrength[Outcome]], target: float) -> float | N
     if weakest is None:
         assert strongest is not None  # one of both has something
         power = (strongest.refusals / max(target, 1e-9)) ** (1 / FLATTEST)
-        return strongest.factor * float(min(STRONGEST, power))
+        return strongest.factor * float(min(STRONGEST, max(LEAST_STRONGER, power)))
     if strongest is None:
         power = (max(weakest.refusals, 1e-9) / max(target, 1e-9)) ** (1 / STEEPEST)
         factor = weakest.factor * max(WEAKEST, power)
