@@ -334,7 +334,7 @@ def test_running_out_of_memory_makes_smaller_steps_and_batches(
         assert sizes[-1] == (1, 1)
 
 
-@pytest.mark.parametrize(("left", "learns"), [(100.0, 70.0), (40.0, 30.0), (float("inf"),) * 2])
+@pytest.mark.parametrize(("left", "learns"), [(200.0, 160.0), (40.0, 30.0), (float("inf"),) * 2])
 def test_time_for_other_strengths_is_set_aside_where_it_is_a_small_part(left, learns):
     trial = SimpleNamespace(refinement=None, seconds=10.0)
     run = SimpleNamespace(study=SimpleNamespace(records=[trial]))

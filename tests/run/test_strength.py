@@ -94,4 +94,6 @@ def test_a_strength_that_cannot_be_measured_loses_nothing():
 
 
 def test_just_above_the_target_it_becomes_so_much_stronger_that_responses_change():
-    assert next_factor([at(1.0, 0.0505)], TARGET) == LEAST_STRONGER
+    first, second = at(1.0, 0.0505), at(LEAST_STRONGER, 0.0505)
+    assert next_factor([first], TARGET) == LEAST_STRONGER
+    assert next_factor([first, second], TARGET) == pytest.approx(LEAST_STRONGER**3)

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from heretic_kl.errors import HereticKLError
 
-MEASUREMENTS = 2
+MEASUREMENTS = 3
 """Of one edit at other strengths, at most."""
 STEEPEST, FLATTEST = 3.0, 1.5
 """Refusals change about with a power of the strength between these."""
@@ -21,7 +21,7 @@ NEAREST = 0.97
 WEAKEST, STRONGEST = 0.6, 1.5
 """Factors between one measurement and the next, at most."""
 LEAST_STRONGER = 1.06
-"""By less, often no response changes."""
+"""By less, often no response changes; its square the second time, its cube the third time."""
 
 Outcome = TypeVar("Outcome")
 
@@ -82,7 +82,7 @@ def next_factor(measured: list[AtStrength[Outcome]], target: float) -> float | N
     if weakest is None:
         assert strongest is not None  # one of both has something
         power = (strongest.refusals / max(target, 1e-9)) ** (1 / FLATTEST)
-        return strongest.factor * float(min(STRONGEST, max(LEAST_STRONGER, power)))
+        return strongest.factor * float(min(STRONGEST, max(LEAST_STRONGER ** len(missing), power)))
     if strongest is None:
         power = (max(weakest.refusals, 1e-9) / max(target, 1e-9)) ** (1 / STEEPEST)
         factor = weakest.factor * max(WEAKEST, power)
