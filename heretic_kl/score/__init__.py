@@ -24,7 +24,7 @@ from heretic_kl.score.hub import (
 )
 from heretic_kl.score.loader import Backend, Loading
 from heretic_kl.score.measurement import Measurement
-from heretic_kl.score.preflight import check_models, tokenizer_of
+from heretic_kl.score.preflight import check_logits_fit, check_models, tokenizer_of
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike
 from heretic_kl.score.teacher_forced_kl import TeacherForcedKL
 from heretic_kl.score.text import Document, TextKL, load_documents
@@ -51,6 +51,7 @@ __all__ = [
     "WorstPosition",
     "WorstPrompt",
     "card_metadata",
+    "check_logits_fit",
     "check_models",
     "evaluation_results",
     "load_documents",

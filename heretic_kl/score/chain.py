@@ -71,14 +71,18 @@ def measure_chain(
     models: Sequence[Any],
     measurements: Sequence[Measurement],
     *,
+    base: Any = None,
     dtype: DtypeName | None = None,
 ) -> ChainMeasurement:
     """Measure every model of a chain from every earlier one; one is loaded at a time.
 
+    A model runs in the same dtype wherever it stands in the chain.
+
     Args:
         kl: of the first model.
         models: those that follow it, in order.
-        measurements: `kl.score` of each of them.
+        measurements: `kl.score` of each of them, with the same `base` and `dtype`.
+        base: of those that are adapters; see `TeacherForcedKL.score`.
         dtype: of these models; see `TeacherForcedKL.score`.
 
     Raises:
@@ -86,8 +90,9 @@ def measure_chain(
     """
     pairs = [ChainPair(0, later, measured) for later, measured in enumerate(measurements, 1)]
     for earlier in range(1, len(models)):
-        seen = kl.seen_by(models[earlier - 1], dtype=dtype)
+        seen = kl.seen_by(models[earlier - 1], base=base, dtype=dtype)
         for later in range(earlier + 1, len(models) + 1):
-            measured = seen.score(models[later - 1], dtype=dtype)
+            measured = seen.score(models[later - 1], base=base, dtype=dtype)
             pairs.append(ChainPair(earlier, later, measured))
+        del seen  # its logits or its model, before the next one's are there
     return ChainMeasurement(tuple(pairs))

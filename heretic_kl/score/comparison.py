@@ -273,15 +273,16 @@ class MeasuresCandidates(StorableReference):
         measurements = [self.score(model, dtype=dtype) for _, model in named]
         return Comparison.of([name for name, _ in named], measurements)
 
-    def seen_by(self, model: Any, *, dtype: DtypeName | None = None) -> Self:
+    def seen_by(self, model: Any, *, base: Any = None, dtype: DtypeName | None = None) -> Self:
         """The same inputs with another model as the reference, to measure a third from it.
 
         Args:
             model: as for `score`.
-            dtype: as for `score`.
+            base: as for `score`.
+            dtype: as for `score`. The third is loaded in the same where none is asked for.
         """
         other = copy(self)
-        other._run = self._run.seen_by(model, dtype=dtype)
+        other._run = self._run.seen_by(model, base=base, dtype=dtype)
         other.bands = ()  # of another model
         return other
 

@@ -146,7 +146,7 @@ class ModelLoader:
         if source is not None:
             base = self.take_reference(source)
             self.check(source, base)
-            tokenizer = tokenizer or self._tokenizer_of_reference(source, base)
+            tokenizer = tokenizer or self.tokenizer_of_reference(source, base)
             if self.backend == "llama.cpp" and source.gguf_file is not None:
                 used = chat_template(tokenizer, template)
                 chat = ChatEncoder(tokenizer, used, variables or {}, response_prefix)
@@ -175,6 +175,15 @@ class ModelLoader:
         """Remember the reference; return what it is put on if it is an adapter."""
         self._reference = source
         return self._base(source, as_source(self.base))
+
+    def tokenizer_of_reference(self, source: ModelSource, base: ModelSource | None) -> Any:
+        """Of an adapter without one its base's.
+
+        Raises:
+            ModelError: there is none.
+        """
+        home = source if has_tokenizer(source) or base is None else base
+        return load_tokenizer(home, self.trust_remote_code)
 
     def candidate(
         self,
@@ -287,10 +296,6 @@ class ModelLoader:
                 f"adapter {source.name!r} names {base.name!r} as its base, which is not to be "
                 f"found: give one with --base ({error})"
             ) from error
-
-    def _tokenizer_of_reference(self, source: ModelSource, base: ModelSource | None) -> Any:
-        home = source if has_tokenizer(source) or base is None else base
-        return load_tokenizer(home, self.trust_remote_code)
 
     def _unpacked(self, source: ModelSource, tokenizer: Any) -> CausalModel:
         return adopt_model(self._load(source, None, self.dtype), tokenizer, template="none")

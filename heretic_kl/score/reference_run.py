@@ -153,7 +153,7 @@ class ReferenceRun(ReferenceSide):
                 *(self, source, reduction),
                 base=put_on,
                 dtype=dtype,
-                floor=floor and self.head is not None,  # of a stored one the model may not fit
+                floor=floor and self.head is not None,  # none from stored logits, or in a chain
                 watch=watch,
                 observe=observe,
             )
@@ -184,6 +184,8 @@ class ReferenceRun(ReferenceSide):
     ) -> ReferenceRun:
         """The same sequences with another model as the reference, to measure a third from it.
 
+        The third is loaded in what this one's candidates are, where no dtype is asked for.
+
         Args:
             model: as for `compare`.
             sequences: other ones in their place.
@@ -194,16 +196,20 @@ class ReferenceRun(ReferenceSide):
         source, fed = as_source(model), self.sequences if sequences is None else sequences
         positions = int(self.reference.mask.shape[1])
         settings = {**self.reference.identity.settings, "model": None}
+        alike = dtype or self.dtype_for_candidates()
         if native and source is not None and self.loader.in_vllm(source):
-            return replace(self, reference=reference_in_vllm(self, source, settings), head=None)
+            put_on = self.loader.base_of(source, base)
+            seen = reference_in_vllm(self, source, settings, base=put_on, dtype=dtype)
+            return replace(self, reference=seen, head=None, candidate_dtype=alike)
         if native and source is not None and self.loader.in_llama(source):
-            return replace(self, reference=reference_in_llama(self, source, settings), head=None)
+            seen = reference_in_llama(self, source, settings)
+            return replace(self, reference=seen, head=None, candidate_dtype=alike)
         lm, own_tokenizer = self.loader.candidate(
             model,
             self.tokenizer if source is not None and source.gguf_file is not None else None,
             base,
             fallback=self.tokenizer,
-            dtype=dtype or self.dtype_for_candidates(),
+            dtype=alike,
         )
         if own_tokenizer:
             self.require(tokenizer_hash=lm.tokenizer_hash())
@@ -217,7 +223,7 @@ class ReferenceRun(ReferenceSide):
             trees=self.trees,
             packs=self.packs and packed_bytes(lm) > 0,
         )
-        return replace(other, tokenizer=self.tokenizer)
+        return replace(other, tokenizer=self.tokenizer, candidate_dtype=alike)
 
     def _ran(
         self,

@@ -15,6 +15,11 @@ from heretic_kl.model import DtypeName
 from heretic_kl.score.detail import ForcedInputs
 from heretic_kl.score.loader import ModelLoader
 
+HEAD_NEEDED = (
+    "a stored reference of hidden states alone cannot be compared with a model in llama.cpp, in "
+    "vLLM or behind a server: store its head, too (--store head)"
+)
+
 
 @dataclass
 class ReferenceSide:
@@ -32,6 +37,8 @@ class ReferenceSide:
     """Sequences run as trees of tokens."""
     packs: bool = False
     """Weights are laid out for the CPU."""
+    candidate_dtype: DtypeName | None = None
+    """Of candidates where none is asked for; None: the reference's. In a chain the first one's."""
 
     @cached_property
     def sequences(self) -> tuple[ForcedSequence, ...]:
@@ -68,10 +75,7 @@ class ReferenceSide:
             self.require(vocabulary_size=vocabulary)
             return None, vocabulary
         if self.head is None:
-            raise MeasurementError(
-                "a stored reference of hidden states alone cannot be compared with a model in "
-                "llama.cpp, in vLLM or behind a server: store its head, too (--store head)"
-            )
+            raise MeasurementError(HEAD_NEEDED)
         if vocabulary == self.head.vocabulary:
             return self.head, vocabulary
         size = self._common_size(vocabulary)
@@ -79,8 +83,10 @@ class ReferenceSide:
 
     def dtype_for_candidates(self) -> DtypeName | None:
         """The reference's where no other is asked for: a KL should not measure two dtypes."""
+        if self.loader.dtype != "auto":
+            return None
         by_name: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
-        return by_name.get(self.dtype) if self.loader.dtype == "auto" else None
+        return self.candidate_dtype or by_name.get(self.dtype)
 
     def heads(self, candidate_head: Head) -> tuple[Head, Head]:
         """Reference's and candidate's head, on the candidate's device, of one vocabulary."""

@@ -12,6 +12,7 @@ import torch
 from heretic_kl.engine import NoiseFloor
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl import DivergenceReduction, Head, Reference, vocabulary_hash
+from heretic_kl.kl.reference import StoredLogits
 from heretic_kl.model import free_memory
 from heretic_kl.score.bands import Band, bands_of, stored_bands
 from heretic_kl.score.llama.reference import LiveLogits
@@ -63,8 +64,10 @@ class StorableReference:
             )
         if store == "head" and (self._run.head is None or self.reference.hidden is None):
             raise MeasurementError("the head can only be stored where it is known, with its states")
-        if store == "logits":
-            _require_memory(self.reference)
+        if store == "logits" and not isinstance(self.reference.logits, StoredLogits):
+            size = self.reference.identity.vocabulary_size
+            has_hidden = self.reference.hidden is not None
+            require_memory(self.reference.rows, size, has_hidden=has_hidden)
         stored = self._run.with_logits() if store == "logits" else self.reference
         head = self._run.head if store == "head" else None
         settings = {**stored.identity.settings, **self._facts()}
@@ -123,13 +126,20 @@ class StorableReference:
         return facts
 
 
-def _require_memory(reference: Reference) -> None:
-    """Refuse logits that do not fit in memory."""
-    needed = 4 * reference.rows * reference.identity.vocabulary_size
+def require_memory(rows: int, vocabulary: int, *, has_hidden: bool, most: str = "") -> None:
+    """Refuse logits that do not fit in memory while they are stored.
+
+    Args:
+        rows: scored positions.
+        vocabulary: V.
+        has_hidden: hidden states could be stored instead.
+        most: said before `rows` where these are the most that there can be.
+    """
+    needed = 4 * rows * vocabulary
     free = free_memory(torch.device("cpu"))
     if free is not None and needed > free:
-        instead = "measure less" if reference.hidden is None else "store the head (--store head)"
+        instead = "store the head (--store head)" if has_hidden else "measure less"
         raise MeasurementError(
-            f"logits of {reference.rows} positions take {needed / 1e9:.3g} GB of memory, and "
+            f"logits of {most}{rows} positions take {most}{needed / 1e9:.3g} GB of memory, and "
             f"{free / 1e9:.3g} GB are free: {instead}"
         )

@@ -1,6 +1,7 @@
 """The original model's side: given, loaded, computed."""
 
 import dataclasses
+import gc
 import math
 
 import pytest
@@ -63,8 +64,25 @@ def test_stored_logits_keep_probabilities_and_infinities():
     torch.testing.assert_close(found.exp(), wide.double().softmax(-1), rtol=1e-3, atol=1e-9)
     with pytest.raises(MeasurementError, match="reference logits"):
         Reference.from_logits(torch.zeros(2, 1), mask, [wide * math.nan], LOGITS_IDENTITY)
-    with pytest.raises(ValueError, match="at least one"):
-        Reference.from_logits(torch.zeros(2, 1), mask, [], LOGITS_IDENTITY)
+    for chunks, reason in (([], "at least one"), ([wide[:1]], "got 1"), ([wide, wide], "got 4 or")):
+        with pytest.raises(ValueError, match=f"must hold 2 rows in all.*{reason}"):
+            Reference.from_logits(torch.zeros(2, 1), mask, chunks, LOGITS_IDENTITY)
+
+
+def test_stored_logits_are_written_where_they_stay():
+    def held():
+        halves = [t for t in gc.get_objects() if type(t) is torch.Tensor]
+        return sum(tensor.nbytes for tensor in halves if tensor.dtype == torch.float16)
+
+    def chunks():
+        for row in HIDDEN:
+            sizes.append(held())
+            yield HEAD.logits(row.unsqueeze(0))
+
+    sizes = []
+    stored = Reference.from_logits(TOKENS, MASK, chunks(), LOGITS_IDENTITY).logits
+    assert sizes == [sizes[0], *[sizes[0] + 2 * 5 * 57] * 4]
+    torch.testing.assert_close(stored.shifted, LOGITS.logits.shifted, rtol=2e-3, atol=1e-3)
 
 
 def test_a_candidate_may_bring_its_own_head():

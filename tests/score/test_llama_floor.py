@@ -1,9 +1,11 @@
 """The floor across back ends: where it is measured, and that it stands beside every result."""
 
 import pytest
+import torch
 from gguf_models import built, make_models
 
 from heretic_kl.cli.score.chain_cells import chain_cells
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.score import (
     MeasuredOn,
     card_metadata,
@@ -11,6 +13,7 @@ from heretic_kl.score import (
     measure_chain,
     merged_with_lm_eval,
 )
+from heretic_kl.score.llama import model
 
 pytest.importorskip("llama_cpp")
 
@@ -63,3 +66,18 @@ def test_bands_of_a_reference_in_llama_are_those_of_its_weights(models):
     for ours, theirs in zip(live.bands, beside.bands, strict=True):
         assert ours.bits == theirs.bits and ours.kl == pytest.approx(theirs.kl, rel=1e-3)
     assert "-bit rounding" in live.score(models / "q4_0.gguf").verdict
+
+
+def test_a_second_context_runs_in_step_with_the_first(models, monkeypatch):
+    monkeypatch.setattr(model, "MOST_ROWS", 4)
+    opened = model.LlamaModel(models / "q8_0.gguf", context=64)
+    beside = opened.beside()
+    beside.block_rows = 2
+    sequence = ForcedSequence((1, 2, 3), tuple(range(4, 16)))
+    alone = [torch.cat(list(one.blocks(sequence))) for one in (opened, beside)]
+    second = beside.blocks(sequence)
+    pairs = [(block, torch.cat([next(second), next(second)])) for block in opened.blocks(sequence)]
+    for apart, in_step in zip(alone, zip(*pairs, strict=True), strict=True):
+        assert torch.equal(apart, torch.cat(in_step))
+    del opened  # whose weights the other one holds
+    assert torch.equal(torch.cat(list(beside.blocks(sequence))), alone[1])

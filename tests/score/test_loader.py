@@ -99,6 +99,23 @@ class TestPreflight:
         with pytest.raises(MeasurementError, match="another tokenizer"):
             check_models(kl.reference, [stranger])
 
+    def test_one_without_its_head_is_refused_early(self, kl, original, tmp_path, monkeypatch):
+        monkeypatch.setattr("heretic_kl.score.loader.require_vllm", lambda: None)
+        kl.save(tmp_path / "r.safetensors")
+        file = tmp_path / "x.gguf"
+        file.write_text("nothing")
+        for candidate, backend in (
+            (file, "llama.cpp"),
+            (original, "vllm"),
+            ("http://localhost:1/v1#m", "auto"),
+        ):
+            with pytest.raises(MeasurementError, match="--store head"):
+                check_models(kl.reference, [candidate], head=False, backend=backend)
+        check_models(kl.reference, [file], backend="llama.cpp")
+        stored = TeacherForcedKL.load(tmp_path / "r.safetensors", backend="llama.cpp")
+        with pytest.raises(MeasurementError, match="--store head"):
+            stored.score(file)  # before it is opened
+
     def test_an_adapter_on_an_adapter(self, original, make_adapter):
         adapter = make_adapter(original, str(original))
         with pytest.raises(UnsupportedModelError, match="is an adapter itself"):

@@ -158,9 +158,12 @@ class TestStored:
         with pytest.raises(MeasurementError, match="is damaged: its windows"):
             TextKL.load(file, DOCUMENTS, **self.OPTIONS)
 
-    def test_what_cannot_be_stored(self, original, file, monkeypatch):
+    def test_what_cannot_be_stored(self, original, file, tmp_path, monkeypatch):
         kl = built(original, noise_floor=False)
+        kl.save(tmp_path / "logits.safetensors", store="logits")
+        stored = TextKL.load(tmp_path / "logits.safetensors", DOCUMENTS, **self.OPTIONS)
         monkeypatch.setattr("heretic_kl.score.stored.free_memory", lambda device: 1000)
+        stored.save(tmp_path / "again.safetensors", store="logits")  # which are in memory already
         with pytest.raises(MeasurementError, match="GB are free: store the head"):
             kl.save(file, store="logits")
         kl = built(original, DOCUMENTS[:1], llama_windows=True, noise_floor=False)

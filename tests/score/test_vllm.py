@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import warnings
+import weakref
 from copy import deepcopy
 from types import ModuleType, SimpleNamespace
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from heretic_kl.cli import main as cli
 from heretic_kl.cli.score.chain_cells import chain_cells
 from heretic_kl.errors import MeasurementError, ModelError
-from heretic_kl.score import TeacherForcedKL, measure_chain
+from heretic_kl.score import TeacherForcedKL, measure_chain, reference_run
 from heretic_kl.score.vllm.model import SURROUNDINGS, VLLMModel
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
@@ -149,13 +150,33 @@ class TestValues:
         measured = [kl.score(step) for step in steps]
         step = measure_chain(kl, steps, measured).pairs[2]
         assert step.measurement.kl == 0.0 and not step.rounded and not notices
-        monkeypatch.setattr("heretic_kl.score.vllm.candidate.free_memory", lambda device: 1000)
+        size = kl.reference.rows * kl.reference.identity.vocabulary_size
+        free = "heretic_kl.score.vllm.candidate.free_memory"
+        monkeypatch.setattr(free, lambda device: 2 * size)
         chain = measure_chain(kl, steps, measured)
         step = chain.pairs[2]
         assert 0.0 < step.measurement.kl < 1e-6 and step.rounded
         assert step.measurement.reference_dtype == "float32, vLLM, held as float16"
         assert len(notices) == 1 and "held as float16: as float32 they take" in notices[0]
         assert chain_cells(chain)[3][1] == "candidate 1, as float16"
+        monkeypatch.setattr(free, lambda device: 2 * size - 1)
+        with pytest.raises(MeasurementError, match="GB even as float16, and .* measure fewer"):
+            measure_chain(kl, steps, measured)
+
+    def test_of_a_chain_the_logits_of_one_model_are_held(self, built, models, monkeypatch):
+        held, real = [], reference_run.reference_in_vllm
+
+        def watched(*words, **options):
+            assert [logits() for logits in held] == [None] * len(held)
+            seen = real(*words, **options)
+            held.append(weakref.ref(seen.logits.logits))
+            return seen
+
+        monkeypatch.setattr(reference_run, "reference_in_vllm", watched)
+        kl = built(noise_floor=False)
+        steps = [models / name for name in ("other", "original", "other", "original")]
+        chain = measure_chain(kl, steps, [kl.score(step) for step in steps])
+        assert len(held) == 3 and len(chain.pairs) == 10
 
     def test_the_users_surroundings_are_left_alone(self, built, models, monkeypatch):
         monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
@@ -172,6 +193,15 @@ class TestAdapters:
         kl._run.loader.backend = "transformers"
         assert here.kl == pytest.approx(kl.score(adapter).kl, rel=1e-3)
         assert here.kl > 1e-4
+
+    def test_in_a_chain_it_is_put_on_the_same_base(self, built, models, make_adapter):
+        adapter = make_adapter(models / "original", base=str(models / "original"))
+        kl, base = built(noise_floor=False), models / "other"
+        for backend in ("vllm", "transformers"):
+            kl._run.loader.backend = backend
+            measured = [kl.score(adapter, base=base)] * 2
+            chain = measure_chain(kl, [adapter, adapter], measured, base=base)
+            assert chain.pairs[2].measurement.kl == 0.0 < 0.01 < measured[0].kl
 
     def test_one_that_changes_nothing_is_refused(self, built, models, make_adapter):
         adapter = make_adapter(models / "original", base=str(models / "original"), random=False)
@@ -239,6 +269,18 @@ class TestChecks:
         with pytest.raises(ModelError, match="only its dtype was wanted"):
             kl.score(quantized)
         assert [dtype for dtype, _ in Engine.asked] == ["float32", "auto"]
+
+    @pytest.mark.parametrize("dtype", [None, "bfloat16"])
+    def test_in_a_chain_it_is_the_same_for_every_model(self, built, models, dtype):
+        kl, steps = built(noise_floor=False, dtype="auto"), [models / "other"] * 3
+        measured = [kl.score(step, dtype=dtype) for step in steps]
+        Engine.asked.clear()
+        measure_chain(kl, steps, measured, dtype=dtype)
+        used = [asked for asked, _ in Engine.asked]
+        assert used == [dtype or kl.reference_dtype] * 5  # two in the middle, three after them
+        kl._run.loader.backend = "transformers"
+        seen = kl.seen_by(steps[0], dtype=dtype)
+        assert seen.score(steps[0]).candidate_dtype == (dtype or kl.reference_dtype)
 
 
 class TestCommand:

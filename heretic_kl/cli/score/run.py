@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from heretic_kl.cli.command import Command
 from heretic_kl.cli.output import STDOUT, observing, writes_json
@@ -74,16 +75,22 @@ def run(words: Sequence[str]) -> int:
 # --- before anything runs -------------------------------------------------------------------
 
 
-def _check_models(settings: ScoreSettings) -> None:
-    from heretic_kl.kl import Reference
+def _check_models(settings: ScoreSettings, prompts: Sequence[Prompt] | None) -> None:
+    from heretic_kl.kl import Head, Reference
     from heretic_kl.model import ModelSource
     from heretic_kl.model.loading.chat import chat_template
-    from heretic_kl.score import check_models
+    from heretic_kl.score import check_logits_fit, check_models
 
     if settings.reference_cache_type != "f16" and _backend(settings) != "llama.cpp":
         raise ConfigError(
             "--reference-cache-type has no effect on a reference in transformers: add --backend "
             "llama.cpp"
+        )
+    in_llama = _backend(settings) == "llama.cpp" and _is_gguf(settings.name)
+    if settings.save_reference is not None and in_llama and settings.store != "logits":
+        raise ConfigError(
+            "--save-reference: a reference in llama.cpp has no hidden states to store: add --store "
+            "logits, or --backend transformers"
         )
     if settings.base is not None:
         names = (*settings.candidate, *(() if settings.stored else (settings.name,)))
@@ -92,11 +99,31 @@ def _check_models(settings: ScoreSettings) -> None:
     if settings.chat_template != "model":
         chat_template(None, settings.chat_template)
     reference: Reference | str | None = settings.name
+    head = True
     if settings.stored:
-        reference = Reference.load(expanded(settings.name))
+        path = expanded(settings.name)
+        reference, head = Reference.load(path), Head.load(path) is not None
     elif settings.base_logits:
         reference = None
-    check_models(reference, settings.candidate, **_loading(settings))
+    check_models(reference, settings.candidate, head=head, **_loading(settings))
+    if settings.save_reference is not None and settings.store == "logits":
+        positions = partial(_most_positions, settings, prompts)
+        check_logits_fit(settings.name, positions, **_loading(settings))
+
+
+def _most_positions(
+    settings: ScoreSettings, prompts: Sequence[Prompt] | None, tokenizer: Any
+) -> int:
+    """How many positions are scored at most, over text exactly so many."""
+    from heretic_kl.score import load_documents
+    from heretic_kl.score.text.windows import cut_documents
+
+    if prompts is not None:
+        return len(prompts) * settings.kl_tokens
+    documents = load_documents(settings.text, settings.text_column)
+    lengths = {"context": settings.context, "stride": settings.stride}
+    windows = cut_documents(documents, tokenizer, **lengths)
+    return sum(len(window.sequence.response) for window in windows)
 
 
 def _loading(settings: ScoreSettings) -> Loading:
@@ -145,7 +172,7 @@ def _measure(
         torch.set_num_threads(settings.threads)
     stages = MeasuringStages(observer, "windows" if settings.over_text else "prompts")
     with stages.stage("Checking the models"):
-        _check_models(settings)
+        _check_models(settings, prompts)
     name = settings.name
     with stages.stage(f"Measuring the reference {name}"), _within_memory(name):
         kl = _reference(settings, prompts, observer, stages)

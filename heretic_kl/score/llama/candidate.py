@@ -85,9 +85,14 @@ def compare_natively(
             quantized cache is no part of that: it is what the candidate is measured with.
         watch: see `ReferenceRun.compare`.
         observe: likewise.
+
+    Raises:
+        ModelError: llama.cpp cannot load it.
+        MeasurementError: another tokenizer, or the reference has neither logits nor a head.
     """
     from heretic_kl.score.reference_run import CandidateTable
 
+    run.head_for(run.reference.identity.vocabulary_size)  # refuses a reference without any
     apart = _floor(run, source, reduction) if floor else None
     model = open_model(run, source)
     try:

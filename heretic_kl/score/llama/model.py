@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import weakref
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -68,6 +69,7 @@ class LlamaModel:
     ) -> None:
         self.library = library = _library()
         self.name = path.name
+        self._weights: LlamaModel | None = None
         _errors.clear()
         model_options = library.llama_model_default_params()
         model_options.n_gpu_layers = -1 if on_gpu else 0
@@ -80,30 +82,48 @@ class LlamaModel:
         self.quantization: str = "unknown" if kind is None else kind.decode()
         """What most weights are stored as, in llama.cpp's words, for instance `Q4_K - Medium`."""
         self.block_rows = max(1, min(MOST_ROWS, BLOCK_ELEMENTS // self.vocabulary))
-        options = _context_options(library, context, self.block_rows, cache_type)
-        self._context = library.llama_init_from_model(self._model, options)
-        if not self._context:
+        self._options = _context_options(library, context, self.block_rows, cache_type)
+        self._held = f"{context} tokens of {path.name!r} with {cache_type} keys and values"
+        try:
+            self._begin()
+        except ModelError:
             library.llama_model_free(self._model)
-            raise ModelError(
-                f"llama.cpp cannot hold a context of {context} tokens of {path.name!r} with "
-                f"{cache_type} keys and values{_reason()}"
-            )
-        self._batch = library.llama_batch_init(BATCH, 0, 1)
-        self._memory = library.llama_get_memory(self._context)
+            raise
         self.close = weakref.finalize(self, _free, library, self._model, self._context, self._batch)
 
-    def blocks(self, sequence: ForcedSequence, rows: int | None = None) -> Iterator[Tensor]:
-        """Logits at the scored positions, (n, V) float32, at most `rows` rows at a time.
+    def _begin(self) -> None:
+        """Make a context of these weights."""
+        _errors.clear()
+        self._context = self.library.llama_init_from_model(self._model, self._options)
+        if not self._context:
+            raise ModelError(f"llama.cpp cannot hold a context of {self._held}{_reason()}")
+        self._batch = self.library.llama_batch_init(BATCH, 0, 1)
+        self._memory = self.library.llama_get_memory(self._context)
 
-        None: `block_rows`, which is the most. Another sequence may begin only when this one is
-        exhausted or dropped.
+    def beside(self) -> LlamaModel:
+        """The same weights, in memory once, with keys and values of their own.
+
+        Raises:
+            ModelError: llama.cpp cannot hold a second context.
+        """
+        other = copy(self)
+        other._weights = self  # which must not be freed earlier
+        other._begin()
+        library = self.library
+        other.close = weakref.finalize(other, _free, library, None, other._context, other._batch)
+        return other
+
+    def blocks(self, sequence: ForcedSequence) -> Iterator[Tensor]:
+        """Logits at the scored positions, (n, V) float32, at most `block_rows` rows at a time.
+
+        Another sequence may begin only when this one is exhausted or dropped.
 
         Raises:
             MeasurementError: llama.cpp cannot run it.
         """
         fed, first = sequence.fed, sequence.scored.start
         self._forget()
-        start, rows = 0, rows or self.block_rows
+        start, rows = 0, self.block_rows
         while start < len(fed):
             stop = min(start + BATCH, max(first, start) + rows, len(fed))
             self._decode(fed[start:stop], start, first)
@@ -180,7 +200,8 @@ def _context_options(library: Any, context: int, rows: int, cache_type: str) -> 
 def _free(library: Any, model: Any, context: Any, batch: Any) -> None:
     library.llama_batch_free(batch)
     library.llama_free(context)
-    library.llama_model_free(model)
+    if model is not None:
+        library.llama_model_free(model)
 
 
 @cache

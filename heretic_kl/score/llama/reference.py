@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -180,15 +181,27 @@ class LlamaReference:
     def noise_floor(
         self, sequences: Sequence[ForcedSequence], reduction: DivergenceReduction
     ) -> float:
-        """Mean KL in nats between the model and itself, a few positions at a time."""
+        """Mean KL in nats between the model and itself, a few positions at a time.
+
+        Both run in step, in two contexts of one model: a block of logits of each is held.
+
+        Raises:
+            ModelError: llama.cpp cannot hold a second context.
+        """
         model = self._opened(max(len(sequence.fed) for sequence in sequences))
-        values = []
-        for sequence in sequences:
-            whole = torch.cat(list(model.blocks(sequence)))
-            parts = torch.cat(list(model.blocks(sequence, rows=FLOOR_ROWS)))
-            tokens = torch.tensor(sequence.response)
-            values.append(reduction(whole, parts, tokens).values.mean())
-        return float(torch.stack(values).mean())
+        tokens = torch.tensor([token for sequence in sequences for token in sequence.response])
+        means, row = [], 0
+        with closing(model.beside()) as beside:
+            beside.block_rows = FLOOR_ROWS
+            live = LiveLogits(beside, sequences, in_step=False)
+            for sequence in sequences:
+                values = []
+                for whole in model.blocks(sequence):
+                    rows = torch.arange(row, row + len(whole))
+                    values.append(reduction(whole, live.of(rows), tokens[rows]).values)
+                    row += len(whole)
+                means.append(torch.cat(values).mean())
+        return float(torch.stack(means).mean())
 
     def _opened(self, context: int) -> LlamaModel:
         if self._model is None or context > self._context:

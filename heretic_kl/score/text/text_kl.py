@@ -57,7 +57,7 @@ class TextKL(MeasuresCandidates):
         print(kl.score("path/to/quantization"))
 
     Memory beyond the models' own grows with the scored positions times the width of a hidden
-    state, never with the vocabulary.
+    state, never with the vocabulary, but for a model in vLLM: of that a window's logits are held.
 
     Args:
         reference: the original model, as for `TeacherForcedKL`.

@@ -103,14 +103,29 @@ class HeldLogits(NamedTuple):
 
 
 def reference_in_vllm(
-    run: ReferenceRun, source: ModelSource, settings: Mapping[str, Any]
+    run: ReferenceRun,
+    source: ModelSource,
+    settings: Mapping[str, Any],
+    *,
+    base: ModelSource | None,
+    dtype: DtypeName | None,
 ) -> Reference:
     """What a model says over a run's sequences: logits (rows, V) in memory.
 
     They are float32, or float16 with a notice where float32 takes more than half of the free
     memory; the other half is for the model that is measured from this one.
+
+    Args:
+        run: the side of the reference that it is a candidate of.
+        source: as for `compare_in_vllm`, like `base` and `dtype`.
+        settings: see `ReferenceIdentity`.
+        base: what an adapter is put on.
+        dtype: of weights and activations.
+
+    Raises:
+        MeasurementError: not even float16 fits in the free memory.
     """
-    model = _open(run, source, run.loader.base_of(source), None)
+    model = _open(run, source, base, dtype)
     try:
         stored, size = run.reference, model.vocabulary
         identity = replace(
@@ -128,6 +143,11 @@ def reference_in_vllm(
                 logits[rows] = block
             held = HeldLogits(logits)
             return replace(stored, identity=identity, hidden=None, logits=held)
+        if needed // 2 > free:
+            raise MeasurementError(
+                f"logits of {source.name!r} take {needed / 2e9:.3g} GB even as float16, and "
+                f"{free / 1e9:.3g} GB of memory are free: measure fewer positions"
+            )
         run.notify(
             f"logits of {source.name!r} are held as float16: as float32 they take "
             f"{needed / 1e9:.3g} GB, more than half of the {free / 1e9:.3g} GB that are free"

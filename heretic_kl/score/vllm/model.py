@@ -22,6 +22,8 @@ from torch import Tensor
 
 from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
 from heretic_kl.errors import MeasurementError, ModelError
+from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS
+from heretic_kl.kl.terms import row_blocks
 from heretic_kl.model import DtypeName, free_memory
 
 SAME: Final = 2e-3
@@ -117,6 +119,8 @@ class VLLMModel:
     def logits(self, sequence: ForcedSequence, *, adapted: bool = True) -> Tensor:
         """Logits at the scored positions, (n, V) float32 on the CPU; `adapted`: by the adapter.
 
+        All n at once, and on its device those of all tokens: vLLM has them in no smaller parts.
+
         Raises:
             MeasurementError: vLLM fails, or computes logits of other tokens.
         """
@@ -139,11 +143,12 @@ class VLLMModel:
             raise MeasurementError(message) from error
         returned = output.prompt_logprobs or [None]
         logits = self._of_prompt(len(tokens))
-        targets = torch.tensor(sequence.response)
-        ours = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        targets = torch.tensor(sequence.response).unsqueeze(-1)
+        blocks = row_blocks(*logits.shape, MAX_LOGIT_ELEMENTS)
+        ours = torch.cat([logits[b].log_softmax(-1).gather(-1, targets[b]) for b in blocks])
         theirs = torch.tensor([_of_token(*pair) for pair in zip(returned, tokens, strict=False)])
         theirs = theirs[-self._scored :]
-        same = torch.allclose(ours, theirs, atol=SAME, rtol=SAME, equal_nan=True)
+        same = torch.allclose(ours.squeeze(-1), theirs, atol=SAME, rtol=SAME, equal_nan=True)
         if len(returned) != len(tokens) or not same:
             raise MeasurementError(
                 f"vLLM's log-probabilities of {self.name!r} are not those of its logits: this "
@@ -189,7 +194,8 @@ class VLLMModel:
                 f"vLLM computed logits of {rows} tokens of {self.name!r} where {tokens - 1} were "
                 "expected: this version of vLLM cannot be used, pass --backend transformers"
             )
-        return torch.cat([last for _, last in rest])[-self._scored :]
+        logits = rest[0][1] if len(rest) == 1 else torch.cat([last for _, last in rest])
+        return logits[-self._scored :]
 
 
 def _of_token(entry: Mapping[int, Any] | None, token: int) -> float:

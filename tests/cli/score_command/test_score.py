@@ -276,6 +276,9 @@ class TestStoredReferences:
         assert "r.safetensors, stored from a (float32)" in out
         assert "<|start|> user" in out  # text by the candidate's tokenizer
         assert "another head" in one_line(capsys, score(candidates=["b"], **words))
+        (here / "x.gguf").write_text("nothing")
+        code = score("--backend", "llama.cpp", candidates=["a", "x.gguf"], **words)
+        assert "--store head" in one_line(capsys, code)  # before the first is measured
 
     def test_logits_measure_any_head(self, here, capsys):
         assert score("--save-reference", "r.safetensors", "--store", "logits") == 0

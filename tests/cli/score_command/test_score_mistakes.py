@@ -91,6 +91,22 @@ class TestMistakes:
         line = one_line(capsys, score("--prompts.split", "nowhere", prompts=()))
         assert "no split 'nowhere'" in line
 
+    def test_what_cannot_be_stored_is_found_before_anything_runs(
+        self, here, capsys, nothing, monkeypatch
+    ):
+        (here / "wiki.raw").write_text("make a cake please " * 8)
+        words = ["--save-reference", "r.safetensors", "--store"]
+        llama = ["--backend", "llama.cpp", *words]
+        for store in ("hidden", "head"):
+            code = score(*llama, store, reference="a.gguf", candidates=["b.gguf"])
+            assert "no hidden states to store: add --store logits" in one_line(capsys, code, 2)
+        monkeypatch.setattr("heretic_kl.score.stored.free_memory", lambda device: 1000)
+        line = one_line(capsys, score(*words, "logits"))
+        assert "logits of up to 18 positions take up to" in line and "--store head" in line
+        text = ["--text", "wiki.raw", "--context", "16", "--stride", "8"]
+        line = one_line(capsys, score(*words, "logits", *text, prompts=()))
+        assert "logits of up to 24 positions" in line
+
     def test_an_adapter_without_a_base(self, here, capsys, nothing, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         adapter(here / "adapter", here / "a", "no-such-org/no-such-model")
