@@ -194,33 +194,25 @@ class Reference:
         identity: ReferenceIdentity,
         prompts: Tensor | None = None,  # (P, T) token ids, -1 after each prompt's last
     ) -> "Reference":
-        """Return a reference of float16 logits on the CPU; pass a generator to hold few others.
-
-        They are written where they stay: no more than 2 bytes for each, and a chunk.
+        """Return a reference of float16 logits on the CPU, written where they stay.
 
         Raises:
             MeasurementError: A row holds NaN or +inf, or only -inf.
-            ValueError: There are fewer or more rows than scored positions.
+            ValueError: There are fewer rows than scored positions.
         """
-        rows, start = int(mask.sum()), 0
-        shifted = torch.empty(0, 0, dtype=torch.float16)
+        rows, end = int(mask.sum()), 0
+        shifted = torch.empty(rows, identity.vocabulary_size, dtype=torch.float16)
         normalizers = torch.empty(rows, dtype=torch.float64)
         for chunk in chunks:
-            if not len(shifted):
-                shifted = torch.empty(rows, chunk.shape[-1], dtype=torch.float16)
-            end = start + len(chunk)
-            if end > rows:
-                raise ValueError(f"chunks must hold {rows} rows in all, got {end} or more")
+            place = slice(end, end := end + len(chunk))
             wide = working(chunk, working_dtype(chunk.dtype, chunk.dtype), 1.0)
             low = wide - wide.amax(dim=-1, keepdim=True)
-            normalizer = log_normalizer(low)
+            normalizers[place] = normalizer = log_normalizer(low)
             require_finite(normalizer, "reference")
-            normalizers[start:end] = normalizer.cpu()
             floor = low.clamp(min=_LOWEST_FLOAT16).masked_fill(low == -torch.inf, -torch.inf)
-            shifted[start:end] = floor.to(torch.float16).cpu()
-            start = end
-        if start != rows or not rows:
-            raise ValueError(f"chunks must hold {rows} rows in all, at least one, got {start}")
+            shifted[place] = floor.to(torch.float16)
+        if end != rows or not rows:
+            raise ValueError(f"chunks must hold {rows} rows in all, at least one, got {end}")
         stored = StoredLogits(shifted, normalizers)
         return cls(tokens.to(torch.int64), mask, identity, logits=stored, prompts=prompts)
 

