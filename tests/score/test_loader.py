@@ -1,6 +1,7 @@
 """What a name stands for: models, adapters and their bases, tokenizers; what is refused early."""
 
 import json
+import struct
 
 import pytest
 
@@ -103,7 +104,7 @@ class TestPreflight:
         monkeypatch.setattr("heretic_kl.score.loader.require_vllm", lambda: None)
         kl.save(tmp_path / "r.safetensors")
         file = tmp_path / "x.gguf"
-        file.write_text("nothing")
+        file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 0))
         for candidate, backend in (
             (file, "llama.cpp"),
             (original, "vllm"),

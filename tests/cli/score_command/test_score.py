@@ -276,7 +276,7 @@ class TestStoredReferences:
         assert "r.safetensors, stored from a (float32)" in out
         assert "<|start|> user" in out  # text by the candidate's tokenizer
         assert "another head" in one_line(capsys, score(candidates=["b"], **words))
-        (here / "x.gguf").write_text("nothing")
+        (here / "x.gguf").write_bytes(b"GGUF" + bytes([3, *[0] * 19]))
         code = score("--backend", "llama.cpp", candidates=["a", "x.gguf"], **words)
         assert "--store head" in one_line(capsys, code)  # before the first is measured
 
