@@ -144,7 +144,7 @@ class VLLMModel:
         returned = output.prompt_logprobs or [None]
         logits = self._of_prompt(len(tokens))
         targets = torch.tensor(sequence.response).unsqueeze(-1)
-        blocks = row_blocks(*logits.shape, MAX_LOGIT_ELEMENTS)
+        blocks = row_blocks(len(logits), logits.shape[1], MAX_LOGIT_ELEMENTS)
         ours = torch.cat([logits[b].log_softmax(-1).gather(-1, targets[b]) for b in blocks])
         theirs = torch.tensor([_of_token(*pair) for pair in zip(returned, tokens, strict=False)])
         theirs = theirs[-self._scored :]
