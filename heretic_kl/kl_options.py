@@ -1,7 +1,8 @@
 """The options of a teacher-forced KL, defined once for commands, scorers and Python. No torch."""
 
 import re
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -49,15 +50,24 @@ class KLOptions(BaseModel):
     )
 
 
+OptionsT = TypeVar("OptionsT", bound=KLOptions)
+
+
 def checked_options(**values: object) -> KLOptions:
-    """Return options given in Python.
+    """Return options given in Python; raise as `checked`."""
+    return checked(KLOptions, values)
+
+
+def checked(kind: type[OptionsT], values: Mapping[str, object]) -> OptionsT:
+    """Return options of a kind.
 
     Raises:
-        ValueError: one of them is out of range; in one line.
+        ValueError: one of them is missing or out of range; in one line.
     """
     try:
-        return KLOptions.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{name}: {first['msg']}, got {first['input']!r}") from None
+        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        raise ValueError(f"{name}: {first['msg']}{got}") from None

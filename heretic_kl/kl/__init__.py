@@ -20,7 +20,7 @@ KL(reference || candidate), and a mean is over positions within the mask, then o
     measurement.py  means with errors; two candidates compared in pairs
     intervals.py    Wilson, bootstrap
     reference.py    the original model's responses and states: given, loaded or computed
-    storage.py      safetensors, written whole or not at all
+    storage.py      safetensors, written whole or not at all; what a reference is known by
     loss.py         the differentiable version
     packing.py      weights packed for the CPU's matrix products
 """
@@ -56,13 +56,7 @@ from heretic_kl.kl.measurement import (
     summarize,
 )
 from heretic_kl.kl.openers import OpenerMass, OpenerReduction, SplitKL, split_at_opening
-from heretic_kl.kl.reference import (
-    LogitBlock,
-    Reference,
-    ReferenceIdentity,
-    RowLogits,
-    vocabulary_hash,
-)
+from heretic_kl.kl.reference import LogitBlock, Reference, RowLogits
 from heretic_kl.kl.rows import (
     DivergenceReduction,
     ReferenceRows,
@@ -70,6 +64,7 @@ from heretic_kl.kl.rows import (
     reference_rows,
     row_statistics,
 )
+from heretic_kl.kl.storage import ReferenceIdentity, vocabulary_hash
 from heretic_kl.kl.table import KLTable
 from heretic_kl.kl.terms import METRIC_VERSION, Divergence
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.kl.packing import PackedWeight, packed
-from heretic_kl.kl.storage import load_tensors
+from heretic_kl.kl.storage import load_tensors, undamaged
 from heretic_kl.kl.terms import row_blocks
 
 MAX_LOGIT_ELEMENTS: Final = 2**24
@@ -127,13 +127,14 @@ class Head:
         """Return the head of a stored reference; None: the file has none.
 
         Raises:
-            MeasurementError: It is no such file.
+            MeasurementError: It is no such file, or damaged.
         """
         tensors, _ = load_tensors(path, REFERENCE_KIND, "head")
         if not tensors:
             return None
-        scale, softcap, vocabulary = tensors["numbers"].tolist()
-        return cls(tensors["weight"], tensors.get("bias"), scale, softcap or None, int(vocabulary))
+        with undamaged(path):
+            scale, softcap, size = (float(number) for number in tensors["numbers"].tolist())
+            return cls(tensors["weight"], tensors.get("bias"), scale, softcap or None, int(size))
 
     def to(self, device: torch.device) -> "Head":
         """Return the head on `device`; itself if it is there."""
@@ -175,8 +176,8 @@ class Head:
             "shape": [self.vocabulary, int(self.weight.shape[1])],
             "dtype": str(self.weight.dtype),
             "bias": self.bias is not None,
-            "scale": self.scale,
-            "softcap": self.softcap,
+            "scale": float(self.scale),
+            "softcap": None if self.softcap is None else float(self.softcap),
         }
         digest.update(json.dumps(facts, sort_keys=True).encode())
         width = int(self.weight.shape[1])

@@ -6,10 +6,8 @@ the head is the same), or its logits in float16 (where the head may change). It 
 about models and tokenizers but the hashes by which two of them can be told apart.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, cast
 
@@ -19,7 +17,7 @@ from torch import Tensor
 from heretic_kl.errors import MeasurementError
 from heretic_kl.kl.head import MAX_LOGIT_ELEMENTS, REFERENCE_KIND, Head
 from heretic_kl.kl.rows import empty_rows, row_statistics
-from heretic_kl.kl.storage import load_tensors, save_tensors
+from heretic_kl.kl.storage import ReferenceIdentity, load_tensors, save_tensors, undamaged
 from heretic_kl.kl.table import KLTable
 from heretic_kl.kl.terms import (
     Divergence,
@@ -31,8 +29,6 @@ from heretic_kl.kl.terms import (
 )
 
 _LOWEST_FLOAT16: Final = -65504.0
-
-Setting = str | int | float | bool | None
 
 
 class StoredLogits(NamedTuple):
@@ -50,6 +46,17 @@ class StoredLogits(NamedTuple):
     def rows(self) -> int:
         """Number of rows."""
         return int(self.shifted.shape[0])
+
+    def require_rows(self, vocabulary: int) -> None:
+        """Raise `ValueError` unless they are (rows, vocabulary) and (rows,), each of its dtype."""
+        shape, normalizers = tuple(self.shifted.shape), tuple(self.log_normalizer.shape)
+        if (len(shape), shape[1:], normalizers) != (2, (vocabulary,), shape[:1]):
+            raise ValueError(
+                f"logits must be (rows, {vocabulary}) with a normalizer each, got {shape} and "
+                f"{normalizers}"
+            )
+        if (self.shifted.dtype, self.log_normalizer.dtype) != (torch.float16, torch.float64):
+            raise ValueError("logits must be float16, their normalizers float64")
 
     def of(self, rows: Tensor) -> Tensor:
         """Return log-probabilities of some rows, float32."""
@@ -73,59 +80,6 @@ class LogitBlock(NamedTuple):
 
     rows: Tensor  # (n,) int64, among the reference's rows
     logits: Tensor  # (n, V) raw
-
-
-@dataclass(frozen=True)
-class ReferenceIdentity:
-    """What must agree for two measurements to have the same reference.
-
-    Attributes:
-        tokenizer_hash: See `vocabulary_hash`.
-        vocabulary_size: Number of tokens that the logits cover.
-        head_fingerprint: `Head.fingerprint()`; None where logits are stored.
-        settings: Whatever else changes the reference: model, prompts' hash, number of tokens,
-            greedy or sampled with which seed, dtype. JSON-ready scalars.
-    """
-
-    tokenizer_hash: str
-    vocabulary_size: int
-    head_fingerprint: str | None = None
-    settings: Mapping[str, Setting] = field(default_factory=dict)
-
-    def require_match(
-        self,
-        expected: "ReferenceIdentity",
-        *,
-        problem: str = "the stored reference does not fit",
-        sides: tuple[str, str] = ("stored", "now"),
-        remedy: str = "compute it again",
-    ) -> None:
-        """Raise `MeasurementError`, naming every difference, unless this is as `expected`.
-
-        The head is compared only where both are known: stored logits need none.
-
-        Args:
-            expected: What this must be.
-            problem: What the message begins with.
-            sides: What this and the expected one are called in it.
-            remedy: What to do.
-        """
-        mine, theirs = sides
-        pairs: list[tuple[str, Setting, Setting]] = [
-            ("tokenizer", self.tokenizer_hash[:12], expected.tokenizer_hash[:12]),
-            ("vocabulary", self.vocabulary_size, expected.vocabulary_size),
-        ]
-        if self.head_fingerprint is not None and expected.head_fingerprint is not None:
-            pairs.append(("head", self.head_fingerprint[:12], expected.head_fingerprint[:12]))
-        for name in sorted({*self.settings, *expected.settings}):
-            pairs.append((f"setting {name}", self.settings.get(name), expected.settings.get(name)))
-        differences = [
-            f"another {what} ({mine} {ours!r}, {theirs} {other!r})"
-            for what, ours, other in pairs
-            if ours != other
-        ]
-        if differences:
-            raise MeasurementError(f"{problem}: {', '.join(differences)}; {remedy}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +106,9 @@ class Reference:
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool, got {self.mask.dtype}")
+        for name, ids in (("tokens", self.tokens), ("prompts", self.prompts)):
+            if ids is not None and ids.dtype != torch.int64:
+                raise ValueError(f"{name} must be int64, got {ids.dtype}")
         if self.prompts is not None and (
             self.prompts.dim() != 2 or self.prompts.shape[0] != self.mask.shape[0]
         ):
@@ -373,28 +330,21 @@ class Reference:
         """Read a saved reference; see `ReferenceIdentity.require_match`.
 
         Raises:
-            MeasurementError: The file is missing, no reference, or of another metric version.
+            MeasurementError: The file is missing, damaged, no reference, or of another metric
+                version.
         """
         tensors, facts = load_tensors(path, REFERENCE_KIND)
-        identity = ReferenceIdentity(**cast(dict[str, Any], facts))
-        stored = None
-        if "shifted" in tensors:
-            stored = StoredLogits(tensors["shifted"], tensors["log_normalizer"])
-        return cls(
-            tensors["tokens"],
-            tensors["mask"],
-            identity,
-            hidden=tensors.get("hidden"),
-            logits=stored,
-            prompts=tensors.get("prompts"),
-        )
-
-
-def vocabulary_hash(
-    vocabulary: Mapping[str, int],  # token text -> id, special and added tokens included
-) -> str:
-    """Return a SHA-256 of a tokenizer's vocabulary, in any order of its entries."""
-    entries = sorted((index, token) for token, index in vocabulary.items())
-    # The empty dict keeps the hashes that stored references carry.
-    text = json.dumps([entries, {}], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+        with undamaged(path):
+            identity = ReferenceIdentity(**cast(dict[str, Any], facts))
+            stored = None
+            if "shifted" in tensors:
+                stored = StoredLogits(tensors["shifted"], tensors["log_normalizer"])
+                stored.require_rows(identity.vocabulary_size)
+            return cls(
+                tensors["tokens"],
+                tensors["mask"],
+                identity,
+                hidden=tensors.get("hidden"),
+                logits=stored,
+                prompts=tensors.get("prompts"),
+            )

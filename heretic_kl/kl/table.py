@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from heretic_kl.kl.rows import RowStatistics
-from heretic_kl.kl.storage import load_tensors, save_tensors
+from heretic_kl.kl.storage import load_tensors, save_tensors, undamaged
 from heretic_kl.kl.terms import Divergence, require_divergence, require_temperature
 
 _KIND: Final = "heretic-kl table"
@@ -145,10 +145,11 @@ class KLTable:
         """Read a saved table.
 
         Raises:
-            MeasurementError: The file is missing, not a table, or of another metric version.
+            MeasurementError: The file is missing, damaged, no table, or of another metric version.
         """
         tensors, facts = load_tensors(path, _KIND)
-        divergence = cast(Divergence, facts["divergence"])
-        temperature = float(cast(float, facts["temperature"]))
-        bound = facts.get("lower_bound") is True
-        return cls(divergence=divergence, temperature=temperature, lower_bound=bound, **tensors)
+        with undamaged(path):
+            divergence = cast(Divergence, facts["divergence"])
+            temperature = float(cast(float, facts["temperature"]))
+            bound = facts.get("lower_bound") is True
+            return cls(divergence=divergence, temperature=temperature, lower_bound=bound, **tensors)

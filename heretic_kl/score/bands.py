@@ -5,7 +5,8 @@ Every band is measured on that very model, over the same inputs, by the same cod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -149,10 +150,35 @@ def stored_bands(bands: Sequence[Band]) -> dict[str, float | None]:
     return means | {f"band_{band.bits}_error": band.standard_error for band in bands}
 
 
-def bands_of(settings: dict[str, Any]) -> tuple[Band, ...]:
-    """The bands that a stored reference knows."""
+def bands_of(settings: Mapping[str, Any]) -> tuple[Band, ...]:
+    """The bands that a stored reference knows; raises as `_nats`."""
+    names = [(bits, f"band_{bits}") for bits in BITS if f"band_{bits}" in settings]
     return tuple(
-        Band(bits, settings[f"band_{bits}"], settings[f"band_{bits}_error"])
-        for bits in BITS
-        if f"band_{bits}" in settings
+        Band(bits, _nats(settings, name), _nats_or_none(settings, f"{name}_error"))
+        for bits, name in names
     )
+
+
+def floor_of(settings: Mapping[str, Any]) -> NoiseFloor | None:
+    """The noise floor that a stored reference knows; None: none. Raises as `_nats`."""
+    if "batching_floor" not in settings:
+        return None
+    rounding = _nats_or_none(settings, "rounding_floor")
+    return NoiseFloor(_nats(settings, "batching_floor"), rounding)
+
+
+def _nats_or_none(settings: Mapping[str, Any], name: str) -> float | None:
+    return None if settings[name] is None else _nats(settings, name)
+
+
+def _nats(settings: Mapping[str, Any], name: str) -> float:
+    """A stored figure.
+
+    Raises:
+        KeyError: there is none.
+        ValueError: it is no finite number of 0 or more.
+    """
+    value = settings[name]
+    if not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}")
+    return float(value)

@@ -98,6 +98,12 @@ class ReferenceSide:
                 vocabulary_size=candidate_head.vocabulary,
                 head_fingerprint=candidate_head.fingerprint(),
             )
+            states, width = self.reference.hidden, int(candidate_head.weight.shape[1])
+            if states is None or states.shape[1] != width:
+                raise MeasurementError(
+                    f"the stored reference is damaged: its hidden states are not {width} wide, as "
+                    "its head takes them; store it anew"
+                )
             return candidate_head, candidate_head
         head = self.head.to(candidate_head.weight.device)
         if candidate_head.vocabulary != self.reference.identity.vocabulary_size:

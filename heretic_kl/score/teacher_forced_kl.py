@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import Json
 from typing_extensions import Unpack
 
 from heretic_kl.engine import Runner, with_responses
@@ -22,7 +23,8 @@ from heretic_kl.kl import (
     DivergenceReduction,
     Reference,
 )
-from heretic_kl.kl_options import KLOptions, checked_options, sampling_seed
+from heretic_kl.kl.storage import undamaged
+from heretic_kl.kl_options import KLOptions, Response, checked_options, sampling_seed
 from heretic_kl.model import CausalModel
 from heretic_kl.prompts import Prompt, fingerprint
 from heretic_kl.requests import Sampling
@@ -33,9 +35,20 @@ from heretic_kl.score.llama.reference import LlamaReference
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.prompts import DEFAULT_PROMPTS, PromptsLike, chosen_prompts
 from heretic_kl.score.reference_run import AnyRunner, ReferenceRun
+from heretic_kl.score.stored import StoredFacts
 
 NOISE_PROMPTS = 16
 """So many prompts are enough to see the size of a noise floor."""
+
+
+class ResponseFacts(StoredFacts):
+    """What a stored reference over responses says of itself."""
+
+    prompts: str
+    """Hash of what was asked."""
+    responses: Response
+    categories: Json[list[str]] = []
+    """Of each prompt, or of none."""
 
 
 class TeacherForcedKL(MeasuresCandidates):
@@ -186,14 +199,15 @@ class TeacherForcedKL(MeasuresCandidates):
             loading: as for the constructor.
 
         Raises:
-            MeasurementError: no such file, no reference, of another metric version, of another
-                tokenizer, or over text.
+            MeasurementError: no such file, damaged, no reference, of another metric version, of
+                another tokenizer, or over text.
         """
         self = cls.__new__(cls)
-        facts = self._restore(path, tokenizer, loading)
-        if "text" in facts:
-            raise MeasurementError(f"{path} was stored over text: name the same files with --text")
-        self._groups = json.loads(str(facts.get("categories", "[]")))
+        facts = self._restore(path, tokenizer, loading, ResponseFacts)
+        with undamaged(path):
+            if len(facts.categories) not in (0, self.prompts):
+                raise ValueError(f"{len(facts.categories)} categories of {self.prompts} prompts")
+        self._groups = facts.categories
         return self
 
     def _facts(self) -> dict[str, Any]:

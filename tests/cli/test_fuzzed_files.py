@@ -16,11 +16,19 @@ from heretic_kl.config import load_settings
 from heretic_kl.config.reading import _toml
 from heretic_kl.errors import ConfigError, HereticKLError
 from heretic_kl.export import read_reproduction
+from heretic_kl.kl.head import REFERENCE_KIND
 from heretic_kl.kl.storage import load_tensors, save_tensors
 from heretic_kl.model.loading.adapters import adapter_base, check_adapter, with_adapter
-from heretic_kl.prompts import DatasetSpec, load_prompts
+from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
+from heretic_kl.score import Document, TeacherForcedKL, TextKL
 from heretic_kl.search import check_storage, open_storage, read_study
-from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
+from heretic_kl.testing import (
+    WORDS,
+    load_tiny_model,
+    save_tiny_model,
+    tiny_llama,
+    tiny_tokenizer,
+)
 
 FUZZ = settings(
     max_examples=int(os.environ.get("HERETIC_KL_TEST_FUZZ", "100")),
@@ -227,13 +235,95 @@ def test_a_reproduction_file(tmp_path_factory, content):
     assert str(raised.value).isprintable()
 
 
-@FUZZ
+TEXT = [Document(" ".join(WORDS[:9]), "a"), Document(" ".join(WORDS[5:20]), "b")]
+ASKED = [Prompt("make a cake", category="a"), Prompt("wait please", category="b")]
+WINDOWS = {"context": 8, "stride": 4}
+DTYPES = (torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16)
+
+
+def load_text(path):
+    return TextKL.load(path, TEXT, **WINDOWS)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The files of references, how each is loaded, and a candidate with its tokenizer."""
+    folder = tmp_path_factory.mktemp("stored")
+    model = save_tiny_model(folder / "model", tiny_llama())
+    options = {"kl_tokens": 3, "bands": True, "refusal_openers": [5]}
+    files = {}
+    for kl, load in (
+        (TeacherForcedKL(model, prompts=ASKED, **options), TeacherForcedKL.load),
+        (TextKL(model, TEXT, **WINDOWS), load_text),
+    ):
+        for store in ("hidden", "head", "logits"):
+            path = folder / f"{len(files)}.safetensors"
+            kl.save(path, store=store)
+            files[path] = load
+    return files, load_tiny_model(model).model
+
+
+@settings(FUZZ, max_examples=2 * FUZZ.max_examples)
 @given(st.data())
-def test_a_stored_reference(tmp_path_factory, data):
-    path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
-    save_tensors(path, "reference", {"w": torch.zeros(2)}, {"a": 1})
-    path.write_bytes(data.draw(changed(path.read_bytes())))
+def test_bytes_of_a_stored_reference(tmp_path_factory, stored, data):
+    whole = data.draw(st.sampled_from(sorted(stored[0])))
+    path = tmp_path_factory.getbasetemp() / "bytes.safetensors"
+    path.write_bytes(data.draw(changed(whole.read_bytes())))
+    is_measured(stored, whole, path)
+
+
+def one_value(tensor, place, value):
+    flat = tensor.flatten().clone()
+    flat[place % flat.numel()] = value
+    return flat.reshape(tensor.shape)
+
+
+TENSOR_CHANGES = {
+    "one value": one_value,
+    "one value for all": lambda tensor, place, value: torch.full_like(tensor, value),
+    "another type": lambda tensor, place, value: tensor.to(DTYPES[place % len(DTYPES)]),
+    "a dimension less": lambda tensor, place, value: tensor.flatten(),
+    "a dimension more": lambda tensor, place, value: tensor[None],
+    "turned around": lambda tensor, place, value: tensor.permute(*range(tensor.dim())[::-1]),
+    "cut": lambda tensor, place, value: tensor[:-1],
+    "narrower": lambda tensor, place, value: tensor[..., 1:],
+    "empty": lambda tensor, place, value: tensor[..., :0],
+    "gone": lambda tensor, place, value: None,
+}
+
+
+@st.composite
+def with_other_tensors(draw, whole):
+    """Tensors of which some are of another type, another shape, other values or gone."""
+    tensors = dict(whole)
+    for name in draw(st.sets(st.sampled_from(sorted(whole)), min_size=1, max_size=2)):
+        change = TENSOR_CHANGES[draw(st.sampled_from(sorted(TENSOR_CHANGES)))]
+        value = torch.tensor(draw(st.sampled_from([0.0, -1.0, 7.5, 1e9, 1e39, float("nan")])))
+        value = value.to(tensors[name].dtype).item()
+        tensors[name] = change(tensors[name], draw(st.integers(0, 999)), value)
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+@settings(FUZZ, max_examples=2 * FUZZ.max_examples)
+@given(st.data())
+def test_parts_of_a_stored_reference(tmp_path_factory, stored, data):
+    whole = data.draw(st.sampled_from(sorted(stored[0])))
+    tensors, facts = load_tensors(whole, REFERENCE_KIND)
+    head, _ = load_tensors(whole, REFERENCE_KIND, "head")
+    tensors |= {f"head.{name}": part for name, part in head.items()}
+    if data.draw(st.booleans()):
+        tensors = data.draw(with_other_tensors(tensors))
+    else:
+        facts = data.draw(with_changes(facts))
+    path = tmp_path_factory.getbasetemp() / "parts.safetensors"
+    save_tensors(path, REFERENCE_KIND, tensors, facts)
+    is_measured(stored, whole, path)
+
+
+def is_measured(stored, whole, path):
+    """A candidate is measured from a changed file, or there is an error of one line."""
+    files, model = stored
     try:
-        load_tensors(path, "reference")
+        files[whole](path).score(model, tiny_tokenizer()).to_dict(worst=2)
     except HereticKLError as error:
-        assert str(error)
+        assert "\n" not in str(error)

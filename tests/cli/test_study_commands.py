@@ -223,6 +223,7 @@ def test_a_rule_that_no_trial_meets_has_a_code_of_its_own(searched, call, events
         (["show", "--preview"], 2, "say which trial: --trial NUMBER or --pick RULE"),
         (["show", "--trial", "1", "--compare", "2", "--preview"], 2, "differences: leave one out"),
         (["show", "--trial", "1", "--device", "cpu"], 2, "--device"),
+        (["show", "--trial", "1", "--preview=false", "--device", "cpu"], 2, "flag --device"),
         (["save", "mine", "--trial", "1", "--pick", "knee"], 2, "both name a trial"),
         (["trials", "mne"], 1, "no study 'mne' in 'studies'; did you mean mine?"),
         (["show", "--pick", "best"], 1, "unknown pick rule 'best'"),

@@ -94,6 +94,8 @@ def test_fingerprint_tells_heads_apart():
     ]
     prints = [head.fingerprint() for head in (FULL, *others)]
     assert len(set(prints)) == len(prints)
+    whole = dataclasses.replace(FULL, scale=2, softcap=30)
+    assert whole.fingerprint() == dataclasses.replace(FULL, scale=2.0, softcap=30.0).fingerprint()
     assert dataclasses.replace(FULL, weight=WEIGHT.clone()).fingerprint() == prints[0]
     assert dataclasses.replace(FULL, weight=padded).fingerprint() == prints[0]
     assert dataclasses.replace(FULL, weight=WEIGHT.T.contiguous().T).fingerprint() == prints[0]

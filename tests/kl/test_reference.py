@@ -13,9 +13,11 @@ from heretic_kl.kl import (
     Reference,
     ReferenceIdentity,
     row_statistics,
+    storage,
     summarize,
     vocabulary_hash,
 )
+from heretic_kl.kl.head import REFERENCE_KIND
 
 GENERATOR = torch.Generator().manual_seed(6)
 HEAD = Head(torch.randn(60, 8, generator=GENERATOR), softcap=20.0, vocabulary_size=57)
@@ -150,6 +152,45 @@ def test_files_that_are_missing_or_no_reference(tmp_path):
     REFERENCE.measure(EDITED, head=HEAD).save(tmp_path / "table")
     with pytest.raises(MeasurementError, match="not a heretic-kl reference file, but heretic-kl t"):
         Reference.load(tmp_path / "table")
+
+
+@pytest.mark.parametrize("name", ["tokens", "mask", "prompts", "hidden", "log_normalizer"])
+@pytest.mark.parametrize("change", ["gone", "other shape", "other type"])
+def test_a_damaged_tensor_is_one_line(name, change, tmp_path):
+    path = tmp_path / "reference.safetensors"
+    whole = LOGITS if name == "log_normalizer" else REFERENCE
+    dataclasses.replace(whole, prompts=TOKENS.clone()).save(path)
+    tensors, facts = storage.load_tensors(path, REFERENCE_KIND)
+    broken = tensors.pop(name)
+    if change == "other shape":
+        tensors[name] = broken[None]
+    if change == "other type":
+        tensors[name] = broken.to(torch.int32)
+    storage.save_tensors(path, REFERENCE_KIND, tensors, facts)
+    if (name, change) in (("prompts", "gone"), ("hidden", "other type")):
+        Reference.load(path)  # may do without, or is told by whoever measures
+        return
+    with pytest.raises(MeasurementError, match="reference.safetensors is damaged: .*; store it"):
+        Reference.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"more": 1}, "unexpected keyword argument 'more'"),
+        ({"tokenizer_hash": None}, "tokenizer_hash and head_fingerprint must be text"),
+        ({"vocabulary_size": "57"}, "vocabulary_size must be 1 or more, got '57'"),
+        ({"settings": [1]}, "cannot convert"),
+        ({"settings": {"a": [1]}}, r"setting a must be a scalar, got \[1\]"),
+    ],
+)
+def test_a_damaged_fact_is_one_line(change, message, tmp_path):
+    path = tmp_path / "reference.safetensors"
+    REFERENCE.save(path)
+    tensors, facts = storage.load_tensors(path, REFERENCE_KIND)
+    storage.save_tensors(path, REFERENCE_KIND, tensors, {**facts, **change})
+    with pytest.raises(MeasurementError, match=f"is damaged: .*{message}.*; store it anew"):
+        Reference.load(path)
 
 
 def test_parts_must_fit():

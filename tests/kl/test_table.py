@@ -73,6 +73,9 @@ def test_files_that_are_no_tables(tmp_path, monkeypatch):
     save_file({"divergence": torch.zeros(2)}, path)
     with pytest.raises(MeasurementError, match="not a heretic-kl table file, but something else"):
         KLTable.load(path)
+    storage.save_tensors(path, "heretic-kl table", TABLE.columns(), {"divergence": "forward_kl"})
+    with pytest.raises(MeasurementError, match="file is damaged: it has no 'temperature'; store"):
+        KLTable.load(path)
     TABLE.save(path)
     monkeypatch.setattr(storage, "METRIC_VERSION", 99)
     with pytest.raises(MeasurementError, match="metric version 2, this is version 99"):

@@ -145,9 +145,12 @@ class TestMeasuring:
         assert rows["mean"].ours == measured.kl
         assert rows["mean"].ours_error == measured.summary.standard_error
 
-    def test_its_own_model_is_at_zero(self, base, original):
+    def test_its_own_model_is_at_zero(self, base, original, tmp_path):
         kl = TextKL.from_llama_base(base, tiny_tokenizer(), dtype="float32")
         assert kl.score(original).kl < 1e-8
+        for store in ("hidden", "head", "logits"):
+            with pytest.raises(MeasurementError, match="stored in its own file"):
+                kl.save(tmp_path / "r.safetensors", store=store)
 
     def test_clipped_tokens_leave_a_lower_bound(
         self, original, other, load, windows, file, tmp_path
@@ -174,7 +177,7 @@ class TestMeasuring:
 
 
 class TestCommand:
-    def test_round_trip(self, original, other, file, tmp_path, monkeypatch, capsys):
+    def test_round_trip(self, original, other, file, make_adapter, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         words = ["--candidate", str(other), "--dtype", "float32", "--json", "o.json"]
         text = ["--text", str(file), "--context", str(CONTEXT), "--write-llama-base", "base"]
@@ -189,6 +192,9 @@ class TestCommand:
         found = json.loads((tmp_path / "b.json").read_text())["candidates"][0]
         rows = {row["name"]: row for row in found["llama_rows"]}
         assert rows["mean"]["ours"] == found["mean"] == pytest.approx(whole["mean"], rel=0.05)
+        bare = str(make_adapter(original, str(original)))  # without a tokenizer
+        assert cli.main(["score", "-r", "base", "--candidate", bare, str(other)]) == 0
+        capsys.readouterr()
         assert cli.main(["score", "-r", "base", "--candidate", str(other), "--kl-tokens", "3"]) == 2
         assert "--kl-tokens has no effect" in capsys.readouterr().err
         (tmp_path / "base").write_bytes((tmp_path / "base").read_bytes()[:-1])

@@ -127,8 +127,10 @@ class TestStored:
 
     def test_what_differs_is_one_line(self, original, stranger, file, tmp_path):
         built(original).save(file)
+        regrouped = [replace(document, group="all") for document in DOCUMENTS]
         for documents, options, reason in (
-            (DOCUMENTS[:2], {}, r"another text \(stored \w{12}, now \w{12}\); measure with"),
+            (DOCUMENTS[:3], {}, r"another text \(stored \w{12}, now \w{12}\), another gr"),
+            (regrouped, {}, r"fit: another grouping \(stored \w{12}, now \w{12}\); measure with"),
             (DOCUMENTS, {"context": 15}, r"another context \(stored 16, now 15\)"),
             (
                 DOCUMENTS,
@@ -149,14 +151,13 @@ class TestStored:
         with pytest.raises(MeasurementError, match="stored over responses: leave out --text"):
             TextKL.load(file, DOCUMENTS, **self.OPTIONS)
 
-    @pytest.mark.parametrize("windows", ["9" * 20, "1 x", "1 1 1 1 1 1"])
-    def test_a_damaged_file_is_one_line(self, original, file, windows):
-        kl = built(original, noise_floor=False)
-        identity = kl.reference.identity
-        settings = {**identity.settings, **kl._facts(), "windows": windows}
-        replace(kl.reference, identity=replace(identity, settings=settings)).save(file)
-        with pytest.raises(MeasurementError, match="is damaged: its windows"):
-            TextKL.load(file, DOCUMENTS, **self.OPTIONS)
+    def test_files_may_have_other_names(self, original, other, file):
+        kl = built(original)
+        kl.save(file, store="head")
+        renamed = [replace(document, group=f"new {document.group}") for document in DOCUMENTS]
+        stored = TextKL.load(file, renamed, **self.OPTIONS)
+        assert stored.groups == ("new long", "new short")
+        assert stored.score(other).summary == kl.score(other).summary
 
     def test_what_cannot_be_stored(self, original, file, tmp_path, monkeypatch):
         kl = built(original, noise_floor=False)

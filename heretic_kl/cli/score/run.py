@@ -225,12 +225,15 @@ def _reference(
     from heretic_kl.events import Notice
     from heretic_kl.model import ModelSource, load_tokenizer
     from heretic_kl.score import TeacherForcedKL, TextKL
+    from heretic_kl.score.loader import has_tokenizer
 
     loading = _loading(settings)
     loading["notify"] = lambda message: observer(Notice(message))
     loading["progress"] = stages
     if settings.base_logits:
-        tokenizer = load_tokenizer(ModelSource(settings.candidate[0]), settings.trust_remote_code)
+        sources = [ModelSource(name) for name in settings.candidate]
+        source = next(filter(has_tokenizer, sources), sources[0])
+        tokenizer = load_tokenizer(source, settings.trust_remote_code)
         return TextKL.from_llama_base(
             settings.name, tokenizer, batch_size=settings.batch_size, **loading
         )
@@ -277,7 +280,9 @@ def _stored_reference(settings: ScoreSettings, loading: Loading) -> TeacherForce
 
     path = expanded(settings.name)
     expected = Reference.load(path).identity.tokenizer_hash
-    tokenizer = tokenizer_of(settings.candidate[0], expected, settings.trust_remote_code)
+    tokenizer = None
+    for name in settings.candidate:  # the first that has one
+        tokenizer = tokenizer or tokenizer_of(name, expected, settings.trust_remote_code)
     if not settings.text:
         return TeacherForcedKL.load(path, tokenizer, **loading)
     return TextKL.load(

@@ -35,10 +35,11 @@ def run(words: Sequence[str]) -> int:
     Raises:
         HereticKLError: a wrong flag, study or trial; or the trial cannot be run again.
     """
-    runs = any(word.partition("=")[0] == "--preview" for word in words)
-    settings: PreviewSettings | ShowSettings = (
-        read_settings(PreviewSettings, words) if runs else read_settings(ShowSettings, words)
-    )
+    settings: PreviewSettings | ShowSettings | None = None
+    if any(word.partition("=")[0] == "--preview" for word in words):
+        settings = read_settings(PreviewSettings, words)
+    if settings is None or not settings.preview:  # then flags of a run have no effect
+        settings = read_settings(ShowSettings, words)
     rule = rule_of(settings.trial, settings.pick)
     if settings.preview and settings.compare is not None:
         raise ConfigError("--preview shows responses, --compare differences: leave one out")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -26,6 +27,7 @@ from heretic_kl.kl import (
     ReferenceIdentity,
     vocabulary_hash,
 )
+from heretic_kl.kl.storage import undamaged
 from heretic_kl.kl_options import checked_options
 from heretic_kl.model import CausalModel
 from heretic_kl.score.bands import measure_bands, measure_floor
@@ -40,7 +42,7 @@ from heretic_kl.score.llama.kld_rows import KLDAccumulator
 from heretic_kl.score.llama.tokens import check_round_trip
 from heretic_kl.score.loader import Loading, ModelLoader
 from heretic_kl.score.reference_run import AnyRunner, ReferenceRun
-from heretic_kl.score.stored import Store
+from heretic_kl.score.stored import Store, StoredFacts
 from heretic_kl.score.text.documents import Document, load_documents
 from heretic_kl.score.text.windows import Window, cut_as_llama, cut_documents, first_token
 
@@ -48,6 +50,17 @@ TOKENS_AT_ONCE = 8192
 """Of all windows of a batch: their attention and hidden states are in memory together."""
 NOISE_TOKENS = 4096
 """So many tokens are enough to see the size of a noise floor."""
+
+
+class TextFacts(StoredFacts):
+    """What a stored reference over text says of itself; see `_cut_of`."""
+
+    text: str
+    grouping: str
+    context: int
+    stride: int
+    windows: str = Field(pattern="^[0-9]{1,9}( [0-9]{1,9})*$")
+    """Of each document, as far as one has any."""
 
 
 class TextKL(MeasuresCandidates):
@@ -131,8 +144,8 @@ class TextKL(MeasuresCandidates):
         )
 
     def save(self, path: str | Path, *, store: Store = "hidden") -> None:
-        """As `StorableReference.save`; not of text that was cut with `llama_windows`."""
-        if self._llama_ids:
+        """As `StorableReference.save`; not of text that was cut with `llama_windows`, or by it."""
+        if self._llama_ids or isinstance(self.reference.logits, BaseLogits):
             raise MeasurementError("text that was cut as llama.cpp does is stored in its own file")
         super().save(path, store=store)
 
@@ -152,7 +165,7 @@ class TextKL(MeasuresCandidates):
 
         Args:
             path: what `save` wrote.
-            text: the files or documents that it was measured over.
+            text: the files or documents that it was measured over; groups may have other names.
             tokenizer: of the reference, to show text with; not needed to measure.
             context: as it was.
             stride: as it was.
@@ -160,29 +173,27 @@ class TextKL(MeasuresCandidates):
             loading: as for the constructor.
 
         Raises:
-            MeasurementError: no such file, no reference, of another metric version or tokenizer,
-                over responses, or over another text or windows; the message says what differs.
+            MeasurementError: no such file, damaged, no reference, of another metric version or
+                tokenizer, over responses, or over another text, grouping or windows; the message
+                says what differs.
         """
         self = cls.__new__(cls)
         documents = _documents(text, column)
-        facts = self._restore(path, tokenizer, loading)
-        if "windows" not in facts:
-            raise MeasurementError(f"{path} was stored over responses: leave out --text")
-        now = _cut_of(documents, context, stride)
-        then = {name: facts[name] for name in now}
+        facts = self._restore(path, tokenizer, loading, TextFacts)
         differences = [
-            f"another {name} (stored {str(then[name])[:12]}, now {str(now[name])[:12]})"
-            for name in now
-            if then[name] != now[name]
+            f"another {name} (stored {str(then)[:12]}, now {str(now)[:12]})"
+            for name, now in _cut_of(documents, context, stride).items()
+            if (then := getattr(facts, name)) != now
         ]
         if differences:
             raise MeasurementError(
                 f"{path} does not fit: {', '.join(differences)}; measure with what it was stored "
                 "with, or store the reference anew"
             )
-        counts = [int(count) for count in str(facts["windows"]).split() if count.isdecimal()]
-        if sum(counts) != len(self.reference.mask) or len(counts) > len(documents):
-            raise MeasurementError(f"{path} is damaged: its windows are not those of its text")
+        counts = [int(count) for count in facts.windows.split()]
+        with undamaged(path):
+            if sum(counts) != len(self.reference.mask) or len(counts) > len(documents):
+                raise ValueError("its windows are not those of its text")
         self._group(documents, [place for place, n in enumerate(counts) for _ in range(n)])
         return self
 
@@ -321,7 +332,14 @@ def _require_positions(model: Any, context: int) -> None:
 
 
 def _cut_of(documents: Sequence[Document], context: int, stride: int) -> dict[str, str | int]:
-    """What decides which tokens are read and scored, beside the tokenizer."""
-    content = json.dumps([[document.text, document.group] for document in documents])
-    text = hashlib.sha256(content.encode("ascii")).hexdigest()
-    return {"text": text, "context": context, "stride": stride}
+    """What decides which tokens are read, scored and grouped, beside the tokenizer.
+
+    Texts and their grouping are told by hashes, groups by their order: a file may be renamed.
+    """
+    places: dict[str, int] = {}
+    grouping = [places.setdefault(document.group, len(places)) for document in documents]
+    text, grouped = (
+        hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
+        for content in ([document.text for document in documents], grouping)
+    )
+    return {"text": text, "grouping": grouped, "context": context, "stride": stride}

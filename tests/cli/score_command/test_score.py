@@ -6,9 +6,11 @@ import pytest
 import torch
 import yaml
 from score_documents import as_documented
-from score_runs import PROMPTS, one_line, score
+from score_runs import PROMPTS, adapter, one_line, score
 
 from heretic_kl.kl import METRIC_VERSION, KLTable
+from heretic_kl.kl.head import REFERENCE_KIND
+from heretic_kl.kl.storage import load_tensors, save_tensors
 
 
 class TestResults:
@@ -279,6 +281,24 @@ class TestStoredReferences:
         (here / "x.gguf").write_bytes(b"GGUF" + bytes([3, *[0] * 19]))
         code = score("--backend", "llama.cpp", candidates=["a", "x.gguf"], **words)
         assert "--store head" in one_line(capsys, code)  # before the first is measured
+
+    def test_text_is_by_the_first_tokenizer_that_there_is(self, here, capsys):
+        assert score("--save-reference", "r.safetensors", candidates=["a"]) == 0
+        adapter(here / "bare", "a", "a")
+        words = {"reference": "r.safetensors", "prompts": (), "candidates": ["bare", "a"]}
+        capsys.readouterr()
+        assert score("--worst", "1", **words) == 0
+        assert "<|start|> user" in capsys.readouterr().out
+
+    def test_a_damaged_one_is_refused_before_a_candidate_is_loaded(self, here, capsys, request):
+        assert score("--save-reference", "r.safetensors", "--store", "head") == 0
+        tensors, facts = load_tensors("r.safetensors", REFERENCE_KIND)
+        head, _ = load_tensors("r.safetensors", REFERENCE_KIND, "head")
+        tensors |= {f"head.{name}": 2 * part for name, part in head.items()}
+        save_tensors("r.safetensors", REFERENCE_KIND, tensors, facts)
+        request.getfixturevalue("nothing")
+        line = one_line(capsys, score(reference="r.safetensors", prompts=()))
+        assert "r.safetensors is damaged: its head is not the one" in line
 
     def test_logits_measure_any_head(self, here, capsys):
         assert score("--save-reference", "r.safetensors", "--store", "logits") == 0

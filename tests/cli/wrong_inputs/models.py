@@ -1,9 +1,16 @@
-"""Models and adapters that are damaged, of another kind or not there: found on loading at last."""
+"""Models, adapters and stored references that are damaged, of another kind or not there.
+
+What is wrong with a model is found on loading it at last, with a reference before that.
+"""
 
 import json
 import shutil
 import struct
 
+import torch
+
+from heretic_kl.kl import Head, Reference, ReferenceIdentity, vocabulary_hash
+from heretic_kl.testing import tiny_tokenizer
 from wrong_inputs.case import BASE, Wrong
 
 WEIGHTS = "bad/model.safetensors"
@@ -53,6 +60,39 @@ def linked(path):
 def adapter_weights(path):
     header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+
+
+def reference(token=2, factor=1, **changes):
+    """A stored reference of one position and three tokens, with another token, head or setting."""
+    facts = {
+        "dtype": "float32",
+        "divergence": "forward_kl",
+        "temperature": 1.0,
+        "responses": "greedy",
+    }
+    facts |= {
+        "position_decay": 1.0,
+        "batch_size": 1,
+        "share_prefix": True,
+        "prompts": "",
+        **changes,
+    }
+
+    def write(path):
+        head, ids = Head(torch.ones(3, 4)), torch.tensor([[token]])
+        tokenizer = vocabulary_hash(tiny_tokenizer().get_vocab())
+        identity = ReferenceIdentity(tokenizer, 3, head.fingerprint(), facts)
+        mask, states = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 4)
+        whole = Reference.from_hidden(ids, mask, states, identity, prompts=ids.clamp(max=2))
+        whole.save(path, Head(factor * head.weight).columns())
+
+    return write
+
+
+def stored(what, line, content):
+    """A measurement from a bad file."""
+    words = ("score", "-r", "r.safetensors", "--candidate", "model")
+    return Wrong(what, words, f"r.safetensors {line}", 1, files={"r.safetensors": content})
 
 
 def model(what, line, files, name="bad"):
@@ -140,5 +180,25 @@ CASES = [
         "adapter whose config is no JSON",
         "cannot read 'bad/adapter_config.json': [...]",
         {"bad/adapter_config.json": "{", **ADAPTER},
+    ),
+    stored(
+        "stored reference that is cut off",
+        "cannot be read: [...]",
+        "no tensors at all",
+    ),
+    stored(
+        "stored reference with a token that no model has",
+        "is damaged: token ids must be 0 or more, and below 3, the vocabulary's size; store it anew",
+        reference(token=3),
+    ),
+    stored(
+        "stored reference with another head",
+        "is damaged: its head is not the one that its hidden states are for; store it anew",
+        reference(factor=2),
+    ),
+    stored(
+        "stored reference without a whole batch",
+        "is damaged: batch_size: Input should be greater than or equal to 1, got 0; store it anew",
+        reference(batch_size=0),
     ),
 ]

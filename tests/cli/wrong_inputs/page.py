@@ -8,7 +8,7 @@ AREAS = {
     "Settings in files and variables": settings_files,
     "Settings, with the machine and the scorers": checks,
     "Prompts": prompts,
-    "Models and adapters": models,
+    "Models, adapters and stored references": models,
     "Studies and storages": storage,
     "Plug-ins, network and terminal": elsewhere,
 }
