@@ -71,6 +71,8 @@ SAFETENSORS = {
     "a negative size": safetensors(entry([-1, -4], 0, 4), bytes(4)),
     "offsets in reverse": safetensors(entry([1], 4, 0), bytes(4)),
     "texts for numbers": safetensors(entry(["a"], 0, 4), bytes(4)),
+    "a text many times": safetensors(entry(["a", 10**8], 0, 4), bytes(4)),
+    "a list many times": safetensors(entry([[1], 10**8], 0, 4), bytes(4)),
     "a list": safetensors([1, 2]),
     "deep JSON": safetensors(b"[" * 100_000),
     "no JSON": safetensors(b"\xff\xfe"),
@@ -106,6 +108,14 @@ def test_a_safetensors_header_claims_too_much(tmp_path, claim):
     (folder / "model.safetensors").write_bytes(SAFETENSORS[claim])
     message = refused(lambda p: check_exists(ModelSource(str(p))), folder)
     assert "model.safetensors" in message and "its header claims" in message
+
+
+def test_a_tensor_of_many_axes_is_refused_before_they_are_multiplied(tmp_path):
+    path = tmp_path / "m"
+    path.write_bytes(safetensors(entry([2**63] * 99, 0, 4), bytes(4)))
+    assert "claims a tensor of 99 axes" in refused(check_safetensors, path)
+    path.write_bytes(gguf(tensor(*[2**63] * 99), 1))
+    assert "claims a tensor of 99 axes" in refused(check_gguf, path)
 
 
 @FUZZ

@@ -22,6 +22,7 @@ LARGEST_HEADER: Final = 100_000_000
 _NUMBERS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """GGUF's kind of a number -> its bytes."""
 _TEXT, _ARRAY, _DEEPEST = 8, 9, 4
+_MOST_AXES: Final = 64
 
 
 def check_safetensors(path: Path) -> int:
@@ -46,8 +47,9 @@ def check_safetensors(path: Path) -> int:
             start, end = entry["data_offsets"]
             if not 0 <= start <= end <= size - 8 - length:
                 raise ValueError(f"a tensor that ends at byte {end} of {size - 8 - length}")
-            if math.prod(entry["shape"]) > 8 * (end - start) or min(entry["shape"], default=0) < 0:
-                raise ValueError(f"a tensor of {math.prod(entry['shape'])} elements")
+            elements = _elements(entry["shape"])
+            if elements > 8 * (end - start) or min(entry["shape"], default=0) < 0:
+                raise ValueError(f"a tensor of {elements} elements")
             largest = max(largest, *entry["shape"], 0)
     except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise _refusal(path, "safetensors", e) from e
@@ -74,10 +76,19 @@ def check_gguf(path: Path) -> None:
                 header.text()
                 shape = [header.number("<Q") for _ in range(header.number("<I"))]
                 header.number("<IQ")
-                if math.prod(shape) > 8 * len(data):
-                    raise ValueError(f"a tensor of {math.prod(shape)} elements")
+                if _elements(shape) > 8 * len(data):
+                    raise ValueError(f"a tensor of {_elements(shape)} elements")
     except (struct.error, ValueError, OverflowError) as error:
         raise _refusal(path, "GGUF", error) from error
+
+
+def _elements(shape: Any) -> int:
+    """The product of a shape; a long one takes hours, and one with texts or lists any memory."""
+    if len(shape) > _MOST_AXES:
+        raise ValueError(f"a tensor of {len(shape)} axes")
+    if not all(type(size) is int for size in shape):
+        raise ValueError("a tensor whose size is no whole number")
+    return math.prod(shape)
 
 
 class _Header:
