@@ -11,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test docs install lint types unit architectures e2e slurm lowest wrong-inputs soak clean
+.PHONY: demo test docs install lint types unit architectures e2e slurm lowest wrong-inputs soak audit clean
 
 demo: $(INSTALLED)
 	$(BIN)/heretic-kl demo
@@ -61,6 +61,19 @@ soak: $(INSTALLED)
 
 wrong-inputs: $(INSTALLED)
 	PYTHONPATH=tests/cli $(BIN)/python -m wrong_inputs.page > docs/wrong-inputs.md
+
+# Known vulnerabilities of what is installed. Skipped, in one line, where pip-audit is not installed
+# (it is no dependency) or the database that it asks cannot be reached.
+ADVISORIES := https://pypi.org/pypi/pip/json
+audit: $(INSTALLED)
+	@if [ ! -x $(BIN)/pip-audit ]; then \
+		echo "audit skipped: no pip-audit ($(BIN)/python -m pip install pip-audit)"; \
+	elif ! $(BIN)/python -c "import urllib.request as r; r.urlopen('$(ADVISORIES)', timeout=20)" \
+		2> /dev/null; then \
+		echo "audit skipped: the advisory database ($(ADVISORIES)) cannot be reached"; \
+	else \
+		$(BIN)/pip-audit --skip-editable --progress-spinner off; \
+	fi
 
 clean:
 	rm -rf $(VENV) .venv-lowest .pytest_cache .mypy_cache .ruff_cache .hypothesis heretic-kl-demo
