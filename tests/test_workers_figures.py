@@ -61,6 +61,23 @@ def test_trials_are_counted_while_all_workers_run():
 
 
 def test_kills_go_on_in_another_study_until_there_are_enough(tmp_path):
-    figures = kills.kills((None, tmp_path, "s"), 2, 3, 4, 0.2)
+    figures = kills.kills((None, tmp_path, "s"), 2, 3, 4)
     assert figures["kills"] == 3 and figures["complete"] == 4 * figures["studies"]
     assert not any(figures[key] for key in table.LOSSES)
+
+
+def test_a_kill_waits_until_its_worker_runs_a_trial(tmp_path, monkeypatch):
+    """The trials take an hour, and are run at once where no worker is left."""
+    monkeypatch.setattr(kills, "AT_START", 0.0)
+    figures = kills.kills((None, tmp_path, "s"), 1, 2, 2, seconds=3600.0, later=0.0)
+    assert (figures["kills"], figures["in_a_trial"], figures["at_start"]) == (2, 2, 0)
+    assert not any(figures[key] for key in table.LOSSES) and figures["complete"] == 2
+
+
+@pytest.mark.parametrize(("hits", "met"), [(100, True), (99, False)])
+def test_kills_that_hit_no_trial_show_little(hits, met):
+    figures = {"journal, 1": {"lost": 0, "repeated": 0, "not_ended": 0, "kills": 200}}
+    figures["journal, 1"] |= {"in_a_trial": hits, "interrupted": 150}
+    assert bool(table.few_hits(figures)) is not met
+    rows = list(table.kills(figures))
+    assert rows[1] == ("of these in a running trial", str(hits), "half", met)
