@@ -21,7 +21,7 @@ from heretic_kl.model import edited
 from heretic_kl.ranks import from_first, is_first
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.saving.save import save_trial
-from heretic_kl.run.setup.open_run import open_run
+from heretic_kl.run.setup.open_run import Beside, open_run
 from heretic_kl.run.teller import Teller
 from heretic_kl.run.trials.preview import previewed_responses
 from heretic_kl.run.trials.refine import refine_front
@@ -49,6 +49,7 @@ class Session:
             library leaves the process as it is.
         observer: told what happens.
         joins: the study is another process's: what it keeps of its run stays as it is.
+        beside: what is taken from another study, whose trials are run again.
 
     Raises:
         HereticKLError: on entering, anything the user can mend about model, prompts, scorers or
@@ -57,10 +58,15 @@ class Session:
     """
 
     def __init__(
-        self, settings: Settings, observer: Observer = _ignore, *, joins: bool = False
+        self,
+        settings: Settings,
+        observer: Observer = _ignore,
+        *,
+        joins: bool = False,
+        beside: Beside | None = None,
     ) -> None:
         self.settings = settings
-        self._joins = joins
+        self._joins, self._beside = joins, beside
         self._tell = Teller(observer if is_first() else _ignore)
         self._held = ExitStack()
         self._parts: RunParts | None = None
@@ -68,7 +74,9 @@ class Session:
 
     def __enter__(self) -> Session:
         with ExitStack() as held:
-            self._parts = open_run(self.settings, self._tell, held, joins=self._joins)
+            self._parts = open_run(
+                self.settings, self._tell, held, joins=self._joins, beside=self._beside
+            )
             self._held = held.pop_all()
         return self
 

@@ -84,14 +84,19 @@ class Suite:
     @property
     def lowers_refusals(self) -> bool:
         """Whether refusals of harmful prompts are counted, and not to be raised."""
-        counts = {count.name for count in self._refusal_counts}
+        counts = self.refusal_scorers
         return any(spec.name in counts and spec.role != "maximize" for spec in self.specs)
 
     @property
     def refusal_objectives(self) -> list[str]:
         """Names of the objectives that count refusals of harmful prompts."""
-        counts = {count.name for count in self._refusal_counts}
+        counts = self.refusal_scorers
         return [spec.name for spec in self.objectives if spec.name in counts]
+
+    @property
+    def refusal_scorers(self) -> set[str]:
+        """Names of the scorers that count refusals of harmful prompts."""
+        return {count.name for count in self._refusal_counts}
 
     @property
     def _refusal_counts(self) -> list[RefusalCount]:

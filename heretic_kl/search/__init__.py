@@ -1,6 +1,6 @@
 """The search: space, sampler, study, records, Pareto front. Optuna lives here and nowhere else."""
 
-from heretic_kl.search.fingerprint_check import stored_batch_size
+from heretic_kl.search.fingerprint_check import changes, stored_batch_size
 from heretic_kl.search.pareto import (
     by_score,
     check_rule,
@@ -53,6 +53,7 @@ __all__ = [
     "StoredStudy",
     "TrialRecord",
     "by_score",
+    "changes",
     "check_rule",
     "check_storage",
     "crowded_bounds",

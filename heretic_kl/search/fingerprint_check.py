@@ -37,20 +37,33 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, Any]) -> No
     Raises:
         StudyError: they differ.
     """
-    facts = {**fingerprint, "optuna": optuna.__version__.split(".")[0]}
-    wanted = json.loads(without_home(json.dumps(facts)))
-    stored_text = study.user_attrs.get(FINGERPRINT)
-    if stored_text is None:
-        study.set_user_attr(FINGERPRINT, json.dumps(wanted, sort_keys=True))
+    stored = stored_fingerprint(study.user_attrs)
+    if stored is None:
+        study.set_user_attr(FINGERPRINT, json.dumps(_as_stored(fingerprint), sort_keys=True))
         return
-    # Studies that do not say so were made with the only version there was.
-    stored = {"optuna": "5", **json.loads(without_home(stored_text))}
-    if different := tuple(differences(stored, wanted)):
+    if different := changes(stored, fingerprint):
         raise StudyError(
             f"study {study.study_name!r} was made with other settings "
             f"({', '.join(different)}): its scores cannot be compared; use those settings or "
             "another --study-name"
         )
+
+
+def stored_fingerprint(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fingerprint in a study's attributes; None: there is none."""
+    text = attributes.get(FINGERPRINT)
+    return None if text is None else dict(json.loads(without_home(text)))
+
+
+def changes(stored: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> tuple[str, ...]:
+    """What differs between a stored fingerprint and that of a run, in words."""
+    # Studies that do not say so were made with the only version there was.
+    return tuple(differences({"optuna": "5", **stored}, _as_stored(fingerprint)))
+
+
+def _as_stored(fingerprint: Mapping[str, Any]) -> Any:
+    facts = {**fingerprint, "optuna": optuna.__version__.split(".")[0]}
+    return json.loads(without_home(json.dumps(facts)))
 
 
 def other_versions(study: optuna.Study, versions: Mapping[str, str]) -> str:

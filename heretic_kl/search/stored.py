@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from heretic_kl.errors import StudyError
 from heretic_kl.files import expanded, is_file_name, without_home
 from heretic_kl.scoring import Role, Score, ScorerSpec
-from heretic_kl.search.fingerprint_check import BATCH_SIZE, FINGERPRINT
+from heretic_kl.search.fingerprint_check import BATCH_SIZE, stored_fingerprint
 from heretic_kl.search.pareto import pareto_front
 from heretic_kl.search.records import (
     UNEDITED,
@@ -61,6 +61,8 @@ class StoredStudy:
     """What it was begun with."""
     scorer_code: Mapping[str, str] = field(default_factory=dict)
     """sha256 of the code that its scores were measured with, by scorer."""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    """All that makes its scores comparable."""
 
     @property
     def front(self) -> tuple[TrialRecord, ...]:
@@ -133,7 +135,7 @@ def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
         for key, text in attributes.items()
         if key.startswith(TEST_SCORES)
     }
-    scorers = json.loads(attributes.get(FINGERPRINT, "{}")).get("scorers", {})
+    fingerprint = stored_fingerprint(attributes) or {}
     trials = tuple(t for t in study.get_trials(deepcopy=False) if t.state.is_finished())
     return StoredStudy(
         name=name,
@@ -147,7 +149,8 @@ def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
         tested=tested,
         trials=trials,
         batch_size=attributes.get(BATCH_SIZE),
-        scorer_code={name: table["code"] for name, table in scorers.items()},
+        scorer_code={n: table["code"] for n, table in fingerprint.get("scorers", {}).items()},
+        fingerprint=fingerprint,
     )
 
 

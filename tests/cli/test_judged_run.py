@@ -71,6 +71,19 @@ def test_no_study_says_where_responses_and_a_key_are_sent(server, call, tmp_path
     assert not server.requests and (tmp_path / "unjudged" / "model.safetensors").is_file()
 
 
+def test_a_preview_needs_no_judge(server, call, tmp_path):
+    """Nothing is judged, so that nobody is asked, and no server need be named or be there."""
+    words = judged_by(server, tmp_path / "s", key_variable=VARIABLE)
+    assert call(*words, "--trials", "1", "--test-trials", "0")[0] == 0
+    server.requests.clear()
+    preview = ["show", "judged", "--study-dir", str(tmp_path / "s"), "--trial", "0", "--preview"]
+    for more in ([], ["--scorers.judge.settings.endpoint", "http://127.0.0.1:9/v1"]):
+        code, out, err = call(*preview, *more)
+        assert code == 0 and "edited, trial 0" in out, err
+        assert "endpoint" not in err and "was made with another" not in err
+    assert not server.requests
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,7 +1,6 @@
 """A finished study from the command line: listed, shown and saved without a search; JSON lines."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,34 +71,6 @@ def test_show_compares_two_trials_by_prompt(searched, call, events):
     assert (code, err) == (0, "") and out.startswith("Trial 2 minus trial 1, validation prompts\n")
     assert "paired by prompt" in out
     assert call("show", "mine", "--trial", "2", "--compare", "99")[0] == 3
-
-
-def test_show_previews_responses_of_original_and_trial(searched, call, events, workplace):
-    journal = workplace / "studies" / "mine.journal"
-    content, words = journal.read_bytes(), ["show", "mine", "--trial", "2", "--preview"]
-    code, lines = events(*words, "--max-response-tokens", "9")
-    (result,) = [line for line in lines if line["event"] == "result"]
-    pairs = result["content"]["responses"]
-    assert code == 0 and (result["command"], result["content"]["trial"]) == ("show", 2)
-    prompts = (workplace / "b.txt").read_text("utf-8").splitlines()[6:9]
-    assert [pair["prompt"] for pair in pairs] == prompts, "harmless validation prompts"
-    assert any(pair["original"]["text"] != pair["edited"]["text"] for pair in pairs)
-    assert {"text", "degenerate"} == set(pairs[0]["edited"])
-    assert "trial_finished" not in [line["event"] for line in lines]
-    code, out, _ = call(*words, "-q")
-    assert code == 0 and all(f"> {prompt}" in out for prompt in prompts) and "falling" not in out
-    assert "edited, trial 2" in out and "original" in out
-    assert journal.read_bytes() == content
-
-
-def test_a_trial_without_an_edit_is_refused_before_a_model_is_loaded(searched, call, monkeypatch):
-    def interrupted(study, rule):
-        return replace(study.records[0], edit=None)
-
-    monkeypatch.setattr("heretic_kl.cli.study.show.picked", interrupted)
-    monkeypatch.setattr("heretic_kl.run.Session", None)
-    code, _, err = call("show", "mine", "--trial", "0", "--preview")
-    assert code == 1 and "trial 0 was interrupted and has no edit" in err
 
 
 def test_save_writes_a_trial_without_a_search(searched, call, events, workplace):

@@ -10,6 +10,7 @@ from sessions import run, settings
 from heretic_kl import Session
 from heretic_kl.engine import Engine, Runner
 from heretic_kl.events import Notice
+from heretic_kl.search import open_storage
 from heretic_kl.search.storage import artifacts
 
 
@@ -187,3 +188,13 @@ def test_machines_that_share_the_storage_alone_share_results(workplace, tmp_path
     work.clear()
     again, _ = opened(workplace, tmp_path / "elsewhere", storage=url)
     assert again == baseline and not any(work.values())
+
+
+def test_a_store_that_only_reads_changes_no_storage(tmp_path):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    with open_storage(url, tmp_path, "s") as storage:
+        store = artifacts.ReferenceStore(tmp_path, "s", storage, reads_only=True)
+        assert store.load(64 * "a") is None
+        store.save(64 * "a", {}, {"values": torch.ones(3)})
+        assert store.load(64 * "a") is None and not storage.get_all_studies()
+    assert not list(tmp_path.glob("*.artifacts"))

@@ -29,7 +29,7 @@ def run(words: Sequence[str]) -> int:
     rule = rule_of(named.trial, named.pick)
     study = read_named(named)
     record = picked(study, rule)
-    settings = settings_of(BenchSettings, words, named, study)
+    settings = settings_of(BenchSettings, words, named, study, measures=False)
     settings = settings.model_copy(update={"save": None})
 
     from heretic_kl.run.evaluate import evaluate_trial
@@ -50,7 +50,7 @@ def run(words: Sequence[str]) -> int:
     settle_process(settings)
     with (
         observing(quiet=settings.quiet) as observer,
-        session_beside(study, record, settings, observer) as session,
+        session_beside(study, record, settings, observer, measures=False) as session,
     ):
         evaluation = evaluate_trial(session.parts, record, specs)
         show("bench", evaluation, named, observer, where="in lm-eval")

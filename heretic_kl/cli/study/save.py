@@ -64,7 +64,9 @@ def run(words: Sequence[str]) -> int:
                 "the trial is measured anew, and the study stays as it is"
             )
         )
-        session = stack.enter_context(session_beside(study, record, settings, observer))
+        session = stack.enter_context(
+            session_beside(study, record, settings, observer, measures=True)
+        )
         save_from_elsewhere(
             session.parts,
             record,

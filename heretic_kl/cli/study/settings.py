@@ -183,9 +183,14 @@ def settings_of(
     words: Sequence[str],
     named: TrialOfStudySettings,
     study: StoredStudy,
+    *,
+    measures: bool = True,
 ) -> Settings:
-    """What a study was made with, and what the command line says on top."""
-    values = read_beside_study(kind, words, study).model_dump()
+    """What a study was made with, and what the command line says on top.
+
+    Without `measures` its scorers measure nothing, and send nothing anywhere.
+    """
+    values = read_beside_study(kind, words, study, measures=measures).model_dump()
     values.update(
         study_name=study.name,
         study_dir=study.folder or named.study_dir,
@@ -195,11 +200,14 @@ def settings_of(
     return Settings(**{name: values[name] for name in Settings.model_fields})
 
 
-def read_beside_study(kind: type[SettingsT], words: Sequence[str], study: StoredStudy) -> SettingsT:
+def read_beside_study(
+    kind: type[SettingsT], words: Sequence[str], study: StoredStudy, *, measures: bool = True
+) -> SettingsT:
     """The settings of a study, and the command line on top of them.
 
     A study may come from anyone: the code that it names is not run, and nothing is sent where it
     says, unless the command line names it too, and it does not say where something is written.
+    Without `measures` no scorer asks a server.
 
     Raises:
         ConfigError: a setting is wrong, or the study uses code or a server that the command line
@@ -219,7 +227,7 @@ def read_beside_study(kind: type[SettingsT], words: Sequence[str], study: Stored
             stated = table.get("settings", {})
             taken = {key: stated[key] for key in stated if key not in UNTRUSTED[use]}
             scorers[name] = {**table, "settings": taken}
-            if "endpoint" in stated:
+            if measures and "endpoint" in stated:
                 servers[name] = stated["endpoint"]
     stored |= {"scorers": scorers, "trust_remote_code": False}
     settings = read_settings(kind, words, stored=stored)

@@ -69,8 +69,8 @@ def rebuild(
         overwrite: a saved model that stands there may be replaced.
 
     Raises:
-        ModelError: this model does not allow the edit.
-        ReproductionError: the learned operators are missing, changed or of another model.
+        ModelError: the model does not allow the edit, or what was learned is another's.
+        ReproductionError: the learned operators are missing or changed.
     """
     trial = wanted.trial
     plan = _plan(run, wanted)
@@ -129,6 +129,18 @@ def save_from_elsewhere(
     return saved
 
 
+def check_fits(plan: Plan, run: RunParts) -> None:
+    """Check that learned operators from elsewhere are of the run's model.
+
+    Raises:
+        ModelError: a site is missing, or writes something else.
+    """
+    sites = {site.key: site for site in run.lm.architecture.sites}
+    for key, operator in plan.items():
+        if key not in sites or len(operator.left) != len(sites[key].weight()):
+            raise ModelError(f"the learned operators do not fit this model: {key.path}")
+
+
 def _plan(run: RunParts, wanted: Reproduction) -> Plan:
     learned = wanted.learned()
     if learned is not None:
@@ -136,11 +148,8 @@ def _plan(run: RunParts, wanted: Reproduction) -> Plan:
             plan = plan_from_tensors(safetensors.torch.load(learned))
         except (ValueError, safetensors.SafetensorError) as error:
             raise ReproductionError(f"the learned operators cannot be read: {error}") from error
+        check_fits(plan, run)
         run.plans.save(plan)
-        sites = {site.key: site for site in run.lm.architecture.sites}
-        for key, operator in plan.items():
-            if key not in sites or len(operator.left) != len(sites[key].weight()):
-                raise ReproductionError(f"the learned operators do not fit this model: {key.path}")
     edit = wanted.trial.edit
     depth, position = len(run.lm.architecture.layers), edit.direction_position
     if position is not None and not 0 <= position <= depth - 1:

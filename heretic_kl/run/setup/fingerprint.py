@@ -69,16 +69,17 @@ def study_facts(
 
 
 def study_fingerprint(
-    facts: Mapping[str, Any], calibration: Calibration, suite: Suite
+    facts: Mapping[str, Any], calibration: Calibration, suite: Suite | None
 ) -> dict[str, Any]:
     """Everything that a trial's parameters or scores depend on.
 
-    The suite is prepared, so that scorers know what their own prompts hold.
+    The suite is prepared, so that scorers know what their own prompts hold; None: none measures.
     """
+    scorers = {} if suite is None else suite.scorers
     return {
         **facts,
         "response_prefix": calibration.response_prefix,
-        "scorers' data": {name: dict(s.identity()) for name, s in suite.scorers.items()},
+        "scorers' data": {name: dict(s.identity()) for name, s in scorers.items()},
     }
 
 

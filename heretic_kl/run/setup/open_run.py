@@ -5,9 +5,9 @@ Whatever settings can be wrong about is found before a model is loaded, as far a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 from heretic_kl.config import Settings
 from heretic_kl.engine import SharedResults
@@ -52,32 +52,42 @@ NOT_KEPT = {
 """Settings that a study does not keep: where it is, and what is done with a trial."""
 
 
-def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool = False) -> RunParts:
+class Beside(NamedTuple):
+    """What a run takes from another study, which stays as it is."""
+
+    results: ReferenceStore
+    """Of the original model."""
+    measures: bool
+    """Whether the scorers measure; if not, they are not checked, and there is no baseline."""
+
+
+def open_run(
+    settings: Settings, tell: Teller, held: ExitStack, *, joins: bool, beside: Beside | None
+) -> RunParts:
     """All steps before the search, in order; `held` takes what is let go in the end.
 
     Raises:
         HereticKLError: anything the user can mend about model, prompts, scorers or storage; its
             exit code is 2 where a setting is wrong that needs no model to be checked.
     """
-    with _as_wrong_settings():
-        suite, prompts = check_settings(settings)
-    for notice in prompts.notices:
-        tell.notice(notice)
+    measures = beside is None or beside.measures
+    suite, prompts = _checked(settings, tell, measures)
     loaded = load(settings, tell)
     facts = study_facts(settings, loaded.lm, prompts, suite)
     name = settings.study_name or default_study_name(loaded.lm.source, facts)
     where = settings.storage, settings.study_dir
     storage = held.enter_context(open_storage(*where, name, tell.notice))
     place = settings.study_dir, name, storage if settings.storage else None
-    shared = _shared_results(settings, ReferenceStore(*place), facts, loaded.lm, tell)
+    results = ReferenceStore(*place) if beside is None else beside.results
+    shared = _shared_results(settings, results, facts, loaded.lm, tell)
     with tell.stage("calibrate", "Calibrating"):
         batch_size = stored_batch_size(storage, name)
         calibrated = calibrate(loaded, settings, prompts, tell, batch_size, shared)
     engine, calibration = calibrated.engine, calibrated.calibration
     directions = find_directions(settings, engine, prompts, suite, tell)
-    baseline = _baseline(settings, calibrated, prompts, suite, tell)
+    baseline = _baseline(settings, calibrated, prompts, suite, tell) if measures else {}
     space = SearchSpace(len(engine.lm.architecture.layers), loaded.components, settings.edit.norm)
-    identity = study_fingerprint(facts, calibration, suite)
+    identity = study_fingerprint(facts, calibration, suite if measures else None)
     accepted = accepted_share(settings.target_refusals, len(prompts["harmful", "validation"]))
     study = SearchStudy(
         storage,
@@ -113,6 +123,18 @@ def open_run(settings: Settings, tell: Teller, held: ExitStack, *, joins: bool =
     return run
 
 
+def _checked(settings: Settings, tell: Teller, measures: bool) -> tuple[Suite, PromptSets]:
+    """See `check_settings`; whatever is wrong ends the program as a wrong setting does."""
+    try:
+        suite, prompts = check_settings(settings, measures=measures)
+    except HereticKLError as error:
+        error.exit_code = 2
+        raise
+    for notice in prompts.notices:
+        tell.notice(notice)
+    return suite, prompts
+
+
 def _shared_results(
     settings: Settings,
     store: ReferenceStore,
@@ -145,8 +167,10 @@ def _say_opened(study: SearchStudy, settings: Settings, tell: Teller) -> None:
     tell(StudyOpened(study.name, location, study.finished, settings.trials))
 
 
-def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
+def check_settings(settings: Settings, *, measures: bool = True) -> tuple[Suite, PromptSets]:
     """The scorers and prompts of a run, and all that can be checked without a model.
+
+    What scorers need is checked where they measure.
 
     Raises:
         HereticKLError: no model, a wrong device, chat template, scorer, pick rule, storage,
@@ -167,11 +191,12 @@ def check_settings(settings: Settings) -> tuple[Suite, PromptSets]:
     if settings.pick is not None:
         check_rule(settings.pick, [spec.name for spec in suite.objectives])
     check_storage(settings.storage, settings.study_dir, settings.study_name)
-    for scorer in suite.scorers.values():
-        for value in dict(scorer.settings).values():
-            if isinstance(value, DatasetSpec):  # prompts of its own, read again as it prepares
-                load_prompts(value)
-    suite.check()
+    if measures:
+        for scorer in suite.scorers.values():
+            for value in dict(scorer.settings).values():
+                if isinstance(value, DatasetSpec):  # prompts of its own, read again as it prepares
+                    load_prompts(value)
+        suite.check()
     return suite, load_prompt_sets(settings.prompts.model_dump(), settings.prompt_set)
 
 
@@ -190,13 +215,3 @@ def accepted_share(target: float, count: int) -> float:
         if (likely_value(score) or 0.0) <= target:
             accepted = refused
     return min(target, (accepted + 0.5) / max(1, count))
-
-
-@contextmanager
-def _as_wrong_settings() -> Iterator[None]:
-    """Errors raised in the block end the program as a wrong setting does."""
-    try:
-        yield
-    except HereticKLError as error:
-        error.exit_code = 2
-        raise

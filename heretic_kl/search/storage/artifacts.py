@@ -173,12 +173,20 @@ class ReferenceStore:
     Each result is safetensors under its sha256, which a JSON entry states under the hash of
     everything that the result depends on.
 
-    Args: see `PlanStore`.
+    Args: see `PlanStore`; `reads_only`: nothing is added.
     """
 
-    def __init__(self, folder: Path | str, name: str, storage: BaseStorage | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        name: str,
+        storage: BaseStorage | None = None,
+        *,
+        reads_only: bool = False,
+    ) -> None:
         what = "result of the original model"
         self._artifacts = _Artifacts(folder, name, storage, what, "it is not used")
+        self._reads_only = reads_only
 
     @on_first
     def load(self, key: str) -> dict[str, Tensor] | None:
@@ -207,6 +215,8 @@ class ReferenceStore:
         Raises:
             StudyError: they are too large, or the folder cannot be written.
         """
+        if self._reads_only:
+            return
         size = sum(tensor.nbytes for tensor in tensors.values())
         if size > MOST_BYTES - MOST_ENTRY_BYTES:
             raise StudyError(
@@ -248,8 +258,7 @@ class _Blobs:
         self._storage.set_study_user_attr(study, digest, pieces)
 
     def get(self, digest: str, most: int | None = None) -> bytes | None:
-        study = study_id(self._storage, self._name)
-        pieces = self._storage.get_study_user_attrs(study).get(digest)
+        pieces = self._attributes().get(digest)
         if pieces is None or (most is not None and len(pieces) * PIECE_CHARACTERS > 2 * most):
             return None
         texts = (self._storage.get_trial(piece).user_attrs[PIECE] for piece in pieces)
@@ -259,5 +268,12 @@ class _Blobs:
         self._storage.set_study_user_attr(study_id(self._storage, self._name), name, text)
 
     def noted(self, name: str) -> str | None:
-        study = study_id(self._storage, self._name)
-        return self._storage.get_study_user_attrs(study).get(name)
+        return self._attributes().get(name)
+
+    def _attributes(self) -> dict[str, Any]:
+        """Of the study with the pieces, which reading does not make."""
+        try:
+            study = self._storage.get_study_id_from_name(self._name)
+        except KeyError:
+            return {}
+        return self._storage.get_study_user_attrs(study)

@@ -1,0 +1,130 @@
+"""`show --preview`: what it reads, what it leaves alone, and what it says is not as it was."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from heretic_kl.ablation import Operator, Refinement, SiteKey
+from heretic_kl.engine import Engine, Runner
+from heretic_kl.scoring import scorer_code
+from heretic_kl.search import PlanStore, read_study
+from heretic_kl.testing import save_tiny_model, tiny_llama
+
+PREVIEW = ("show", "mine", "--trial", "2", "--preview")
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Counts what the original model computes that a study's runs share."""
+    done = Counter()
+    pass_over, read = Runner.hidden_states, Engine._residuals
+
+    def hidden_states(runner, sequences, part="reference"):
+        done["passes"] += part == "reference"
+        return pass_over(runner, sequences, part)
+
+    def residuals(engine, prompts):
+        done["prompts read"] += len(prompts)
+        return read(engine, prompts)
+
+    monkeypatch.setattr(Runner, "hidden_states", hidden_states)
+    monkeypatch.setattr(Engine, "_residuals", residuals)
+    return done
+
+
+@pytest.fixture(scope="module")
+def other(workplace):
+    """A model of the same shape with other weights."""
+    return save_tiny_model(workplace / "other", tiny_llama(), seed=5)
+
+
+def notices(lines):
+    texts = (line["message"] for line in lines if line["event"] == "notice")
+    return [text for text in texts if "was made with another" in text]
+
+
+def files(folder):
+    """Names and contents of whatever is beside the studies."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_show_previews_responses_of_original_and_trial(searched, call, events, workplace):
+    journal = workplace / "studies" / "mine.journal"
+    content, words = journal.read_bytes(), ["show", "mine", "--trial", "2", "--preview"]
+    code, lines = events(*words, "--max-response-tokens", "9")
+    (result,) = [line for line in lines if line["event"] == "result"]
+    pairs = result["content"]["responses"]
+    assert code == 0 and (result["command"], result["content"]["trial"]) == ("show", 2)
+    prompts = (workplace / "b.txt").read_text("utf-8").splitlines()[6:9]
+    assert [pair["prompt"] for pair in pairs] == prompts, "harmless validation prompts"
+    assert any(pair["original"]["text"] != pair["edited"]["text"] for pair in pairs)
+    assert {"text", "degenerate"} == set(pairs[0]["edited"])
+    assert "trial_finished" not in [line["event"] for line in lines]
+    code, out, _ = call(*words, "-q")
+    assert code == 0 and all(f"> {prompt}" in out for prompt in prompts) and "falling" not in out
+    assert "edited, trial 2" in out and "original" in out
+    assert journal.read_bytes() == content
+
+
+def test_a_trial_without_an_edit_is_refused_before_a_model_is_loaded(searched, call, monkeypatch):
+    def interrupted(study, rule):
+        return replace(study.records[0], edit=None)
+
+    monkeypatch.setattr("heretic_kl.cli.study.show.picked", interrupted)
+    monkeypatch.setattr("heretic_kl.run.Session", None)
+    code, _, err = call("show", "mine", "--trial", "0", "--preview")
+    assert code == 1 and "trial 0 was interrupted and has no edit" in err
+
+
+def test_a_preview_reads_the_studys_results_and_adds_none(searched, events, workplace, computed):
+    before = files(workplace / "studies")
+    code, lines = events(*PREVIEW)
+    assert code == 0 and not notices(lines)
+    assert not any(computed.values())
+    assert "baseline_measured" not in [line["event"] for line in lines]
+    assert files(workplace / "studies") == before
+    assert events(*PREVIEW, "--dtype", "bfloat16")[0] == 0
+    assert computed["passes"] and computed["prompts read"], "what does not fit is computed"
+    assert files(workplace / "studies") == before
+
+
+@pytest.mark.parametrize(
+    ("words", "difference"),
+    [
+        (["--model", "other"], "model weights: "),
+        (["--max-response-tokens", "9"], "max_response_tokens: 6 there, 9 here"),
+        (["--scorers.refusals.settings.markers", '["mix"]'], "scorers.refusals.settings.markers: "),
+        (["--scorers.refusals.enabled", "false"], "scorers.refusals"),
+        (["--dtype", "bfloat16"], "dtype: float32 there, bfloat16 here"),
+    ],
+)
+def test_a_preview_of_something_else_says_so(searched, other, events, words, difference):
+    code, lines = events(*PREVIEW, *words)
+    (notice,) = notices(lines)
+    assert code == 0 and difference in notice and notice.startswith("study mine ")
+
+
+def test_other_code_of_a_scorer_that_measures_nothing_is_no_difference(
+    searched, events, monkeypatch
+):
+    def code_of(use):
+        return "other" if use == "teacher_forced_kl" else scorer_code(use)
+
+    monkeypatch.setattr("heretic_kl.run.setup.fingerprint.scorer_code", code_of)
+    code, lines = events(*PREVIEW)
+    assert code == 0 and not notices(lines)
+
+
+def test_what_was_learned_of_another_model_is_one_line(searched, call, workplace, monkeypatch):
+    plan = {SiteKey(99, "mlp", "nowhere"): Operator(torch.ones(8, 1), torch.ones(8, 1))}
+    digest = PlanStore(workplace / "studies", "mine").save(plan)
+    learned = Refinement(digest, start=2, steps=1, form="factors", rank=1, mass_limit=0.1)
+    record = read_study("mine", workplace / "studies").records[2]
+    edit = replace(record.edit, refinement=learned)
+    refined = replace(record, edit=edit)
+    monkeypatch.setattr("heretic_kl.cli.study.show.picked", lambda study, rule: refined)
+    code, _, err = call(*PREVIEW)
+    assert code == 1 and "the learned operators do not fit this model: nowhere" in err
+    assert "Traceback" not in err
