@@ -32,7 +32,7 @@ from heretic_kl.search.trials import ABANDONED
 
 AT_START = 0.2
 """Share of kills that aim at a worker's start-up, evenly over its time."""
-TRIAL_SECONDS = 0.2
+TRIAL_SECONDS = 0.4
 LATER_TRIALS = 4.0
 """All other kills fall evenly into the time of so many trials, from the worker's first one on."""
 
