@@ -152,18 +152,37 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[Path]:
+def new_file(target: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a path to write to; the file takes the name `target` when the block ends well.
 
     Raises:
+        FileExistsError: `replace` is False and there is such a file, also since the block began.
         OSError: It cannot be written; what stood there still stands.
     """
     target = target.absolute()
     with _partial(target, Path.touch) as partial:
         yield partial
         _flush(partial)
-        os.replace(partial, target)
+        if replace or not _linked(partial, target):
+            os.replace(partial, target)
         _flush(target.parent)
+
+
+def _linked(partial: Path, target: Path) -> bool:
+    """Give a file a second name that is free; False: this file system knows no second names.
+
+    Raises:
+        FileExistsError: The name is taken.
+    """
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        if target.exists():
+            raise FileExistsError(f"{target} exists") from None
+        return False
+    return True
 
 
 @contextmanager

@@ -141,6 +141,23 @@ def test_text_replaces_text_in_one_step(tmp_path: Path) -> None:
     assert listing(path.parent) == ["card.md"]
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_is_not_to_be_replaced_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, links: bool
+) -> None:
+    def refuse(*names: Path) -> None:
+        raise OSError("no links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "entry"
+    with new_file(path, replace=False) as partial:
+        partial.write_text("first")
+    with pytest.raises(FileExistsError), new_file(path, replace=False) as partial:
+        partial.write_text("second")
+    assert path.read_text() == "first" and listing(tmp_path) == ["entry"]
+
+
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)

@@ -17,9 +17,17 @@ from heretic_kl.engine.length_buckets import length_buckets
 from heretic_kl.engine.memory_limits import MemoryLimits
 from heretic_kl.engine.runner import Runner
 from heretic_kl.engine.shared import SharedResults
+from heretic_kl.engine.teacher_forcing.batches import ForcedSequence
+from heretic_kl.engine.teacher_forcing.forward import run_forced
 from heretic_kl.engine.teacher_forcing.requests import ForcedKey, ForcedRequests, forced_keys
 from heretic_kl.kl import Reference
-from heretic_kl.model import LanguageModel, common_prefix, edited, last_token_residuals
+from heretic_kl.model import (
+    Decoding,
+    LanguageModel,
+    common_prefix,
+    edited,
+    last_token_residuals,
+)
 from heretic_kl.model.placement import offload
 from heretic_kl.prompts import Prompt
 from heretic_kl.requests import (
@@ -196,11 +204,13 @@ class Engine:
 
     def _offload(self) -> str | None:
         """Leave the layers' weights in the machine's memory, where they are on an accelerator."""
-        token = torch.zeros(1, 1, dtype=torch.int64, device=self.lm.device)
+        sequences = ForcedSequence((0,), (0,)), ForcedSequence((0, 0), (0,))
 
         @torch.no_grad()
         def check() -> None:
-            self.lm.body(input_ids=token, use_cache=False)
+            """The ways in which the model is run: teacher-forced, and a token at a time."""
+            run_forced(self.lm, self.runner.laid_out(sequences))
+            Decoding(self.lm, [s.prompt for s in sequences], 2).advance([0, 0])
 
         moved = offload(self.lm.architecture.layers, check)
         if moved is None:
@@ -251,7 +261,8 @@ class Engine:
 
         shape = len(self.lm.architecture.layers), None
         what = f"residual means winsorized at {winsorize_quantile}"
-        return self._shared_residuals(what, prompts, shape, collect)
+        facts = self._sequences(prompts)
+        return self._shared.tensor(what, facts, shape, lambda: self.limits.run(collect))
 
     def residuals(self, prompts: Sequence[Prompt]) -> Tensor:
         """Residual after each layer at the last prompt token, (P, L, D) float32, in order."""
@@ -262,17 +273,14 @@ class Engine:
             return torch.cat(rows)[order.argsort()]
 
         shape = len(prompts), len(self.lm.architecture.layers), None
-        return self._shared_residuals("residuals", prompts, shape, collect)
+        facts = self._sequences(prompts)
+        # The last layer's residual tells the first token of a response.
+        return self._shared.tensor(
+            "residuals", facts, shape, lambda: self.limits.run(collect), responses_to=prompts
+        )
 
-    def _shared_residuals(
-        self,
-        what: str,
-        prompts: Sequence[Prompt],
-        shape: tuple[int | None, ...],
-        collect: Callable[[], Tensor],
-    ) -> Tensor:
-        facts = {"sequences": [list(self.encode(prompt)) for prompt in prompts]}
-        return self._shared.tensor(what, facts, shape, lambda: self.limits.run(collect))
+    def _sequences(self, prompts: Sequence[Prompt]) -> dict[str, list[list[int]]]:
+        return {"sequences": [list(self.encode(prompt)) for prompt in prompts]}
 
     def _residuals(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Tensor]]:
         """Which prompts stand in a batch, and their residuals (B, L, D)."""
@@ -333,6 +341,7 @@ class Engine:
         if key not in self._reference_responses:
             encoded = [self.encode(prompt) for prompt in prompts]
             self._reference_responses[key] = self._shared.responses(
+                prompts,
                 encoded,
                 max_tokens,
                 rules,

@@ -61,6 +61,7 @@ class MemoryLimits:
         self.cache_bytes = cache_bytes
         self.notify = notify
         self._offload = offload
+        self._first = batch_size, MOST_CANDIDATES, cache_bytes
         self._kept: WeakSet[Kept] = WeakSet()
         self._running = self._keeping = False
 
@@ -94,7 +95,8 @@ class MemoryLimits:
     def run(self, work: Callable[[], T], *, candidates: int = 1) -> T:
         """Do work; where memory runs out, lower a limit and do all of it again.
 
-        Half as many candidates at once come first, then half the batch size, then offloading.
+        Half as many candidates at once come first, then half the batch size, then offloading, after
+        which the limits are those of the start again: there is room.
         Inside another `run` that one does all of its work again, so that reference and candidates
         always run in the same batches.
 
@@ -122,7 +124,10 @@ class MemoryLimits:
                 self._running = False
             # Outside the handler, so that the failed attempt's tensors are free.
             clear_device_memory()
-            message = message or self._offload()
+            if message is None and (message := self._offload()) is not None:
+                self.batch_size, self.candidates, self.cache_bytes = self._first
+                self.release()
+                message += "; batches, candidates and what is kept are as large as at first again"
             if message is None:
                 raise MeasurementError(
                     "out of memory with a single prompt and a single candidate, which need "

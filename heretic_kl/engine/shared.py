@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +19,8 @@ from heretic_kl import ranks
 from heretic_kl.engine.generation.generate import Response
 from heretic_kl.errors import StorageLostError, StudyError
 from heretic_kl.model import LanguageModel
+from heretic_kl.model.loading.devices import processor
+from heretic_kl.prompts import Prompt
 from heretic_kl.requests import Sampling, StopRule
 
 
@@ -30,8 +31,18 @@ class Store(Protocol):
         """What was saved under a hash, None where nothing was; StudyError: it is unusable."""
         ...
 
-    def save(self, key: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors and JSON-ready words about them; StudyError: they cannot be kept."""
+    def save(
+        self,
+        key: str,
+        about: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        *,
+        replace: bool = False,
+    ) -> bool:
+        """Keep tensors and JSON-ready words about them, unless another process was first.
+
+        Returns whether these are kept now; StudyError: they cannot be.
+        """
         ...
 
 
@@ -47,16 +58,19 @@ class SharedResults:
         store: where they are; None: each is computed here.
         identity: what all of them depend on, JSON-ready.
         notify: told, in words, what cannot be used or kept.
-        responses_too: keep responses, which are text that the user may not want on a disk.
+        kept_of: prompts whose responses may be on a disk, as may be what tells a token of them
+            (states at single positions; a mean does not); None: all. Other results are computed
+            here.
     """
 
     store: Store | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     notify: Callable[[str], None] = lambda message: None
-    responses_too: bool = True
+    kept_of: frozenset[Prompt] | None = None
 
     def responses(
         self,
+        prompts: Iterable[Prompt],
         encoded: Sequence[Sequence[int]],
         max_tokens: int,
         rules: Sequence[StopRule],
@@ -64,27 +78,21 @@ class SharedResults:
         vocabulary: int,
         compute: Callable[[], list[Response]],
     ) -> list[Response]:
-        """A response to each sequence of token ids; computed where a rule has no fingerprint."""
-        prints = [getattr(rule, "fingerprint", None) for rule in rules]
-        if not self.responses_too or None in prints:
+        """A response to each prompt's token ids; computed where a rule has no fingerprint."""
+        prints = [_fingerprint(rule) for rule in rules]
+        if self.store is None or not self._may_keep(prompts) or None in prints:
             return compute()
         facts = {
             "sequences": [list(map(int, ids)) for ids in encoded],
             "most tokens": max_tokens,
-            "rules": [of() for of in prints if of is not None],
+            "rules": prints,
             "sampling": None if sampling is None else asdict(sampling),
         }
-        made: list[Response] = []
-
-        def tensors() -> dict[str, Tensor]:
-            made.extend(compute())
-            return _tensors(made)
 
         def fits(stored: Mapping[str, Tensor]) -> bool:
             return _are_responses(stored, len(encoded), max_tokens, vocabulary)
 
-        stored = self._of("responses", facts, fits, tensors)
-        return made or _responses(stored)
+        return _responses(self._of("responses", facts, fits, lambda: _tensors(compute())))
 
     def tensor(
         self,
@@ -92,6 +100,7 @@ class SharedResults:
         facts: Mapping[str, Any],
         shape: tuple[int | None, ...],
         compute: Callable[[], Tensor],
+        responses_to: Iterable[Prompt] = (),
     ) -> Tensor:
         """A tensor of floats of this shape, on the CPU where it was computed elsewhere.
 
@@ -99,8 +108,11 @@ class SharedResults:
             what: it is, in words.
             facts: all that it depends on besides the identity, JSON-ready.
             shape: of it; None: any length.
-            compute: makes it.
+            compute: makes it; what it returned is returned where nothing else is stored.
+            responses_to: prompts, of whose responses it tells tokens.
         """
+        if not self._may_keep(responses_to):
+            return compute()
 
         def fits(stored: Mapping[str, Tensor]) -> bool:
             values = stored.get("values")
@@ -109,6 +121,9 @@ class SharedResults:
             return all(want in (None, size) for size, want in zip(values.shape, shape, strict=True))
 
         return self._of(what, facts, fits, lambda: {"values": compute()})["values"]
+
+    def _may_keep(self, prompts: Iterable[Prompt]) -> bool:
+        return self.kept_of is None or self.kept_of.issuperset(prompts)
 
     def _of(
         self,
@@ -121,33 +136,43 @@ class SharedResults:
             return compute()
         content = json.dumps({**self.identity, **facts, "what": what}, sort_keys=True)
         key = hashlib.sha256(content.encode()).hexdigest()
+        damaged = False
         try:
-            stored = self.store.load(key)
-            if stored is not None and not fits(stored):
-                raise StudyError(f"reference-{key[:12]} does not hold the {what} asked for")
+            stored = self._stored(self.store, key, what, fits)
         except StorageLostError:
             raise
         except StudyError as error:
-            stored = None
+            stored, damaged = None, True
             self.notify(f"the original model's {what} are computed again: {error}")
         if stored is not None:
             return stored
         tensors = compute()
         try:
-            self.store.save(key, {"what": what, **self.identity}, tensors)
+            about = {"what": what, **self.identity}
+            if not self.store.save(key, about, tensors, replace=damaged):
+                # Another process was first: all use what it computed.
+                return self._stored(self.store, key, what, fits) or tensors
         except StorageLostError:
             raise
         except StudyError as error:
             self.notify(f"the original model's {what} are not shared with other workers: {error}")
         return tensors
 
+    def _stored(
+        self, store: Store, key: str, what: str, fits: Callable[[Mapping[str, Tensor]], bool]
+    ) -> dict[str, Tensor] | None:
+        stored = store.load(key)
+        if stored is not None and not fits(stored):
+            raise StudyError(f"reference-{key[:12]} does not hold the {what} asked for")
+        return stored
+
 
 def arithmetic(lm: LanguageModel, batch_size: int) -> dict[str, Any]:
-    """What the last bits of a pass depend on, JSON-ready; not the name of the machine."""
+    """What the last bits of a pass depend on, JSON-ready."""
     if lm.device.type == "cuda":
         unit = torch.cuda.get_device_name(lm.device)
     else:
-        unit = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        unit = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "batch size": batch_size,
         "ways to run": vars(lm.capabilities),
@@ -157,6 +182,14 @@ def arithmetic(lm: LanguageModel, batch_size: int) -> dict[str, Any]:
         "threads": torch.get_num_threads() if lm.device.type == "cpu" else None,
         "processes": ranks.count(),
     }
+
+
+def _fingerprint(rule: StopRule) -> str | None:
+    """Of a rule and its class, which may cut responses elsewhere; None: it has none."""
+    of = getattr(rule, "fingerprint", None)
+    content = of() if callable(of) else None
+    kind = f"{type(rule).__module__}.{type(rule).__qualname__}"
+    return f"{kind} {content}" if isinstance(content, str) else None
 
 
 def _tensors(responses: Sequence[Response]) -> dict[str, Tensor]:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heretic_kl.errors import MeasurementError
 from heretic_kl.model.loading.devices import free_memory
+from heretic_kl.model.out_of_memory import clear_device_memory, is_out_of_memory
 
 MOST_OF_MEMORY = 0.9
 """Share of the machine's free memory that offloaded weights may take."""
@@ -72,6 +74,10 @@ def offload(modules: Sequence[nn.Module], check: Callable[[], object]) -> int | 
     Returns:
         How many bytes; None: nothing was moved, because they are on no accelerator, are quantized
         or split, are placed by hooks already, do not fit, or the model does not run this way.
+
+    Raises:
+        MeasurementError: weights have to go back, and the accelerator has no memory for them any
+            more; those that wait still do.
     """
     chosen = list({id(module): module for module in modules}.values())
     weights = [parameter for module in chosen for parameter in module.parameters()]
@@ -86,19 +92,41 @@ def offload(modules: Sequence[nn.Module], check: Callable[[], object]) -> int | 
     free = free_memory(torch.device("cpu"))
     if free is not None and size > MOST_OF_MEMORY * free:
         return None
-    from accelerate.hooks import attach_align_device_hook, remove_hook_from_submodules
+    if _runs_offloaded(chosen, check):
+        return size
+    clear_device_memory()  # of what the check left
+    _put_back(chosen)
+    return None
+
+
+def _runs_offloaded(modules: Sequence[nn.Module], check: Callable[[], object]) -> bool:
+    from accelerate.hooks import attach_align_device_hook
 
     try:
-        for module in chosen:
+        for module in modules:
             device = device_of(module)
             stored = {name: tensor.to("cpu") for name, tensor in module.state_dict().items()}
             attach_align_device_hook(module, device, offload=True, weights_map=stored)
         check()
     except Exception:  # of a model that reads weights past its hooks, or of a full device: any
-        for module in chosen:
+        return False
+    return True
+
+
+def _put_back(modules: Sequence[nn.Module]) -> None:
+    from accelerate.hooks import remove_hook_from_submodules
+
+    try:
+        for module in modules:
             remove_hook_from_submodules(module)
-        return None
-    return size
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MeasurementError(
+            "out of memory: the model cannot run with its layers' weights in the machine's memory, "
+            "and the device has no room for them any more: end what else uses it, or use "
+            "--device-map auto"
+        ) from error
 
 
 def on_accelerator(tensor: Tensor) -> bool:

@@ -38,6 +38,13 @@ class PromptSets:
         """The first harmful and the first harmless training prompts, `count` of each."""
         return self["harmful", "train"][:count] + self["harmless", "train"][:count]
 
+    def only_harmless(self) -> frozenset[Prompt]:
+        """Harmless prompts of every use that are in no set of another kind."""
+        harmless, others = set[Prompt](), set[Prompt]()
+        for (kind, _), members in self.prompts.items():
+            (harmless if kind == "harmless" else others).update(members)
+        return frozenset(harmless - others)
+
     def fingerprints(self) -> dict[str, str]:
         """sha256 by set, `harmful.train` and so on."""
         return {f"{kind}.{use}": fingerprint(self[kind, use]) for kind, use in self.prompts}

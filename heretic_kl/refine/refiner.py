@@ -20,6 +20,7 @@ from heretic_kl.engine import Engine, Response, forced_sequences
 from heretic_kl.engine.memory_limits import if_memory_allows
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
+from heretic_kl.model.placement import is_offloaded
 from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.ranks import from_first
 from heretic_kl.refine.objective import Example, Objective, Refusal
@@ -162,8 +163,10 @@ class Refiner:
         Where memory runs out, all is done again with half as many prompts a step.
 
         Raises:
-            MeasurementError: memory runs out with one prompt of each kind.
+            MeasurementError: memory runs out with one prompt of each kind, or weights have been
+                offloaded where it ran out before.
         """
+        self._check_whole()
         begun = time.perf_counter()
         while True:
             elapsed = from_first(lambda: time.perf_counter() - begun)
@@ -212,6 +215,7 @@ class Refiner:
         """A candidate's refusals of prompts; openings are mined again from all that was said."""
         with edited(self._engine.lm.architecture, plan):
             responses = self._engine.runner.responses(encoded, OPENING_TOKENS, [self._rule])
+        self._check_whole()  # responses may have run out of memory
         refusals = []
         for ids, response in zip(encoded, responses, strict=True):
             tokens = tuple(response.tokens)
@@ -221,6 +225,10 @@ class Refiner:
                 refusals.append(Refusal(ids, tokens))
         self.objective.openings = mine_openings(self._refusals, self._others, purity=PURITY)
         return refusals
+
+    def _check_whole(self) -> None:
+        if is_offloaded(self._engine.lm.model):
+            raise MeasurementError("parts of the model are offloaded, and gradients need all of it")
 
     def _split(
         self, prompts: Sequence[Prompt], *, refused: bool

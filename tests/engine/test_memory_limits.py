@@ -69,6 +69,28 @@ def test_what_is_kept_gives_way_where_keeping_it_ran_out_of_memory():
     assert limits.batch_size == 4 and limits.cache_bytes < 100 and kept.bytes == 0
 
 
+def test_after_offloading_the_limits_are_those_of_the_start_and_are_lowered_anew():
+    offloaded, notes = [], []
+
+    def offload():
+        if not offloaded:
+            offloaded.append(True)
+            return "weights wait"
+
+    def work():
+        if not offloaded or limits.batch_size > 2:
+            raise RuntimeError(CPU)
+        return limits.batch_size, limits.cache_bytes
+
+    limits = MemoryLimits(4, cache_bytes=1000, notify=notes.append, offload=offload)
+    assert limits.run(work) == (2, 1000)
+    assert [note.split(": ")[1].split(" ")[0] for note in notes] == [
+        *("batch", "batch", "cache", "weights", "batch")
+    ]
+    limits = MemoryLimits(2, offload=lambda: offloaded.pop() and "weights wait")
+    assert limits.run(lambda: limits.candidates, candidates=8) == 64
+
+
 def test_other_errors_pass_and_the_last_resort_is_one_line():
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     limits = MemoryLimits(1)
@@ -134,7 +156,9 @@ def test_weights_are_offloaded_last_and_results_stay_the_same(monkeypatch, folde
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("problem", ["cpu", "no memory", "hooks", "not enough", "past hooks"])
+@pytest.mark.parametrize(
+    "problem", ["cpu", "no memory", "hooks", "not enough", "past hooks", "cache past hooks"]
+)
 def test_where_weights_cannot_be_offloaded_the_run_stops_with_the_estimate(
     monkeypatch, folder, problem
 ):
@@ -150,6 +174,13 @@ def test_where_weights_cannot_be_offloaded_the_run_stops_with_the_estimate(
     elif problem == "not enough":
         always = torch.OutOfMemoryError("CUDA out of memory")
         monkeypatch.setattr(lm.body, "forward", lambda **_: (_ for _ in ()).throw(always))
+    elif problem == "cache past hooks":
+
+        def pre(module, args, parts):
+            if parts.get("past_key_values") is not None:
+                assert not is_offloaded(module)
+
+        layer.register_forward_pre_hook(pre, with_kwargs=True)
     else:
         layer.register_forward_pre_hook(
             lambda module, _: module.mlp.down_proj.weight.sum().item() and None
@@ -165,3 +196,23 @@ def test_where_weights_cannot_be_offloaded_the_run_stops_with_the_estimate(
     assert not is_offloaded(lm.model)
     after = lm.model.state_dict()
     assert all(torch.equal(values, after[name]) for name, values in before.items())
+
+
+def test_where_weights_do_not_go_back_the_run_stops_with_one_line(monkeypatch, folder):
+    """What the failed check left is free by then."""
+    lm, left = load_tiny_model(folder), []
+    as_on_accelerator(monkeypatch, lm)
+    monkeypatch.setattr(placement, "clear_device_memory", lambda: left.append("cleared"))
+
+    def past_hooks(module, args):
+        module.mlp.down_proj.weight.sum().item()
+
+    def full(module):
+        left.append("back")
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    lm.architecture.layers[0].register_forward_pre_hook(past_hooks)
+    monkeypatch.setattr("accelerate.hooks.remove_hook_from_submodules", full)
+    with pytest.raises(MeasurementError, match=r"the device has no room for them any more: end"):
+        Engine(lm, 1).residual_mean(PROMPTS, 1.0)
+    assert left == ["cleared", "back"]

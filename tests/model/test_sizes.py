@@ -99,6 +99,20 @@ def test_free_memory_is_what_every_group_of_the_process_leaves(tmp_path, monkeyp
     assert plant("proc/self", cgroup="0::/../elsewhere\n") == 550_000, "outside what is mounted"
 
 
+def test_processors_differ_by_model_and_instructions(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "_ROOT", tmp_path)
+    monkeypatch.setattr(devices.platform, "node", lambda: "this-host")
+    (tmp_path / "proc").mkdir()
+    assert "this-host" in devices.processor()
+    seen = set()
+    for model, flags in (("7", "avx512f"), ("8", "avx512f"), ("8", "avx512f amx_tile")):
+        for core in ("0", "1"):
+            text = f"processor\t: {core}\nmodel name\t: CPU {model}\ncpu MHz\t: 80{core}\n"
+            (tmp_path / "proc/cpuinfo").write_text(f"{text}flags\t\t: {flags}\n\n")
+            seen.add(devices.processor())
+    assert len(seen) == 3 and not any("this-host" in one for one in seen)
+
+
 def _model(folder):
     from transformers import AutoModelForCausalLM
 

@@ -12,6 +12,8 @@ from heretic_kl.ablation import Refinement
 from heretic_kl.errors import MeasurementError, ReproductionError, StudyError
 from heretic_kl.export import read_reproduction
 from heretic_kl.kl import wilson_interval
+from heretic_kl.model import placement
+from heretic_kl.model.placement import is_offloaded
 from heretic_kl.refine import RefineOptions, objective, refiner
 from heretic_kl.run.saving.rebuild import rebuild
 from heretic_kl.run.trials import refine
@@ -332,6 +334,32 @@ def test_running_out_of_memory_makes_smaller_steps_and_batches(
         with pytest.raises(MeasurementError, match=message):
             learner.refine(plan, RefineOptions())
         assert sizes[-1] == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("step", "learned"), [("_first_aim", 0), ("_measured", 1), ("responses", 0)]
+)
+def test_no_edit_is_learned_once_weights_are_offloaded(
+    workplace, tmp_path, markers, monkeypatch, step, learned
+):
+    run, seen = session(workplace, tmp_path, markers)
+    with run:
+        run.search()
+        engine = run.parts.engine
+        where = engine.runner if step == "responses" else refine
+        work = getattr(where, step)
+
+        def out_of_memory(*parts, **others):
+            assert engine._offload() or is_offloaded(engine.lm.model)
+            return work(*parts, **others)
+
+        monkeypatch.setattr(placement, "on_accelerator", lambda tensor: True)
+        monkeypatch.setattr(where, step, out_of_memory)
+        run.refine()
+        assert len(run.parts.study.refined) == learned
+    assert seen[-1].message == (
+        "no further edit is refined: parts of the model are offloaded, and gradients need all of it"
+    )
 
 
 @pytest.mark.parametrize(("left", "learns"), [(200.0, 160.0), (40.0, 30.0), (float("inf"),) * 2])

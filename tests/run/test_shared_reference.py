@@ -1,17 +1,22 @@
 """What the original model responds and computes is computed once for all workers of a study."""
 
 import json
+import shutil
 from collections import Counter
 
+import optuna
 import pytest
 import torch
-from sessions import run, settings
+from sessions import WORDS, run, settings
 
 from heretic_kl import Session
-from heretic_kl.engine import Engine, Runner
+from heretic_kl.engine import Engine, Runner, shared
 from heretic_kl.events import Notice
 from heretic_kl.search import open_storage
-from heretic_kl.search.storage import artifacts
+from heretic_kl.search.storage import artifacts, study_names
+
+SHARED = {"keep_responses": "all"}
+"""Where prompts of all kinds are the same, too."""
 
 
 @pytest.fixture
@@ -48,14 +53,38 @@ def results(session):
 
 def opened(workplace, folder, **changes):
     """What an opened run takes from the original model, and its notices."""
-    session, seen = run(workplace, folder, **changes)
+    session, seen = run(workplace, folder, **{**SHARED, **changes})
     with session:
         baseline = session.baseline
     return baseline, [event.message for event in seen if isinstance(event, Notice)]
 
 
 def entries(folder):
-    return sorted((folder / "studies").glob("*.artifacts/reference-*.json"))
+    return sorted((folder / "studies").glob("*.original/reference-*.json"))
+
+
+def whats(folder):
+    """How many results of each sort are stored."""
+    names = [json.loads(path.read_text())["what"] for path in entries(folder)]
+    return Counter(name.partition(" winsorized")[0] for name in names)
+
+
+def apart(folder):
+    """Settings with prompts of which none is of two kinds."""
+    folder.mkdir()
+    tables = {}
+    for place, kind in enumerate(("harmful", "harmless", "borderline")):
+        lines = [f"{WORDS[place]} {word} {WORDS[place]}" for word in WORDS[3:15]]
+        (folder / kind).write_text("\n".join(lines))
+        parts = {"train": "[:6]", "validation": "[6:9]", "test": "[9:]"}
+        source = {"source": str(folder / kind)}
+        tables[kind] = {use: {**source, "split": part} for use, part in parts.items()}
+    return {"prompts": tables}
+
+
+def store_of(folder):
+    (place,) = (folder / "studies").glob("*.original")
+    return artifacts.ReferenceStore(place.parent, place.name.removesuffix(".original"))
 
 
 def test_a_worker_that_joins_computes_nothing_again_and_scores_the_same(workplace, tmp_path, work):
@@ -64,12 +93,13 @@ def test_a_worker_that_joins_computes_nothing_again_and_scores_the_same(workplac
     assert alone["tokens"] > 20 and alone["passes"] == 1 and alone["prompts read"] == 24
     work.clear()
     seen = []
-    with Session(settings(workplace, tmp_path / "shared"), seen.append, joins=True) as joining:
+    chosen = settings(workplace, tmp_path / "shared", **SHARED)
+    with Session(chosen, seen.append, joins=True) as joining:
         assert not any(work.values())
         joined = results(joining)
     assert not [event for event in seen if isinstance(event, Notice) and "again" in event.message]
     work.clear()
-    fresh, _ = run(workplace, tmp_path / "anew")
+    fresh, _ = run(workplace, tmp_path / "anew", **SHARED)
     with fresh:
         assert dict(work) == alone
         baseline, directions, trials = results(fresh)
@@ -85,6 +115,25 @@ def test_hidden_states_come_from_the_same_arithmetic_responses_from_any(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     opened(workplace, tmp_path)
     assert work["passes"] == 1 and not work["tokens"] and not work["prompts read"]
+    monkeypatch.setattr(shared, "processor", lambda: "another one with AVX512")
+    opened(workplace, tmp_path)
+    assert work["passes"] == 2 and not work["tokens"] and not work["prompts read"]
+
+
+def test_states_that_are_not_exactly_this_machines_are_computed_again(workplace, tmp_path, work):
+    baseline, _ = opened(workplace, tmp_path)
+    store = store_of(tmp_path)
+    for entry in entries(tmp_path):
+        if "hidden" in json.loads(entry.read_text())["what"]:
+            key = entry.stem.removeprefix("reference-")
+            values = store.load(key)["values"]
+            values[-1, 0] += 1e-3
+            assert store.save(key, {}, {"values": values}, replace=True)
+    work.clear()
+    again, notices = opened(workplace, tmp_path)
+    assert again == baseline and again["teacher_forced_kl"].value == 0
+    assert sum("are not exactly this machine's" in notice for notice in notices) == 1
+    assert work["passes"] == 1 and not work["tokens"]
 
 
 def test_another_model_dtype_or_prompt_finds_nothing(workplace, tmp_path, work):
@@ -102,7 +151,7 @@ def torn(folder):
 
 
 def missing(folder):
-    for path in (folder / "studies").glob("*.artifacts/" + 64 * "[0-9a-f]"):
+    for path in (folder / "studies").glob("*.original/" + 64 * "[0-9a-f]"):
         path.unlink()
 
 
@@ -141,13 +190,12 @@ def test_what_is_not_what_was_kept_is_computed_again_with_a_notice(
 def test_what_fits_its_hash_but_not_the_question_is_not_used(workplace, tmp_path, work):
     """Tensors of other shapes under the right hash: from a file that somebody made up."""
     baseline, _ = opened(workplace, tmp_path)
-    (folder,) = (tmp_path / "studies").glob("*.artifacts")
-    name = folder.name.removesuffix(".artifacts")
-    store = artifacts.ReferenceStore(folder.parent, name)
+    store = store_of(tmp_path)
     for entry in entries(tmp_path):
         key = entry.stem.removeprefix("reference-")
         tensors = store.load(key)
-        store.save(key, {}, {part: values[:-1] + 60_000 for part, values in tensors.items()})
+        wrong = {part: values[:-1] + 60_000 for part, values in tensors.items()}
+        store.save(key, {}, wrong, replace=True)
     again, notices = opened(workplace, tmp_path)
     assert again == baseline
     assert sum("asked for" in notice for notice in notices) == len(entries(tmp_path))
@@ -168,18 +216,64 @@ def test_what_is_too_large_is_not_shared_and_the_run_says_so(
 def test_a_folder_that_cannot_be_written_costs_the_sharing_alone(workplace, tmp_path, work):
     baseline, _ = opened(workplace, tmp_path / "a", study_name="s")
     (tmp_path / "b" / "studies").mkdir(parents=True)
-    (tmp_path / "b" / "studies" / "s.artifacts").write_text("in the way")
+    (tmp_path / "b" / "studies" / "s.original").write_text("in the way")
     again, notices = opened(workplace, tmp_path / "b", study_name="s")
     assert again == baseline and any("not shared with other workers" in n for n in notices)
 
 
-def test_responses_stay_off_the_disk_where_none_are_to_be_kept(workplace, tmp_path, work):
-    opened(workplace, tmp_path, keep_responses="none")
-    assert {json.loads(path.read_text())["what"].split()[0] for path in entries(tmp_path)} == {
-        "final",
-        "residual",
-        "residuals",
-    }
+OF_HARMLESS = {"responses": 1, "final hidden states": 1, "residuals": 1, "residual means": 2}
+OF_ALL = {"responses": 2, "final hidden states": 1, "residuals": 2, "residual means": 2}
+
+
+@pytest.mark.parametrize(
+    ("keep", "stored"),
+    [
+        ("none", {"residual means": 2}),
+        ("report", OF_HARMLESS),
+        ("harmless", OF_HARMLESS),
+        ("all", OF_ALL),
+    ],
+)
+def test_no_token_of_a_response_is_on_the_disk_that_is_not_to_be_kept(
+    workplace, tmp_path, work, keep, stored
+):
+    """Hidden states and single residuals tell tokens, too: the head makes them of these."""
+    changes = {**apart(tmp_path / "prompts"), "keep_responses": keep}
+    baseline, _ = opened(workplace, tmp_path, **changes)
+    assert whats(tmp_path) == stored
+    alone = dict(work)
+    work.clear()
+    again, _ = opened(workplace, tmp_path, **changes)
+    assert again == baseline
+    assert (work["tokens"] > 0) == (keep != "all") and work["tokens"] <= alone["tokens"]
+    assert work["prompts read"] == {"none": 12, "all": 0}.get(keep, 6)
+    assert work["passes"] == (keep == "none")
+
+
+def test_prompts_of_a_scorer_are_not_known_to_be_harmless(workplace, tmp_path, work):
+    changes = apart(tmp_path / "prompts")
+    harmful = {"source": str(tmp_path / "prompts" / "harmful"), "split": "[6:9]"}
+    table = {"settings": {"set_aside_refused": False, "prompts": harmful}}
+    scorers = {"refusals": {}, "teacher_forced_kl": table}
+    for keep, responses, states in (("report", 1, 1), ("all", 3, 2)):
+        folder = tmp_path / keep
+        opened(workplace, folder, **changes, scorers=scorers, keep_responses=keep)
+        counts = whats(folder)  # the noise floor is measured over harmless prompts
+        assert (counts["responses"], counts["final hidden states"]) == (responses, states)
+
+
+def test_what_is_shared_can_be_deleted_alone(workplace, tmp_path, work):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    baseline, _ = opened(workplace, tmp_path / "a", study_name="s", storage=url)
+    folder = tmp_path / "a" / "studies" / "s.original"
+    with open_storage(url, tmp_path, "s") as storage:
+        assert study_names(storage) == ["s"]
+    optuna.delete_study(study_name=folder.name, storage=url)
+    shutil.rmtree(folder)
+    work.clear()
+    again, notices = opened(workplace, tmp_path / "a", study_name="s", storage=url)
+    assert again == baseline and work["tokens"]
+    assert not any("again" in notice for notice in notices)
 
 
 def test_machines_that_share_the_storage_alone_share_results(workplace, tmp_path, work):

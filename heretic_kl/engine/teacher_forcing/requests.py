@@ -10,7 +10,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from heretic_kl import ranks
 from heretic_kl.ablation import Plan
 from heretic_kl.engine.candidate_results import Progress
 from heretic_kl.engine.generation.generate import Response
@@ -66,6 +68,7 @@ class ForcedRequests:
         self._encode = encode
         self._original = original
         self._shared = shared
+        self._takes_states = True
         self._sequences: dict[ForcedKey, tuple[ForcedSequence, ...]] = {}
         self._together: dict[tuple[ForcedKey, ...], _Together] = {}
 
@@ -92,10 +95,22 @@ class ForcedRequests:
         plans: Sequence[Plan | None],
         progress: Progress,
     ) -> None:
-        """Have every candidate that is still going answer all requests."""
+        """Have every candidate that is still going answer all requests.
+
+        The unedited model has the reference's states, to the last bit. Where those of another
+        process differ, they are computed here, now and from then on.
+        """
         together = self._run_together(forced_keys(requests))
         for _, going in together.passes.grouped(tuple(progress.going)):
-            self._measure_side_by_side(together, requests, plans, going, progress)
+            if not self._measure_side_by_side(together, requests, plans, going, progress):
+                self._shared.notify(
+                    "the original model's final hidden states are computed again: another "
+                    "worker's are not exactly this machine's"
+                )
+                self._takes_states = False
+                self._together.clear()
+                self.measure(requests, plans, progress)
+                return
 
     def _measure_side_by_side(
         self,
@@ -104,15 +119,20 @@ class ForcedRequests:
         plans: Sequence[Plan | None],
         going: Sequence[int],
         progress: Progress,
-    ) -> None:
+    ) -> bool:
+        """False: the unedited model's states are not the reference's, and nothing is answered."""
+        compared = together.of_another and len(plans) == 1 and not plans[0]
+        same = True
         reduced = {request: self._reduced(together, request, len(going)) for request in requests}
 
         def consume(portions: Iterator[ForcedPortion]) -> None:
+            nonlocal same
             for portion in portions:
                 for request, rows in reduced.items():
                     part = together.portion(_key(request), portion)
                     if len(part.rows):
                         rows.add(part.rows, part.hidden)
+                        same = same and (not compared or together.holds(_key(request), part))
                 whole = all(rows.complete for rows in reduced.values())
                 # Of several candidates none can leave the pass.
                 if len(going) == 1 and progress.watched and not whole:
@@ -125,9 +145,14 @@ class ForcedRequests:
                         return
 
         together.passes.run([plans[candidate] for candidate in going], consume)
+        if compared:
+            if not ranks.from_first(lambda: same):
+                return False
+            together.of_another = False
         for slot, candidate in enumerate(going):
             if candidate in progress.going:
                 progress.keep(candidate, {r: rows.result(slot) for r, rows in reduced.items()})
+        return True
 
     def _reduced(
         self, together: _Together, request: TeacherForcedRequest, candidates: int
@@ -152,7 +177,9 @@ class ForcedRequests:
             if together is None or together.references is not references:
                 together = self._new(keys, references)
         elif together is None:
-            together = self._new(keys, self._own_references(keys))
+            references, of_another = self._own_references(keys)
+            together = self._new(keys, references)
+            together.of_another = of_another
         self._together[keys] = together
         return together
 
@@ -164,24 +191,36 @@ class ForcedRequests:
         passes = CandidatePasses(self._lm, self._runner, sequences)
         return _Together(keys, references, logits, passes, limits.batch_size)
 
-    def _own_references(self, keys: Sequence[ForcedKey]) -> tuple[Reference, ...]:
+    def _own_references(self, keys: Sequence[ForcedKey]) -> tuple[tuple[Reference, ...], bool]:
+        """References, and whether their states come from another process."""
         sequences = [self._with_responses(key) for key in keys]
         together = [s for group in sequences for s in group]
         facts = {
             **arithmetic(self._lm, self._runner.limits.batch_size),
             "sequences": [[s.prompt, s.response] for s in together],
         }
-        hidden = self._shared.tensor(
-            "final hidden states",
-            facts,
-            (sum(len(s.response) for s in together), self._lm.head.weight.shape[1]),
-            lambda: self._runner.hidden_states(together),
-        ).to(self._lm.device)
+        computed: list[Tensor] = []
+
+        def compute() -> Tensor:
+            computed.append(self._runner.hidden_states(together))
+            return computed[0]
+
+        # With the head they tell the responses.
+        shape = sum(len(s.response) for s in together), self._lm.head.weight.shape[1]
+        prompts = [prompt for key in keys for prompt in key.prompts]
+        hidden = (
+            self._shared.tensor("final hidden states", facts, shape, compute, prompts)
+            if self._takes_states
+            else compute()
+        )
+        of_another = not computed or hidden is not computed[0]
+        hidden = hidden.to(self._lm.device)
         rows = [sum(len(sequence.response) for sequence in group) for group in sequences]
-        return tuple(
+        references = tuple(
             reference_from(group, key.tokens, states, self._identity)
             for key, group, states in zip(keys, sequences, torch.split(hidden, rows), strict=True)
         )
+        return references, of_another
 
     def _with_responses(self, key: ForcedKey) -> tuple[ForcedSequence, ...]:
         if self._original is not None:
@@ -189,6 +228,7 @@ class ForcedRequests:
         if key not in self._sequences:
             encoded = [self._encode(prompt) for prompt in key.prompts]
             responses = self._shared.responses(
+                key.prompts,
                 encoded,
                 key.tokens,
                 (),
@@ -218,6 +258,8 @@ class _Together:
         self.references = references
         self.passes = passes
         self.batch_size = batch_size
+        self.of_another = False
+        """The states come from another process, and no pass was compared with them yet."""
         self._logits = dict(zip(keys, logits, strict=True))
         self._of = dict(zip(keys, references, strict=True))
         self._places: dict[ForcedKey, range] = {}
@@ -231,6 +273,13 @@ class _Together:
 
     def logits(self, key: ForcedKey) -> KeptLogits:
         return self._logits[key]
+
+    def holds(self, key: ForcedKey, part: ForcedPortion) -> bool:
+        """Whether the first candidate's states are those of a key's reference."""
+        states = self._of[key].hidden
+        assert states is not None  # the engine keeps hidden states
+        expected = states[part.rows.to(states.device)]
+        return torch.equal(expected, part.hidden[0].to(states.device))
 
     def portion(self, key: ForcedKey, portion: ForcedPortion) -> ForcedPortion:
         """What of a portion belongs to a key, rows counted as in its reference."""

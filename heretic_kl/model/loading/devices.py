@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
@@ -13,6 +14,11 @@ from heretic_kl.errors import ModelError
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 _ROOT: Final = Path("/")
 _LIMITS: Final = ("max", "current")
+_PROCESSOR: Final = (
+    *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"),
+)
+"""Lines of /proc/cpuinfo, of x86 and ARM, that say which arithmetic a processor has."""
 
 
 def resolve_device(setting: str) -> torch.device:
@@ -87,6 +93,16 @@ def _group_memory() -> Iterator[int]:
             continue
         cached = sum(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))
         yield max(0, limit - used + cached)
+
+
+def processor() -> str:
+    """This machine's processor, its model and instructions; its name where that is not known."""
+    try:
+        text = (_ROOT / "proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        text = ""
+    lines = {line for line in text.splitlines() if line.partition(":")[0].strip() in _PROCESSOR}
+    return "\n".join([platform.machine(), *(sorted(lines) or [platform.node()])])
 
 
 def cpu_multiplies_bfloat16() -> bool:

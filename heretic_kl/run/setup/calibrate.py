@@ -66,7 +66,10 @@ def calibrate(
     engine = build_engine(lm, options, notify=tell.notice, shared=shared)
     floor = measure_noise_floor(
         engine.runner,
-        engine.reference(sets["harmless", "validation"][:NOISE_PROMPTS], settings.kl_tokens),
+        # With states of this machine's own pass, wherever the shared ones come from.
+        engine.reference_under(
+            None, sets["harmless", "validation"][:NOISE_PROMPTS], settings.kl_tokens
+        ),
         lm.architecture.layers,
         seed=settings.seed,
     )

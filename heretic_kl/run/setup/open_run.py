@@ -15,10 +15,9 @@ from heretic_kl.errors import HereticKLError
 from heretic_kl.events import BaselineMeasured, StudyOpened
 from heretic_kl.export import check_target, installed_versions
 from heretic_kl.kl import wilson_interval
-from heretic_kl.model import LanguageModel
 from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.model.loading.devices import resolve_device
-from heretic_kl.prompts import DatasetSpec, load_prompts
+from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
 from heretic_kl.run.parts import REFUSALS, RunParts, measuring_context
 from heretic_kl.run.report_record import record_run
@@ -78,8 +77,9 @@ def open_run(
     where = settings.storage, settings.study_dir
     storage = held.enter_context(open_storage(*where, name, tell.notice))
     place = settings.study_dir, name, storage if settings.storage else None
-    results = ReferenceStore(*place) if beside is None else beside.results
-    shared = _shared_results(settings, results, facts, loaded.lm, tell)
+    store = ReferenceStore(*place) if beside is None else beside.results
+    reference = reference_identity(facts, loaded.lm)
+    shared = SharedResults(store, reference, tell.notice, _kept_of(settings, prompts))
     with tell.stage("calibrate", "Calibrating"):
         batch_size = stored_batch_size(storage, name)
         calibrated = calibrate(loaded, settings, prompts, tell, batch_size, shared)
@@ -135,16 +135,11 @@ def _checked(settings: Settings, tell: Teller, measures: bool) -> tuple[Suite, P
     return suite, prompts
 
 
-def _shared_results(
-    settings: Settings,
-    store: ReferenceStore,
-    facts: Mapping[str, Any],
-    lm: LanguageModel,
-    tell: Teller,
-) -> SharedResults:
-    """What workers share of the original model; responses only where any may be on a disk."""
-    identity, responses_too = reference_identity(facts, lm), settings.keep_responses != "none"
-    return SharedResults(store, identity, tell.notice, responses_too)
+def _kept_of(settings: Settings, prompts: PromptSets) -> frozenset[Prompt] | None:
+    """Prompts the original's responses to which may be on a disk; None: all of them."""
+    if settings.keep_responses == "all":
+        return None
+    return frozenset() if settings.keep_responses == "none" else prompts.only_harmless()
 
 
 def _baseline(

@@ -28,6 +28,8 @@ from heretic_kl.ranks import on_first
 from heretic_kl.search.storage.roles import study_id
 
 ARTIFACTS_SUFFIX = ".artifacts"
+ORIGINAL_SUFFIX = ".original"
+"""Of what the original model responds and computes: apart, so that it can be deleted alone."""
 PIECE_CHARACTERS = 48_000
 """MySQL holds 65,535 bytes in an attribute."""
 PIECE = "piece"
@@ -48,7 +50,7 @@ class _Artifacts:
 
     Args:
         folder: of the studies.
-        name: of the study.
+        name: of the folder in it, and of what helps the study in a storage.
         storage: that other machines share; None: they share the folder, if anything.
         what: they are, in words.
         remedy: what to do about one that was changed.
@@ -57,8 +59,8 @@ class _Artifacts:
     def __init__(
         self, folder: Path | str, name: str, storage: BaseStorage | None, what: str, remedy: str
     ) -> None:
-        self.folder = Path(folder) / f"{name}{ARTIFACTS_SUFFIX}"
-        self.shared = None if storage is None else _Blobs(storage, self.folder.name)
+        self.folder = Path(folder) / name
+        self.shared = None if storage is None else _Blobs(storage, name)
         self._what, self._remedy = what, remedy
 
     def put(self, data: bytes, most_stored: int | None = None) -> str:
@@ -100,12 +102,20 @@ class _Artifacts:
             )
         return data
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file of the folder whole, or raise StudyError."""
+    def write(self, name: str, data: bytes, *, replace: bool = True) -> bool:
+        """Write a file of the folder whole; False: there is one that is not to be replaced.
+
+        Raises:
+            StudyError: the folder cannot be written.
+        """
+        path = self.folder / name
         try:
-            with files.new_file(self.folder / name) as partial:
+            with files.new_file(path, replace=replace) as partial:
                 partial.write_bytes(data)
+            return True
         except OSError as error:
+            if isinstance(error, FileExistsError) and path.is_file():
+                return False
             raise StudyError(
                 f"cannot keep a {self._what} in {str(self.folder)!r}: {error.strerror}"
             ) from error
@@ -122,6 +132,7 @@ class PlanStore:
 
     def __init__(self, folder: Path | str, name: str, storage: BaseStorage | None = None) -> None:
         remedy = "restore it, or refine again under another --study-name"
+        name += ARTIFACTS_SUFFIX
         self._artifacts = _Artifacts(folder, name, storage, "learned edit", remedy)
         self.folder = self._artifacts.folder
 
@@ -171,7 +182,8 @@ class ReferenceStore:
     """What the original model of a study responds and computes, by what it depends on.
 
     Each result is safetensors under its sha256, which a JSON entry states under the hash of
-    everything that the result depends on.
+    everything that the result depends on. They are deleted with their folder, and with the study
+    of its name in a storage.
 
     Args: see `PlanStore`; `reads_only`: nothing is added.
     """
@@ -184,7 +196,7 @@ class ReferenceStore:
         *,
         reads_only: bool = False,
     ) -> None:
-        what = "result of the original model"
+        what, name = "result of the original model", name + ORIGINAL_SUFFIX
         self._artifacts = _Artifacts(folder, name, storage, what, "it is not used")
         self._reads_only = reads_only
 
@@ -201,7 +213,7 @@ class ReferenceStore:
         try:
             data = self._artifacts.get(str(json.loads(entry)["sha256"]), MOST_BYTES)
             tensors = safetensors.torch.load(data)
-            of = bytes(tensors.pop(_OF).tolist()).hex()
+            of = _hash_in(tensors.pop(_OF))
         except (*_UNREADABLE, safetensors.SafetensorError) as error:
             raise StudyError(f"{REFERENCE}{key[:12]} cannot be read: {error}") from error
         if of != key:
@@ -209,8 +221,21 @@ class ReferenceStore:
         return tensors
 
     @on_first
-    def save(self, key: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def save(
+        self,
+        key: str,
+        about: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        *,
+        replace: bool = False,
+    ) -> bool:
         """Keep tensors under a hash; `about`, JSON-ready, says to people what they are.
+
+        Where another process was first, its entry stays, unless it is to be replaced. A folder
+        tells who was first; a storage does too, but for writes at the same moment.
+
+        Returns:
+            Whether these tensors are what `load` finds now.
 
         Raises:
             StudyError: they are too large, or the folder cannot be written.
@@ -226,9 +251,14 @@ class ReferenceStore:
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         digest = self._artifacts.put(safetensors.torch.save({**whole, _OF: of}), MOST_STORED_BYTES)
         entry = json.dumps({"sha256": digest, "bytes": size, **about}, sort_keys=True)
-        self._artifacts.write(f"{REFERENCE}{key}.json", entry.encode())
-        if self._artifacts.shared is not None and size <= MOST_STORED_BYTES - MOST_ENTRY_BYTES:
-            self._artifacts.shared.note(f"{REFERENCE}{key}", entry)
+        name, winner, shared = f"{REFERENCE}{key}", entry, self._artifacts.shared
+        if shared is not None and size <= MOST_STORED_BYTES - MOST_ENTRY_BYTES:
+            if replace or shared.noted(name) is None:
+                shared.note(name, entry)
+            winner = shared.noted(name) or entry
+            replace = replace or winner != entry
+        first = self._artifacts.write(f"{name}.json", winner.encode(), replace=replace)
+        return first and winner == entry
 
     def _entry(self, key: str) -> str | None:
         path = self._artifacts.folder / f"{REFERENCE}{key}.json"
@@ -238,6 +268,13 @@ class ReferenceStore:
         except OSError:
             shared = self._artifacts.shared
             return None if shared is None else shared.noted(f"{REFERENCE}{key}")
+
+
+def _hash_in(tensor: Tensor) -> str:
+    """32 bytes as hex; ValueError: it is something else, whose values may ask for any memory."""
+    if tensor.dtype != torch.uint8 or tensor.shape != (32,):
+        raise ValueError(f"32 bytes are expected, got {tensor.dtype} {tuple(tensor.shape)}")
+    return bytes(tensor.tolist()).hex()
 
 
 class _Blobs:
@@ -268,7 +305,8 @@ class _Blobs:
         self._storage.set_study_user_attr(study_id(self._storage, self._name), name, text)
 
     def noted(self, name: str) -> str | None:
-        return self._attributes().get(name)
+        text = self._attributes().get(name)
+        return text if isinstance(text, str) else None
 
     def _attributes(self) -> dict[str, Any]:
         """Of the study with the pieces, which reading does not make."""

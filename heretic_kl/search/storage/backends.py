@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from heretic_kl import files
 from heretic_kl.errors import StudyError
 from heretic_kl.ranks import is_first
-from heretic_kl.search.storage.artifacts import ARTIFACTS_SUFFIX
+from heretic_kl.search.storage.artifacts import ARTIFACTS_SUFFIX, ORIGINAL_SUFFIX
 from heretic_kl.search.storage.journal import SharedJournalFile
 from heretic_kl.search.storage.proxy import PROXY_SCHEME, connect, open_channel, run_proxy
 from heretic_kl.search.storage.roles import ROLES_SUFFIX
@@ -45,7 +45,7 @@ NOT_AS_WRITTEN = (
     RecursionError,
 )
 """What reading a study raises that nobody wrote, or that was damaged."""
-HELPERS = (ROLES_SUFFIX, ARTIFACTS_SUFFIX)
+HELPERS = (ROLES_SUFFIX, ARTIFACTS_SUFFIX, ORIGINAL_SUFFIX)
 """What names of studies end with that hold something else than trials."""
 
 
