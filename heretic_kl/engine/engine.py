@@ -261,8 +261,8 @@ class Engine:
 
         shape = len(self.lm.architecture.layers), None
         what = f"residual means winsorized at {winsorize_quantile}"
-        facts = self._sequences(prompts)
-        return self._shared.tensor(what, facts, shape, lambda: self.limits.run(collect))
+        facts, single = self._sequences(prompts), prompts if len(prompts) == 1 else ()
+        return self._shared.tensor(what, facts, shape, lambda: self.limits.run(collect), single)
 
     def residuals(self, prompts: Sequence[Prompt]) -> Tensor:
         """Residual after each layer at the last prompt token, (P, L, D) float32, in order."""
@@ -276,7 +276,7 @@ class Engine:
         facts = self._sequences(prompts)
         # The last layer's residual tells the first token of a response.
         return self._shared.tensor(
-            "residuals", facts, shape, lambda: self.limits.run(collect), responses_to=prompts
+            "residuals", facts, shape, lambda: self.limits.run(collect), prompts
         )
 
     def _sequences(self, prompts: Sequence[Prompt]) -> dict[str, list[list[int]]]:

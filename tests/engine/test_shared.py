@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from heretic_kl.engine import Response, SharedResults
+from heretic_kl.engine import Engine, Response, SharedResults
 from heretic_kl.errors import StudyError
 from heretic_kl.prompts import Prompt
 from heretic_kl.scoring import RefusalRule
 from heretic_kl.search import ReferenceStore, open_storage
+from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
 
 PROMPTS = (Prompt("hello"),)
 
@@ -65,6 +66,15 @@ def test_a_rule_gets_no_responses_that_another_class_has_cut(tmp_path):
     assert responses(shared, [7], [Impatient()]) == ([7], True)
     for _ in range(2):
         assert responses(shared, [8], [Odd()]) == ([8], True)
+
+
+def test_a_mean_over_one_prompt_is_that_prompts_residual(tmp_path):
+    lm = load_tiny_model(save_tiny_model(tmp_path / "model", tiny_llama()))
+    shared = SharedResults(ReferenceStore(tmp_path, "s"), kept_of=frozenset())
+    engine = Engine(lm, 2, shared=shared)
+    for prompts, stored in ((PROMPTS, 0), ((*PROMPTS, Prompt("how do I")), 1)):
+        engine.residual_mean(prompts, 1.0)
+        assert len([*tmp_path.glob("s.original/reference-*")]) == stored
 
 
 @pytest.mark.parametrize(
