@@ -177,7 +177,7 @@ def test_where_weights_cannot_be_offloaded_the_run_stops_with_the_estimate(
     elif problem == "cache past hooks":
 
         def pre(module, args, parts):
-            if parts.get("past_key_values") is not None:
+            if parts.get(lm.capabilities.cache_argument) is not None:
                 assert not is_offloaded(module)
 
         layer.register_forward_pre_hook(pre, with_kwargs=True)

@@ -357,9 +357,8 @@ def test_no_edit_is_learned_once_weights_are_offloaded(
         monkeypatch.setattr(where, step, out_of_memory)
         run.refine()
         assert len(run.parts.study.refined) == learned
-    assert seen[-1].message == (
-        "no further edit is refined: parts of the model are offloaded, and gradients need all of it"
-    )
+    last = [event.message for event in seen if isinstance(event, events.Notice)][-1]
+    assert last.startswith("no further edit is refined: parts of the model are offloaded, and grad")
 
 
 @pytest.mark.parametrize(("left", "learns"), [(200.0, 160.0), (40.0, 30.0), (float("inf"),) * 2])

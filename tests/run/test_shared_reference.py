@@ -75,9 +75,9 @@ def apart(folder):
     tables = {}
     for place, kind in enumerate(("harmful", "harmless", "borderline")):
         lines = [f"{WORDS[place]} {word} {WORDS[place]}" for word in WORDS[3:15]]
-        (folder / kind).write_text("\n".join(lines))
+        (folder / f"{kind}.txt").write_text("\n".join(lines))
         parts = {"train": "[:6]", "validation": "[6:9]", "test": "[9:]"}
-        source = {"source": str(folder / kind)}
+        source = {"source": str(folder / f"{kind}.txt")}
         tables[kind] = {use: {**source, "split": part} for use, part in parts.items()}
     return {"prompts": tables}
 
@@ -252,7 +252,7 @@ def test_no_token_of_a_response_is_on_the_disk_that_is_not_to_be_kept(
 
 def test_prompts_of_a_scorer_are_not_known_to_be_harmless(workplace, tmp_path, work):
     changes = apart(tmp_path / "prompts")
-    harmful = {"source": str(tmp_path / "prompts" / "harmful"), "split": "[6:9]"}
+    harmful = {"source": str(tmp_path / "prompts" / "harmful.txt"), "split": "[6:9]"}
     table = {"settings": {"set_aside_refused": False, "prompts": harmful}}
     scorers = {"refusals": {}, "teacher_forced_kl": table}
     for keep, responses, states in (("report", 1, 1), ("all", 3, 2)):
