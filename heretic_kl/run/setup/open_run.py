@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from heretic_kl.config import Settings
 from heretic_kl.engine import SharedResults
@@ -78,11 +78,10 @@ def open_run(
     storage = held.enter_context(open_storage(*where, name, tell.notice))
     place = settings.study_dir, name, storage if settings.storage else None
     store = ReferenceStore(*place) if beside is None else beside.results
-    reference = reference_identity(facts, loaded.lm)
-    shared = SharedResults(store, reference, tell.notice, _kept_of(settings, prompts))
+    shared = _shared(store, settings, prompts, reference_identity(facts, loaded.lm), tell)
     with tell.stage("calibrate", "Calibrating"):
-        batch_size = stored_batch_size(storage, name)
-        calibrated = calibrate(loaded, settings, prompts, tell, batch_size, shared)
+        size = stored_batch_size(storage, name)
+        calibrated = calibrate(loaded, settings, prompts, tell, size, shared)
     engine, calibration = calibrated.engine, calibrated.calibration
     directions = find_directions(settings, engine, prompts, suite, tell)
     baseline = _baseline(settings, calibrated, prompts, suite, tell) if measures else {}
@@ -117,8 +116,8 @@ def open_run(
     )
     _say_opened(study, settings, tell)
     if not joins:
-        kept_settings = settings.model_dump(mode="json", exclude=NOT_KEPT)
-        keep_run(storage, name, kept_settings, space, suite.objectives, baseline)
+        content = settings.model_dump(mode="json", exclude=NOT_KEPT)
+        keep_run(storage, name, content, space, suite.objectives, baseline)
         record_run(run, directions)
     return run
 
@@ -133,6 +132,17 @@ def _checked(settings: Settings, tell: Teller, measures: bool) -> tuple[Suite, P
     for notice in prompts.notices:
         tell.notice(notice)
     return suite, prompts
+
+
+def _shared(
+    store: ReferenceStore,
+    settings: Settings,
+    prompts: PromptSets,
+    reference: Mapping[str, Any],
+    tell: Teller,
+) -> SharedResults:
+    """What workers share of the original model, where it may be on a disk."""
+    return SharedResults(store, reference, tell.notice, _kept_of(settings, prompts))
 
 
 def _kept_of(settings: Settings, prompts: PromptSets) -> frozenset[Prompt] | None:
