@@ -57,7 +57,7 @@ def test_what_the_unasked_pick_leaves_is_that_of_the_results_file(tool):
     judged = [
         run["choices"]["6"]["judged"]
         for run in sorted(runs, key=lambda run: run["seed"])
-        if run["model"] == "demo" and run["tool"] == tool
+        if run["model"] == "demo" and run["tool"] == tool and "6" in run["choices"]
     ]
     counts = " and ".join(str(found["candidate"]["harmful"]["refusals"]) for found in judged)
     assert f"left {counts}" in text
