@@ -78,16 +78,20 @@ def test_a_trial_without_an_edit_is_refused_before_a_model_is_loaded(searched, c
     assert code == 1 and "trial 0 was interrupted and has no edit" in err
 
 
-def test_a_preview_reads_the_studys_results_and_adds_none(searched, events, workplace, computed):
-    before = files(workplace / "studies")
-    code, lines = events(*PREVIEW)
+def test_a_preview_reads_the_studys_results_and_adds_none(events, tmp_path, computed):
+    where = ("--study-dir", str(tmp_path))
+    assert events("--study-name", "all", "--keep-responses", "all", *where)[0] == 0
+    assert computed["passes"] and computed["prompts read"]
+    preview, before = ("show", "all", "--trial", "2", "--preview", *where), files(tmp_path)
+    computed.clear()
+    code, lines = events(*preview)
     assert code == 0 and not notices(lines)
     assert not any(computed.values())
     assert "baseline_measured" not in [line["event"] for line in lines]
-    assert files(workplace / "studies") == before
-    assert events(*PREVIEW, "--dtype", "bfloat16")[0] == 0
+    assert files(tmp_path) == before
+    assert events(*preview, "--dtype", "bfloat16")[0] == 0
     assert computed["passes"] and computed["prompts read"], "what does not fit is computed"
-    assert files(workplace / "studies") == before
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize(
