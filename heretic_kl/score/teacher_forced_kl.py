@@ -55,7 +55,7 @@ class TeacherForcedKL(MeasuresCandidates):
     """KL(reference || candidate) over the reference's own responses, nats.
 
         kl = TeacherForcedKL("path/to/original", kl_tokens=8)
-        print(kl.score("path/to/fine-tune"))
+        measured = kl.score("path/to/fine-tune")
 
     Models are given as a path or hub id, as a folder with a PEFT adapter, or as `transformers`
     model objects, PEFT-wrapped or not. They must share one tokenizer.

@@ -67,7 +67,7 @@ class TextKL(MeasuresCandidates):
     """KL(reference || candidate) over text, nats; every model reads the same tokens.
 
         kl = TextKL("path/to/original", ["wiki.test.raw", "code.jsonl"])
-        print(kl.score("path/to/quantization"))
+        measured = kl.score("path/to/quantization")
 
     Memory beyond the models' own grows with the scored positions times the width of a hidden
     state, never with the vocabulary, but for a model in vLLM: of that a window's logits are held.
