@@ -186,7 +186,7 @@ def _at_best_strength(
         target,
         measure,
         lambda: from_first(lambda: deadline - time.perf_counter()) > _measuring_seconds(run),
-        lambda error: run.tell.notice(f"the edit stays as strong as it was learned: {error}"),
+        lambda error: run.tell.notice(f"no other strength of the edit is measured: {error}"),
     )
 
 
