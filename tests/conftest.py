@@ -1,5 +1,7 @@
 """What is the same for every test, whatever machine it runs on."""
 
+from collections import Counter
+
 import pytest
 from hub_server import TOKEN, Hub
 
@@ -23,3 +25,24 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Counts what the original model computes and a study shares; not the noise floor's passes."""
+    from heretic_kl.engine import Engine, Runner
+
+    done = Counter()
+    pass_over, read = Runner.hidden_states, Engine._residuals
+
+    def hidden_states(runner, sequences, part="reference"):
+        done["passes"] += part == "reference"
+        return pass_over(runner, sequences, part)
+
+    def residuals(engine, prompts):
+        done["prompts read"] += len(prompts)
+        return read(engine, prompts)
+
+    monkeypatch.setattr(Runner, "hidden_states", hidden_states)
+    monkeypatch.setattr(Engine, "_residuals", residuals)
+    return done

@@ -1,37 +1,16 @@
 """`show --preview`: what it reads, what it leaves alone, and what it says is not as it was."""
 
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
 from heretic_kl.ablation import Operator, Refinement, SiteKey
-from heretic_kl.engine import Engine, Runner
 from heretic_kl.scoring import scorer_code
 from heretic_kl.search import PlanStore, read_study
 from heretic_kl.testing import save_tiny_model, tiny_llama
 
 PREVIEW = ("show", "mine", "--trial", "2", "--preview")
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """Counts what the original model computes that a study's runs share."""
-    done = Counter()
-    pass_over, read = Runner.hidden_states, Engine._residuals
-
-    def hidden_states(runner, sequences, part="reference"):
-        done["passes"] += part == "reference"
-        return pass_over(runner, sequences, part)
-
-    def residuals(engine, prompts):
-        done["prompts read"] += len(prompts)
-        return read(engine, prompts)
-
-    monkeypatch.setattr(Runner, "hidden_states", hidden_states)
-    monkeypatch.setattr(Engine, "_residuals", residuals)
-    return done
 
 
 @pytest.fixture(scope="module")

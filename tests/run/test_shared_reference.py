@@ -10,7 +10,7 @@ import torch
 from sessions import WORDS, run, settings
 
 from heretic_kl import Session
-from heretic_kl.engine import Engine, Runner, shared
+from heretic_kl.engine import Runner, shared
 from heretic_kl.events import Notice
 from heretic_kl.search import open_storage
 from heretic_kl.search.storage import artifacts, study_names
@@ -20,28 +20,17 @@ SHARED = {"keep_responses": "all"}
 
 
 @pytest.fixture
-def work(monkeypatch):
-    """Counts what the original model does; passes of the noise floor are not shared."""
-    done = Counter()
-    respond, pass_over, read = Runner._responses, Runner.hidden_states, Engine._residuals
+def work(computed, monkeypatch):
+    """Counts what the original model does: tokens that it generates, too."""
+    respond = Runner._responses
 
     def responses(runner, *args):
         made = respond(runner, *args)
-        done["tokens"] += sum(len(response.tokens) for response in made)
+        computed["tokens"] += sum(len(response.tokens) for response in made)
         return made
 
-    def hidden_states(runner, sequences, part="reference"):
-        done["passes"] += part == "reference"
-        return pass_over(runner, sequences, part)
-
-    def residuals(engine, prompts):
-        done["prompts read"] += len(prompts)
-        return read(engine, prompts)
-
     monkeypatch.setattr(Runner, "_responses", responses)
-    monkeypatch.setattr(Runner, "hidden_states", hidden_states)
-    monkeypatch.setattr(Engine, "_residuals", residuals)
-    return done
+    return computed
 
 
 def results(session):
