@@ -1,15 +1,17 @@
 """Runs `heretic-kl demo` in an empty folder and keeps what it measured.
 
-    python benchmarks/demo.py [--repeats 1] [--out benchmarks/results/demo.json]
+    python benchmarks/demo.py [--repeats 1] [--keep FOLDER] [--out benchmarks/results/demo.json]
 
 The run's own figures (refusals, KL with errors, before and after) are taken from the reproduction
 file it writes; seconds are of the whole command, model building aside if it is cached already.
+`--keep` leaves the last run in a folder, for `benchmarks/report.py` and `screenshots.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,12 +40,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="keep the last run in this new folder")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/demo.json")
     arguments = parser.parse_args()
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True)
     runs = []
     for _ in range(arguments.repeats):
         with tempfile.TemporaryDirectory() as folder:
             runs.append(run_once(Path(folder), arguments.threads))
+            if arguments.keep and len(runs) == arguments.repeats:
+                shutil.copytree(folder, arguments.keep, dirs_exist_ok=True)
     facts = runs[-1][1]
     kept = ("value", "standard_error", "interval", "text")
     result = {

@@ -196,9 +196,10 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
             f"learned operators are in the saved weights; their SHA-256 is `{learned.sha256[:16]}`."
         )
     picked = f"rule `{facts.pick_rule}`" if facts.pick_rule else "hand"
+    of = f", refined after {facts.trials} others" if edit.refinement else f" of {facts.trials}"
     yield ""
     yield (
-        f"Trial {facts.trial_number} of {facts.trials}, picked by {picked}; norm mode "
+        f"Trial {facts.trial_number}{of}, picked by {picked}; norm mode "
         f"`{edit.norm}`; saved weights: {facts.saved_dtype}. Parameters as searched:"
     )
     yield ""

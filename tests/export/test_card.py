@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import platform
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import yaml
 from card_facts import REFUSALS, facts
 from huggingface_hub import ModelCard
 
+from heretic_kl.ablation import Refinement
 from heretic_kl.errors import ExportError
 from heretic_kl.export import (
     CardPicture,
@@ -121,6 +122,14 @@ def test_the_card_states_cost_edit_prompts_and_limits():
         assert text in card, text
     assert "first 1 position are" not in card
     assert "its first 1 position are" in model_card(facts(kl_tokens=1))
+
+
+def test_the_card_of_a_learned_edit_says_what_was_learned_and_how_strong_it_was_kept():
+    learned = Refinement("d" * 64, 29, 120, "direction", 1, 0.05, strength=0.9)
+    card = model_card(facts(trial_number=31, edit=replace(facts().edit, refinement=learned)))
+    assert "Trial 31, refined after 30 others, picked by rule `knee`" in card
+    assert "From this start (trial 29) the direction of every site's operator" in card
+    assert "multiplied by 0.9 afterwards" in card
 
 
 def test_no_path_of_this_machine_and_no_secret_reaches_card_or_file(tmp_path):
@@ -233,7 +242,7 @@ def test_portable_data():
 def test_the_licence_of_the_original_is_read_from_its_card(tmp_path, front, expected):
     (tmp_path / "README.original.md").write_text(f"---\n{front}\n---\n# Model\nlicense: no\n")
     assert stated_license(tmp_path) == expected
-    card = model_card(dataclasses.replace(facts(), license=expected))
+    card = model_card(replace(facts(), license=expected))
     stated = {k: v for k, v in front_matter(card).items() if k.startswith("license")}
     assert stated == {k: list(v) if isinstance(v, tuple) else v for k, v in expected.items()}
 

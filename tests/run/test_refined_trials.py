@@ -361,8 +361,10 @@ def test_no_edit_is_learned_once_weights_are_offloaded(
     assert last.startswith("no further edit is refined: parts of the model are offloaded, and grad")
 
 
-@pytest.mark.parametrize(("left", "learns"), [(200.0, 160.0), (40.0, 30.0), (float("inf"),) * 2])
-def test_time_for_other_strengths_is_set_aside_where_it_is_a_small_part(left, learns):
+@pytest.mark.parametrize(
+    ("left", "learns"), [(200.0, 160.0), (100.0, 70.0), (40.0, 30.0), (float("inf"),) * 2]
+)
+def test_a_fifth_of_the_time_at_most_is_set_aside_for_other_strengths(left, learns):
     trial = SimpleNamespace(refinement=None, seconds=10.0)
     run = SimpleNamespace(study=SimpleNamespace(records=[trial]))
     assert refine._learning_seconds(run, left) == learns

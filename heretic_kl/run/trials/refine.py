@@ -40,8 +40,7 @@ LOWEST_MASS_LIMIT, HIGHEST_MASS_LIMIT = 1e-4, 0.5
 SHARE_WORTH_IT = 0.25
 """Of the longest refinement: where less time is left, no other is begun."""
 SHARE_OF_STRENGTHS = 0.2
-"""Of the time that is left: where measuring an edit at other strengths may take more, no time is
-set aside for it."""
+"""Of the time that is left, at most, is set aside for measuring an edit at other strengths."""
 STARTS = 2
 """Trials whose loss is compared before the first one is refined."""
 
@@ -276,10 +275,12 @@ def _measuring_seconds(run: RunParts) -> float:
 
 
 def _learning_seconds(run: RunParts, left: float) -> float:
-    """Of the time that is left, without that of measuring the edit, at some strengths if it can."""
+    """Of the time that is left, without that of measuring the edit, at other strengths too."""
     measuring = _measuring_seconds(run)
-    more = MEASUREMENTS * measuring
-    return left - measuring - (more if more <= SHARE_OF_STRENGTHS * left else 0)
+    if not math.isfinite(left) or not measuring:
+        return left - measuring
+    others = min(MEASUREMENTS, int(SHARE_OF_STRENGTHS * left / measuring))
+    return left - (1 + others) * measuring
 
 
 def _deadline(run: RunParts) -> float:
