@@ -19,6 +19,7 @@ from heretic_kl import files
 from heretic_kl.errors import StudyError
 from heretic_kl.ranks import is_first
 from heretic_kl.search.storage.artifacts import ARTIFACTS_SUFFIX, ORIGINAL_SUFFIX
+from heretic_kl.search.storage.database import Database
 from heretic_kl.search.storage.journal import SharedJournalFile
 from heretic_kl.search.storage.proxy import PROXY_SCHEME, connect, open_channel, run_proxy
 from heretic_kl.search.storage.roles import ROLES_SUFFIX
@@ -187,7 +188,7 @@ def _make_tables(url: str) -> None:
 
 
 def _server(url: str) -> RDBStorage:
-    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # a lost connection is replaced
+    return Database(url, engine_kwargs={"pool_pre_ping": True})  # a lost connection is replaced
 
 
 def _steady(
@@ -209,7 +210,7 @@ def _steady_proxy(url: str, notify: Callable[[str], None] = lambda message: None
 
 def _sqlite(url: str) -> RDBStorage:
     """SQLite has no row locks: a transaction that reads before it writes takes the whole file."""
-    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}})
+    storage = Database(url, engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}})
 
     def begin_nothing(connection: Any, record: Any) -> None:
         connection.isolation_level = None

@@ -1,0 +1,68 @@
+"""A database of Optuna's whose large studies are read fast. Changes nothing that is stored."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container
+from types import SimpleNamespace
+from typing import Any
+
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Row, select
+from sqlalchemy.orm import Session
+
+_PARTS = {
+    "params": models.TrialParamModel,
+    "values": models.TrialValueModel,
+    "user_attributes": models.TrialUserAttributeModel,
+    "system_attributes": models.TrialSystemAttributeModel,
+    "intermediate_values": models.TrialIntermediateValueModel,
+}
+"""Of a trial, by what Optuna calls them -> their table."""
+_OF_TRIAL = ("number", "state", "datetime_start", "datetime_complete", "trial_id")
+
+
+class Database(RDBStorage):
+    """Optuna's database storage, which reads a whole study in six queries for plain rows.
+
+    Optuna makes an object that can be written back of each parameter, value and attribute: most
+    of the time that opening a study of 10,000 trials took. What rows mean is left to Optuna.
+    """
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        if states is not None or trial_id_greater_than != -1:  # few trials
+            return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+        with Session(self.engine) as session:
+            models.StudyModel.find_or_raise_by_id(study_id, session)
+            trial = models.TrialModel
+            query = select(trial).where(trial.study_id == study_id).order_by(trial.trial_id)
+            # Before their parts: then whatever is over has all of them.
+            trials = session.scalars(query).all()
+            parts = {name: _by_trial(session, table, study_id) for name, table in _PARTS.items()}
+            return [
+                self._build_frozen_trial_from_trial_model(
+                    SimpleNamespace(  # type: ignore[arg-type]
+                        **{name: getattr(one, name) for name in _OF_TRIAL},
+                        **{name: rows[one.trial_id] for name, rows in parts.items()},
+                    )
+                )
+                for one in trials
+            ]
+
+
+def _by_trial(session: Session, model: Any, study_id: int) -> defaultdict[int, list[Row[Any]]]:
+    """The rows of one table that belong to a study's trials, by trial."""
+    table, trials = model.__table__, models.TrialModel.__table__
+    query = select(table).join(trials, table.c.trial_id == trials.c.trial_id)
+    rows: defaultdict[int, list[Row[Any]]] = defaultdict(list)
+    for row in session.execute(query.where(trials.c.study_id == study_id)):
+        rows[row.trial_id].append(row)
+    return rows
