@@ -21,13 +21,11 @@ from heretic_kl.demo import ensure_demo_model
 
 ROOT = Path(__file__).parents[1]
 RULES = {
-    "over_refusal": "min-kept_refusals=0.6",
+    "over_refusal": "max-refusals=0.1,min-kept_refusals=0.8",
     "overused_phrases": "knee",
     "hedging": "knee",
 }
-"""Configuration -> pick rule."""
-TOKENS = {"over_refusal": 24, "overused_phrases": 48, "hedging": 48}
-"""Of a response: refusals show early, phrases need text."""
+"""Configuration -> the pick rule that it recommends."""
 KEPT = ("value", "standard_error", "interval", "text")
 
 
@@ -37,10 +35,6 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, object]:
         words = [sys.executable, "-m", "heretic_kl", "--config", f"examples/{name}.toml"]
         words += ["--model", str(arguments.model), "--trials", str(arguments.trials)]
         words += ["--threads", str(arguments.threads), "--seed", str(arguments.seed)]
-        words += ["--prompts.harmful.validation.limit", str(arguments.prompts)]
-        words += ["--prompts.harmless.validation.limit", str(arguments.prompts)]
-        words += ["--prompts.borderline.validation.limit", str(arguments.prompts)]
-        words += ["--max-response-tokens", str(TOKENS[name])]
         words += ["--study-dir", studies, "--test-trials", "1", "--pick", RULES[name], "--json"]
         done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -50,8 +44,6 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, object]:
     outcome: dict[str, object] = {
         "config": f"examples/{name}.toml",
         "rule": RULES[name],
-        "validation_prompts": arguments.prompts,
-        "response_tokens": TOKENS[name],
         "exit_code": done.returncode,
         "seconds": seconds,
         "trials": sum(event["event"] == "trial_finished" for event in events),
@@ -97,7 +89,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--prompts", type=int, default=32, help="of each kind, for every trial")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=list(RULES), default=list(RULES))

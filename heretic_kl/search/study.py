@@ -55,8 +55,8 @@ TEST_SCORES = "heretic-kl:test:"
 MOST_FAILURES_IN_A_ROW = 5
 WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 2.0
 """Between two looks at the trials that other processes run, where none is left to begin."""
-MOST_WORKERS = 256
-"""Where more trials than this are missing, no two workers begin the same last one."""
+WAIT_SECONDS_A_TRIAL, LONGEST_OF_ALL = 0.2, 10.0
+"""The longest wait grows with the trials that run: each look reads all of them, of each worker."""
 
 Evaluate = Callable[[Sequence[EditParameters]], Sequence[Outcome]]
 """Measures K >= 1 edits on the validation prompts; one outcome each, in order."""
@@ -239,10 +239,12 @@ class SearchStudy:
                 missing = until - _finished(trials)
                 if missing <= 0:
                     return
-                free = missing - sum(1 for t in trials if t.state == TrialState.RUNNING)
+                running_now = sum(1 for t in trials if t.state == TrialState.RUNNING)
+                free = missing - running_now
                 if free <= 0:
                     time.sleep(pause)
-                    pause = min(1.3 * pause, LONGEST_WAIT_SECONDS)
+                    longest = min(WAIT_SECONDS_A_TRIAL * running_now, LONGEST_OF_ALL)
+                    pause = min(1.3 * pause, max(LONGEST_WAIT_SECONDS, longest))
                     continue
                 pause = WAIT_SECONDS
                 running = self._begin(trials, min(candidates, free), until, worker)
@@ -282,10 +284,13 @@ class SearchStudy:
         try:
             while len(running) < count:
                 running.append(self._trials.begin(trials, worker))
-                if count == 1 and until - _finished(trials) > MOST_WORKERS:
+                number = running[-1].number
+                # What was begun since they were read has a number in between.
+                others = _open(trials) - (number < len(trials)) + max(0, number - len(trials))
+                if count == 1 and _finished(trials) + others < until:
                     break
                 trials = self._trials.read()
-                before = [t for t in trials[: running[-1].number] if t.state == TrialState.RUNNING]
+                before = [t for t in trials[:number] if t.state == TrialState.RUNNING]
                 if _finished(trials) + len(before) >= until:
                     self._trials.hand_back(running.pop())
                     break
@@ -368,3 +373,7 @@ class SearchStudy:
 
 def _finished(trials: Sequence[FrozenTrial]) -> int:
     return sum(1 for t in trials if is_finished(t) and REFINEMENT not in t.user_attrs)
+
+
+def _open(trials: Sequence[FrozenTrial]) -> int:
+    return sum(1 for t in trials if not t.state.is_finished())

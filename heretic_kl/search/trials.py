@@ -27,6 +27,8 @@ ABANDONED = "abandoned"
 MOST_DEATHS = 5
 """So many processes die over an edit before it counts as failed."""
 QUEUE_ROLE = "queue"
+MOST_ALONE = 8
+"""Where more trials are new, reading all is faster."""
 
 
 class RunningTrial(NamedTuple):
@@ -101,10 +103,10 @@ class StudyTrials:
             trial_id = self._create(TrialState.RUNNING, parameters, lease_attributes())
             self._heartbeat.add(trial_id)
             begun = RunningTrial(trial_id, self._storage.get_trial(trial_id).number, parameters)
-            trials = self.read()
-            if all(before.params != parameters for before in trials[: begun.number]):
+            if all(t.params != parameters for t in self._first(begun.number, trials)):
                 return begun
             self.hand_back(begun)  # another worker drew the same at the same time
+            trials = self.read()
 
     @on_first
     def end(
@@ -143,6 +145,15 @@ class StudyTrials:
     def hand_back(self, trial: RunningTrial) -> FrozenTrial:
         """End a trial without an outcome, unless it is over."""
         return self.end(trial, TrialState.FAIL, {ERROR: INTERRUPTED})
+
+    def _first(self, count: int, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """So many trials by number; of those begun since they were read few are asked for alone."""
+        numbers = range(len(trials), count)
+        if len(numbers) > MOST_ALONE:
+            return self.read()[:count]
+        of_number = self._storage.get_trial_id_from_study_id_trial_number
+        since = (self._storage.get_trial(of_number(self._study_id, n)) for n in numbers)
+        return [*trials[:count], *since]
 
     def _create(
         self, state: TrialState, parameters: Mapping[str, Any], attributes: Mapping[str, Any]

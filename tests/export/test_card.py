@@ -129,7 +129,7 @@ def test_the_card_of_a_learned_edit_says_what_was_learned_and_how_strong_it_was_
     card = model_card(facts(trial_number=31, edit=replace(facts().edit, refinement=learned)))
     assert "Trial 31, refined after 30 others, picked by rule `knee`" in card
     assert "From this start (trial 29) the direction of every site's operator" in card
-    assert "multiplied by 0.9 afterwards" in card
+    assert "multiplied by 0.90 afterwards" in card
 
 
 def test_no_path_of_this_machine_and_no_secret_reaches_card_or_file(tmp_path):

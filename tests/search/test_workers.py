@@ -161,6 +161,21 @@ def test_workers_that_draw_the_same_at_once_measure_it_once(place, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["journal", "sqlite"], indirect=True)
+def test_all_trials_are_read_once_a_trial(place, monkeypatch):
+    """Many workers on one server have nothing else to wait for."""
+    with open_storage(*place) as storage:
+        search = study(storage)
+        list(search.run(STARTS, evaluate))
+        reads, read = [], storage.get_all_trials
+        monkeypatch.setattr(
+            storage, "get_all_trials", lambda *a, **k: reads.append(a[0]) or read(*a, **k)
+        )
+        list(search.run(STARTS + 6, evaluate))
+    of_trials = reads.count(search._trials._study_id)
+    assert of_trials <= 6 + 2  # one before the first, one that finds nothing missing
+
+
+@pytest.mark.parametrize("place", ["journal", "sqlite"], indirect=True)
 def test_one_process_at_a_time_has_a_role(place):
     inside, most, numbers = [0], [0], []
 

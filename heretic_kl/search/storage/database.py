@@ -1,4 +1,4 @@
-"""A database of Optuna's whose large studies are read fast. Changes nothing that is stored."""
+"""A database of Optuna's whose studies are read fast. Changes nothing that is stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Row, select
+from sqlalchemy import ColumnElement, Row, or_, select
 from sqlalchemy.orm import Session
 
 _PARTS = {
@@ -22,10 +22,12 @@ _PARTS = {
 }
 """Of a trial, by what Optuna calls them -> their table."""
 _OF_TRIAL = ("number", "state", "datetime_start", "datetime_complete", "trial_id")
+_MOST_NAMED = 1000
+"""Trials that a query names; databases limit its variables."""
 
 
 class Database(RDBStorage):
-    """Optuna's database storage, which reads a whole study in six queries for plain rows.
+    """Optuna's database storage, which reads trials in six queries for plain rows.
 
     Optuna makes an object that can be written back of each parameter, value and attribute: most
     of the time that opening a study of 10,000 trials took. What rows mean is left to Optuna.
@@ -38,15 +40,22 @@ class Database(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        if states is not None or trial_id_greater_than != -1:  # few trials
+        if states is not None or len(included_trial_ids) > _MOST_NAMED:
             return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+        trial = models.TrialModel
+        later = trial.trial_id > trial_id_greater_than
+        wanted = or_(later, trial.trial_id.in_(included_trial_ids)) if included_trial_ids else later
         with Session(self.engine) as session:
             models.StudyModel.find_or_raise_by_id(study_id, session)
-            trial = models.TrialModel
-            query = select(trial).where(trial.study_id == study_id).order_by(trial.trial_id)
+            query = select(trial).where(trial.study_id == study_id, wanted)
             # Before their parts: then whatever is over has all of them.
-            trials = session.scalars(query).all()
-            parts = {name: _by_trial(session, table, study_id) for name, table in _PARTS.items()}
+            trials = session.scalars(query.order_by(trial.trial_id)).all()
+            if not trials:
+                return []
+            parts = {
+                name: _by_trial(session, table, trial.study_id == study_id, wanted)
+                for name, table in _PARTS.items()
+            }
             return [
                 self._build_frozen_trial_from_trial_model(
                     SimpleNamespace(  # type: ignore[arg-type]
@@ -58,11 +67,13 @@ class Database(RDBStorage):
             ]
 
 
-def _by_trial(session: Session, model: Any, study_id: int) -> defaultdict[int, list[Row[Any]]]:
-    """The rows of one table that belong to a study's trials, by trial."""
+def _by_trial(
+    session: Session, model: Any, *wanted: ColumnElement[bool]
+) -> defaultdict[int, list[Row[Any]]]:
+    """The rows of one table that belong to the wanted trials, by trial."""
     table, trials = model.__table__, models.TrialModel.__table__
     query = select(table).join(trials, table.c.trial_id == trials.c.trial_id)
     rows: defaultdict[int, list[Row[Any]]] = defaultdict(list)
-    for row in session.execute(query.where(trials.c.study_id == study_id)):
+    for row in session.execute(query.where(*wanted)):
         rows[row.trial_id].append(row)
     return rows
