@@ -251,12 +251,13 @@ class JudgeScorer(Scorer[JudgeSettings]):
 
     def _details(self, texts: Sequence[str], judgements: Sequence[Judgement]) -> dict[str, Any]:
         counted = [index for index, value in enumerate(self._values(judgements)) if value]
-        classes = Counter(judgement.verdict or "not judged" for judgement in judgements)
+        verdicts = [judgement.verdict or "not judged" for judgement in judgements]
         return {
             "count": len(counted),
             "total": len(texts),
             "counted": counted,
-            "classes": dict(sorted(classes.items())),
+            "verdicts": verdicts,
+            "classes": dict(sorted(Counter(verdicts).items())),
             "problems": dict(Counter(j.problem for j in judgements if j.verdict is None)),
             "agreement": self._agreement(texts, judgements),
             "judging": self._judging(judgements),

@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from os.path import commonprefix
 from typing import Any, Final
 
+from heretic_kl.report.wording import label
 from heretic_kl.scoring import Score
 
 Run = Mapping[str, Any]
@@ -22,8 +24,15 @@ MEASURES: Final = {
     "distance": "distance / norm",
 }
 """Measure of separation -> its name on an axis."""
-PROMPTS_OF: Final = {"refusals": "harmful", "false_refusals": "borderline"}
-"""Plug-in that counts refusals -> the kind of its prompts."""
+PROMPTS_OF: Final = {"refusals": "harmful", "false_refusals": "borderline", "judge": "harmful"}
+"""Plug-in that says what came of each prompt -> their kind, where its settings name none."""
+DECLINES: Final[Mapping[str, bool]] = {
+    **dict.fromkeys(("refused", "refusal", "evasion"), True),
+    **dict.fromkeys(("not", "answered"), False),
+}
+"""Verdict of the phrases or of a judge -> whether the response refuses or evades."""
+APART: Final = "≠"
+"""Stands before a verdict that differs from that of the phrases."""
 SIDES: Final = (("refused", "harmful"), ("answered", "harmless"))
 """Group of prompts -> its name where all prompts of a kind were used."""
 
@@ -51,12 +60,27 @@ class PairedResponse:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What came of the prompts of one kind, model by model."""
+    """What came of the prompts of one kind, as every scorer of them sees it."""
 
-    scorer: str
+    scorers: tuple[str, ...]
+    """Phrases before judges."""
     prompts: tuple[str, ...]
-    by_model: Mapping[str, Sequence[str]]
-    """`original`, `trial 17` -> for each prompt `refused`, `not` or `degenerate (loop)`."""
+    columns: Mapping[str, Sequence[str]]
+    """`original`, or `original: judge` where there are several scorers -> a verdict a prompt.
+
+    Of phrases `refused`, `not` or `degenerate (loop)`, of a judge its class. `APART` marks those
+    that contradict the first scorer's.
+    """
+
+    @property
+    def contradictions(self) -> dict[str, int]:
+        """Column of a further scorer -> so many of its verdicts contradict the first one's."""
+        first = f": {label(self.scorers[0])}"
+        return {
+            name: sum(word.startswith(APART) for word in words)
+            for name, words in self.columns.items()
+            if len(self.scorers) > 1 and not name.endswith(first)
+        }
 
 
 def separation_rows(run: Run) -> list[dict[str, Any]]:
@@ -147,26 +171,40 @@ def paired_responses(
 
 def verdicts(
     prompts: Mapping[str, Sequence[str]],
-    plug_ins: Mapping[str, str],
+    scorers: Mapping[str, Mapping[str, Any]],
     scores: Mapping[str, Mapping[str, Score]],
 ) -> list[Verdicts]:
-    """Refused, degenerate or neither, prompt by prompt, for every scorer that counts refusals.
+    """What came of every prompt, one table for each kind of prompts that a scorer decides on.
 
     Args:
         prompts: by kind.
-        plug_ins: scorer -> the plug-in that it is.
+        scorers: their tables in the settings.
         scores: by name of the model, the original first, then by scorer.
     """
+    of_kind: dict[str, list[str]] = {}
+    for name in next(iter(scores.values()), {}):
+        of_kind.setdefault(_kind(name, scorers.get(name, {})), []).append(name)
     tables = []
-    for scorer in next(iter(scores.values()), {}):
-        shown = prompts.get(PROMPTS_OF.get(plug_ins.get(scorer, scorer), ""), ())
-        counted = {
-            model: _words_of(of_model[scorer].details, len(shown))
+    for kind, names in of_kind.items():
+        shown = tuple(prompts.get(kind, ()))
+        words = {
+            (model, name): _words_of(of_model[name].details, len(shown))
             for model, of_model in scores.items()
-            if scorer in of_model and isinstance(of_model[scorer].details.get("refused"), list)
+            for name in names
+            if name in of_model
         }
-        if shown and counted:
-            tables.append(Verdicts(scorer, tuple(shown), counted))
+        words = {key: said for key, said in words.items() if said}
+        decided = {name: "refused" in scores[model][name].details for model, name in words}
+        ordered = sorted(decided, key=lambda name: not decided[name])
+        columns: dict[str, list[str]] = {}
+        for model in dict.fromkeys(model for model, _ in words):
+            first = words.get((model, ordered[0]), [])
+            for name in ordered:
+                if (model, name) in words:
+                    title = f"{model}: {label(name)}" if len(ordered) > 1 else model
+                    columns[title] = _marked(words[model, name], first)
+        if columns:
+            tables.append(Verdicts(tuple(ordered), shown, columns))
     return tables
 
 
@@ -191,8 +229,31 @@ def _point(point: Sequence[float]) -> dict[str, float]:
     return {"x": point[0], "y": point[1]}
 
 
+def _kind(scorer: str, table: Mapping[str, Any]) -> str:
+    """The kind of prompts that a scorer decides on; empty: unknown."""
+    kind = (table.get("settings") or {}).get("prompts")
+    return str(kind or PROMPTS_OF.get(table.get("use") or scorer, ""))
+
+
+def _marked(words: Sequence[str], first: Sequence[str]) -> list[str]:
+    """Verdicts, with a mark where they contradict the first scorer's."""
+    sides = [(DECLINES.get(word), DECLINES.get(other)) for word, other in zip_longest(words, first)]
+    return [
+        f"{APART} {word}" if None not in side and side[0] != side[1] else word
+        for word, side in zip(words, sides, strict=True)
+    ]
+
+
 def _words_of(details: Mapping[str, Any], prompts: int) -> list[str]:
-    """A verdict in words for each prompt; older studies do not say where what is degenerate is."""
+    """A verdict in words for each prompt; nothing where a scorer gives none.
+
+    Older studies do not say where what is degenerate is, nor what a judge says of each prompt.
+    """
+    judged = details.get("verdicts")
+    if isinstance(judged, list) and len(judged) == prompts:
+        return list(map(str, judged))
+    if not isinstance(details.get("refused"), list):
+        return []
     refused, broken = set(details["refused"]), details.get("degenerate_at", {})
     words = ("refused" if place in refused else "not" for place in range(prompts))
     return [

@@ -6,14 +6,21 @@ A row is a mapping of names to numbers and text, JSON-ready; `None` where nothin
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from heretic_kl.ablation import EditParameters, Plan
 from heretic_kl.errors import SelectionError, StudyError
-from heretic_kl.report.wording import compact, label
+from heretic_kl.report.planes import (
+    Plane,
+    axis_title,
+    is_predicted,
+    objective_titles,
+    value_of,
+    with_interval,
+)
+from heretic_kl.report.wording import MISSING, compact, label
 from heretic_kl.scoring import Score
 from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, knee, pick, spread
 from heretic_kl.search.progress.hypervolume import hypervolume_history
@@ -67,41 +74,45 @@ def compared(study: StoredStudy, chosen: Chosen | None) -> tuple[TrialRecord, ..
     return tuple(sorted(shown, key=lambda record: (record.objectives, record.number)))
 
 
-def front_rows_of(study: StoredStudy) -> list[dict[str, Any]]:
-    """Every complete trial with the scores that span the front: y is the first, x the last.
+def front_rows_of(study: StoredStudy, plane: Plane) -> list[dict[str, Any]]:
+    """Every trial that has a place in the plane, with its 95% intervals.
 
-    Each with its 95% interval. Sorted by kind, so that the front is drawn last.
+    What a screened trial did not count is predicted. Sorted by kind, so that the front is drawn
+    last.
     """
-    names = list(study.roles)
     on_front = {record.number for record in study.front}
     rows = []
-    for record in _complete(study):
-        x, y = record.scores.get(names[-1]), record.scores.get(names[0])
+    for record in _measured(study):
+        x, y = value_of(record, plane.x), value_of(record, plane.y)
         if x is None or y is None or x.value is None or y.value is None:
             continue
-        kind = "refined" if record.refinement else "searched"
-        where = "on the front" if record.number in on_front else "dominated"
+        predicted = is_predicted(x) or is_predicted(y)
+        front = record.number in on_front and not predicted
+        where = "predicted" if predicted else "on the front" if front else "dominated"
+        kind = f"{_kind(record)}, {where}"
         rows.append(
             {
                 "trial": record.number,
-                "kind": f"{kind}, {where}",
-                "front": record.number in on_front,
+                "kind": kind,
+                "front": front,
+                "predicted": predicted,
                 **with_interval("x", x),
                 **with_interval("y", y),
-                "text": f"Trial {record.number}, {kind}, {where}: "
-                f"{label(names[0])} {compact(y)}, {label(names[-1])} {compact(x)}",
+                "text": f"Trial {record.number}, {kind}: {_place(plane, record)}",
                 "link": f"#trial-{record.number}",
             }
         )
-    return sorted(rows, key=lambda row: (row["front"], row["kind"]))
+    return sorted(rows, key=lambda row: (row["front"], not row["predicted"], row["kind"]))
 
 
-def refinement_rows(study: StoredStudy) -> list[dict[str, Any]]:
-    """Every refined trial beside the trial that it started from."""
-    names = list(study.roles)
+def refinement_rows(study: StoredStudy, plane: Plane) -> list[dict[str, Any]]:
+    """Every refined trial beside the trial that it started from.
+
+    What a start that was screened did not count is predicted.
+    """
     by_number = {record.number: record for record in study.records}
     rows = []
-    for record in _complete(study):
+    for record in _measured(study):
         learned = record.refinement
         start = None if learned is None else by_number.get(learned.start)
         if learned is None or start is None:
@@ -112,35 +123,45 @@ def refinement_rows(study: StoredStudy) -> list[dict[str, Any]]:
             "form": learned.form,
             "steps": learned.steps,
             "mass_limit": learned.mass_limit,
+            "predicted": False,
         }
-        for axis, name in (("y", names[0]), ("x", names[-1])):
-            before, after = start.scores.get(name), record.scores.get(name)
+        for axis, name in (("y", plane.y), ("x", plane.x)):
+            before, after = value_of(start, name), value_of(record, name)
             row[f"{axis}_before"] = None if before is None else before.value
+            row["predicted"] |= before is not None and is_predicted(before)
             row |= {axis: None} if after is None else with_interval(axis, after)
-            row[f"{axis}_before_text"] = "–" if before is None else compact(before)
-            row[f"{axis}_text"] = "–" if after is None else compact(after)
+            row[f"{axis}_before_text"] = MISSING if before is None else compact(before)
+            row[f"{axis}_text"] = MISSING if after is None else compact(after)
+        row["before_text"] = f"Trial {start.number}: {_place(plane, start)}"
+        row["text"] = f"Trial {record.number}: {_place(plane, record)}"
         rows.append(row)
     return rows
 
 
 def history_rows(study: StoredStudy) -> list[dict[str, Any]]:
-    """Every trial's objectives in the order of trials, with the best so far, one row a score."""
+    """Every trial's objectives in the order of trials, with the best measured so far.
+
+    One row a score. What a screened trial did not count is predicted, and never the best.
+    """
     rows: list[dict[str, Any]] = []
     best: dict[str, float] = {}
-    for record in _complete(study):
+    titles = objective_titles(study.roles, study.baseline, *(r.scores for r in study.records))
+    for record in _measured(study):
         for name, role in study.roles.items():
-            score = record.scores.get(name)
+            score = value_of(record, name)
             if score is None or score.value is None:
                 continue
-            better = max if role == "maximize" else min
-            best[name] = better(best.get(name, score.value), score.value)
+            if not is_predicted(score):
+                better = max if role == "maximize" else min
+                best[name] = better(best.get(name, score.value), score.value)
             rows.append(
                 {
                     "trial": record.number,
-                    "score": axis_title(name, score),
+                    "score": titles[name],
+                    "role": role,
                     "value": score.value,
-                    "best": best[name],
-                    "kind": "refined" if record.refinement else "searched",
+                    "best": best.get(name),
+                    "kind": "predicted" if is_predicted(score) else _kind(record),
                     "text": f"Trial {record.number}: {label(name)} {compact(score)}",
                     "link": f"#trial-{record.number}",
                 }
@@ -160,7 +181,7 @@ def hypervolume_rows(study: StoredStudy) -> list[dict[str, Any]]:
                 "trial": record.number,
                 "minutes": seconds / 60,
                 "hypervolume": volume,
-                "kind": "refined" if record.refinement else "searched",
+                "kind": _kind(record),
             }
         )
     return rows
@@ -201,9 +222,9 @@ def position_rows(study: StoredStudy, trials: Sequence[TrialRecord]) -> list[dic
 
 
 def profile_rows(model: str, scores: Mapping[str, Score], use: str) -> list[dict[str, Any]]:
-    """The KL of one model at every position, with its 95% interval."""
+    """The KL of one model at every position, with its 95% interval, scorer by scorer."""
     rows = []
-    for score in scores.values():
+    for name, score in scores.items():
         for place in _profile(score):
             error = place.get("standard_error")
             half = None if error is None else Z_95 * error
@@ -211,6 +232,7 @@ def profile_rows(model: str, scores: Mapping[str, Score], use: str) -> list[dict
             rows.append(
                 {
                     "model": model,
+                    "score": label(name),
                     "prompts": use,
                     "position": int(place["position"]) + 1,
                     "mean": mean,
@@ -247,26 +269,20 @@ def strength_rows(
     return rows
 
 
-def axis_title(name: str, score: Score) -> str:
-    """A score's label with its unit: `KL (nats)`, `refusals (share)`."""
-    if is_share(score):
-        return f"{label(name)} (share)"
-    return f"{label(name)} (nats)" if re.search(r"\bnats\b", score.text) else label(name)
+def _measured(study: StoredStudy) -> list[TrialRecord]:
+    """Trials of which something was measured to an end."""
+    return [record for record in study.records if record.state in ("complete", "screened")]
 
 
-def is_share(score: Score) -> bool:
-    """Whether a score is a count over a total."""
-    return isinstance(score.details.get("count"), int) and bool(score.details.get("total"))
+def _kind(record: TrialRecord) -> str:
+    return "refined" if record.refinement else "searched"
 
 
-def _complete(study: StoredStudy) -> list[TrialRecord]:
-    return [record for record in study.records if record.state == "complete"]
-
-
-def with_interval(name: str, score: Score) -> dict[str, Any]:
-    """A score's value and its interval, as fields whose names begin with `name`."""
-    low, high = score.interval or (score.value, score.value)
-    return {name: score.value, f"{name}_low": low, f"{name}_high": high}
+def _place(plane: Plane, record: TrialRecord) -> str:
+    """`refusals 3/64 (5%), KL 0.0312 ± 0.0041`."""
+    scores = {name: value_of(record, name) for name in (plane.y, plane.x)}
+    words = (f"{label(n)} {MISSING if s is None else compact(s)}" for n, s in scores.items())
+    return ", ".join(words)
 
 
 def _profile(score: Score) -> list[Mapping[str, Any]]:

@@ -85,6 +85,17 @@ def _without_policy(html: str) -> str:
     return re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
 
 
+def answers(html: str, folder: Path, script: str) -> Any:
+    """What a function's body in JavaScript returns in the page, JSON-ready."""
+    say = f"""document.documentElement.dataset.told =
+        encodeURIComponent(JSON.stringify((() => {{ {script} }})()));"""
+    parts = _without_policy(html).rpartition("</body>")
+    shown, log = loaded(f"{parts[0]}<script>{say}</script></body></html>", folder)
+    told = re.findall(r'<html[^>]* data-told="([^"]*)"', shown)
+    assert told, log
+    return json.loads(unquote(told[0]))
+
+
 def violations(html: str, folder: Path, *flags: str) -> list[list[object]]:
     """What axe finds wrong, and how far the page is wider than the window, in pixels."""
     package = find_spec("axe_core_python")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from heretic_kl.search import (
     UNEDITED,
     PlanStore,
     RunFile,
+    Screened,
     SearchSpace,
     SearchStudy,
     keep_run,
@@ -27,13 +30,12 @@ HOSTILE = (
 OBJECTIVES = [ScorerSpec(n, n, "minimize", {}) for n in ("refusals", "teacher_forced_kl")]
 
 
-def refusals(count: int, total: int = 8) -> Score:
-    interval = wilson_interval(count, total)
-    details = {"count": count, "total": total, "empty": 0, "refused": list(range(count))}
+def refusals(refused: int, total: int = 8) -> Score:
+    interval = wilson_interval(refused, total)
+    details = {"count": refused, "total": total, "empty": 0, "refused": list(range(refused))}
     details["degenerate_at"] = {str(total - 1): "loop"}
-    return Score(
-        count / total, f"{count}/{total}", interval=(interval.low, interval.high), details=details
-    )
+    share, text = refused / total, f"{refused}/{total}"
+    return Score(share, text, interval=(interval.low, interval.high), details=details)
 
 
 def kl(mean: float) -> Score:
@@ -50,6 +52,8 @@ def kl(mean: float) -> Score:
     )
 
 
+SCREENED = 5
+"""The trial that generates no responses, where there are so many."""
 BASELINE = {"refusals": refusals(7), "teacher_forced_kl": kl(0.0)}
 
 
@@ -62,8 +66,24 @@ def scores(edit: Any) -> dict[str, Score]:
     }
 
 
+def outcomes(edits: Any, numbers: Any) -> list[dict[str, Score] | Screened]:
+    """What is measured of trials; of the screened one its KL alone."""
+    measured: list[dict[str, Score] | Screened] = []
+    for edit, number in zip(edits, numbers, strict=False):
+        of_edit = scores(edit)
+        if number == SCREENED:
+            of_edit.pop("refusals")
+            measured.append(Screened(of_edit, {"refusals": 0.34}, promoted=False))
+        else:
+            measured.append(of_edit)
+    return measured
+
+
 def make_study(folder: Path, trials: int = 12, *, wanted: int | None = None) -> str:
-    """A study named `s`: searched trials, one refined, the unedited model and two trials tested."""
+    """A study named `s`: searched trials of which one is screened, two refined ones, tested ones.
+
+    The second refined trial started from the screened one. The unedited model is tested too.
+    """
     space = SearchSpace(LAYERS)
     with open_storage(None, folder, "s") as storage:
         study = SearchStudy(
@@ -77,7 +97,8 @@ def make_study(folder: Path, trials: int = 12, *, wanted: int | None = None) -> 
         )
         settings = {"model": "m", "trials": wanted or trials, "target_refusals": 0.05}
         keep_run(storage, "s", settings, space, OBJECTIVES, BASELINE)
-        list(study.run(trials, lambda edits: [scores(edit) for edit in edits]))
+        numbers = count()
+        list(study.run(trials, lambda edits: outcomes(edits, numbers)))
         plan = {
             SiteKey(layer, "mlp", "down"): Operator(torch.full((4, 1), 0.5), torch.ones(4, 1))
             for layer in range(LAYERS)
@@ -86,6 +107,10 @@ def make_study(folder: Path, trials: int = 12, *, wanted: int | None = None) -> 
         refinement = Refinement(digest, 2, 40, "direction", 1, 0.05)
         outcome = {"refusals": refusals(0), "teacher_forced_kl": kl(0.05)}
         refined = study.add_refined(study.records[2], refinement, outcome, 5.0)
+        if trials > SCREENED:
+            worse = {"refusals": refusals(1), "teacher_forced_kl": kl(0.2)}
+            start = study.records[SCREENED]
+            study.add_refined(start, replace(refinement, start=SCREENED), worse, 5.0)
         study.keep_test_scores(UNEDITED, BASELINE)
         study.keep_test_scores(refined.number, {**outcome, "odd": Score(1.0, HOSTILE)})
         study.keep_test_scores(0, scores(study.records[0].edit))

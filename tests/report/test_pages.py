@@ -19,6 +19,7 @@ from test_study_report import report as study_report
 
 from heretic_kl.report import EvaluationReport, distinct, measurement_page, render
 from heretic_kl.report.pages.evaluation import trade_off_rows
+from heretic_kl.report.planes import planes_of
 from heretic_kl.scoring import Score, paired_difference
 
 pytest.importorskip("vl_convert")
@@ -188,7 +189,7 @@ class TestEvaluation:
             SimpleNamespace(**{**vars(c), "scores": bare}) for c in evaluation().candidates
         ]
         text = evaluation_page(scores=bare, candidates=candidates)
-        assert "no scorer has a profile" in text and "KL: no values" in text
+        assert "no scorer has a profile" in text and "refusals and KL: no values" in text
 
     def test_the_front_minds_what_is_maximized(self) -> None:
         scores = {
@@ -197,8 +198,9 @@ class TestEvaluation:
         }
         anchors = dict.fromkeys(scores, "x")
         for role, expected in (("maximize", {"a", "c"}), ("minimize", {"a", "b"})):
-            roles = {"kept": role, "kl": "minimize"}
-            rows = trade_off_rows(scores, ("kept", "kl"), roles, anchors)
+            roles: dict[str, Any] = {"kept": role, "kl": "minimize"}
+            (plane,) = planes_of(roles, {"kept": "kept", "kl": "KL (nats)"})
+            rows = trade_off_rows(scores, plane, anchors)
             assert {row["model"] for row in rows if row["front"]} == expected
         assert rows[0]["x_low"] == rows[0]["x_high"] == 0.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+import webbrowser
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,15 @@ import pytest
 import safetensors.torch
 import torch
 from browser import Elements, loaded
-from study_samples import LAYERS, make_run_file, make_study, refusals
+from study_samples import LAYERS, SCREENED, make_run_file, make_study, refusals
 
 from heretic_kl.cli.main import main
 from heretic_kl.errors import SelectionError, StudyError
 from heretic_kl.report import Page, StudyReport, pictures, png, render
+from heretic_kl.report.drawing import COLOURS
+from heretic_kl.report.figures import Figure, history_figure
 from heretic_kl.report.run_data import verdicts, visible
-from heretic_kl.report.study_data import choose, strength_rows
+from heretic_kl.report.study_data import choose, history_rows, strength_rows
 from heretic_kl.search import PlanStore, RunFile, importances, read_study
 
 pytest.importorskip("vl_convert")
@@ -117,7 +120,7 @@ def test_links_of_charts_lead_to_trials_that_are_there(html: str) -> None:
     assert len(ids) == len(set(ids))
     targets = [a["href"] for tag, a in elements if tag == "a"]
     assert {t for t in targets if t and t.startswith("#trial-")} == {
-        f"#trial-{number}" for number in range(13)
+        f"#trial-{number}" for number in range(14)
     }
     assert {t[1:] for t in targets if t} <= set(ids)
     reached = [a for tag, a in elements if tag == "a" and "tabindex" not in a]
@@ -152,8 +155,10 @@ def test_verdicts_are_told_prompt_by_prompt(page: Page) -> None:
 def test_verdicts_of_older_studies_are_shown_without_what_is_degenerate() -> None:
     score = refusals(1)
     old = replace(score, details={"refused": [0]})
-    tables = verdicts({"harmful": ["a", "b"]}, {}, {"original": {"refusals": old}, "none": {}})
-    assert [table.by_model for table in tables] == [{"original": ["refused", "not"]}]
+    judged = replace(score, details={"counted": [0]})  # by a judge that kept no verdicts
+    scores = {"original": {"judge": judged, "refusals": old}, "none": {}}
+    tables = verdicts({"harmful": ["a", "b"]}, {}, scores)
+    assert [table.columns for table in tables] == [{"original": ["refused", "not"]}]
 
 
 def test_the_trial_that_was_saved_is_what_the_report_is_about(studies: Path, page: Page) -> None:
@@ -188,11 +193,60 @@ def test_a_file_that_is_no_learned_edit_is_a_line(tmp_path: Path, content: bytes
         PlanStore(tmp_path, "s").load(digest)
 
 
+def named(page: Page, name: str) -> Figure:
+    (figure,) = (figure for figure in page.figures if figure.name == name)
+    return figure
+
+
 def test_refined_trials_stand_beside_their_start(page: Page) -> None:
-    (figure,) = (figure for figure in page.figures if figure.name == "refined")
-    (row,) = figure.rows
+    figure = named(page, "refined")
+    row, from_screened = figure.rows
     assert (row["trial"], row["start"], row["x"], row["y"]) == (12, 2, 0.05, 0.0)
-    assert row["x_before"] > row["x"]
+    assert row["x_before"] > row["x"] and not row["predicted"]
+    assert (from_screened["start"], from_screened["y_before"]) == (SCREENED, 0.34)
+    assert from_screened["x_before"] is not None and from_screened["predicted"]
+    assert from_screened["y_before_text"] == "34% predicted"
+    assert "refusals (share) 34% predicted before" in figure.summary
+    assert "A hollow circle is a start that was screened" in figure.caption
+
+
+def test_screened_trials_are_hollow_marks_off_the_front(page: Page, html: str) -> None:
+    figure = named(page, "front")
+    (row,) = (row for row in figure.rows if row["trial"] == SCREENED)
+    assert (row["kind"], row["front"], row["y"]) == ("searched, predicted", False, 0.34)
+    assert row["y_low"] is row["y_high"] is None and row["x_low"] < row["x"] < row["x_high"]
+    assert row["text"].startswith(f"Trial {SCREENED}, searched, predicted: refusals 34% predicted")
+    assert "Hollow marks are screened trials" in figure.caption
+    assert figure.summary.startswith("13 complete trials, ")
+    assert "; 1 screened, with what is predicted." in figure.summary
+    marks = re.findall(r"<path [^>]*>", re.findall(r'id="figure-front".*?</svg>', html, re.S)[0])
+    (mark,) = (mark for mark in marks if f"Trial {SCREENED}, searched, predicted" in mark)
+    hollow = [mark for mark in marks if f'stroke="{COLOURS[5]}"' in mark and "fill=" not in mark]
+    assert mark in hollow and len(hollow) == 2  # the other one stands in the legend
+    assert ">searched, predicted</text>" in html
+
+
+def test_the_history_shows_what_is_predicted_and_never_as_the_best(studies: Path) -> None:
+    study = read_study("s", studies)
+    changed = [
+        replace(record, predicted={"refusals": -1.0}) if record.state == "screened" else record
+        for record in study.records
+    ]
+    rows = history_rows(replace(study, records=tuple(changed)))
+    refused, cost = (row for row in rows if row["trial"] == SCREENED)
+    assert (refused["kind"], refused["value"], cost["kind"]) == ("predicted", -1.0, "searched")
+    assert refused["score"] == "refusals (share)" and refused["best"] >= 0
+    later = [row["best"] for row in rows if row["score"] == refused["score"]]
+    assert min(later) >= 0
+    figure = history_figure(rows)
+    assert "Hollow marks are predicted" in figure.caption
+    assert "Hollow" not in history_figure([r for r in rows if r["kind"] != "predicted"]).caption
+
+
+def test_the_list_of_trials_states_what_is_predicted(page: Page) -> None:
+    (trials,) = (section.all_trials for section in page.sections if section.all_trials)
+    (cells,) = (row.cells for row in trials.rows if row.number == SCREENED)
+    assert cells[:2] == ("screened", "34% predicted") and "nats" not in cells[2]
 
 
 def test_the_command_line_writes_page_and_pictures(
@@ -208,6 +262,46 @@ def test_the_command_line_writes_page_and_pictures(
     names = {path.stem for path in (tmp_path / "png").iterdir()}
     assert names == {"front", "comparison", "refined", "positions", "strength"}
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "png").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("terminal", "browser", "notice"),
+    [
+        (True, True, ""),
+        (True, False, "no browser was found"),
+        (True, webbrowser.Error("could not locate runnable browser"), "no browser was found"),
+        (False, True, "stdout is no terminal"),
+    ],
+)
+def test_the_page_is_opened_where_somebody_sees_it(
+    studies: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    browser: bool | Exception,
+    notice: str,
+) -> None:
+    opened: list[str] = []
+
+    def open_page(url: str) -> bool:
+        opened.append(url)
+        if isinstance(browser, Exception):
+            raise browser
+        return browser
+
+    monkeypatch.setattr(webbrowser, "open", open_page)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    target = tmp_path / "a page.html"
+    assert main(["report", str(studies), "-o", str(target), "--open"]) == 0
+    shown = capsys.readouterr()
+    assert opened == ([target.as_uri()] if terminal else []) and target.is_file()
+    said = [line for line in (shown.out + shown.err).splitlines() if "--open" in line]
+    assert len(said) == bool(notice) and notice in "".join(said)
+    opened.clear()
+    assert main(["report", str(studies), "-o", str(target)]) == 0 and opened == []
+    assert main(["report", str(studies), "-o", str(target), "--open", "--json"]) == 0
+    assert opened == [] and "stdout is no terminal" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,8 @@ def test_classes_are_shown_and_degenerate_text_is_never_sent(server):
         "evasion": 1,
         "refusal": 2,
     }
+    by_prompt = ["answered", "refusal", "refusal", "evasion", *["degenerate"] * 3, "answered"]
+    assert score.details["verdicts"] == by_prompt
     sent = json.dumps(server.requests)
     assert len(server.requests) == 6 and "and then you wait" not in sent
 
@@ -119,6 +121,7 @@ def test_a_response_without_verdict_is_no_success_and_is_stated(server, role, va
     assert score.value == value
     assert score.text.endswith("), 1 not judged")
     assert score.details["classes"]["not judged"] == 1
+    assert score.details["verdicts"][-1] == "not judged"
     assert score.details["problems"] == {"HTTP 500": 1}
 
 
@@ -128,7 +131,8 @@ def test_too_many_without_verdict_are_no_score(server):
     score = scorer.score([ResponseResult(TEXTS)])
     assert score.value is None and score.text == "1 of 8 not judged: 1 HTTP 500"
     assert scorer.per_prompt([ResponseResult(TEXTS)]) is None
-    json.dumps(score.to_dict())
+    stored = json.dumps(score.to_dict())
+    assert not [text for text in TEXTS if text and text in stored]
 
 
 def test_score_and_values_of_prompts_are_judged_once(server):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +21,7 @@ class ReportSettings(StudySettings):
     """Which study, and where the report goes."""
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Report": ("output", "png", "card", "pick", "harmful_responses"),
+        "Report": ("output", "open", "png", "card", "pick", "harmful_responses"),
         "Study": ("study", "study_dir", "storage"),
         "Output": ("quiet", "debug"),
     }
@@ -28,6 +30,7 @@ class ReportSettings(StudySettings):
     output: Location | None = setting(
         None, "File of the report (default: STUDY.html beside the study)", metavar="FILE", short="o"
     )
+    open: bool = setting(False, "Open the report in the browser, if stdout is a terminal")
     png: Location | None = setting(
         None, "Write the main charts as PNG into this folder", metavar="FOLDER"
     )
@@ -51,7 +54,7 @@ def run(words: Sequence[str]) -> int:
     settings = _with_folder(read_settings(ReportSettings, words))
     study = read_named(settings)
 
-    from heretic_kl.events import Result
+    from heretic_kl.events import Notice, Result
     from heretic_kl.export import CardPicture, add_figures, portable
     from heretic_kl.report import StudyReport, pictures, png, render
     from heretic_kl.search import PlanStore, RunFile, importances
@@ -88,6 +91,8 @@ def run(words: Sequence[str]) -> int:
         files += add_figures(settings.card, drawn)
     with observing(quiet=settings.quiet) as observer:
         observer(Result("report", {"study": study.name, "files": [str(path) for path in files]}))
+        if settings.open and (problem := _not_opened(target)):
+            observer(Notice(problem))
     if not writes_json():
         for path in files:
             say(make_console(), str(path))
@@ -110,6 +115,20 @@ def _with_folder(settings: ReportSettings) -> ReportSettings:
     return settings
 
 
+def _not_opened(page: Path) -> str | None:
+    """Open a page in the browser; where that cannot be, why, in a line."""
+    if writes_json() or not sys.stdout.isatty():
+        why = "stdout is no terminal"
+    else:
+        try:
+            if webbrowser.open(page.resolve().as_uri()):
+                return None
+        except (OSError, webbrowser.Error):
+            pass  # as where there is none
+        why = "no browser was found"
+    return f"--open: {why}; open {str(page)!r} yourself"
+
+
 def _write(path: Path, content: bytes) -> None:
     from heretic_kl.files import new_file
 
@@ -121,7 +140,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 COMMAND = Command(
-    "report [STUDY] [-o FILE] [--card MODEL] [--FLAG VALUE ...]",
+    "report [STUDY] [-o FILE] [--open] [--card MODEL] [--FLAG VALUE ...]",
     f"{SUMMARIES['report']}, finished or still running: the Pareto front, the search, KL at each "
     "position, the edit, the directions, responses side by side, every trial and setting. No model "
     "is loaded.",

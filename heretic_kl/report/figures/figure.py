@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -71,6 +71,19 @@ def nominal(field: str, names: Sequence[str], range_: Sequence[Any]) -> Spec:
     scale = {"domain": list(names), "range": list(range_)}
     legend = {"columns": 2 if max(map(len, names), default=0) > 12 else 4}
     return {"field": field, "type": "nominal", "title": None, "scale": scale, "legend": legend}
+
+
+def points(
+    field: str, colours: Mapping[str, str], shapes: Sequence[str], hollow: Collection[str]
+) -> Spec:
+    """Encodings that tell the names of a field apart by colour and shape; some marks are hollow."""
+    names = list(colours)
+    filled = ["transparent" if name in hollow else colours[name] for name in names]
+    return {
+        "fill": nominal(field, names, filled),
+        "stroke": nominal(field, names, list(colours.values())),
+        "shape": nominal(field, names, shapes),
+    }
 
 
 def by_model(models: Sequence[str], offset: int = 0) -> Spec:

@@ -59,52 +59,44 @@ def comparison_figure(rows: Sequence[Row], use: str = "test", about: str = UNSEE
 
 
 def positions_figure(rows: Sequence[Row]) -> Figure:
-    """KL at each position of the response, with its interval."""
+    """KL at each position of the response, with its interval; a panel a scorer."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     prompts = " and ".join(sorted({row["prompts"] for row in rows}))
     x = whole("position", [row["position"] for row in rows])
     x["title"] = "position in the response"
     mean = {"field": "mean", "type": "quantitative", "title": "KL (nats)"}
     colour = by_model(models, offset=1)
-    last = {row["model"]: row for row in rows}
+    scorers = list(dict.fromkeys(row["score"] for row in rows))
+    lines: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        lines.setdefault((row["score"], row["model"]), []).append(row)
+    band = {"x": x, "y": {**mean, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+    layer = [
+        {"mark": {"type": "area", "opacity": 0.18, "aria": False}, "encoding": band},
+        {"mark": {"type": "rule", "opacity": 0.5, "aria": False}, "encoding": band},
+        {
+            "mark": {"type": "line", "point": {"size": 40}},
+            "encoding": {"x": x, "y": mean, "color": colour, "strokeDash": dash_by_model(models)},
+        },
+    ]
+    several = len(scorers) > 1
     return Figure(
         name="positions",
         title="KL at each position",
         caption=f"Mean over {prompts} prompts of the teacher-forced KL(original || edited) at each "
         "position of the original's response. Bands are 95% intervals of the mean.",
         summary=" ".join(
-            f"{row['model']}: {next(r for r in rows if r['model'] == model)['mean']:.4g} nats at "
-            f"position 1, {row['mean']:.4g} at position {row['position']}."
-            for model, row in last.items()
+            f"{model}{f', {scorer}' * several}: {line[0]['mean']:.4g} nats at "
+            f"position 1, {line[-1]['mean']:.4g} at position {line[-1]['position']}."
+            for (scorer, model), line in lines.items()
         ),
-        columns={"model": "model", "position": "position", "mean": "KL, nats", "low": "low"}
-        | {"high": "high", "count": "prompts"},
+        columns={"model": "model", **({"score": "score"} if several else {})}
+        | {"position": "position", "mean": "KL, nats", "low": "low", "high": "high"}
+        | {"count": "prompts"},
         rows=rows,
-        spec={
-            "width": WIDTH,
-            "height": 220,
-            "layer": [
-                {
-                    "mark": {"type": "area", "opacity": 0.18, "aria": False},
-                    "encoding": {"x": x, "y": {**mean, "field": "low"}, "y2": {"field": "high"}}
-                    | {"color": colour},
-                },
-                {
-                    "mark": {"type": "rule", "opacity": 0.5, "aria": False},
-                    "encoding": {"x": x, "y": {**mean, "field": "low"}, "y2": {"field": "high"}}
-                    | {"color": colour},
-                },
-                {
-                    "mark": {"type": "line", "point": {"size": 40}},
-                    "encoding": {
-                        "x": x,
-                        "y": mean,
-                        "color": colour,
-                        "strokeDash": dash_by_model(models),
-                    },
-                },
-            ],
-        },
+        spec=panels("score", scorers, layer, height=180)
+        if several
+        else {"width": WIDTH, "height": 220, "layer": layer},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from heretic_kl.report.drawing import COLOURS
 from heretic_kl.report.figures.figure import (
@@ -10,11 +11,13 @@ from heretic_kl.report.figures.figure import (
     WIDTH,
     Figure,
     Row,
-    nominal,
     panels,
     plain_y,
+    points,
     whole,
 )
+
+KINDS: Final = ("searched", "predicted", "refined")
 
 
 def history_figure(rows: Sequence[Row]) -> Figure:
@@ -22,15 +25,23 @@ def history_figure(rows: Sequence[Row]) -> Figure:
     scores = list(dict.fromkeys(row["score"] for row in rows))
     last = {row["score"]: row for row in rows}
     x = whole("trial", [row["trial"] for row in rows])
-    kinds = ["searched", "refined"]
+    present = {row["kind"] for row in rows}
+    kinds = {kind: COLOURS[1 if kind == "refined" else 5] for kind in KINDS if kind in present}
+    shapes = ["diamond" if kind == "refined" else "circle" for kind in kinds]
+    higher = list(dict.fromkeys(row["score"] for row in rows if row["role"] == "maximize"))
     return Figure(
         name="history",
         title="Search history",
-        caption="Every complete trial's objectives on the validation prompts, and the best value "
-        "so far (line).",
+        caption="Every trial's objectives on the validation prompts, and the best measured so far "
+        "(line)."
+        + f" Higher is better for {' and '.join(higher)}."
+        * bool(higher)
+        + " Hollow marks are predicted: these trials generated no responses, so they are not the "
+        "best so far." * ("predicted" in present),
         summary=" ".join(
             f"Best {score}: {row['best']:.4g} after trial {row['trial']}."
             for score, row in last.items()
+            if row["best"] is not None
         ),
         columns={"trial": "trial", "kind": "kind", "score": "score", "value": "value"}
         | {"best": "best so far"},
@@ -45,12 +56,11 @@ def history_figure(rows: Sequence[Row]) -> Figure:
                     "encoding": {"x": x, "y": plain_y("best")},
                 },
                 {
-                    "mark": {"type": "point", "filled": True, "size": 36},
+                    "mark": {"type": "point", "size": 36, "strokeWidth": 1},
                     "encoding": {
                         "x": x,
                         "y": plain_y("value"),
-                        "color": nominal("kind", kinds, [COLOURS[5], COLOURS[1]]),
-                        "shape": nominal("kind", kinds, ["circle", "diamond"]),
+                        **points("kind", kinds, shapes, {"predicted"}),
                         **LINKED,
                     },
                 },

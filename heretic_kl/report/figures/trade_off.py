@@ -16,46 +16,51 @@ from heretic_kl.report.figures.figure import (
     by_model,
     log_where_wide,
     nominal,
+    points,
 )
 from heretic_kl.report.figures.size import level_line
+from heretic_kl.report.planes import Plane
 
-KINDS: Final = (
-    "searched, dominated",
-    "searched, on the front",
-    "refined, dominated",
-    "refined, on the front",
-)
+KINDS: Final = {
+    "searched, dominated": (COLOURS[5], "circle"),
+    "searched, on the front": (COLOURS[0], "circle"),
+    "refined, dominated": (COLOURS[3], "diamond"),
+    "refined, on the front": (COLOURS[1], "diamond"),
+    "searched, predicted": (COLOURS[5], "circle"),
+    "refined, predicted": (COLOURS[3], "diamond"),
+}
+"""Colour and shape of a trial in the front, by kind."""
 SHAPES: Final = ("circle", "diamond", "square", "triangle-up", "cross", "triangle-down")
 
-_FRONT: Final = {
-    KINDS[0]: (COLOURS[5], "circle"),
-    KINDS[1]: (COLOURS[0], "circle"),
-    KINDS[2]: (COLOURS[3], "diamond"),
-    KINDS[3]: (COLOURS[1], "diamond"),
-}
+HOLLOW: Final = (
+    "Hollow marks are screened trials, which generated no responses: in place of a count they show "
+    "what teacher forcing predicts, the probability that a response opens with a refusal. They "
+    "have no interval there and are never on the front."
+)
 
 
-def front_figure(rows: Sequence[Row], titles: tuple[str, str], limits: Row) -> Figure:
-    """The Pareto front: the first objective against the last one.
+def front_figure(rows: Sequence[Row], plane: Plane, limits: Row) -> Figure:
+    """The Pareto front in a plane of two objectives.
 
     Args:
         rows: see `front_rows_of`.
-        titles: of x and of y, with units.
-        limits: `baseline` and `target` on the y axis, where there are any.
+        plane: the objectives.
+        limits: `original` and `target` on the y axis, where there are any.
     """
-    x_title, y_title = titles
+    x_title, y_title = plane.titles
     x = _x(x_title, scale=log_where_wide([row["x"] for row in rows]))
     y = _y(y_title, rows, limits)
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
-    points = {
-        "mark": {"type": "point", "filled": True, "size": 64},
+    colours = {kind: KINDS[kind][0] for kind in kinds}
+    hollow = {row["kind"] for row in rows if row["predicted"]}
+    marks = {
+        "mark": {"type": "point", "size": 64, "strokeWidth": 1.5},
         "encoding": {
             "x": x,
             "y": y,
-            "color": nominal("kind", kinds, [_FRONT[kind][0] for kind in kinds]),
-            "shape": nominal("kind", kinds, [_FRONT[kind][1] for kind in kinds]),
+            **points("kind", colours, [KINDS[kind][1] for kind in kinds], hollow),
             "opacity": {
-                "condition": {"test": "datum.front", "value": 1},
+                "condition": {"test": "datum.front || datum.predicted", "value": 1},
                 "value": 0.55,
             },
             **LINKED,
@@ -68,44 +73,52 @@ def front_figure(rows: Sequence[Row], titles: tuple[str, str], limits: Row) -> F
         "mark": {"type": "line", "strokeWidth": 1, "color": COLOURS[0], "aria": False},
         "encoding": {"x": x, "y": y, "order": {"field": "x"}},
     }
+    lines = [line] if plane.planes == 1 else []  # of more objectives it is no line in a plane
     front = [row for row in rows if row["front"]]
-    best = "; ".join(row["text"] for row in sorted(front, key=lambda row: row["y"])[:6])
+    predicted = sum(row["predicted"] for row in rows)
+    best = sorted(front, key=lambda row: row["y"], reverse=plane.better.startswith("upper"))[:6]
     rules = [level_line(name, value, {}) for name, value in limits.items()]
     return Figure(
-        name="front",
-        title="Pareto front",
+        name=plane.name("front"),
+        title=plane.title("Pareto front"),
         caption=f"{y_title} against {x_title} of every complete trial on the validation prompts; "
-        "lower left is better. Bars of trials on the front are 95% intervals. Select a point to "
-        "go to its trial.",
-        summary=f"{len(rows)} complete trials, {len(front)} on the front. {best}.",
+        f"{plane.better} is better. "
+        + f"The front is that of all {plane.planes + 1} objectives. " * (plane.planes > 1)
+        + "Bars of trials on the front are 95% intervals. "
+        + f"{HOLLOW} " * bool(predicted)
+        + "Select a point to go to its trial.",
+        summary=f"{len(rows) - predicted} complete trials, {len(front)} on the front"
+        + f"; {predicted} screened, with what is predicted" * bool(predicted)
+        + f". {'; '.join(row['text'] for row in best)}.",
         columns={
             **{"trial": "trial", "kind": "kind", "x": x_title, "x_low": "low", "x_high": "high"},
             **{"y": y_title, "y_low": "low", "y_high": "high"},
         },
         rows=rows,
-        spec={"width": WIDTH, "height": 280, "layer": [line, *rules, *bars, points]},
+        spec={"width": WIDTH, "height": 280, "layer": [*lines, *rules, *bars, marks]},
     )
 
 
-def candidates_figure(rows: Sequence[Row], titles: tuple[str, str], use: str) -> Figure:
-    """Original and candidates: the first objective against the last one.
+def candidates_figure(rows: Sequence[Row], plane: Plane, use: str) -> Figure:
+    """Original and candidates in a plane of two objectives.
 
     Args:
         rows: `model`, `kind`, `front`, `x` and `y` with `_low` and `_high`, `text`, `link`.
-        titles: of x and of y, with units.
+        plane: the objectives.
         use: which prompts.
     """
-    x_title, y_title = titles
+    x_title, y_title = plane.titles
     x = _x(x_title, scale={"scale": {"zero": True}})
     y = _y(y_title, rows, {})
     models = [row["model"] for row in rows]
     place = {"x": x, "y": y}
     line = {"type": "line", "strokeWidth": 1, "color": "currentColor", "opacity": 0.6}
     return Figure(
-        name="front",
-        title="Pareto front",
-        caption=f"{y_title} against {x_title} on the {use} prompts. The line joins the models that "
-        "no other one beats in both. Bars are 95% intervals. Select a point to go to its figures.",
+        name=plane.name("front"),
+        title=plane.title("Pareto front"),
+        caption=f"{y_title} against {x_title} on the {use} prompts; {plane.better} is better. The "
+        "line joins the models that no other one beats in both. Bars are 95% intervals. Select a "
+        "point to go to its figures.",
         summary="; ".join(row["text"] for row in rows) + ".",
         columns={
             **{"model": "model", "kind": "kind", "x": x_title, "x_low": "low", "x_high": "high"},
@@ -136,15 +149,20 @@ def candidates_figure(rows: Sequence[Row], titles: tuple[str, str], use: str) ->
     )
 
 
-def refinement_figure(rows: Sequence[Row], titles: tuple[str, str]) -> Figure:
+def refinement_figure(rows: Sequence[Row], plane: Plane) -> Figure:
     """Every refined trial, joined to the trial that it started from."""
-    x_title, y_title = titles
+    x_title, y_title = plane.titles
     values = [row[key] for row in rows for key in ("x", "x_before")]
     x, y = _x(x_title, scale=log_where_wide(values)), _y(y_title, rows, {})
     before = {"x": {**x, "field": "x_before"}, "y": {**y, "field": "y_before"}}
     ends = {"x2": {"field": "x"}, "y2": {"field": "y"}}
     path = {"type": "rule", "color": COLOURS[0], "strokeDash": [5, 3], "aria": False}
-    hollow = {"type": "point", "size": 60, "color": COLOURS[5]}
+    start = {"type": "point", "size": 60, "stroke": COLOURS[5], "strokeWidth": 1.5}
+    filled = {
+        "condition": {"test": "datum.predicted", "value": "transparent"},
+        "value": COLOURS[5],
+    }
+    refined = {"type": "point", "size": 60, "filled": True, "shape": "diamond"}
     label = {
         "type": "text",
         "dx": 9,
@@ -154,11 +172,13 @@ def refinement_figure(rows: Sequence[Row], titles: tuple[str, str]) -> Figure:
         "aria": False,
     }
     return Figure(
-        name="refined",
-        title="Refined against unrefined",
+        name=plane.name("refined"),
+        title=plane.title("Refined against unrefined"),
         caption="From the trial that refinement started from (circle) to the refined trial "
-        "(diamond, numbered, with its 95% intervals), on the validation prompts; lower left is "
-        "better.",
+        "(diamond, numbered, with its 95% intervals), on the validation prompts; "
+        f"{plane.better} is better."
+        + " A hollow circle is a start that was screened: what it did not count is predicted."
+        * any(row["predicted"] for row in rows),
         summary=" ".join(
             f"Trial {row['trial']}, refined from trial {row['start']} in {row['steps']} steps: "
             f"{y_title} {row['y_before_text']} before, {row['y_text']} after; "
@@ -178,10 +198,14 @@ def refinement_figure(rows: Sequence[Row], titles: tuple[str, str]) -> Figure:
             "layer": [
                 *_error_bars(x, y),
                 {"mark": path, "encoding": {**before, **ends}},
-                {"mark": hollow, "encoding": {**before, "description": {"field": "start"}}},
                 {
-                    "mark": {**hollow, "filled": True, "shape": "diamond", "color": COLOURS[1]},
-                    "encoding": {"x": x, "y": y, "description": {"field": "trial"}},
+                    "mark": start,
+                    "encoding": {**before, "fill": filled}
+                    | {"description": {"field": "before_text"}},
+                },
+                {
+                    "mark": {**refined, "color": COLOURS[1]},
+                    "encoding": {"x": x, "y": y, "description": {"field": "text"}},
                 },
                 {"mark": label, "encoding": {"x": x, "y": y, "text": {"field": "trial"}}},
             ],

@@ -17,10 +17,11 @@ from heretic_kl.report.figures import Figure
 from heretic_kl.report.pages.measurement import detail_table
 from heretic_kl.report.pages.page import Entry, Page, Section
 from heretic_kl.report.pages.sections import made_section, responses_section, verdicts_section
+from heretic_kl.report.planes import Plane, objective_titles, planes_of, with_interval
 from heretic_kl.report.run_data import paired_responses, verdicts
-from heretic_kl.report.study_data import axis_title, profile_rows, score_rows, with_interval
+from heretic_kl.report.study_data import profile_rows, score_rows
 from heretic_kl.report.wording import compact, label, scores_line
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import Role, Score
 
 ORIGINAL: Final = "original"
 Models = Mapping[str, Mapping[str, Score]]
@@ -50,7 +51,7 @@ class EvaluationReport:
     original: str
     use: str
     prompts: Mapping[Any, Sequence[str]]
-    roles: Mapping[str, str]
+    roles: Mapping[str, Role]
     scores: Mapping[str, Score]
     candidates: Sequence[EvaluatedCandidate]
     responses: Responses
@@ -107,19 +108,14 @@ class EvaluationReport:
         title, roles = "Trade-off", self.roles
         if len(roles) < 2:
             return Section("front", title, ["There is one objective: no trade-off."])
-        ends = list(roles)[0], list(roles)[-1]
-        rows = trade_off_rows(self._models, ends, roles, self._anchors)
-        if len(rows) < 2:
-            return Section("front", title, [f"{' and '.join(map(label, ends))}: no values."])
-        y, x = (axis_title(name, self.scores[name]) for name in ends)
-        up, right = (roles[name] == "maximize" for name in ends)
-        where = f"{'Higher' if up else 'Lower'} and further {'right' if right else 'left'}"
-        return Section(
-            "front",
-            title,
-            [f"{where} is better."],
-            [draw.candidates_figure(rows, (x, y), self.use)],
-        )
+        notes, shown = [], []
+        for plane in planes_of(roles, objective_titles(roles, self.scores)):
+            rows = trade_off_rows(self._models, plane, self._anchors)
+            if len(rows) < 2:
+                notes.append(f"{label(plane.y)} and {label(plane.x)}: no values.")
+            else:
+                shown.append(draw.candidates_figure(rows, plane, self.use))
+        return Section("front", title, notes, shown)
 
     def _positions(self) -> Section:
         rows = [row for c in self.candidates for row in profile_rows(c.name, c.scores, self.use)]
@@ -147,9 +143,7 @@ class EvaluationReport:
         return responses_section(pairs, left_out, notes, use=self.use, first=first)
 
     def _verdicts(self) -> Section:
-        scorers = self.settings.get("scorers", {})
-        plug_ins = {name: table.get("use") or name for name, table in scorers.items()}
-        tables = verdicts(self.prompts, plug_ins, self._models)
+        tables = verdicts(self.prompts, self.settings.get("scorers", {}), self._models)
         missing = "Verdicts by prompt: not shown, no scorer counts refusals."
         return verdicts_section(tables, self.use, missing)
 
@@ -169,19 +163,15 @@ class EvaluationReport:
 
 
 def trade_off_rows(
-    models: Models,
-    ends: tuple[str, str],
-    roles: Mapping[str, str],
-    anchors: Mapping[str, str],
+    models: Models, plane: Plane, anchors: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """A row a model that has both scores: y is the first of `ends`, x the last.
+    """A row a model that has both scores of the plane.
 
     A model is on the front if no other one is at least as good in both and better in one.
     """
-    y_name, x_name = ends
     rows = []
     for name, scores in models.items():
-        x, y = scores.get(x_name), scores.get(y_name)
+        x, y = scores.get(plane.x), scores.get(plane.y)
         if x is None or y is None or x.value is None or y.value is None:
             continue
         rows.append(
@@ -189,14 +179,14 @@ def trade_off_rows(
                 "model": name,
                 **with_interval("x", x),
                 **with_interval("y", y),
-                "text": f"{name}: {label(y_name)} {compact(y)}, {label(x_name)} {compact(x)}",
+                "text": f"{name}: {label(plane.y)} {compact(y)}, {label(plane.x)} {compact(x)}",
                 "link": f"#{anchors[name]}",
             }
         )
     places = [
         tuple(
-            -row[axis] if roles[name] == "maximize" else row[axis]
-            for axis, name in (("x", x_name), ("y", y_name))
+            -row[axis] if role == "maximize" else row[axis]
+            for axis, role in zip("xy", plane.roles, strict=True)
         )
         for row in rows
     ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heretic_kl.report.pages.page import PageTable, Section, settings_rows
-from heretic_kl.report.run_data import PairedResponse, Verdicts
+from heretic_kl.report.run_data import APART, PairedResponse, Verdicts
 from heretic_kl.report.wording import MISSING, label
 
 
@@ -37,13 +37,19 @@ def responses_section(
 
 
 def verdicts_section(verdicts: Sequence[Verdicts], use: str, missing: str) -> Section:
-    """A table a scorer; `missing` says why there is none."""
-    tables = []
+    """A table a kind of prompts; `missing` says why there is none."""
+    notes, tables = [] if verdicts else [missing], []
     for verdict in verdicts:
-        rows = list(zip(verdict.prompts, *verdict.by_model.values(), strict=True))
-        headings = ("prompt", *verdict.by_model)
-        tables.append(PageTable(f"{label(verdict.scorer)}: {use} prompts", headings, rows))
-    return Section("verdicts", "Refused or not", [] if tables else [missing], tables=tables)
+        rows = list(zip(verdict.prompts, *verdict.columns.values(), strict=True))
+        title = " and ".join(map(label, verdict.scorers))
+        tables.append(PageTable(f"{title}: {use} prompts", ("prompt", *verdict.columns), rows))
+        if verdict.contradictions:
+            counts = ", ".join(f"{name} {n}" for name, n in verdict.contradictions.items())
+            notes.append(
+                f"{APART} marks a verdict that contradicts {label(verdict.scorers[0])} on whether "
+                f"a response refuses or evades: {counts} of {len(rows)} prompts."
+            )
+    return Section("verdicts", "Refused or not", notes, tables=tables)
 
 
 def made_section(

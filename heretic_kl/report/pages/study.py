@@ -12,6 +12,7 @@ from heretic_kl.report.details import trial_details
 from heretic_kl.report.figures import Figure
 from heretic_kl.report.pages.page import Entry, Page, PageTable, Section, TrialList, TrialRow
 from heretic_kl.report.pages.sections import made_section, responses_section, verdicts_section
+from heretic_kl.report.planes import objective_titles, planes_of, value_of
 from heretic_kl.report.run_data import (
     norm_rows,
     projection_rows,
@@ -22,7 +23,6 @@ from heretic_kl.report.run_data import (
 from heretic_kl.report.study_data import (
     REFUSALS,
     Chosen,
-    axis_title,
     choose,
     compared,
     comparison_rows,
@@ -140,18 +140,15 @@ class StudyReport:
     def _front(self) -> Section:
         if len(self.study.roles) < 2:
             return Section("front", "Trade-off", ["The search has one objective: no front."])
-        rows = front_rows_of(self.study)
-        if not rows:
+        planes = planes_of(self.study.roles, self._titles())
+        fronts = [(plane, front_rows_of(self.study, plane)) for plane in planes]
+        shown = [draw.front_figure(r, p, self._limits(p.y)) for p, r in fronts if r]
+        if not shown:
             return Section("front", "Trade-off", ["Pareto front: no trial is complete."])
-        titles = self._titles()
-        shown = [draw.front_figure(rows, (titles[-1], titles[0]), self._limits())]
-        refined = refinement_rows(self.study)
-        notes = [] if refined else ["Refined against unrefined: no trial was refined."]
-        if refined:
-            shown.append(draw.refinement_figure(refined, (titles[-1], titles[0])))
-        if len(titles) > 2:
-            notes.append(f"Objectives that are not drawn: {', '.join(titles[1:-1])}.")
-        return Section("front", "Trade-off", notes, shown)
+        refined = [(plane, refinement_rows(self.study, plane)) for plane in planes]
+        gains = [draw.refinement_figure(rows, plane) for plane, rows in refined if rows]
+        notes = [] if gains else ["Refined against unrefined: no trial was refined."]
+        return Section("front", "Trade-off", notes, [*shown, *gains])
 
     def _edit(self, trials: Sequence[TrialRecord]) -> Section:
         notes, shown = [], []
@@ -178,7 +175,7 @@ class StudyReport:
         if self.importances:
             shares = [
                 {"score": title, "parameter": parameter, "share": share}
-                for title, of_score in zip(self._titles(), self.importances, strict=True)
+                for title, of_score in zip(self._titles().values(), self.importances, strict=True)
                 for parameter, share in of_score.items()
             ]
             shown.append(draw.importance_figure(shares))
@@ -213,11 +210,10 @@ class StudyReport:
         return responses_section(pairs, left_out, notes, use="test", first="the first trial")
 
     def _verdicts(self, trials: Sequence[TrialRecord]) -> Section:
-        scorers = self.study.settings.get("scorers", {})
-        plug_ins = {name: table.get("use") or name for name, table in scorers.items()}
         scores = {"original": self.study.test_baseline or {}}
         scores |= {f"trial {r.number}": self.study.tested.get(r.number, {}) for r in trials}
-        tables = verdicts(self.run.get("test_prompts", {}), plug_ins, scores)
+        scorers = self.study.settings.get("scorers", {})
+        tables = verdicts(self.run.get("test_prompts", {}), scorers, scores)
         return verdicts_section(tables, "test", f"Verdicts by prompt: {NOT_RECORDED}.")
 
     def _trials(self, chosen: Chosen | None) -> Section:
@@ -241,7 +237,7 @@ class StudyReport:
                 record.number,
                 (
                     record.state,
-                    *(_cell(record.scores.get(name)) for name in scores),
+                    *(_cell(value_of(record, name)) for name in scores),
                     duration(record.seconds),
                     record.error or describe_edit(record.edit),
                 ),
@@ -266,17 +262,13 @@ class StudyReport:
             return section
         return replace(section, notes=[*section.notes, f"Versions: {NOT_RECORDED}."])
 
-    def _titles(self) -> list[str]:
-        """Titles of the objectives, with units, as far as a trial shows them."""
-        scores: Mapping[str, Score] = next((r.scores for r in self.study.records if r.scores), {})
-        return [
-            axis_title(name, scores[name]) if name in scores else label(name)
-            for name in self.study.roles
-        ]
+    def _titles(self) -> dict[str, str]:
+        """Titles of the objectives, with units."""
+        measured = (self.study.baseline, *(record.scores for record in self.study.records))
+        return objective_titles(self.study.roles, *measured)
 
-    def _limits(self) -> dict[str, float]:
-        """Lines on the axis of the first objective."""
-        name = next(iter(self.study.roles))
+    def _limits(self, name: str) -> dict[str, float]:
+        """Lines on the axis of an objective."""
         limits = {}
         score = self.study.baseline.get(name)
         if score is not None and score.value is not None:
@@ -289,7 +281,7 @@ class StudyReport:
 
 def pictures(page: Page) -> tuple[Figure, ...]:
     """The figures that are worth a picture of their own."""
-    return tuple(figure for figure in page.figures if figure.name in PICTURES)
+    return tuple(f for f in page.figures if f.name.partition("-")[0] in PICTURES)
 
 
 def _cell(score: Score | None) -> str:

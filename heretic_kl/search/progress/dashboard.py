@@ -34,6 +34,10 @@ def keep_note(storage: BaseStorage, study_id: int, trial_id: int, record: TrialR
 
 def _note(record: TrialRecord) -> str:
     lines = [f"- {name}: {score.text}" for name, score in record.scores.items()]
+    for name, share in record.predicted.items():
+        lines.append(f"- {name}: {share:.0%} predicted by teacher forcing")
+    if record.state == "screened":
+        lines.append("- screened: no responses were generated")
     if (learned := record.refinement) is not None:
         scaled = "" if learned.strength == 1 else f", {learned.strength:.2f} times as strong"
         lines.append(f"- refined from trial {learned.start} in {learned.steps} steps{scaled}")
