@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from heretic_kl.report.wording import label
-from heretic_kl.scoring import Role, Score
+from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord
 
 NATS: Final = " (nats)"
@@ -27,7 +27,8 @@ class Plane:
     y: str
     titles: tuple[str, str]
     """Of x and of y, with units."""
-    roles: tuple[Role, Role]
+    roles: tuple[str, str]
+    """Of x and of y: minimize or maximize."""
     number: int
     """From 1."""
     planes: int
@@ -49,7 +50,7 @@ class Plane:
         return stem if self.planes == 1 else f"{stem}: {label(self.y)}"
 
 
-def objective_titles(roles: Mapping[str, Role], *measured: Mapping[str, Score]) -> dict[str, str]:
+def objective_titles(roles: Mapping[str, str], *measured: Mapping[str, Score]) -> dict[str, str]:
     """Titles of objectives, with units as far as any of the measured scores shows them."""
     return {
         name: next((axis_title(name, s[name]) for s in measured if name in s), label(name))
@@ -57,7 +58,7 @@ def objective_titles(roles: Mapping[str, Role], *measured: Mapping[str, Score]) 
     }
 
 
-def planes_of(roles: Mapping[str, Role], titles: Mapping[str, str]) -> tuple[Plane, ...]:
+def planes_of(roles: Mapping[str, str], titles: Mapping[str, str]) -> tuple[Plane, ...]:
     """Every other objective against the damage: the first one in nats, else the last one.
 
     Nothing for fewer than two objectives.

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import PHONE, violations
 from study_samples import BASELINE, SCREENED, kl, make_run_file, make_study, refusals
 from test_pages import evaluation
 from test_study_report import named, notes, report
 
 from heretic_kl.config import Settings, read_settings
-from heretic_kl.report import Page, StudyReport, pictures, render
+from heretic_kl.report import Page, pictures, render
 from heretic_kl.report.planes import objective_titles, planes_of
 from heretic_kl.report.run_data import verdicts
 from heretic_kl.scoring import Score
@@ -134,24 +135,31 @@ def judged(*verdicts: str) -> Score:
     return Score(0.5, "2/4", details={"counted": [0, 1], "verdicts": list(verdicts)})
 
 
-def test_judge_and_phrases_stand_side_by_side_and_contradictions_are_marked(
-    folder: Path,
-) -> None:
+@pytest.fixture(scope="module")
+def judged_page(folder: Path, study: StoredStudy) -> Page:
+    """Three objectives, a judge beside the phrases, and two KLs."""
     answers = ("answered", "refusal", "evasion", "degenerate", "not judged", "answered")
     judge = judged(*answers, "refusal", "degenerate")
-    study = read_study("s", folder)
     assert study.test_baseline is not None
-    before = {"judge": judge, **study.test_baseline}
-    after = {12: {**study.tested[12], "judge": judge}}
-    table = {"judge": {"use": None, "settings": {}}, "refusals": {"use": "refusals"}}
+    scorers = {"judge": {"use": None, "settings": {}}, "refusals": {"use": "refusals"}}
     changed = replace(
         study,
-        test_baseline=before,
-        tested=after,
-        settings={**study.settings, "scorers": table},
+        test_baseline={"judge": judge, **study.test_baseline},
+        tested={12: {**study.tested[12], "judge": judge, "code_kl": kl(0.4)}},
+        settings={**study.settings, "scorers": scorers},
     )
-    made: StudyReport = report(folder, study=changed)
-    (section,) = (section for section in made.page().sections if section.name == "verdicts")
+    return report(folder, study=changed, importances=[]).page()
+
+
+@pytest.mark.parametrize("flags", [(), (PHONE,)], ids=["wide", "phone"])
+def test_axe_finds_nothing_wrong(judged_page: Page, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    assert violations(render(judged_page), tmp_path, *flags) == []
+
+
+def test_judge_and_phrases_stand_side_by_side_and_contradictions_are_marked(
+    judged_page: Page,
+) -> None:
+    (section,) = (section for section in judged_page.sections if section.name == "verdicts")
     (shown,) = section.tables
     assert shown.title == "refusals and judge: test prompts"
     assert shown.headings[:3] == ("prompt", "original: refusals", "original: judge")
@@ -167,7 +175,7 @@ def test_judge_and_phrases_stand_side_by_side_and_contradictions_are_marked(
     (note,) = section.notes
     assert "contradicts refusals" in note
     assert "original: judge 2, trial 12: judge 3 of 8 prompts" in note
-    assert "≠ answered" in render(made.page())
+    assert "≠ answered" in render(judged_page)
 
 
 def test_a_judge_of_other_prompts_has_a_table_of_its_own() -> None:
@@ -180,16 +188,13 @@ def test_a_judge_of_other_prompts_has_a_table_of_its_own() -> None:
     assert verdicts({"harmful": ["a"]}, {}, {"o": {"judge": judged("x", "y")}}) == []
 
 
-def test_two_kls_have_lines_of_their_own(folder: Path) -> None:
-    study = read_study("s", folder)
-    tested = {**study.tested[12], "code_kl": kl(0.4)}
-    page = report(folder, study=replace(study, tested={**study.tested, 12: tested})).page()
-    figure = named(page, "positions")
+def test_two_kls_have_lines_of_their_own(folder: Path, judged_page: Page) -> None:
+    figure = named(judged_page, "positions")
     lines = {(row["score"], row["model"]) for row in figure.rows}
     assert {("KL", "trial 12"), ("code kl", "trial 12")} <= lines
     assert figure.columns["score"] == "score"
     assert "trial 12, code kl: 0.4 nats at position 1, 0.1333 at position 3." in figure.summary
     assert "trial 12, KL: 0.05 nats at position 1" in figure.summary
-    assert ">code kl</text>" in render(page)
+    assert ">code kl</text>" in render(judged_page)
     (alone,) = (f for f in report(folder).page().figures if f.name == "positions")
     assert "score" not in alone.columns and "trial 12: 0.05 nats" in alone.summary

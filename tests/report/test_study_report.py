@@ -239,8 +239,8 @@ def test_the_history_shows_what_is_predicted_and_never_as_the_best(studies: Path
     later = [row["best"] for row in rows if row["score"] == refused["score"]]
     assert min(later) >= 0
     figure = history_figure(rows)
-    assert "Hollow marks are predicted" in figure.caption
-    assert "Hollow" not in history_figure([r for r in rows if r["kind"] != "predicted"]).caption
+    assert "hollow marks are what is predicted" in figure.caption
+    assert "hollow" not in history_figure([r for r in rows if r["kind"] != "predicted"]).caption
 
 
 def test_the_list_of_trials_states_what_is_predicted(page: Page) -> None:

@@ -32,12 +32,12 @@ def history_figure(rows: Sequence[Row]) -> Figure:
     return Figure(
         name="history",
         title="Search history",
-        caption="Every trial's objectives on the validation prompts, and the best measured so far "
-        "(line)."
+        caption="Every complete trial's objectives on the validation prompts, and the best "
+        "measured so far (line)."
         + f" Higher is better for {' and '.join(higher)}."
         * bool(higher)
-        + " Hollow marks are predicted: these trials generated no responses, so they are not the "
-        "best so far." * ("predicted" in present),
+        + " Screened trials stand beside them: hollow marks are what is predicted, as these trials "
+        "generated no responses; it is never the best so far." * ("predicted" in present),
         summary=" ".join(
             f"Best {score}: {row['best']:.4g} after trial {row['trial']}."
             for score, row in last.items()

@@ -21,7 +21,7 @@ from heretic_kl.report.planes import Plane, objective_titles, planes_of, with_in
 from heretic_kl.report.run_data import paired_responses, verdicts
 from heretic_kl.report.study_data import profile_rows, score_rows
 from heretic_kl.report.wording import compact, label, scores_line
-from heretic_kl.scoring import Role, Score
+from heretic_kl.scoring import Score
 
 ORIGINAL: Final = "original"
 Models = Mapping[str, Mapping[str, Score]]
@@ -51,7 +51,7 @@ class EvaluationReport:
     original: str
     use: str
     prompts: Mapping[Any, Sequence[str]]
-    roles: Mapping[str, Role]
+    roles: Mapping[str, str]
     scores: Mapping[str, Score]
     candidates: Sequence[EvaluatedCandidate]
     responses: Responses
