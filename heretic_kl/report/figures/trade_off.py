@@ -163,14 +163,8 @@ def refinement_figure(rows: Sequence[Row], plane: Plane) -> Figure:
         "value": COLOURS[5],
     }
     refined = {"type": "point", "size": 60, "filled": True, "shape": "diamond"}
-    label = {
-        "type": "text",
-        "dx": 9,
-        "dy": -9,
-        "fontSize": 11,
-        "color": "currentColor",
-        "aria": False,
-    }
+    label = {"type": "text", "dx": 9, "dy": -9, "fontSize": 11}
+    label |= {"color": "currentColor", "aria": False}
     return Figure(
         name=plane.name("refined"),
         title=plane.title("Refined against unrefined"),
@@ -200,8 +194,7 @@ def refinement_figure(rows: Sequence[Row], plane: Plane) -> Figure:
                 {"mark": path, "encoding": {**before, **ends}},
                 {
                     "mark": start,
-                    "encoding": {**before, "fill": filled}
-                    | {"description": {"field": "before_text"}},
+                    "encoding": {**before, "fill": filled, "description": {"field": "before_text"}},
                 },
                 {
                     "mark": {**refined, "color": COLOURS[1]},
