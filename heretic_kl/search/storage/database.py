@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,14 +57,14 @@ class Database(RDBStorage):
                 for name, table in _PARTS.items()
             }
             return [
-                self._build_frozen_trial_from_trial_model(
-                    SimpleNamespace(  # type: ignore[arg-type]
-                        **{name: getattr(one, name) for name in _OF_TRIAL},
-                        **{name: rows[one.trial_id] for name, rows in parts.items()},
-                    )
-                )
-                for one in trials
+                self._build_frozen_trial_from_trial_model(_with_parts(one, parts)) for one in trials
             ]
+
+
+def _with_parts(trial: Any, parts: Mapping[str, Mapping[int, Any]]) -> Any:
+    """What has the attributes of a trial of Optuna's in a database."""
+    rows = {name: of_trials[trial.trial_id] for name, of_trials in parts.items()}
+    return SimpleNamespace(**{name: getattr(trial, name) for name in _OF_TRIAL}, **rows)
 
 
 def _by_trial(
