@@ -63,7 +63,7 @@ wrong-inputs: $(INSTALLED)
 	PYTHONPATH=tests/cli $(BIN)/python -m wrong_inputs.page > docs/wrong-inputs.md
 
 # Known vulnerabilities of what is installed. Skipped, in one line, where pip-audit is not installed
-# (it is no dependency) or the database that it asks cannot be reached.
+# or the database that it asks cannot be reached.
 ADVISORIES := https://pypi.org/pypi/pip/json
 audit: $(INSTALLED)
 	@if [ ! -x $(BIN)/pip-audit ]; then \
