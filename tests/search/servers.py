@@ -82,7 +82,8 @@ def postgresql_server():
 @contextmanager
 def mysql_server():
     """Yields a `Server`: MariaDB, killed to stop; skips the test where it is not installed."""
-    program, install = shutil.which("mariadbd"), shutil.which("mariadb-install-db")
+    path = f"{os.environ['PATH']}:/usr/sbin"  # which Debian leaves out
+    program, install = (shutil.which(n, path=path) for n in ("mariadbd", "mariadb-install-db"))
     if program is None or install is None:
         pytest.skip("MariaDB is not installed")
     data = Path(tempfile.mkdtemp(prefix="mariadb-"))

@@ -1,5 +1,6 @@
 """Scores, settings and learned edits larger than MySQL holds in one attribute, on every storage."""
 
+import gc
 import json
 
 import pytest
@@ -37,6 +38,7 @@ def url(request, tmp_path):
         yield where
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # whoever reads alone keeps connections
 def test_large_attributes_are_stored_in_pieces_and_read_whole(url, tmp_path):
     baseline, settings = large_scores(), {"system": '"\\' * 70_000}
     fingerprint = {"model": "m", "markers": ["so sorry"] * 9000}
@@ -62,6 +64,7 @@ def test_large_attributes_are_stored_in_pieces_and_read_whole(url, tmp_path):
     assert read.records == (record, refined) and read.tested == {0: record.scores}
     assert read.settings == settings and read.baseline == read.test_baseline == baseline
     assert record.scores == large_scores(record.edit)
+    gc.collect()
 
 
 def test_what_was_stored_in_one_is_still_read(tmp_path, monkeypatch):
