@@ -69,11 +69,11 @@ class Database(RDBStorage):
 
 def _by_trial(
     session: Session, model: Any, *wanted: ColumnElement[bool]
-) -> defaultdict[int, list[Row[Any]]]:
+) -> defaultdict[Any, list[Row[Any]]]:
     """The rows of one table that belong to the wanted trials, by trial."""
     table, trials = model.__table__, models.TrialModel.__table__
     query = select(table).join(trials, table.c.trial_id == trials.c.trial_id)
-    rows: defaultdict[int, list[Row[Any]]] = defaultdict(list)
+    rows: defaultdict[Any, list[Row[Any]]] = defaultdict(list)
     for row in session.execute(query.where(*wanted)):
         rows[row.trial_id].append(row)
     return rows
