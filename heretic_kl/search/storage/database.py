@@ -74,6 +74,7 @@ def _by_trial(
     table, trials = model.__table__, models.TrialModel.__table__
     query = select(table).join(trials, table.c.trial_id == trials.c.trial_id)
     rows: defaultdict[Any, list[Row[Any]]] = defaultdict(list)
-    for row in session.execute(query.where(*wanted)):
+    # As they were written: MySQL would give them in the order of their names.
+    for row in session.execute(query.where(*wanted).order_by(*table.primary_key.columns)):
         rows[row.trial_id].append(row)
     return rows
