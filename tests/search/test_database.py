@@ -44,7 +44,12 @@ def fill(storage):
 
 
 def same(first, second):
-    """Whether trials are equal, their parameters in the same order; NaN equals itself."""
+    """Whether trials are equal, their parameters in the same order; NaN equals itself.
+
+    Optuna reads attributes in an order that each database chooses.
+    """
+    for trial in (*first, *second):
+        trial.user_attrs = dict(sorted(trial.user_attrs.items()))
     return repr(first) == repr(second) and [list(t.params) for t in first] == [
         list(t.params) for t in second
     ]
