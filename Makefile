@@ -57,14 +57,14 @@ lowest: $(INSTALLED)
 
 # Kills, full disks, lost databases and jumping clocks for two hours, or for SOAK_MINUTES.
 soak: $(INSTALLED)
-	SOAK_MINUTES=$(or $(SOAK_MINUTES),120) $(BIN)/python -m pytest -s -m soak tests/soak
+	SOAK_MINUTES=$(or $(SOAK_MINUTES),120) SOAK_RECORD=benchmarks/results/soak.json $(BIN)/python -m pytest -s -m soak tests/soak
 
 wrong-inputs: $(INSTALLED)
 	PYTHONPATH=tests/cli $(BIN)/python -m wrong_inputs.page > docs/wrong-inputs.md
 
 # Known vulnerabilities of what is installed. Skipped, in one line, where pip-audit is not installed
-# (it is no dependency) or the database that it asks cannot be reached.
-ADVISORIES := https://pypi.org/pypi/pip/json
+# or the database that it asks cannot be reached: mirrors of packages have no pages of versions, which it asks.
+ADVISORIES := https://pypi.org/pypi/pip/24.0/json
 audit: $(INSTALLED)
 	@if [ ! -x $(BIN)/pip-audit ]; then \
 		echo "audit skipped: no pip-audit ($(BIN)/python -m pip install pip-audit)"; \

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
+from benchmarks import soak  # noqa: E402
 from benchmarks.workers import kills, real_trials, table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/workers.json"
@@ -81,3 +82,26 @@ def test_kills_that_hit_no_trial_show_little(hits, met):
     assert bool(table.few_hits(figures)) is not met
     rows = list(table.kills(figures))
     assert rows[1] == ("of these in a running trial", str(hits), "half", met)
+
+
+def test_the_sentence_of_the_soak_is_that_of_its_results_file():
+    result = json.loads(soak.RESULTS.read_text(encoding="utf-8"))
+    guide = " ".join((ROOT / "docs/workers.md").read_text(encoding="utf-8").split())
+    assert soak.sentence(result) in guide
+    assert (
+        result["minutes"] >= 1 and result["done"]["kills"] and result["done"]["clocks that jumped"]
+    )
+
+
+def test_what_a_soak_left_out_is_said():
+    result = {
+        "minutes": 20.5,
+        "rounds": {"journal": 2, "full disk": 1},
+        "left_out": ["lost MariaDB"],
+    }
+    result["done"] = {"kills": 30, "clocks that jumped": 4, "full disk": 5}
+    assert soak.sentence(result).startswith(
+        "20.5 minutes, 3 studies (2 journal, 1 full disk): 30 kills, 4 clocks that jumped, "
+        "5 times full disk. Nothing"
+    )
+    assert soak.sentence(result).endswith(" Left out: lost MariaDB.")

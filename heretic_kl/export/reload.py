@@ -16,7 +16,14 @@ from heretic_kl.errors import ExportError, MeasurementError, ModelError
 from heretic_kl.export.lora import LoraFactors, read_lora
 from heretic_kl.model import LanguageModel, ModelSource, load_model
 from heretic_kl.model.loading.devices import DtypeName
-from heretic_kl.model.placement import device_of, is_sharded, local_part, placed_like
+from heretic_kl.model.placement import (
+    device_of,
+    is_offloaded,
+    is_sharded,
+    local_part,
+    on_accelerator,
+    placed_like,
+)
 from heretic_kl.model.sites.stack import submodule
 
 SavedForm = Literal["merged", "lora"]
@@ -93,10 +100,10 @@ def _loaded_meanwhile(
 @contextmanager
 def _out_of_the_way(lm: LanguageModel) -> Iterator[None]:
     """Keep a model off a GPU meanwhile: two whole models rarely fit beside each other."""
-    home = lm.device
-    if home.type != "cuda" or _stays(lm):
+    if _stays(lm) or not any(map(on_accelerator, lm.model.parameters())):
         yield
         return
+    home = lm.device
     lm.model.to("cpu")
     torch.cuda.empty_cache()
     try:
@@ -106,9 +113,13 @@ def _out_of_the_way(lm: LanguageModel) -> Iterator[None]:
 
 
 def _stays(lm: LanguageModel) -> bool:
-    """Whether it was placed as it was loaded: quantized, on several devices, or by processes."""
-    spread = getattr(lm.model, "hf_device_map", None) is not None
-    return spread or any(map(is_sharded, lm.model.parameters()))
+    """Whether it cannot be moved: quantized, on several devices, offloaded, or by processes."""
+    return _is_spread(lm) or any(map(is_sharded, lm.model.parameters()))
+
+
+def _is_spread(lm: LanguageModel) -> bool:
+    """Whether accelerate placed it, as it was loaded or when memory ran out."""
+    return getattr(lm.model, "hf_device_map", None) is not None or is_offloaded(lm.model)
 
 
 def load_merged(folder: Path, like: LanguageModel, device: torch.device) -> LanguageModel:
@@ -133,13 +144,12 @@ def _load_like(
     base: ModelSource | None,
     trust_remote_code: bool,
 ) -> LanguageModel:
-    spread = getattr(like.model, "hf_device_map", None) is not None
     return load_model(
         source,
         base=base,
         dtype=cast(DtypeName, str(like.dtype).removeprefix("torch.")),
         device="auto" if ranks.count() > 1 else str(device),
-        device_map="auto" if spread else None,
+        device_map="auto" if _is_spread(like) else None,
         quantization=like.quantization,
         trust_remote_code=trust_remote_code,
         template="none",

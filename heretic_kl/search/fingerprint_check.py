@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage
 from heretic_kl.errors import StudyError
 from heretic_kl.files import without_home
 from heretic_kl.ranks import on_first
+from heretic_kl.search.storage.pieces import keep, whole
 
 FINGERPRINT = "heretic-kl:fingerprint"
 BATCH_SIZE = "heretic-kl:batch-size"
@@ -39,7 +40,7 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, Any]) -> No
     """
     stored = stored_fingerprint(study.user_attrs)
     if stored is None:
-        study.set_user_attr(FINGERPRINT, json.dumps(_as_stored(fingerprint), sort_keys=True))
+        keep(study, FINGERPRINT, json.dumps(_as_stored(fingerprint), sort_keys=True))
         return
     if different := changes(stored, fingerprint):
         raise StudyError(
@@ -51,7 +52,7 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, Any]) -> No
 
 def stored_fingerprint(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     """The fingerprint in a study's attributes; None: there is none."""
-    text = attributes.get(FINGERPRINT)
+    text = whole(attributes, FINGERPRINT)
     return None if text is None else dict(json.loads(without_home(text)))
 
 

@@ -19,6 +19,7 @@ from heretic_kl.scoring import Score, ScorerSpec, Stopped
 from heretic_kl.search.sampler import ERROR, INTERRUPTED, REFINEMENT, STOPPED
 from heretic_kl.search.screening import Screened
 from heretic_kl.search.space import SearchSpace
+from heretic_kl.search.storage.pieces import whole
 
 UNEDITED = -1
 """Stands for the unedited model where a trial's number would."""
@@ -69,7 +70,7 @@ class TrialRecord:
 
 def read_record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     """The record of a trial that is over."""
-    attributes = trial.user_attrs
+    attributes = {name: whole(trial.user_attrs, name) for name in trial.user_attrs}
     stopped = attributes.get(STOPPED)
     try:
         edit = space.edit(trial.params)

@@ -23,6 +23,8 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from heretic_kl.search.storage.pieces import whole
+
 GAUSSIAN_TRIALS = 100
 """As long as there are no more to learn from, a Gaussian process chooses. Its cost grows."""
 FEWEST_TO_LEARN_FROM = 3
@@ -163,7 +165,7 @@ def _values(trial: FrozenTrial) -> tuple[float, ...] | None:
         return tuple(trial.values)
     if trial.state != TrialState.PRUNED or STOPPED not in trial.user_attrs:
         return None
-    best = json.loads(trial.user_attrs[STOPPED])["at_best"]
+    best = json.loads(whole(trial.user_attrs, STOPPED))["at_best"]
     finite = all(value is not None and math.isfinite(value) for value in best)
     return tuple(map(float, best)) if finite else None
 

@@ -29,6 +29,7 @@ from heretic_kl.search.records import (
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import JOURNAL_SUFFIX, storage_for_reading, study_names
 from heretic_kl.search.storage.backends import NOT_AS_WRITTEN
+from heretic_kl.search.storage.pieces import keep, whole
 from heretic_kl.search.study import TEST_SCORES
 
 RUN = "heretic-kl:run"
@@ -86,7 +87,7 @@ def keep_run(
         "baseline": scores_to_json(baseline),
     }
     study = optuna.load_study(study_name=name, storage=storage)
-    study.set_user_attr(RUN, without_home(json.dumps(content)))
+    keep(study, RUN, without_home(json.dumps(content)))
 
 
 def read_study(study: str | None, folder: Path, url: str | None = None) -> StoredStudy:
@@ -124,15 +125,15 @@ def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
         raise StudyError(
             f"study {name!r} does not say what it was made with: run its command once more"
         )
-    content = json.loads(attributes[RUN])
+    content = json.loads(whole(attributes, RUN))
     space = SearchSpace(
         layers=content["space"]["layers"],
         components=tuple(content["space"]["components"]),
         norm=content["space"]["norm"],
     )
     tested = {
-        int(key.removeprefix(TEST_SCORES)): scores_from_json(text)
-        for key, text in attributes.items()
+        int(key.removeprefix(TEST_SCORES)): scores_from_json(whole(attributes, key))
+        for key in attributes
         if key.startswith(TEST_SCORES)
     }
     fingerprint = stored_fingerprint(attributes) or {}

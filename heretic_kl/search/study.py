@@ -48,6 +48,7 @@ from heretic_kl.search.space import (
     refinement_parameters,
 )
 from heretic_kl.search.storage import Heartbeat, Roles, Watch
+from heretic_kl.search.storage.pieces import in_pieces, keep, whole
 from heretic_kl.search.trials import RunningTrial, StudyTrials
 
 TEST_SCORES = "heretic-kl:test:"
@@ -189,11 +190,9 @@ class SearchStudy:
             params={**parameters, **refinement_parameters(refinement)},
             distributions={**distributions, **refinement_distributions()},
             constraints=self._outcomes.excesses(outcome),
-            user_attrs={
-                SECONDS: seconds,
-                **refinement_attributes(refinement),
-                **attributes,
-            },
+            user_attrs=in_pieces(
+                {SECONDS: seconds, **refinement_attributes(refinement), **attributes}
+            ),
         )
         return self._ended(self._trials.add(template))
 
@@ -266,13 +265,13 @@ class SearchStudy:
     @on_first
     def test_scores(self, number: int) -> dict[str, Score] | None:
         """A trial's scores on the test prompts, if they were measured."""
-        stored = self._study.user_attrs.get(f"{TEST_SCORES}{number}")
+        stored = whole(self._study.user_attrs, f"{TEST_SCORES}{number}")
         return None if stored is None else scores_from_json(stored)
 
     @on_first
     def keep_test_scores(self, number: int, scores: Mapping[str, Score]) -> None:
         """Keep a trial's scores on the test prompts; `UNEDITED` counts as one."""
-        self._study.set_user_attr(f"{TEST_SCORES}{number}", scores_to_json(scores))
+        keep(self._study, f"{TEST_SCORES}{number}", scores_to_json(scores))
 
     # --- running -----------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from heretic_kl.ranks import on_first
 from heretic_kl.search.sampler import ERROR, INTERRUPTED, Drawer, is_finished
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import Heartbeat, Roles, Watch, lease_attributes
+from heretic_kl.search.storage.pieces import in_pieces
 
 ABANDONED = "abandoned"
 """Attribute of a trial whose owner died."""
@@ -124,7 +125,7 @@ class StudyTrials:
         """
         constraints = optuna.create_trial(state=TrialState.FAIL, constraints=dict(excesses or {}))
         try:
-            for name, value in attributes.items():
+            for name, value in in_pieces(attributes).items():
                 self._storage.set_trial_user_attr(trial.id, name, value)
             for name, value in constraints.system_attrs.items():
                 self._storage.set_trial_system_attr(trial.id, name, value)

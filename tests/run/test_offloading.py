@@ -7,7 +7,8 @@ from sessions import settings
 
 from heretic_kl import Session, events
 from heretic_kl.ablation import EditParameters
-from heretic_kl.model import ModelSource, load_model
+from heretic_kl.export import reload
+from heretic_kl.model import ModelSource, load_model, placement
 from heretic_kl.model.placement import device_of, in_memory, is_offloaded
 from heretic_kl.run.setup.fingerprint import weights_fingerprint
 from heretic_kl.testing import save_tiny_model, tiny_llama, tiny_qwen2
@@ -95,3 +96,20 @@ def test_row_norms_of_offloaded_weights(workplace, tmp_path, little_memory):  # 
         for name in ("left", "right", "scale"):
             one, two = getattr(operator, name), getattr(plans[1][key], name)
             torch.testing.assert_close(one, two)
+
+
+def test_a_model_is_saved_after_memory_ran_out(workplace, tmp_path, monkeypatch):  # noqa: F811
+    """Its layers wait in the machine's memory by hooks, without a map of devices."""
+    with Session(settings(workplace, tmp_path, trials=2)) as session:
+        session.search()
+        monkeypatch.setattr(placement, "on_accelerator", lambda tensor: True)
+        monkeypatch.setattr(reload, "on_accelerator", lambda tensor: True)
+        assert session.parts.engine._offload()
+        model = session.parts.lm.model
+        assert is_offloaded(model) and not hasattr(model, "hf_device_map")
+        for form in ("merged", "lora"):
+            saved = session.save(session.trials[0], tmp_path / form, form)
+            assert saved.merge_kl < 1e-9 and is_offloaded(model)
+            assert {"README.md", "reproduce.json"} <= {p.name for p in (tmp_path / form).iterdir()}
+            for name, score in saved.trial_scores.items():
+                assert saved.saved_scores[name].value == pytest.approx(score.value, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Servers for tests, thrown away afterwards: PostgreSQL where it is installed, the gRPC proxy."""
+"""Servers for tests, thrown away afterwards: databases that are installed, the gRPC proxy."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,15 +32,20 @@ class Server:
 
 
 @contextmanager
-def postgresql():
-    """Yields a storage URL; skips the test where there is no server program."""
-    with postgresql_server() as server:
+def database(kind):
+    """Yields the storage URL of a database server of this kind."""
+    with DATABASES[kind]() as server:
         yield server.url
+
+
+def postgresql():
+    """The same of PostgreSQL."""
+    return database("postgresql")
 
 
 @contextmanager
 def postgresql_server():
-    """Yields a `Server`."""
+    """Yields a `Server`; skips the test where there is no server program."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = programs[-1] if programs else shutil.which("initdb")
     if initdb is None:
@@ -71,6 +77,61 @@ def postgresql_server():
         if (data / "db" / "postmaster.pid").exists():
             server.stop()
         shutil.rmtree(data)
+
+
+@contextmanager
+def mysql_server():
+    """Yields a `Server`: MariaDB, killed to stop; skips the test where it is not installed."""
+    path = f"{os.environ['PATH']}:/usr/sbin"  # which Debian leaves out
+    program, install = (shutil.which(n, path=path) for n in ("mariadbd", "mariadb-install-db"))
+    if program is None or install is None:
+        pytest.skip("MariaDB is not installed")
+    data = Path(tempfile.mkdtemp(prefix="mariadb-"))
+    as_user = ["--user=mysql"] if os.geteuid() == 0 else []  # not as root
+    if as_user:
+        shutil.chown(data, "mysql")
+    port, running = free_port(), []
+    common = ["--no-defaults", f"--datadir={data / 'db'}", *as_user]
+    more = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+    subprocess.run([install, *common, *more], check=True, capture_output=True, timeout=120)
+    (data / "first.sql").write_text("CREATE DATABASE IF NOT EXISTS studies;\n")
+    places = [f"--{name}={data / name}" for name in ("socket", "pid-file", "log-error")]
+    network = ["--bind-address=127.0.0.1", f"--port={port}"]
+
+    def start():
+        words = [program, *common, *network, *places, f"--init-file={data / 'first.sql'}"]
+        running.append(
+            subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
+        end = time.monotonic() + 60
+        while not greets(port):
+            assert time.monotonic() < end and running[-1].poll() is None
+            time.sleep(0.1)
+
+    def stop():
+        for process in running:
+            process.kill()
+            process.wait()
+        running.clear()
+
+    start()
+    try:
+        yield Server(f"mysql+pymysql://root@127.0.0.1:{port}/studies", start, stop)
+    finally:
+        stop()
+        shutil.rmtree(data)
+
+
+def greets(port):
+    """Whether a server speaks first to whoever connects."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+DATABASES = {"postgresql": postgresql_server, "mysql": mysql_server}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
-from servers import postgresql_server, proxy_server
+from servers import DATABASES, proxy_server
 from sqlalchemy.exc import OperationalError
 from studies import SPACE, evaluate, study
 from test_workers import texts
@@ -22,14 +22,14 @@ from heretic_kl.search.storage.steady import SteadyStorage, is_lost
 STARTS = len(SPACE.known_good())
 
 
-@pytest.fixture(params=["postgresql", "proxy", "proxy of postgresql"])
+@pytest.fixture(params=["postgresql", "mysql", "proxy", "proxy of postgresql"])
 def server(request, tmp_path):
     if request.param == "proxy":
         with proxy_server(f"sqlite:///{tmp_path / 'x.db'}") as proxy:
             yield proxy
         return
-    with postgresql_server() as database:
-        if request.param == "postgresql":
+    with DATABASES[request.param.removeprefix("proxy of ")]() as database:
+        if request.param in DATABASES:
             yield database
             return
         with proxy_server(database.url) as proxy:
@@ -59,7 +59,7 @@ def test_a_run_goes_on_where_the_server_was_gone(server, tmp_path):
     assert all(n.startswith("the storage cannot be reached (") and "\n" not in n for n in notices)
 
 
-@pytest.mark.parametrize("server", ["postgresql", "proxy"], indirect=True)
+@pytest.mark.parametrize("server", ["postgresql", "mysql", "proxy"], indirect=True)
 def test_a_server_that_stays_away_ends_the_run_in_one_line(server, tmp_path, monkeypatch):
     monkeypatch.setattr(steady, "PATIENCE_SECONDS", 1.0)
 

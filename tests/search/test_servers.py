@@ -1,8 +1,8 @@
-"""Workers on servers: PostgreSQL, and the gRPC proxy in front of a database."""
+"""Workers on servers: databases, and the gRPC proxy in front of one."""
 
 import pytest
 import torch
-from servers import free_port, postgresql, proxy
+from servers import database, free_port, proxy
 from studies import SPACE, evaluate, study
 from test_workers import in_threads, texts
 
@@ -16,14 +16,14 @@ from heretic_kl.search.storage import study_names
 STARTS = len(SPACE.known_good())
 
 
-@pytest.fixture(scope="module", params=["postgresql", "proxy"])
+@pytest.fixture(scope="module", params=["postgresql", "mysql", "proxy"])
 def url(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     if request.param == "proxy":
         yield proxy(f"sqlite:///{folder / 'x.db'}")
         return
-    with postgresql() as server:
-        yield server
+    with database(request.param) as where:
+        yield where
 
 
 def test_workers_share_a_study_on_a_server(url, tmp_path):

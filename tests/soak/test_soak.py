@@ -1,11 +1,12 @@
 """Hours of kills, full disks, lost databases, jumping clocks; what was reported finished is there.
 
-`make soak` runs it for `SOAK_MINUTES` (120), of some kinds alone by `SOAK_KINDS`. Each round is one
-study of three workers, on a journal
-file, on SQLite, on a small disk that fills up, or on PostgreSQL, which is stopped and started at
-random moments. What this machine cannot do is named at the beginning and at the end. Workers are
-killed (kill -9) at random moments, some live days ahead of the others or behind them, and all of
-them keep learned edits and save models as they go. The seed of each round is printed.
+`make soak` runs it for `SOAK_MINUTES` (120), of some kinds alone by `SOAK_KINDS`, and writes what
+was done to `SOAK_RECORD`. Each round is one study of three workers, on a journal file, on SQLite,
+on a small disk that fills up, or on PostgreSQL or MariaDB, which are stopped and started at random
+moments. What this machine cannot do is named at the beginning and at the end. Workers are killed
+(kill -9) at random moments, their clocks jump by days, forwards and back, and all of them keep
+learned edits, in a database too where there is one, and save models as they go. The seed of each
+round is printed.
 """
 
 import itertools
@@ -13,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +39,11 @@ from heretic_kl.testing import save_tiny_model, tiny_llama
 
 sys.path.append(str(Path(__file__).parents[1] / "search"))
 
-from servers import postgresql_server  # noqa: E402
+sys.path.append(str(Path(__file__).parents[2]))
+
+from servers import mysql_server, postgresql_server  # noqa: E402
+
+from benchmarks.soak import write  # noqa: E402
 
 pytestmark = [
     pytest.mark.soak,
@@ -53,7 +59,8 @@ WORKERS, TRIALS, KILLS, PAUSE = 3, 40, 12, 0.7
 DAY = 86_400.0
 SPACE = SearchSpace(layers=12)
 OBJECTIVES = (ScorerSpec("refusals", "refusals", "minimize", {}),)
-PLACES = ("journal", "sqlite", "full disk", "lost database")
+SERVERS = {"lost PostgreSQL": postgresql_server, "lost MariaDB": mysql_server}
+PLACES = ("journal", "sqlite", "full disk", *SERVERS)
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +75,14 @@ def loaded(folder):
 
 
 @pytest.fixture
-def database():
-    """A PostgreSQL that is stopped and started, where it is installed."""
+def databases():
+    """The servers that are stopped and started, by kind of round, where they are installed."""
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(postgresql_server())
-        except pytest.skip.Exception:
-            server = None
-        yield server
+        servers = {}
+        for kind, server in SERVERS.items():
+            with suppress(pytest.skip.Exception):
+                servers[kind] = stack.enter_context(server())
+        yield servers
 
 
 @pytest.fixture
@@ -91,55 +98,57 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_soak(model, tmp_path, small_disk, database):
+def test_soak(model, tmp_path, small_disk, databases):
     quiet_optuna()
-    end, rounds, losses = time.monotonic() + 60 * MINUTES, Counter(), 0
-    why = {"full disk": "no disk can be mounted here", "lost database": "no PostgreSQL"}
-    unable = [
-        kind for kind in why if not {"full disk": small_disk, "lost database": database}[kind]
-    ]
+    start, load = time.monotonic(), os.getloadavg()[1]
+    rounds, done = Counter(), Counter()
+    why = {"full disk": "no disk can be mounted here", **{k: "not installed" for k in SERVERS}}
+    unable = [kind for kind in why if not (databases | {"full disk": small_disk}).get(kind)]
     skipped = "; ".join(f"NOT TESTED: {kind} ({why[kind]})" for kind in unable)
     print(f"\n{skipped or 'every kind is tested'}", flush=True)
     only = os.environ.get("SOAK_KINDS", ",".join(PLACES)).split(",")
     kinds = [kind for kind in PLACES if kind not in unable and kind in only]
     assert kinds, f"SOAK_KINDS names none of {', '.join(PLACES)} that can be tested here"
     for kind, seed in zip(itertools.cycle(kinds), itertools.count()):
-        if time.monotonic() > end:
+        if time.monotonic() > start + 60 * MINUTES:
             break
         folder = (small_disk if kind == "full disk" else tmp_path) / f"round{seed}"
         folder.mkdir()
         print(f"round {seed}: {kind}", flush=True)
-        losses += one_round(model, kind, folder, seed, database)
+        done += one_round(model, kind, folder, seed, databases.get(kind))
         rounds[kind] += 1
     assert rounds
-    print(f"{dict(rounds)}; the database was lost {losses} times; {skipped or 'nothing left out'}")
+    print(f"{dict(rounds)}; {dict(done)}; {skipped or 'nothing left out'}")
+    if "SOAK_RECORD" in os.environ:
+        minutes = round((time.monotonic() - start) / 60, 1)
+        write(Path(os.environ["SOAK_RECORD"]), minutes, dict(rounds), dict(done), unable, load)
     if skipped:
         warnings.warn(skipped, UserWarning, stacklevel=1)
 
 
 def one_round(model, kind, folder, seed, database):
-    """One study to its end through kills, then every check; how often its database was lost."""
-    urls = {"sqlite": f"sqlite:///{folder / 'studies.db'}"}
-    if kind == "lost database":
-        urls[kind] = database.url
+    """One study to its end through kills, then every check; what was done to it, counted."""
+    url = f"sqlite:///{folder / 'studies.db'}" if kind == "sqlite" else database and database.url
     name = f"s{seed}"
-    place, chance = (urls.get(kind), folder, name), random.Random(seed)
-    children, losses = [], 0
+    place, chance = (url, folder, name), random.Random(seed)
+    children, done = [], Counter()
     report = reporting(folder)
     for _ in range(KILLS):
         while len(children) < WORKERS:
-            jump = chance.choice([0.0, 0.0, 3 * DAY, -3 * DAY])
-            life = (model.source.folder, place, folder, report, jump, chance.random())
+            clock = [chance.choice([0.0, 0.0, 3 * DAY, -3 * DAY]) for _ in range(2)]
+            clock.append(chance.expovariate(1 / PAUSE / WORKERS))
+            life = (model.source.folder, place, folder, report, clock, chance.random())
             children.append(PROCESSES.Process(target=worker, args=life))
             children[-1].start()
-        trouble = {"full disk": lambda: filled(folder), "lost database": lambda: lost(database)}
-        troubled = kind in trouble and chance.random() < 0.5
-        losses += troubled and kind == "lost database"
-        with trouble[kind]() if troubled else ExitStack():
+        troubled = kind in ("full disk", *SERVERS) and chance.random() < 0.5
+        done[kind] += troubled
+        trouble = lost(database) if database else filled(folder)
+        with trouble if troubled else ExitStack():
             time.sleep(chance.expovariate(1 / PAUSE))
         victim = children.pop(chance.randrange(len(children)))
         if victim.is_alive():
             os.kill(victim.pid, signal.SIGKILL)
+            done["kills"] += 1
         victim.join()
     for child in children:
         child.join(JOIN_SECONDS)
@@ -148,9 +157,11 @@ def one_round(model, kind, folder, seed, database):
         opened = study(storage, name)
         list(opened.run(TRIALS, measured))
         check_study(opened, folder)
-    check_artifacts(folder, name)
+        check_artifacts(folder, name, storage if url else None)
     check_models(model, folder)
-    return losses
+    done["clocks that jumped"] += len(said(folder, "jump"))
+    shutil.rmtree(folder)  # the small disk would fill up with rounds
+    return done
 
 
 def study(storage, name):
@@ -187,15 +198,29 @@ def reporting(folder):
     return path
 
 
-def worker(model_folder, place, folder, path, jump, seed):
+def jumping(report, first, later, seconds):
+    """A clock ahead by `first` seconds, from a moment on by `later` ones."""
+    now, moment, said_so = time.time, time.monotonic() + seconds, []
+
+    def clock():
+        if time.monotonic() < moment:
+            return now() + first
+        if first != later and not said_so:
+            said_so.append(os.write(report, f"jump {later - first:.0f}\n".encode()))
+        return now() + later
+
+    return clock
+
+
+def worker(model_folder, place, folder, path, clock, seed):
     """A worker by a clock of its own; an error that a user would be shown ends it."""
     quiet_optuna()
     report = os.open(path, os.O_WRONLY | os.O_APPEND)
-    now, chance = time.time, random.Random(seed)
-    time.time = lambda: now() + jump
-    store = PlanStore(folder, place[2])
+    chance = random.Random(seed)
+    time.time = jumping(report, *clock)
     try:
         with open_storage(*place) as storage:
+            store = PlanStore(folder, place[2], storage if place[0] else None)
             for record in study(storage, place[2]).run(TRIALS, measured):
                 if record.state != "complete":  # by a clock ahead of its own it was taken for dead
                     continue
@@ -256,14 +281,16 @@ def check_study(opened, folder):
     assert all(record.scores["refusals"].value is not None for record in complete)
 
 
-def check_artifacts(folder, name):
-    """Every learned edit that was reported loads; whatever has a name is whole."""
+def check_artifacts(folder, name, storage):
+    """Every learned edit that was reported loads, from a database alone too; all are whole."""
     store = PlanStore(folder, name)
     reported = {digest for digest, _ in said(folder, "plan")}
     names = {path.name for path in store.folder.glob("[!.]*")}
     assert reported <= names
     for digest in names:
         assert len(store.load(digest)) == 1
+    for digest in reported if storage else ():
+        assert len(PlanStore(folder / "elsewhere", name, storage).load(digest)) == 1
 
 
 def check_models(model, folder):

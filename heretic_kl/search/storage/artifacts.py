@@ -25,6 +25,7 @@ from heretic_kl import files
 from heretic_kl.ablation import Plan, plan_from_tensors, tensors_from_plan
 from heretic_kl.errors import StudyError
 from heretic_kl.ranks import on_first
+from heretic_kl.search.storage.pieces import in_pieces, whole
 from heretic_kl.search.storage.roles import study_id
 
 ARTIFACTS_SUFFIX = ".artifacts"
@@ -292,20 +293,22 @@ class _Blobs:
             attributes = {PIECE: text[start : start + PIECE_CHARACTERS]}
             template = optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes)
             pieces.append(self._storage.create_new_trial(study, template))
-        self._storage.set_study_user_attr(study, digest, pieces)
+        self.note(digest, pieces)
 
     def get(self, digest: str, most: int | None = None) -> bytes | None:
-        pieces = self._attributes().get(digest)
+        pieces = whole(self._attributes(), digest)
         if pieces is None or (most is not None and len(pieces) * PIECE_CHARACTERS > 2 * most):
             return None
         texts = (self._storage.get_trial(piece).user_attrs[PIECE] for piece in pieces)
         return base64.b64decode("".join(texts))
 
-    def note(self, name: str, text: str) -> None:
-        self._storage.set_study_user_attr(study_id(self._storage, self._name), name, text)
+    def note(self, name: str, value: str | list[int]) -> None:
+        study = study_id(self._storage, self._name)
+        for part, written in in_pieces({name: value}).items():
+            self._storage.set_study_user_attr(study, part, written)
 
     def noted(self, name: str) -> str | None:
-        text = self._attributes().get(name)
+        text = whole(self._attributes(), name)
         return text if isinstance(text, str) else None
 
     def _attributes(self) -> dict[str, Any]:

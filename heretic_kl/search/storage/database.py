@@ -69,11 +69,12 @@ def _with_parts(trial: Any, parts: Mapping[str, Mapping[int, Any]]) -> Any:
 
 def _by_trial(
     session: Session, model: Any, *wanted: ColumnElement[bool]
-) -> defaultdict[int, list[Row[Any]]]:
+) -> defaultdict[Any, list[Row[Any]]]:
     """The rows of one table that belong to the wanted trials, by trial."""
     table, trials = model.__table__, models.TrialModel.__table__
     query = select(table).join(trials, table.c.trial_id == trials.c.trial_id)
-    rows: defaultdict[int, list[Row[Any]]] = defaultdict(list)
-    for row in session.execute(query.where(*wanted)):
+    rows: defaultdict[Any, list[Row[Any]]] = defaultdict(list)
+    # As they were written: MySQL would give them in the order of their names.
+    for row in session.execute(query.where(*wanted).order_by(*table.primary_key.columns)):
         rows[row.trial_id].append(row)
     return rows
