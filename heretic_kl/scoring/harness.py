@@ -136,9 +136,7 @@ class HarnessTask:
         except (HereticKLError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a task's own code may raise anything
-            raise ScorerError(
-                f"lm-eval cannot run task {self.name!r}: {_reason(error)}"
-            ) from error
+            raise ScorerError(f"lm-eval cannot run task {self.name!r}: {_reason(error)}") from error
         samples: dict[str, Any] = results["samples"]
         return samples
 
