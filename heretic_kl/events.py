@@ -139,6 +139,23 @@ class TrialTested(_Event):
 
 
 @dataclass(frozen=True)
+class ResponsesJudged(_Event):
+    """What the judge of one scorer was asked in this run, at its end."""
+
+    scorer: str
+    by: str
+    """The judge's name and address."""
+    requests: int = 0
+    """Retries included."""
+    retries: int = 0
+    timeouts: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    cost: float | None = None
+    """In the unit of the prices in the settings; null where none is set."""
+
+
+@dataclass(frozen=True)
 class TrialPicked(_Event):
     """A trial was chosen, by a rule or a person."""
 
@@ -235,6 +252,7 @@ Event: TypeAlias = (
     | StudyOpened
     | TrialFinished
     | TrialTested
+    | ResponsesJudged
     | TrialPicked
     | ModelSaved
     | ModelUploaded

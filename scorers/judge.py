@@ -145,6 +145,10 @@ class JudgeScorer(Scorer[JudgeSettings]):
         """The judge's; None where it gave none."""
         return [judgement.verdict for judgement in self._judgements(_texts(results))]
 
+    def judging(self) -> Mapping[str, Any]:
+        """All that the judge was asked."""
+        return self._judging(self._judge.asked) if "_judge" in vars(self) else {}
+
     def identity(self) -> Mapping[str, str]:
         """Which judge it is, and the rule that it is compared with."""
         return {"judge": self._judge.identity, "refusal rule": self._rule.fingerprint()}

@@ -1,6 +1,7 @@
 """A task of lm-eval as a score: what an edit costs, or gains, in a benchmark."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from pydantic import Field
@@ -24,7 +25,14 @@ class LmEvalSettings(ScorerSettings):
     """Settings of a task."""
 
     task: str = Field(min_length=1, description="Name of the task")
-    metric: str = Field(default="acc", description="Metric whose mean is the score")
+    metric: str | None = Field(
+        default=None,
+        description="Metric whose mean is the score; unset: acc, the only one, or exact_match",
+    )
+    filter: str | None = Field(
+        default=None,
+        description="How answers are read from responses; unset: the first of the task's filters",
+    )
     tasks: str | None = Field(
         default=None, description="Folder of further tasks (YAML); their code is run"
     )
@@ -41,24 +49,20 @@ class LmEval(Scorer[LmEvalSettings]):
 
     Settings = LmEvalSettings
 
+    def check(self) -> None:
+        """Load the task: what is wrong with it shows before a model is loaded."""
+        self._task  # noqa: B018
+
     def prepare(self, context: ScorerContext) -> None:
-        """Load the task now: what is wrong with it shows before the search."""
-        settings = self.settings
-        task = HarnessTask(
-            settings.task,
-            settings.metric,
-            settings.tasks,
-            settings.limit,
-            settings.few_shot,
-            settings.chat,
-            settings.batch_size,
-        )
-        task.load()
-        self._request = ModelRequest(task)
+        """The same request for every candidate."""
+        self._request = ModelRequest(self._task)
 
     def meaning(self) -> Meaning:
-        """The task and its metric."""
-        return Meaning(f"{self.settings.metric} of the task {self.settings.task}", "", "damage")
+        """The task, its metric and the filter."""
+        task = vars(self).get("_task") or self._named()
+        by = f", answers read by {task.filter}" if task.filter else ""
+        metric = task.metric or "the main metric"
+        return Meaning(f"{metric} of the task {task.name}{by}", "", "damage")
 
     def requests(self) -> Sequence[Request]:
         """The task."""
@@ -74,10 +78,31 @@ class LmEval(Scorer[LmEvalSettings]):
         """The mean with its interval over documents."""
         values = torch.tensor(self.per_prompt(results), dtype=torch.float64)
         estimate = mean_estimate(values)
+        task, count = self._task, f"{len(values)} documents"
+        by = f"{count}, filter {task.filter}" if task.filter else count
         return Score(
             value=estimate.mean,
-            text=f"{self.settings.metric} {estimate.text(3)} ({len(values)} documents)",
+            text=f"{task.metric} {estimate.text(3)} ({by})",
             standard_error=estimate.standard_error,
             interval=estimate.interval,
-            details={"documents": len(values)},
+            details={"documents": len(values), "metric": task.metric, "filter": task.filter},
+        )
+
+    @cached_property
+    def _task(self) -> HarnessTask:
+        """With metric and filter as the task has them."""
+        return self._named().settled()
+
+    def _named(self) -> HarnessTask:
+        """As the settings say."""
+        settings = self.settings
+        return HarnessTask(
+            settings.task,
+            settings.metric,
+            settings.tasks,
+            settings.limit,
+            settings.few_shot,
+            settings.chat,
+            settings.batch_size,
+            settings.filter,
         )

@@ -59,6 +59,7 @@ def search(settings: Settings, *, demo: bool = False) -> int:
         session.refine()
         session.test()
         if interactive:
+            session.tell_judging()
             return _ask(settings, session, log, observer.settle)
         observer(front_of(session))
         _pick_and_save(settings, session)

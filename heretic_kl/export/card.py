@@ -9,7 +9,7 @@ from heretic_kl.ablation import Refinement
 from heretic_kl.export.facts import ExportFacts, ScoreFacts
 from heretic_kl.export.hub.metadata import front_matter
 from heretic_kl.export.portable import portable, portable_text
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import Score, agreement_text
 
 NORM_MODES = {
     "none": "The norms of the weights' rows change as the ablation makes them.",
@@ -256,6 +256,11 @@ def _limits(facts: ExportFacts) -> Iterator[str]:
     yield ""
     limits = (scores.meaning.limits for scores in facts.scores.values())
     yield from (f"- {_line(limit)}" for limit in dict.fromkeys(filter(None, limits)))
+    for name, scores in facts.scores.items():
+        score = scores.saved or scores.trial
+        agreed = None if score is None else agreement_text(score.details.get("agreement"))
+        if agreed is not None:
+            yield f"- `{name}` and the phrase rule say the same of {agreed} responses."
     yield f"- The test set is small ({counts or 'see above'} prompts); the intervals say how far."
     if any(scores.unit == "nats" for scores in facts.scores.values()):
         yield (

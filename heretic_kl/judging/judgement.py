@@ -81,6 +81,8 @@ class JudgedOnce:
         self._judge = judge
         self._judgements: dict[str, Judgement] = {}
         self._latest: tuple[tuple[str, ...], list[Judgement]] = ((), [])
+        self.asked: list[Judgement] = []
+        """All that the judge itself said so far."""
 
     @property
     def name(self) -> str:
@@ -100,6 +102,7 @@ class JudgedOnce:
         pair_of = dict(zip(keys, pairs, strict=True))
         missing = [key for key in pair_of if key not in self._judgements]
         judged = self._judge.judge([pair_of[key] for key in missing]) if missing else []
+        self.asked += judged
         fresh = dict(zip(missing, judged, strict=True))
         self._judgements |= {key: j for key, j in fresh.items() if j.verdict is not None}
         judgements = [fresh[key] if key in fresh else self._judgements[key] for key in keys]

@@ -3,6 +3,7 @@
 from heretic_kl.report.details import (
     DetailSection,
     details_lines,
+    judging_line,
     profile_bars,
     trial_details,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "front_rows",
     "front_table",
     "inspection_sections",
+    "judging_line",
     "label",
     "measurement_footnotes",
     "measurement_page",

@@ -19,6 +19,7 @@ from heretic_kl.report.wording import (
     predicted_line,
     stopped_line,
 )
+from heretic_kl.scoring import agreement_text
 from heretic_kl.search import TrialRecord
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 BAR_WIDTH: Final = 24
 MOST_BARS: Final = 16
 """Longer profiles are averaged over runs of positions."""
-JUDGING: Final = (
-    *("requests", "retries", "timeouts", "concurrency", "prompt_tokens", "answer_tokens"),
-)
+JUDGING: Final = (*("requests", "retries", "timeouts", "prompt_tokens", "answer_tokens"),)
 """What a judge behind an endpoint counts."""
 
 
@@ -174,20 +173,16 @@ def _judge_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(judging, Mapping):
         rows.append(("judged by", str(judging.get("by"))))
         if _number(judging, "requests") is not None:
-            rows.append(("judging", _judging_line(judging)))
+            at_once = f" ({_number(judging, 'concurrency') or 1:.0f} at once)"
+            rows.append(("judging", judging_line(judging, at_once)))
     return rows
 
 
 def _agreement_rows(agreement: Mapping[str, Any]) -> list[tuple[str, str]]:
-    counts = [_number(agreement, key) for key in ("both", "neither", "first_only", "second_only")]
-    share = _number(agreement, "share")
-    if share is None or None in counts:
+    line = agreement_text(agreement)
+    if line is None:
         return []
-    both, neither, first, second = (int(count or 0) for count in counts)
-    low, high = agreement["share_interval"]
-    line = (
-        f"{both + neither}/{both + neither + first + second} ({share:.0%}, {low:.0%} to {high:.0%})"
-    )
+    first, second = agreement["first_only"], agreement["second_only"]
     kappa, interval = _number(agreement, "kappa"), agreement.get("kappa_interval")
     if kappa is not None and interval:
         line += f", kappa {kappa:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
@@ -195,12 +190,13 @@ def _agreement_rows(agreement: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("agreement with phrases", line), ("refused or evaded", apart)]
 
 
-def _judging_line(judging: Mapping[str, Any]) -> str:
+def judging_line(judging: Mapping[str, Any], at_once: str = "") -> str:
+    """What a judge behind an endpoint was asked, from its counts."""
     counts = {key: int(_number(judging, key) or 0) for key in JUDGING}
     line = (
-        "{requests} requests ({concurrency} at once), {retries} retries, {timeouts} timeouts, "
+        "{requests} requests{at_once}, {retries} retries, {timeouts} timeouts, "
         "{prompt_tokens} + {answer_tokens} tokens"
-    ).format(**counts)
+    ).format(**counts, at_once=at_once)
     cost = _number(judging, "cost")
     return line if cost is None else f"{line}, cost {cost:.4g}"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from heretic_kl.report.details import DetailSection
 from heretic_kl.report.wording import MISSING, cell, label
-from heretic_kl.scoring import PairedDifference, paired_scores
+from heretic_kl.scoring import PairedDifference, agreement_text, paired_scores
 
 if TYPE_CHECKING:
     from heretic_kl.scoring import Score
@@ -91,7 +91,9 @@ def evaluation_sections(
     )
 
 
-def evaluation_footnotes(candidates: Sequence[EvaluatedCandidate]) -> list[str]:
+def evaluation_footnotes(
+    original: Mapping[str, Score], candidates: Sequence[EvaluatedCandidate]
+) -> list[str]:
     """What a reader of the sections has to know."""
     notes = [f"Differences are {PAIRED}"]
     pairs = [
@@ -99,6 +101,15 @@ def evaluation_footnotes(candidates: Sequence[EvaluatedCandidate]) -> list[str]:
     ]
     if any(not pair.distinguishable for pair in pairs):
         notes.append(MAY_BE_EQUAL)
+    models = [("original", original), *((c.name, c.scores) for c in candidates)]
+    for scorer in original:
+        shares = [
+            f"{name} {share}"
+            for name, scores in models
+            if (share := agreement_text(scores[scorer].details.get("agreement")))
+        ]
+        if shares:
+            notes.append(f"{label(scorer)} and the phrases agree on: {', '.join(shares)}.")
     return notes
 
 

@@ -21,7 +21,14 @@ from heretic_kl.run.setup.calibrate import Calibrated, calibrate
 from heretic_kl.run.setup.load import load
 from heretic_kl.run.setup.open_run import check_settings
 from heretic_kl.run.teller import Teller
-from heretic_kl.scoring import PairedDifference, Score, ScorerSpec, Suite, paired_scores
+from heretic_kl.scoring import (
+    PairedDifference,
+    Score,
+    ScorerSpec,
+    Suite,
+    paired_scores,
+    summed_judging,
+)
 from heretic_kl.search import TrialRecord
 
 Scores = Mapping[str, Score]
@@ -105,6 +112,7 @@ def evaluate(
         first = first or theirs
         pairs = _paired(theirs, scores)
         evaluated.append(EvaluatedModel(name, theirs, pairs, minus_first, texts))
+    tell.judged(summed_judging([suite.judging()]))
     return Evaluation(
         str(settings.model),
         use,

@@ -9,12 +9,12 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from heretic_kl.ablation import Plan
 from heretic_kl.config import Settings
 from heretic_kl.engine import Calibration, stream_response
-from heretic_kl.errors import NoTrialError, SelectionError, SessionError
+from heretic_kl.errors import NoTrialError, SelectionError, SessionError, StorageLostError
 from heretic_kl.events import ModelSaved, Observer, TrialPicked
 from heretic_kl.export import SavedForm, check_target
 from heretic_kl.model import edited
@@ -27,7 +27,7 @@ from heretic_kl.run.trials.preview import previewed_responses
 from heretic_kl.run.trials.refine import refine_front
 from heretic_kl.run.trials.search import search
 from heretic_kl.run.trials.test import test_baseline, test_front, test_one
-from heretic_kl.scoring import PreviewedResponse, Score
+from heretic_kl.scoring import PreviewedResponse, Score, summed_judging
 from heretic_kl.search import TrialRecord, pick
 
 
@@ -86,8 +86,12 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._parts = None
-        self._held.close()
+        try:
+            if self._parts is not None and not isinstance(error, StorageLostError):
+                self._end_judging()
+        finally:
+            self._parts = None
+            self._held.close()
 
     # --- what is known -----------------------------------------------------------------------
 
@@ -159,6 +163,26 @@ class Session:
         """Measure the front on the test prompts: at most `test_trials` of it, spread over it."""
         with self.parts.study.sole("test"):  # test prompts are used once
             test_front(self.parts)
+
+    def tell_judging(self) -> None:
+        """Say what judges were asked so far, here and by workers that ended meanwhile."""
+        self._tell.judged(summed_judging([*self._judging(), *self.parts.study.judged_elsewhere()]))
+
+    def _judging(self) -> list[dict[str, Mapping[str, Any]]]:
+        """What the judges of this process were asked."""
+        parts = self.parts
+        tested = [parts.test_suite] if "test_suite" in vars(parts) else []
+        return [used for suite in (parts.suite, *tested) if (used := suite.judging())]
+
+    def _end_judging(self) -> None:
+        """Tell the sums; a worker keeps its own for the process that began the run."""
+        if not (ours := self._judging()):
+            return
+        if self._joins:
+            self.parts.study.keep_judging(summed_judging(ours))
+            self._tell.judged(summed_judging(ours))
+        else:
+            self.tell_judging()
 
     def test_one(self, number: int) -> Mapping[str, Score]:
         """A trial's scores on the test prompts, measured now if they were not before."""

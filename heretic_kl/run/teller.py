@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from heretic_kl.events import (
     CalibrationStep,
     Event,
     Notice,
     Observer,
+    ResponsesJudged,
     Stage,
     StageAdvanced,
     StageFinished,
@@ -23,6 +25,7 @@ class Teller:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
+        self._judged: dict[str, ResponsesJudged] = {}
 
     def __call__(self, event: Event) -> None:
         """Send an event."""
@@ -43,6 +46,14 @@ class Teller:
         start = time.perf_counter()
         yield
         self(StageFinished(stage, time.perf_counter() - start))
+
+    def judged(self, sums: Mapping[str, Mapping[str, Any]]) -> None:
+        """Say what judges were asked (`summed_judging`), unless it was said already."""
+        for name, counts in sums.items():
+            event = ResponsesJudged(name, **counts)
+            if self._judged.get(name) != event:
+                self._judged[name] = event
+                self(event)
 
     def advance(self, stage: Stage, note: str = "") -> None:
         """Say that one step of a stage is done, and what came of it."""

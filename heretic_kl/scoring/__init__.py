@@ -33,7 +33,7 @@ from heretic_kl.requests import (
     TeacherForcedRequest,
     TeacherForcedResult,
 )
-from heretic_kl.scoring.agreement import Agreement
+from heretic_kl.scoring.agreement import Agreement, agreement_text
 from heretic_kl.scoring.degenerate import Degeneracy, degeneracy
 from heretic_kl.scoring.harness import HarnessTask
 from heretic_kl.scoring.loader import (
@@ -57,7 +57,7 @@ from heretic_kl.scoring.scorer import (
     ScorerSettings,
     likely_value,
 )
-from heretic_kl.scoring.suite import MeasuringEngine, ScorerSpec, Suite
+from heretic_kl.scoring.suite import MeasuringEngine, ScorerSpec, Suite, summed_judging
 
 __all__ = [
     "Agreement",
@@ -104,6 +104,7 @@ __all__ = [
     "TeacherForcedResult",
     "TextClassifier",
     "Verdict",
+    "agreement_text",
     "build_scorer",
     "check_judge",
     "degeneracy",
@@ -114,5 +115,6 @@ __all__ = [
     "read_key",
     "paired_scores",
     "scorer_code",
+    "summed_judging",
     "likely_value",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,20 @@ class Agreement:
         """(4,) float64."""
         cells = (self.both, self.first_only, self.second_only, self.neither)
         return torch.tensor(cells, dtype=torch.float64)
+
+
+def agreement_text(agreement: object) -> str | None:
+    """`33/39 (85%, 70% to 93%)`, of what `Agreement.to_dict` gave; None where nothing was compared.
+
+    The share of responses on which both verdicts are the same, with its Wilson interval.
+    """
+    if not isinstance(agreement, Mapping) or agreement.get("share") is None:
+        return None
+    cells = {key: int(agreement[key]) for key in ("both", "first_only", "second_only", "neither")}
+    counted = Agreement(**cells)
+    low, high = agreement["share_interval"]
+    same = counted.both + counted.neither
+    return f"{same}/{counted.total} ({agreement['share']:.0%}, {low:.0%} to {high:.0%})"
 
 
 def _kappa(

@@ -201,6 +201,14 @@ class Scorer(ABC, Generic[SettingsT]):
         """A judge's verdict on each prompt's response, for the log of responses; None: no judge."""
         return None
 
+    def judging(self) -> Mapping[str, Any]:
+        """What a judge behind a server was asked so far, to be summed over a run.
+
+        `by` names the judge; `requests`, `retries`, `timeouts`, `prompt_tokens`, `answer_tokens`
+        and `cost` are numbers. Empty: nobody is asked.
+        """
+        return {}
+
     @abstractmethod
     def requests(self) -> Sequence[Request]:
         """What is needed of every candidate; the same each time it is called."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -21,6 +21,9 @@ from heretic_kl.scoring.racing import Judge, Race, Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount
 from heretic_kl.scoring.refusal_rule import RefusalRule
 from heretic_kl.scoring.scorer import Bounds, PromptKind, Role, Score, ScorerContext
+
+JUDGING: Final = ("requests", "retries", "timeouts", "prompt_tokens", "answer_tokens", "cost")
+"""What is summed of judges."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,11 @@ class Suite:
             with _blamed_on(name):
                 scorer.check()
 
+    def judging(self) -> dict[str, Mapping[str, Any]]:
+        """What judges behind servers were asked so far, by scorer; see `Scorer.judging`."""
+        used = {name: scorer.judging() for name, scorer in self.scorers.items()}
+        return {name: counts for name, counts in used.items() if counts.get("requests")}
+
     def prepare(self, context: ScorerContext) -> None:
         """Prepare every scorer; measures nothing of any candidate."""
         for spec in self.specs:
@@ -224,6 +232,17 @@ class Suite:
             if plain in seen:
                 raise ConfigError(f"scorers {seen[plain]!r} and {spec.name!r} share a name")
             seen[plain] = spec.name
+
+
+def summed_judging(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Several of `Suite.judging` as one."""
+    sums: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for name, counts in part.items():
+            total = sums.setdefault(name, {"by": str(counts.get("by"))})
+            for key in (key for key in JUDGING if key in counts):
+                total[key] = total.get(key, 0) + counts[key]
+    return sums
 
 
 @contextmanager

@@ -6,7 +6,9 @@ and whatever one leaves undone another one does.
 
 from __future__ import annotations
 
+import json
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -53,6 +55,8 @@ from heretic_kl.search.trials import RunningTrial, StudyTrials
 
 TEST_SCORES = "heretic-kl:test:"
 """Attribute of a study, followed by a trial's number."""
+JUDGING = "heretic-kl:judging:"
+"""Attribute of a study, followed by an arbitrary name: what one process had judged."""
 MOST_FAILURES_IN_A_ROW = 5
 WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 2.0
 """Between two looks at the trials that other processes run, where none is left to begin."""
@@ -143,6 +147,7 @@ class SearchStudy:
                 self._study.set_user_attr(BATCH_SIZE, batch_size)
             self.other_versions = from_first(lambda: other_versions(self._study, versions or {}))
             """What differs from the versions that it was begun with, in words; empty: nothing."""
+        self._before = from_first(lambda: set(self._study.user_attrs))
         self._trials.settle(queue=False)
 
     @property
@@ -272,6 +277,20 @@ class SearchStudy:
     def keep_test_scores(self, number: int, scores: Mapping[str, Score]) -> None:
         """Keep a trial's scores on the test prompts; `UNEDITED` counts as one."""
         keep(self._study, f"{TEST_SCORES}{number}", scores_to_json(scores))
+
+    @on_first
+    def keep_judging(self, used: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what this process had judged, by scorer, for the one that began the run."""
+        self._study.set_user_attr(f"{JUDGING}{uuid.uuid4().hex}", json.dumps(used))
+
+    @on_first
+    def judged_elsewhere(self) -> list[dict[str, dict[str, Any]]]:
+        """What other processes have kept since this one opened the study."""
+        return [
+            json.loads(text)
+            for name, text in self._study.user_attrs.items()
+            if name.startswith(JUDGING) and name not in self._before
+        ]
 
     # --- running -----------------------------------------------------------------------------
 

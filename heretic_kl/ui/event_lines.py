@@ -23,6 +23,7 @@ from heretic_kl.events import (
     ModelSaved,
     ModelUploaded,
     Notice,
+    ResponsesJudged,
     Result,
     StageAdvanced,
     StageFinished,
@@ -43,6 +44,7 @@ from heretic_kl.report import (
     front_lines,
     front_rows,
     front_table,
+    judging_line,
     label,
     predicted_line,
     scores_line,
@@ -156,7 +158,12 @@ class ConsoleObserver:
 
     def _fact(
         self,
-        event: ModelLoaded | CalibrationStep | BaselineMeasured | StudyOpened | TrialTested,
+        event: ModelLoaded
+        | CalibrationStep
+        | BaselineMeasured
+        | StudyOpened
+        | TrialTested
+        | ResponsesJudged,
     ) -> None:
         if isinstance(event, ModelLoaded):
             text = (
@@ -170,6 +177,9 @@ class ConsoleObserver:
         elif isinstance(event, TrialTested):
             scores = scores_line(event.scores, full=True)
             text = f"  trial {event.record.number}, test prompts: {scores}"
+        elif isinstance(event, ResponsesJudged):
+            self.settle()
+            text = f"{label(event.scorer)}, all in all: {judging_line(vars(event))} ({event.by})"
         else:
             held = f"{event.finished} of {event.wanted}" if event.finished else event.wanted
             more = "trials are there already" if event.finished else "trials to run"

@@ -1,5 +1,7 @@
 """A task of lm-eval, from a local folder, on a trial and the original; the same as a scorer."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -60,7 +62,103 @@ def test_a_task_is_a_score_with_the_edit_in_force(workplace):
     assert suite.evaluate(engine, None) == before  # nothing of an edit stays
 
 
-def test_a_metric_that_a_task_lacks_is_one_line(workplace):
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [([], "strict-match", 0.0), (["--filter", "flexible-extract"], "flexible-extract", 1.0)],
+)
+def test_one_filter_of_several_is_taken_and_named(searched, call, there, words, name, value):
+    """Not the mean of both: each document counts once."""
+    bench = ["bench", "mine", "--trial", "2", "--task", "sums", "--tasks-folder", "tasks"]
+    code, out, err = call(*bench, *words, "--json", "b.json")
+    content = json.loads((there / "b.json").read_text())
+    assert code == 0, err
+    for scores in (content["scores"], content["candidates"][0]["scores"]):
+        assert scores["sums"]["value"] == value
+        assert scores["sums"]["details"] == {
+            "documents": 8,
+            "metric": "exact_match",
+            "filter": name,
+        }
+        assert f"(8 documents, filter {name})" in scores["sums"]["text"]
+    assert content["candidates"][0]["minus_original"]["sums"]["prompts"] == 8
+    assert f"exact_match {value:.3f}" in out and f"filter {name}" in out
+    assert "sums has no metric acc: exact_match is taken" in err
+    assert ("sums has several filters: strict-match, the first, is taken" in err) == (not words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metric", "bleu"], "'sums' has no metric 'bleu'; there are exact_match"),
+        (
+            ["--filter", "loose"],
+            "'sums' has no filter 'loose'; there are strict-match, flexible-extract",
+        ),
+    ],
+)
+def test_a_wrong_metric_or_filter_is_one_line_before_a_model_is_loaded(
+    searched, call, words, message, monkeypatch
+):
+    monkeypatch.setattr("heretic_kl.run.setup.load.load", None)
+    bench = ["bench", "mine", "--trial", "2", "--task", "sums", "--tasks-folder", "tasks"]
+    code, _, err = call(*bench, *words)
+    assert code == 1 and message in err and err.count("\n") == 1
+    scorer = ["--scorers.sums.use", "lm_eval", "--scorers.sums.role", "monitor"]
+    scorer += ["--scorers.sums.settings.task", "sums", "--scorers.sums.settings.tasks", "tasks"]
+    name, value = words
+    scorer += [f"--scorers.sums.settings.{name[2:]}", value]
+    code, _, err = call("--trials", "1", *scorer)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("unsafe_code: true", "'sums' runs code that the model writes"),
+        ("doc_to_image: [image]", "'sums' needs more than text"),
+        (
+            "metric_list: [{metric: bleu}, {metric: ter}]",
+            "say which metric of lm-eval task 'sums': bleu, ter",
+        ),
+    ],
+)
+def test_a_task_that_cannot_be_run_is_one_line(change, message):
+    path = Path("tasks/sums.yaml")
+    text, key = path.read_text(), change.partition(":")[0]
+    others = re.sub(rf"^{key}:.*\n(  .*\n)*", "", text, flags=re.MULTILINE)
+    path.write_text(f"{others}{change}\n")
+    with pytest.raises(ScorerError) as error:
+        HarnessTask("sums", None, "tasks").settled()
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_wrong_inside_lm_eval_is_one_line(workplace, monkeypatch):
+    import lm_eval
+
+    def evaluate(**_):
+        raise ValueError("a document\nthat nobody can read")
+
+    monkeypatch.setattr(lm_eval, "evaluate", evaluate, raising=False)
     lm = load_tiny_model(workplace / "model")
+    with pytest.raises(ScorerError, match="run task 'cakes': a document that nobody can read"):
+        HarnessTask("cakes", "acc", "tasks")(lm.model, lm.chat.tokenizer)
+
+
+def test_a_metric_that_a_task_lacks_is_one_line():
     with pytest.raises(ScorerError, match="no metric 'bleu'; there are acc"):
-        HarnessTask("cakes", "bleu", "tasks")(lm.model, lm.chat.tokenizer)
+        HarnessTask("cakes", "bleu", "tasks").settled()
+    assert HarnessTask("cakes", folder="tasks").settled().metric == "acc"
+
+
+def test_evaluate_runs_a_task_on_every_candidate(workplace, call, there):
+    words = ["--scorers.sums.use", "lm_eval", "--scorers.sums.role", "monitor"]
+    words += ["--scorers.sums.settings.task", "cakes", "--scorers.sums.settings.tasks", "tasks"]
+    words += ["--model", "model", "--candidate", "model", "--json", "tasks.json"]
+    code, out, err = call("evaluate", *words)
+    assert code == 0, err
+    content = json.loads((there / "tasks.json").read_text())
+    (candidate,) = content["candidates"]
+    assert content["scores"]["sums"]["text"].startswith("acc ") and "(8 documents)" in out
+    assert candidate["scores"]["sums"] == content["scores"]["sums"]
+    pair = candidate["minus_original"]["sums"]
+    assert pair["prompts"] == 8 and pair["mean"] == 0 and "sums on the test prompts" in out

@@ -99,6 +99,28 @@ def test_the_page_shows_what_was_measured(edits, call, workplace):
     assert "harmful prompt 3" in (workplace / "again.html").read_text("utf-8")
 
 
+def test_a_gguf_file_is_a_candidate(call, workplace):
+    """Read by transformers: as exact as its numbers are."""
+    pytest.importorskip("gguf")
+    from score.gguf_models import make_original
+
+    from heretic_kl.testing.gguf_file import write_llama_gguf
+
+    make_original(workplace / "gguf")
+    words = ["evaluate", "--model", "gguf/original", "--json", "gguf.json"]
+    for dtype in ("F32", "BF16"):
+        write_llama_gguf(workplace / "gguf/original", workplace / f"{dtype}.gguf", dtype=dtype)
+        words += ["--candidate", f"{dtype}.gguf"]
+    code, out, err = call(*words)
+    assert code == 0, err
+    same, rounded = json.loads((workplace / "gguf.json").read_text())["candidates"]
+    for scorer, pair in same["minus_original"].items():
+        assert abs(pair["mean"]) < 1e-6, scorer
+    kl = "teacher_forced_kl"
+    assert abs(same["scores"][kl]["value"]) < 1e-9 < rounded["scores"][kl]["value"] < 1e-2
+    assert "F32.gguf" in out and "BF16.gguf" in out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -56,6 +56,30 @@ def test_a_saved_model_is_rebuilt_bit_for_bit(saved, call, events, tmp_path):
         assert again[key] == before[key], key
 
 
+def test_an_adapter_is_rebuilt(workplace, searched, call, events, tmp_path):
+    adapter, again = tmp_path / "adapter", tmp_path / "again"
+    save = ["save", "mine", "--trial", "2", "--save", str(adapter), "--save-as", "lora"]
+    assert call(*save)[0] == 0
+    words = ["reproduce", str(adapter), "--model", "model", "--save", str(again)]
+    code, out, err = call(*words)
+    assert code == 0 and "MATCH, bit for bit: every byte of the weights is the same" in out, err
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (again / name).read_bytes() == (adapter / name).read_bytes()
+    assert not (again / "model.safetensors").exists()
+    before, after = (json.loads((f / "reproduce.json").read_text()) for f in (adapter, again))
+    for key in ("trial", "files", "identity", "test_scores"):
+        assert after[key] == before[key], key
+    shutil.rmtree(again)
+
+    def stronger(content):
+        for kernel in content["trial"]["edit"]["kernels"].values():
+            kernel["peak_weight"] += 0.5
+
+    other = changed(adapter, tmp_path / "other", stronger)
+    code, lines = events("reproduce", str(other), *words[2:])
+    assert code == 4 and result(lines)["files"] == ["adapter_model.safetensors"]
+
+
 def test_what_differs_is_said(saved, events, tmp_path):
     def other_edit(content):
         content["trial"]["edit"]["kernels"] = {

@@ -31,10 +31,8 @@ def bpe_tokenizer():
     )
 
 
-def make_models(folder):
-    """A model as safetensors, as F32, Q8_0 and Q4_0 GGUF files."""
-    import llama_cpp as library
-
+def make_original(folder):
+    """A model as safetensors, whose tokenizer a GGUF file can hold."""
     tokenizer = bpe_tokenizer()
     config = tiny_llama(
         vocab_size=len(tokenizer),
@@ -47,6 +45,13 @@ def make_models(folder):
     )
     save_tiny_model(folder / "original", config)
     tokenizer.save_pretrained(folder / "original")
+
+
+def make_models(folder):
+    """A model as safetensors, as F32, Q8_0 and Q4_0 GGUF files."""
+    import llama_cpp as library
+
+    make_original(folder)
     write_llama_gguf(folder / "original", folder / "f32.gguf", dtype="F32")
     for name, kind in (("q8_0", Q8_0), ("q4_0", Q4_0)):
         options = library.llama_model_quantize_default_params()

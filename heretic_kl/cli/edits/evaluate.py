@@ -183,7 +183,7 @@ def show(
     candidates = evaluation.candidates
     print_sections(console, evaluation_sections(evaluation.scores, candidates, where))
     console.print()
-    for note in evaluation_footnotes(candidates):
+    for note in evaluation_footnotes(evaluation.scores, candidates):
         say(console, note, "dim")
 
 

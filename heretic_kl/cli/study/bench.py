@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.edits.evaluate import show
@@ -19,6 +20,9 @@ from heretic_kl.cli.study.settings import (
 from heretic_kl.config import read_settings
 from heretic_kl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from heretic_kl.scoring import HarnessTask
+
 
 def run(words: Sequence[str]) -> int:
     """Run the benchmarks that the command line names; return the exit code."""
@@ -32,29 +36,52 @@ def run(words: Sequence[str]) -> int:
     settings = settings_of(BenchSettings, words, named, study, measures=False)
     settings = settings.model_copy(update={"save": None})
 
+    from heretic_kl.events import Notice
     from heretic_kl.run.evaluate import evaluate_trial
     from heretic_kl.scoring import HarnessTask, ScorerSpec
 
+    folder = None if named.tasks_folder is None else str(named.tasks_folder)
+    tasks = [  # before a model is loaded
+        HarnessTask(task, named.metric, folder, filter=named.filter).settled()
+        for task in named.task
+    ]
     options = {
-        "metric": named.metric,
-        "tasks": None if named.tasks_folder is None else str(named.tasks_folder),
+        "tasks": folder,
         "limit": named.limit or None,
         "few_shot": named.few_shot,
         "chat": named.chat,
     }
     specs = [
-        ScorerSpec(task, "lm_eval", "maximize", {"task": task, **options}) for task in named.task
+        ScorerSpec(
+            task.name,
+            "lm_eval",
+            "maximize",
+            {"task": task.name, "metric": task.metric, "filter": task.filter, **options},
+        )
+        for task in tasks
     ]
-    for spec in specs:  # before a model is loaded
-        HarnessTask(spec.name, named.metric, spec.settings["tasks"]).load()
     settle_process(settings)
     with (
         observing(quiet=settings.quiet) as observer,
         session_beside(study, record, settings, observer, measures=False) as session,
     ):
+        for notice in _taken(named, tasks):
+            observer(Notice(notice))
         evaluation = evaluate_trial(session.parts, record, specs)
         show("bench", evaluation, named, observer, where="in lm-eval")
     return 0
+
+
+def _taken(named: BenchSettings, tasks: Sequence[HarnessTask]) -> Iterator[str]:
+    """What was taken of each task where the command line leaves it open."""
+    for task in tasks:
+        if named.metric is None and task.metric != "acc":
+            yield f"{task.name} has no metric acc: {task.metric} is taken, or name one by --metric"
+        if named.filter is None and task.filter is not None:
+            yield (
+                f"{task.name} has several filters: {task.filter}, the first, is taken, or name one "
+                "by --filter"
+            )
 
 
 COMMAND = Command(

@@ -126,7 +126,7 @@ class BenchSettings(TrialOfStudySettings):
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Trial": ("study", "trial"),
-        "Benchmarks": ("task", "metric", "tasks_folder", "limit", "few_shot", "chat"),
+        "Benchmarks": ("task", "metric", "filter", "tasks_folder", "limit", "few_shot", "chat"),
         "Output": ("json_file",),
         **Settings.headings,
     }
@@ -135,7 +135,15 @@ class BenchSettings(TrialOfStudySettings):
     task: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
         (), "Tasks, as lm-eval or the folder names them (required)", metavar="TASK ..."
     )
-    metric: Text = setting("acc", "Metric whose mean over documents is shown")
+    metric: Text | None = setting(
+        None,
+        "Metric whose mean over documents is shown (default: acc, the only one, or exact_match)",
+    )
+    filter: Text | None = setting(
+        None,
+        "How answers are read from responses (default: the first of the task's filters)",
+        metavar="NAME",
+    )
     tasks_folder: Location | None = setting(
         None, "Folder of further tasks (YAML); their code is run", metavar="FOLDER"
     )

@@ -99,7 +99,7 @@ class EvaluationReport:
         return Section(
             "result",
             "Result",
-            evaluation_footnotes(self.candidates),
+            evaluation_footnotes(self.scores, self.candidates),
             [draw.comparison_figure(rows, use, about="")] if rows else [],
             [detail_table(table) for table in tables],
         )
