@@ -129,7 +129,7 @@ def prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
 
 def _revision(spec: DatasetSpec) -> str | None:
     """Commits of the hub's datasets in it, in order."""
-    commits = [dataset_revision(part.source) for part in spec.parts()]
+    commits = [dataset_revision(part.source, part.revision) for part in spec.parts()]
     return " + ".join(commit or "unknown" for commit in commits) if any(commits) else None
 
 

@@ -122,7 +122,9 @@ def test_harmless_test_responses_are_logged_without_a_plug_in(workplace, tmp_pat
     if keep == "all":
         counts = Counter((row["trial"], row["use"], row["prompt"]) for row in lines(tmp_path))
         assert set(counts.values()) == {1}
-    said = [e.message for e in seen if isinstance(e, events.Notice) and "the log holds" in e.message]
+    said = [
+        e.message for e in seen if isinstance(e, events.Notice) and "the log holds" in e.message
+    ]
     assert len(said) == (keep == "harmless")
 
 
@@ -135,7 +137,9 @@ def test_a_search_whose_objectives_read_no_responses_says_that_it_logs_none(work
     scorers = settings(workplace, tmp_path).model_dump()["scorers"]
     scorers["refusals"]["role"] = "monitor"
     _, _, seen = searched(workplace, tmp_path, keep_responses="all", scorers=scorers)
-    said = [e.message for e in seen if isinstance(e, events.Notice) and "the log holds" in e.message]
+    said = [
+        e.message for e in seen if isinstance(e, events.Notice) and "the log holds" in e.message
+    ]
     assert len(said) == 1 and "no objective asks for responses to prompts" in said[0]
     assert {row["use"] for row in lines(tmp_path)} == {"test"}
 
