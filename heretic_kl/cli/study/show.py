@@ -139,7 +139,7 @@ def _said(response: PreviewedResponse) -> dict[str, str | None]:
 
 
 COMMAND = Command(
-    "show [STUDY] --trial NUMBER [--compare NUMBER] [--preview [KIND]] [--test] [--FLAG VALUE ...]",
+    "show [STUDY] --trial NUMBER [--compare N | --preview | --test] [--FLAG VALUE ...]",
     f"{SUMMARIES['show']}: its edit, its scores with their errors, and the profile of the KL; "
     "with --compare, its differences from another trial. With --preview or --test the model is "
     "loaded, and any setting of a run (--device cpu) replaces what the study says. With --preview "
