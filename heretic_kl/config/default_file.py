@@ -15,9 +15,8 @@ from heretic_kl.prompts.source import PromptSource
 
 WIDTH = 100
 HEADER = """\
-# Every setting of heretic-kl with its default. Copy what you change into a config.toml in the
-# folder you run in, or name a file with --config. The command line overrides environment
-# variables (HERETIC_KL_SEED, HERETIC_KL_EDIT__NORM), and these override the file.
+# All settings with their defaults. Copy what you change into config.toml in the folder you run in,
+# or name a file with --config. Flags override variables (HERETIC_KL_EDIT__NORM), these the file.
 """
 PROMPTS_NOTE = """\
 # KIND is harmful (draws the behaviour to remove), harmless (must not change) or borderline (only
@@ -33,6 +32,7 @@ PROMPT_EXAMPLES = {
     "system": "Be brief.",
     "limit": 100,
     "subset": "main",
+    "revision": "v1.0",
 }
 
 

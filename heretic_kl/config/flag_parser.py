@@ -92,6 +92,9 @@ def _add_argument(kind: Model, target: Any, *flags: str, **options: Any) -> Any:
     elif place.kind == "table":  # the library would take the flag alone as an empty table
         options.pop("nargs", None)
         options.pop("const", None)
+    extra = place.field.json_schema_extra if place.kind == "leaf" and place.field else None
+    if isinstance(extra, dict) and extra.get("bare"):
+        options.update(nargs="?", const=extra["bare"])
     if options.get("action") is BooleanOptionalAction:
         options.update(action=_Switch)
     if flags[-1].startswith("--"):  # errors name the first one

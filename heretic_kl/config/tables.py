@@ -82,6 +82,7 @@ def setting(
     example: Any = None,
     metavar: str = "",
     short: str = "",
+    bare: str = "",
     **limits: Any,
 ) -> Any:
     """Return a field with its documentation.
@@ -92,9 +93,10 @@ def setting(
         example: a value to show where the default is None.
         metavar: what stands for the value in `--help`.
         short: one letter, for the flag `-x`; or another name than the field's for the flag.
+        bare: the value that the flag alone stands for.
         limits: `ge`, `gt`, `le`.
     """
-    extra: dict[str, Any] = {"metavar": metavar, "short": short}
+    extra: dict[str, Any] = {"metavar": metavar, "short": short, "bare": bare}
     examples = None if example is None else [example]
     return Field(
         default, description=description, examples=examples, json_schema_extra=extra, **limits

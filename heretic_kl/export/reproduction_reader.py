@@ -11,6 +11,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -36,6 +37,7 @@ TAKEN: Final = (
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SOURCE = re.compile(r"builtin:\w+|\w[\w .-]*(/\w[\w.-]*)?")
 """A built-in set, a hub id or the name of a file in the current folder."""
+_COMMIT = re.compile("[0-9a-f]{40}")
 _FROM_COMMAND = ("dtype", "batch_size", "response_prefix", "prompt_set")
 
 
@@ -106,6 +108,8 @@ class Reproduction(_Part):
     versions: dict[Plain, Plain]
     platform: Plain = ""
     identity: dict[Plain, Any] = Field(default_factory=dict)
+    prompts: list[dict[str, Any]] = Field(default_factory=list)
+    """Where each set of prompts was from."""
     calibration: dict[str, Any] = Field(default_factory=dict)
     command: str = ""
     files: dict[str, SavedFile]
@@ -125,6 +129,8 @@ class Reproduction(_Part):
             key: self.settings[key] for key in TAKEN if key in self.settings
         }
         settings.update(self._found_out())
+        if "prompts" in settings:
+            settings["prompts"] = self._pinned(settings["prompts"])
         left_out = []
         scorers = {}
         for name, table in _table(settings.get("scorers")).items():
@@ -183,6 +189,19 @@ class Reproduction(_Part):
             raise ReproductionError(f"{str(path)!r} holds other operators than {self.path} names")
         return path.read_bytes()
 
+    def _pinned(self, tables: Any) -> Any:
+        """The prompt tables, each dataset of the hub at the commit that was read."""
+        pinned = deepcopy(tables)
+        for entry in self.prompts:
+            of_kind = _table(_table(pinned).get(str(entry.get("kind"))))
+            parts = [*_parts(_table(of_kind.get(str(entry.get("use")))))]
+            commits = str(entry.get("revision")).split(" + ")
+            if len(parts) == len(commits):
+                for part, commit in zip(parts, commits, strict=True):
+                    if _COMMIT.fullmatch(commit):
+                        part["revision"] = commit
+        return pinned
+
     def _found_out(self) -> dict[str, Any]:
         """What the run found out for itself; of an older file, what its command states."""
         if self.calibration:
@@ -235,6 +254,14 @@ def _problem(error: Exception) -> str:
 
 def _table(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _parts(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A prompt table, then those of its further sources."""
+    yield table
+    further = table.get("more")
+    for part in further if isinstance(further, list) else ():
+        yield from _parts(_table(part))
 
 
 def _sources(value: Any, place: str = "settings") -> Iterator[tuple[str, str]]:

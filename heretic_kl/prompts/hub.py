@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,9 @@ from pathlib import Path
 from heretic_kl.errors import innermost
 
 HUB_TIMEOUT_SECONDS = 5.0
+COMMIT = "[0-9a-f]{40}"
+commits: dict[tuple[str, str | None], str] = {}
+"""Name of a hub dataset and revision asked for -> the commit that this process read."""
 
 
 def hub_reachable(dataset_ids: Sequence[str], timeout: float = HUB_TIMEOUT_SECONDS) -> bool:
@@ -22,29 +24,38 @@ def hub_reachable(dataset_ids: Sequence[str], timeout: float = HUB_TIMEOUT_SECON
 
 def is_cached(name: str) -> bool:
     """Whether `datasets` has prepared this dataset before, so that it needs no hub."""
+    return bool(prepared(name))
+
+
+def prepared(name: str, commit: str = "*") -> list[Path]:
+    """Folders SUBSET/VERSION/COMMIT of what `datasets` has in its cache of a dataset."""
     with quiet_datasets():
         import datasets
+        from datasets.naming import camelcase_to_snakecase
 
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
-    return any(folder.glob("*/*/*/dataset_info.json"))
+        owner, slash, title = name.rpartition("/")
+        folder = f"{owner}{'___' if slash else ''}{camelcase_to_snakecase(title)}"
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / folder
+    return [path.parent for path in cache.glob(f"*/*/{commit}/dataset_info.json")]
 
 
-def dataset_revision(name: str) -> str | None:
-    """The commit of a hub dataset that `datasets` prepared last; None: it is no such dataset."""
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or Path(name).exists():
-        return None
-    with quiet_datasets():
-        import datasets
+def dataset_revision(name: str, revision: str | None = None) -> str | None:
+    """The commit of a hub dataset that this process read; None: it read no such dataset."""
+    return commits.get((name, revision))
 
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
-    infos = folder.glob("*/*/*/dataset_info.json")
-    newest = max(infos, key=lambda path: path.stat().st_mtime, default=None)
-    commit = "" if newest is None else newest.parent.name
-    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
+
+def commit_of(name: str, revision: str) -> str | None:
+    """The commit that a revision of a dataset is on the hub now."""
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS).sha
 
 
 def hub_problem(names: Sequence[str], timeout: float) -> str | None:
-    """Return why the hub will not give these datasets, within `timeout` seconds; None: it will."""
+    """Return why the hub will not give these datasets, within `timeout` seconds; None: it will.
+
+    A name may be `NAME@REVISION`.
+    """
     if not names:
         return None
     responses: list[str | None] = []
@@ -66,11 +77,14 @@ def _ask_hub(names: Sequence[str], timeout: float) -> str | None:
         HFValidationError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
-    for name in names:
+    for name, _, revision in (pinned.partition("@") for pinned in names):
         try:
-            HfApi().dataset_info(name, timeout=timeout)
+            HfApi().dataset_info(name, revision=revision or None, timeout=timeout)
+        except RevisionNotFoundError:
+            return f"no revision {revision!r} on the hub"
         except GatedRepoError:
             return "gated on the hub: accept its terms there, then log in with `hf auth login`"
         except (RepositoryNotFoundError, HFValidationError):

@@ -76,9 +76,11 @@ def _rows(spec: DatasetSpec) -> Sequence[str | None]:
     """Return the texts of the source's split and slice."""
     path = expanded(spec.source)
     builtin = spec.source.startswith("builtin:")
+    kind = "a built-in set" if builtin else "a folder" if path.is_dir() else "a file"
     if spec.subset is not None and (builtin or path.is_file()):
-        kind = "a built-in set" if builtin else "a file"
         raise PromptError(f"{spec.source}: no subset {spec.subset!r}: it is {kind}")
+    if spec.revision is not None and (builtin or path.exists()):
+        raise PromptError(f"{spec.source}: no revision {spec.revision!r}: it is {kind}")
     if builtin:
         return _builtin_rows(spec)
     if path.is_dir():
@@ -97,7 +99,7 @@ def _rows(spec: DatasetSpec) -> Sequence[str | None]:
         raise PromptError(f"{spec.source}: a link that leads nowhere")
     if _looks_like_a_path(spec.source):
         raise PromptError(f"{spec.source}: no such file or folder{nearest_file(path)}")
-    return table_rows(spec, lambda: read_hub(spec.source, spec.subset))
+    return table_rows(spec, lambda: read_hub(spec.source, spec.subset, spec.revision))
 
 
 def _builtin_rows(spec: DatasetSpec) -> list[str | None]:

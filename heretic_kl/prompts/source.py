@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -21,6 +23,14 @@ from pydantic_settings import NoDecode
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 _config = ConfigDict(extra="forbid", defer_build=True)
 
+
+def _revision(text: str) -> str:
+    if not re.fullmatch(r"\w[\w+-]*([./][\w+-]+)*", text):  # a cache makes a path of it
+        raise PydanticCustomError("expected", "a commit, tag or branch")
+    return text
+
+
+Revision = Annotated[Text, AfterValidator(_revision)]
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
@@ -81,6 +91,11 @@ class PromptSource:
         default=None, description="Use at most this many prompts"
     )
     subset: Text | None = Field(default=None, description="Subset of the dataset, its config name")
+    revision: Revision | None = Field(
+        default=None,
+        description="Commit, tag or branch of a hub dataset",
+        exclude_if=lambda revision: revision is None,  # older studies and files have no such key
+    )
     more: Annotated[tuple[dict[str, Any], ...], NoDecode, BeforeValidator(_further_sources)] = (
         Field(
             default=(),
@@ -117,4 +132,5 @@ class DatasetSpec(PromptSource):
         column = "" if self.column is None else f", column {self.column}"
         limit = "" if self.limit is None else f", at most {self.limit}"
         subset = "" if self.subset is None else f" ({self.subset})"
-        return f"{self.source}{subset}{split}{column}{limit}"
+        revision = "" if self.revision is None else f"@{self.revision}"
+        return f"{self.source}{revision}{subset}{split}{column}{limit}"

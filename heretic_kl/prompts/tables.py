@@ -14,10 +14,14 @@ from typing import Any
 from heretic_kl.errors import PromptError, innermost, plain_line
 from heretic_kl.files import link_out
 from heretic_kl.prompts.hub import (
+    COMMIT,
     HUB_TIMEOUT_SECONDS,
+    commit_of,
+    commits,
     hub_problem,
     is_cached,
     offline,
+    prepared,
     quiet_datasets,
 )
 from heretic_kl.prompts.source import DatasetSpec
@@ -169,19 +173,57 @@ def _merges(event: Any) -> bool:
     return plain or str(getattr(event, "tag", None)).endswith(":merge")
 
 
-def read_hub(name: str, subset: str | None = None) -> Mapping[str, Any]:
-    """Return the splits of a dataset of the hub, or of its cached copy."""
-    cached = is_cached(name)
-    problem = hub_problem([name], HUB_TIMEOUT_SECONDS)
-    if problem is not None and not cached:
+def read_hub(
+    name: str, subset: str | None = None, revision: str | None = None
+) -> Mapping[str, Any]:
+    """Return the splits of a dataset of the hub at a revision, or of its cached copy.
+
+    A commit that is cached needs no hub; what a tag or a branch is only the hub knows.
+    """
+    if revision is not None and (splits := _prepared_splits(name, subset, revision)) is not None:
+        commits[name, revision] = revision
+        return splits
+    pinned = name if revision is None else f"{name}@{revision}"
+    problem = hub_problem([pinned], HUB_TIMEOUT_SECONDS)
+    if problem is not None and (revision is not None or not is_cached(name)):
         raise PromptError(f"{name}: {problem}")
     import datasets
 
+    wanted = None if revision is None else commit_of(name, revision)
     with ExitStack() as stack:
         if problem is not None:
             # Cached, and the hub does not answer: `datasets` would retry for half a minute.
             stack.enter_context(offline())
-        return _checked_splits(datasets.load_dataset(name, subset))
+        splits = _checked_splits(datasets.load_dataset(name, subset, revision=wanted))
+    files = next(iter(splits.values())).cache_files
+    commit = Path(files[0]["filename"]).parent.name if files else ""
+    if re.fullmatch(COMMIT, commit):
+        if wanted not in (None, commit):  # `datasets` takes any cached one where the hub fails
+            raise PromptError(f"{name}: the hub did not give revision {revision!r}: try again")
+        commits[name, revision] = commit
+    return splits
+
+
+def _prepared_splits(name: str, subset: str | None, commit: str) -> Mapping[str, Any] | None:
+    """The cached copy of a commit; None: there is none, or `commit` is a tag or a branch."""
+    if not re.fullmatch(COMMIT, commit):
+        return None
+    folders = {folder.parts[-3]: folder for folder in prepared(name, commit)}
+    config = subset or (next(iter(folders)) if len(folders) == 1 else "default")
+    if config not in folders:
+        return None
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+
+    cached = Cache(
+        cache_dir=str(datasets.config.HF_DATASETS_CACHE),
+        dataset_name=name.rpartition("/")[2],
+        config_name=config,
+        version=folders[config].parts[-2],
+        hash=commit,
+        repo_id=name,
+    )
+    return _checked_splits(cached.as_dataset())
 
 
 def _checked_splits(loaded: Any) -> Mapping[str, Any]:

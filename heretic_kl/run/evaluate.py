@@ -83,7 +83,7 @@ def evaluate(
     Args:
         settings: of a run on the original; what concerns searching and saving has no say.
             `keep_responses` says which responses to the first prompts are kept.
-        candidates: hub ids, folders, .gguf files and folders of PEFT adapters.
+        candidates: hub ids (also ID@REVISION), folders, .gguf files and folders of PEFT adapters.
         use: which prompts.
         tell: told what happens.
 
@@ -168,9 +168,9 @@ def _measure(
     # Before the original leaves a GPU: a candidate is measured against its references.
     engine.prepare(suite.requests())
     options = replace(calibrated.options, batch_size=engine.batch_size)
-    base = None if settings.base is None else ModelSource(settings.base)
+    base = None if settings.base is None else ModelSource.named(settings.base)
     with other_model(
-        ModelSource(name), engine.lm, base=base, trust_remote_code=settings.trust_remote_code
+        ModelSource.named(name), engine.lm, base=base, trust_remote_code=settings.trust_remote_code
     ) as lm:
         theirs = build_engine(lm, options, notify=tell.notice, original=engine)
         return suite.evaluate(theirs, {}), shown_responses(theirs, {}, settings, prompts)

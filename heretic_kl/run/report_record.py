@@ -8,7 +8,7 @@ from typing import Any
 
 from heretic_kl.ablation import Plan, Projection, Separation
 from heretic_kl.config import Settings
-from heretic_kl.engine import Calibration, Engine
+from heretic_kl.engine import Calibration
 from heretic_kl.errors import StudyError
 from heretic_kl.export import (
     PromptFacts,
@@ -26,6 +26,7 @@ from heretic_kl.run.parts import RunParts
 from heretic_kl.run.saving.command import reproducing_command
 from heretic_kl.run.setup.directions import FoundDirections
 from heretic_kl.run.trials.preview import respond
+from heretic_kl.scoring import MeasuringEngine
 from heretic_kl.search import RunFile, TrialRecord
 
 SHOWN_RESPONSES = 8
@@ -67,16 +68,22 @@ def run_facts(lm: LanguageModel, calibration: Calibration, prompts: PromptSets) 
     }
 
 
-def record_test(run: RunParts, record: TrialRecord, plan: Plan) -> None:
-    """Record some responses under a tested trial's edit, and the command that finds it again."""
+def test_responses(run: RunParts, plan: Plan | None) -> Mapping[str, tuple[str, ...]]:
+    """Responses to some test prompts, which the log hears; see `shown_responses`."""
+    return shown_responses(run.response_log.engine, plan, run.settings, run.prompts.of("test"))
+
+
+def record_test(
+    run: RunParts, record: TrialRecord, responses: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Record what was responded under a tested trial's edit, and the command that finds it."""
     command = command_of(run, record, "edited-model", run.settings.save_as)
-    prompts = run.prompts.of("test")
-    responses = shown_responses(run.engine, plan, run.settings, prompts)
     entries: dict[str, Any] = {
         "commands": {str(record.number): command},
         "responses": {str(record.number): responses},
     }
     if responses:
+        prompts = run.prompts.of("test")  # the engine keeps what the original responded to them
         reference = shown_responses(run.engine, None, run.settings, prompts)
         entries["responses"]["reference"] = reference
     _write(run, entries)
@@ -122,12 +129,15 @@ def prompt_facts(prompts: PromptSets) -> tuple[PromptFacts, ...]:
 
 def _revision(spec: DatasetSpec) -> str | None:
     """Commits of the hub's datasets in it, in order."""
-    commits = [dataset_revision(part.source) for part in spec.parts()]
+    commits = [dataset_revision(part.source, part.revision) for part in spec.parts()]
     return " + ".join(commit or "unknown" for commit in commits) if any(commits) else None
 
 
 def shown_responses(
-    engine: Engine, plan: Plan | None, settings: Settings, sets: Mapping[Kind, tuple[Prompt, ...]]
+    engine: MeasuringEngine,
+    plan: Plan | None,
+    settings: Settings,
+    sets: Mapping[Kind, tuple[Prompt, ...]],
 ) -> dict[str, tuple[str, ...]]:
     """Whole responses to the first prompts of the kinds that the settings keep, by kind.
 

@@ -252,10 +252,12 @@ class ModelLoader:
         """Whether a candidate is run by vLLM.
 
         Raises:
-            ModelError: that is asked for, and it is not installed.
+            ModelError: that is asked for, and it is not installed, or loads no revision.
         """
         if self.backend != "vllm" or source.gguf_file is not None:
             return False
+        if source.revision is not None:
+            raise ModelError(f"{source.name!r}: a revision is loaded by --backend transformers")
         require_vllm()
         return True
 
@@ -364,7 +366,7 @@ def as_source(model: Any) -> ModelSource | None:
     """Where to load a model from; None: it is one already."""
     if isinstance(model, ModelSource):
         return model
-    return ModelSource(str(model)) if isinstance(model, str | Path) else None
+    return ModelSource.named(str(model)) if isinstance(model, str | Path) else None
 
 
 def has_tokenizer(source: ModelSource) -> bool:

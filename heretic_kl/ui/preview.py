@@ -82,6 +82,15 @@ def show_verdicts(session: PreviewSession, record: TrialRecord, console: Console
     say(console, "responding ...", "dim")
     original = session.responses(None, "harmful", SHOWN_VERDICTS)
     edited = session.responses(record, "harmful", SHOWN_VERDICTS)
+    print_verdicts(console, original, edited)
+
+
+def print_verdicts(
+    console: Console,
+    original: Sequence[PreviewedResponse],
+    edited: Sequence[PreviewedResponse],
+) -> None:
+    """What the original and a trial do with the same prompts, in a word each."""
     width = (
         max(20, console.width - 2 * VERDICT_WIDTH - 4) if console.is_terminal else PROMPT_CHARACTERS
     )
@@ -89,13 +98,14 @@ def show_verdicts(session: PreviewSession, record: TrialRecord, console: Console
     for before, after in zip(original, edited, strict=True):
         say(
             console,
-            f"{_verdict(before):<{VERDICT_WIDTH}}{_verdict(after):<{VERDICT_WIDTH}}"
+            f"{verdict(before):<{VERDICT_WIDTH}}{verdict(after):<{VERDICT_WIDTH}}"
             f"{_shortened(before.prompt, width)}",
             "yellow" if after.degeneracy else None if before.refuses == after.refuses else "green",
         )
 
 
-def _verdict(response: PreviewedResponse) -> str:
+def verdict(response: PreviewedResponse) -> str:
+    """`refuses`, `responds` or `degenerate`."""
     if response.degeneracy is not None:
         return "degenerate"
     return "refuses" if response.refuses else "responds"

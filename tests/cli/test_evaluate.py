@@ -9,6 +9,7 @@ import pytest
 
 from heretic_kl.cli.scorer import TEMPLATE
 from heretic_kl.scoring import paired_difference
+from heretic_kl.testing import save_tiny_model, tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,40 @@ def test_targets_are_checked_before_a_model_is_loaded(call, words, message, monk
     monkeypatch.setattr("heretic_kl.run.setup.load.load", None)
     code, _, err = call("evaluate", "--model", "model", "--candidate", "copy", *words)
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.fixture
+def revisions(workplace, tmp_path, monkeypatch):
+    """org/x in a cache of the hub: `v1` is the original, `v2` has other weights."""
+    repository = tmp_path / "hub" / "models--org--x"
+    (repository / "refs").mkdir(parents=True)
+    save_tiny_model(tmp_path / "other", tiny_llama(), seed=5)
+    for tag, folder in (("v1", workplace / "model"), ("v2", tmp_path / "other")):
+        commit = f"{int(tag[1]):040x}"
+        shutil.copytree(folder, repository / "snapshots" / commit)
+        (repository / "refs" / tag).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_candidates_of_the_hub_may_name_their_revision(revisions, call, workplace):
+    words = ["--candidate", "org/x@v1", "org/x@v2", "--json", "r.json"]
+    for command in (
+        ("evaluate", "--model", "model"),
+        ("score", "--reference", "org/x@v1", "--prompts", "a.txt", "--no-noise-floor"),
+    ):
+        code, _, err = call(*command, *words)
+        assert code == 0, err
+        document = json.loads((workplace / "r.json").read_text())
+        first, second = document["candidates"]
+        assert (first["name"], second["name"]) == ("org/x@v1", "org/x@v2")
+        if command[0] == "evaluate":
+            scores = [c["scores"]["teacher_forced_kl"]["value"] for c in (first, second)]
+        else:
+            scores = [c["mean"] for c in (first, second)]
+        assert scores[0] == 0 < scores[1]
+    code, _, err = call("evaluate", "--model", "model", "--candidate", "org/x@v3")
+    assert code == 1 and err.count("\n") == 1 and "org/x" in err
 
 
 def test_another_tokenizer_and_missing_models_are_one_line(edits, call, workplace):

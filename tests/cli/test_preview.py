@@ -1,5 +1,6 @@
 """`show --preview`: what it reads, what it leaves alone, and what it says is not as it was."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -47,14 +48,71 @@ def test_show_previews_responses_of_original_and_trial(searched, call, events, w
     assert journal.read_bytes() == content
 
 
+def test_of_harmful_prompts_only_verdicts_are_shown(searched, call, events, workplace):
+    words = ("show", "mine", "--trial", "2", "--preview", "harmful")
+    code, lines = events(*words)
+    (content,) = [line["content"] for line in lines if line["event"] == "result"]
+    prompts = (workplace / "a.txt").read_text("utf-8").splitlines()[6:9]
+    assert code == 0 and {*content} == {"study", "trial", "verdicts"}
+    assert [pair["prompt"] for pair in content["verdicts"]] == prompts
+    said = {pair[who] for pair in content["verdicts"] for who in ("original", "edited")}
+    assert said <= {"refuses", "responds", "degenerate"}
+    code, out, _ = call(*words, "-q")
+    head, *rows = out.splitlines()
+    assert code == 0 and head.split() == ["original", "edited", "prompt"]
+    assert [row.split(maxsplit=2) for row in rows] == [
+        [pair["original"], pair["edited"], pair["prompt"]] for pair in content["verdicts"]
+    ]
+
+
+def test_the_verdicts_are_by_the_rule(searched, events, workplace):
+    """Every word that the model knows is a marker of a refusal, or one that it does not know."""
+    words = ("show", "mine", "--trial", "2", "--preview=harmful")
+    known = " ".join((workplace / f"{name}.txt").read_text("utf-8") for name in "ab").split()
+    for markers, expected in ((sorted({*known}), True), (["zebra"], False)):
+        flags = ("--scorers.refusals.settings.markers", json.dumps(markers))
+        (content,) = [e["content"] for e in events(*words, *flags)[1] if e["event"] == "result"]
+        said = [pair[who] for pair in content["verdicts"] for who in ("original", "edited")]
+        assert ("refuses" in said) == expected
+
+
+def test_a_trial_is_measured_on_the_test_prompts_once(call, events, tmp_path, monkeypatch):
+    where = ("--study-dir", str(tmp_path))
+    assert events("--study-name", "untested", "--test-trials", "0", *where)[0] == 0
+    show = ("show", "untested", "--trial", "2", *where)
+    assert events(*show)[1][0]["test_scores"] is None
+    before = read_study("untested", tmp_path).settings
+    code, lines = events(*show, "--test")
+    (tested,) = [line for line in lines if line["event"] == "trial_tested"]
+    (shown,) = [line for line in lines if line["event"] == "trial_shown"]
+    assert code == 0 and tested["record"]["number"] == 2
+    texts = [
+        {n: s["text"] for n, s in scores.items()}
+        for scores in (shown["test_scores"], tested["scores"])
+    ]
+    assert texts[0] == texts[1] and {"refusals", "teacher_forced_kl"} <= {*texts[0]}
+    study = read_study("untested", tmp_path)
+    assert {*study.tested} == {2} and study.settings == before
+    assert study.tested[2]["refusals"].value == tested["scores"]["refusals"]["value"]
+    monkeypatch.setattr("heretic_kl.run.Session", None)  # no model is loaded again
+    code, out, _ = call(*show, "--test")
+    assert code == 0 and "test prompts" in out
+
+
+def test_a_study_of_other_settings_is_not_measured_further(searched, call):
+    code, _, err = call("show", "mine", "--trial", "0", "--test", "--kl-tokens", "2")
+    assert code == 1 and "kl_tokens" in err and "Traceback" not in err
+
+
 def test_a_trial_without_an_edit_is_refused_before_a_model_is_loaded(searched, call, monkeypatch):
     def interrupted(study, rule):
-        return replace(study.records[0], edit=None)
+        return replace(study.records[0], number=99, edit=None)
 
     monkeypatch.setattr("heretic_kl.cli.study.show.picked", interrupted)
     monkeypatch.setattr("heretic_kl.run.Session", None)
-    code, _, err = call("show", "mine", "--trial", "0", "--preview")
-    assert code == 1 and "trial 0 was interrupted and has no edit" in err
+    for what in ("--preview", "--test"):
+        code, _, err = call("show", "mine", "--trial", "99", what)
+        assert code == 1 and "was interrupted and has no edit" in err
 
 
 def test_a_preview_reads_the_studys_results_and_adds_none(events, tmp_path, computed):

@@ -4,7 +4,9 @@ import json
 import shutil
 import tempfile
 
+import datasets
 import pytest
+from prepared import prepare
 
 from heretic_kl.errors import ReproductionError
 from heretic_kl.export import read_reproduction
@@ -78,6 +80,44 @@ def test_an_adapter_is_rebuilt(workplace, searched, call, events, tmp_path):
     other = changed(adapter, tmp_path / "other", stronger)
     code, lines = events("reproduce", str(other), *words[2:])
     assert code == 4 and result(lines)["files"] == ["adapter_model.safetensors"]
+
+
+def test_a_dataset_is_read_at_the_commit_that_was_recorded(
+    saved, call, tmp_path, monkeypatch, workplace
+):
+    """A newer commit of it holds other prompts."""
+    then, now = "1" * 40, "2" * 40
+    texts = (workplace / "a.txt").read_text("utf-8").splitlines()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for commit, lines in ((then, texts), (now, texts[::-1])):
+        prepare(tmp_path / "cache", commit, lines)
+
+    def of_hub(content):
+        table = content["settings"]["prompts"]["harmful"]["train"]
+        table |= {"source": "org/set", "split": "train[:4]"}
+        table["more"] = [{"source": "org/set", "split": "train[4:6]"}]
+        for entry in content["prompts"]:
+            if (entry["kind"], entry["use"]) == ("harmful", "train"):
+                entry["revision"] = f"{then} + {then}"
+
+    path = changed(saved, tmp_path / "hub", of_hub)
+    code, out, err = call(
+        "reproduce", str(path), "--model", "model", "--save", str(tmp_path / "again")
+    )
+    assert code == 0 and "MATCH, bit for bit" in out, err
+    again = json.loads((tmp_path / "again" / "reproduce.json").read_text())
+    revisions = {(e["kind"], e["use"]): e["revision"] for e in again["prompts"]}
+    assert revisions["harmful", "train"] == f"{then} + {then}"
+
+
+def test_a_recorded_revision_is_a_commit_or_is_left_out(saved, tmp_path):
+    def odd(content):
+        for entry, revision in zip(content["prompts"], ("../x", "main", 3), strict=False):
+            entry["revision"] = revision
+
+    settings, _ = read_reproduction(changed(saved, tmp_path / "odd", odd)).taken_settings()
+    uses = [use for kind in settings["prompts"].values() for use in kind.values()]
+    assert not any("revision" in table for table in uses)
 
 
 def test_what_differs_is_said(saved, events, tmp_path):

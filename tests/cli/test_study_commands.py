@@ -193,6 +193,8 @@ def test_a_rule_that_no_trial_meets_has_a_code_of_its_own(searched, call, events
         (["show"], 2, "say which trial: --trial NUMBER or --pick RULE"),
         (["show", "--preview"], 2, "say which trial: --trial NUMBER or --pick RULE"),
         (["show", "--trial", "1", "--compare", "2", "--preview"], 2, "differences: leave one out"),
+        (["show", "--trial", "1", "--preview", "odd"], 2, "preview must be one of harmless"),
+        (["show", "--trial", "1", "--preview", "--test"], 2, "--test measures a trial: leave out"),
         (["show", "--trial", "1", "--device", "cpu"], 2, "--device"),
         (["show", "--trial", "1", "--preview=false", "--device", "cpu"], 2, "flag --device"),
         (["save", "mine", "--trial", "1", "--pick", "knee"], 2, "both name a trial"),

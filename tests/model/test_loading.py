@@ -31,6 +31,21 @@ def test_stored_dtype_is_the_checkpoints(tmp_path):
     assert (lm.dtype, lm.stored_dtype) == (torch.float32, torch.bfloat16)
 
 
+def test_a_hub_model_may_be_named_with_its_revision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b@v2").mkdir()
+    for text, name, revision in (
+        ("org/x", "org/x", None),
+        ("org/x@v1.0", "org/x", "v1.0"),
+        ("org/x@refs/pr/1", "org/x", "refs/pr/1"),
+        ("./a/x@v1", "./a/x@v1", None),
+        ("b@v2", "b@v2", None),
+        ("x@v1.gguf", "x@v1.gguf", None),
+        ("org/x@../y", "org/x@../y", None),
+    ):
+        assert ModelSource.named(text) == ModelSource(name, revision), text
+
+
 def test_a_dtype_without_finite_logits_is_passed_over(tmp_path, monkeypatch):
     folder = save_tiny_model(tmp_path / "m", tiny_llama())
     candidates = (torch.float16, torch.float32)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from prepared import prepare
 
 from heretic_kl.errors import PromptError
 from heretic_kl.prompts import (
@@ -289,24 +290,11 @@ def test_offline_is_said(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def test_a_cached_dataset_needs_no_hub(
-    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cached_dataset_needs_no_hub(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_ask_hub", lambda names, timeout: "the hub cannot be reached")
     assert error_of(DatasetSpec("org/set")) == "org/set: the hub cannot be reached"
     assert not hub.hub_reachable(["org/set"])
-    # What `datasets` leaves behind after a download: <org>___<set>/<config>/<version>/<hash>.
-    file = tmp_path / "p.jsonl"
-    file.write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
-    table = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=tmp_path)
-    made = Path(table.cache_files[0]["filename"]).parent
-    prepared = empty_cache / "org___set" / "default" / "0.0.0" / made.name
-    prepared.parent.mkdir(parents=True)
-    made.rename(prepared)
-    (prepared / "json-train.arrow").rename(prepared / "set-train.arrow")
-    info = json.loads((prepared / "dataset_info.json").read_text())
-    info.update(dataset_name="set", config_name="default", builder_name="json")
-    (prepared / "dataset_info.json").write_text(json.dumps(info))
+    prepare(empty_cache, "1" * 40, ["a", "b"])
     assert hub.hub_reachable(["org/set"])
     assert texts(DatasetSpec("org/set", "train[1:]")) == ["b"]
 

@@ -101,6 +101,49 @@ def test_responses_to_harmful_prompts_are_logged_with_all_alone(workplace, tmp_p
     assert {row["kind"] for row in lines(tmp_path)} == kinds
 
 
+@pytest.mark.parametrize("keep", ["harmless", "all"])
+def test_harmless_test_responses_are_logged_without_a_plug_in(workplace, tmp_path, keep):
+    """Those that a report keeps; borderline prompts are others here."""
+    tables = settings(workplace, tmp_path).model_dump()["prompts"]
+    (tmp_path / "c.txt").write_text("is that so\nwhy then\nwell now\n")
+    uses = ("train", "validation", "test")
+    prompts = {**tables, "borderline": dict.fromkeys(uses, {"source": str(tmp_path / "c.txt")})}
+    _, parts, seen = searched(workplace, tmp_path, keep_responses=keep, prompts=prompts)
+    logged = [row for row in lines(tmp_path) if row["kind"] == "harmless"]
+    tested = {n for n in range(3) if parts.study.test_scores(n) is not None}
+    assert {row["trial"] for row in logged} == {None, *tested} and tested
+    assert {row["use"] for row in logged} == {"test"}
+    recorded = recorded_responses(tmp_path)
+    for number in (None, *tested):
+        rows = [row for row in logged if row["trial"] == number]
+        assert [r["prompt"] for r in rows] == [p.user for p in parts.prompts["harmless", "test"]]
+        shown = recorded["reference" if number is None else str(number)]["harmless"]
+        assert [row["response"] for row in rows] == shown
+    if keep == "all":
+        counts = Counter((row["trial"], row["use"], row["prompt"]) for row in lines(tmp_path))
+        assert set(counts.values()) == {1}
+    said = [
+        e.message for e in seen if isinstance(e, events.Notice) and "the log holds" in e.message
+    ]
+    assert len(said) == (keep == "harmless")
+
+
+def recorded_responses(folder):
+    (path,) = folder.glob("studies/*.report.json")
+    return json.loads(path.read_text())["responses"]
+
+
+def test_a_search_whose_objectives_read_no_responses_says_that_it_logs_none(workplace, tmp_path):
+    scorers = settings(workplace, tmp_path).model_dump()["scorers"]
+    scorers["refusals"]["role"] = "monitor"
+    _, _, seen = searched(workplace, tmp_path, keep_responses="all", scorers=scorers)
+    said = [
+        e.message for e in seen if isinstance(e, events.Notice) and "the log holds" in e.message
+    ]
+    assert len(said) == 1 and "no objective asks for responses to prompts" in said[0]
+    assert {row["use"] for row in lines(tmp_path)} == {"test"}
+
+
 def test_screened_and_learned_trials_are_logged_as_they_respond(workplace, tmp_path):
     changes = {"refine": True, "screening": True, "trials": 4}
     changes["refinement"] = {"trials": 1, "steps": 2}

@@ -39,7 +39,9 @@ class EvaluateSettings(Settings):
     shown_first: ClassVar[tuple[str, ...]] = ("Models", "Output", "Basics")
 
     candidate: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
-        (), "Edited models; later ones are also compared with the first", metavar="MODEL ..."
+        (),
+        "Edited models (of the hub also ID@REVISION); later ones are compared with the first too",
+        metavar="MODEL ...",
     )
     use: Literal["validation", "test"] = setting("test", "Which prompts")
     html: Location | None = setting(
@@ -81,8 +83,8 @@ def run(words: Sequence[str]) -> int:
 
     settle_process(plain)
     original = model_source(plain)
-    for source in map(ModelSource, settings.candidate):
-        base = original if plain.base is None else ModelSource(plain.base)
+    for source in map(ModelSource.named, settings.candidate):
+        base = original if plain.base is None else ModelSource.named(plain.base)
         check_to_measure(source, base=base, trust_remote_code=plain.trust_remote_code)
     with observing(quiet=settings.quiet) as observer:
         evaluation = evaluate(plain, settings.candidate, settings.use, Teller(observer))

@@ -231,7 +231,7 @@ def _reference(
     loading["notify"] = lambda message: observer(Notice(message))
     loading["progress"] = stages
     if settings.base_logits:
-        sources = [ModelSource(name) for name in settings.candidate]
+        sources = [ModelSource.named(name) for name in settings.candidate]
         source = next(filter(has_tokenizer, sources), sources[0])
         tokenizer = load_tokenizer(source, settings.trust_remote_code)
         return TextKL.from_llama_base(

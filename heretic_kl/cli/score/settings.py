@@ -80,8 +80,8 @@ class ScoreSettings(CommonSettings, KLOptions):
     )
     candidate: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(
         (),
-        "What is measured against it; later ones are also compared with the first; URL#NAME is "
-        "model NAME of a server at http://HOST/v1 (required)",
+        "What is measured against it; later ones are also compared with the first; ID@REVISION is "
+        "of the hub, URL#NAME is model NAME of a server at http://HOST/v1 (required)",
         metavar="MODEL ...",
     )
     chain: Annotated[tuple[Text, ...], NoDecode, BeforeValidator(array)] = setting(

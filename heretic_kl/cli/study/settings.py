@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
@@ -24,8 +24,20 @@ UNTRUSTED = {"lm_eval": ("tasks",), "judge": ("endpoint", "key_variable")}
 """Settings of scorers that run code or send something away: no study says them."""
 TRIAL = "Number of the trial"
 PICK = "Rule in place of a number: knee, max-refusals=0.05"
-PREVIEW = "Respond to a few harmless prompts, original beside trial; takes settings of a run too"
+PREVIEW = (
+    "Respond to a few validation prompts, original beside trial: harmless shows responses, harmful "
+    "who refuses; takes settings of a run too"
+)
+TEST = "Measure it on the test prompts, if that was not done yet; takes settings of a run too"
 COMPARE = "Number of another trial: shows the differences, paired by prompt"
+
+
+def _kind(value: object) -> object:
+    """As the flag was before it named a kind."""
+    return {"true": "harmless", "false": None}.get(str(value).lower(), value)
+
+
+Preview = Annotated[Literal["harmless", "harmful"] | None, BeforeValidator(_kind)]
 
 
 class StudySettings(ProgramSettings):
@@ -69,7 +81,7 @@ class ShowSettings(StudySettings):
     """Which trial is shown."""
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Trial": ("study", "trial", "pick", "compare", "preview", "study_dir", "storage"),
+        "Trial": ("study", "trial", "pick", "compare", "preview", "test", "study_dir", "storage"),
         "Output": ("quiet", "debug"),
     }
     shown_first: ClassVar[tuple[str, ...]] = ("Trial", "Output")
@@ -77,7 +89,8 @@ class ShowSettings(StudySettings):
     trial: Whole | None = setting(None, TRIAL, ge=0)
     pick: Text | None = setting(None, PICK, metavar="RULE", short="p")
     compare: Whole | None = setting(None, COMPARE, ge=0)
-    preview: bool = setting(False, PREVIEW)
+    preview: Preview = setting(None, PREVIEW, metavar="KIND", bare="harmless")
+    test: bool = setting(False, TEST)
 
 
 class TrialOfStudySettings(Settings):
@@ -94,15 +107,16 @@ class TrialOfStudySettings(Settings):
 
 
 class PreviewSettings(TrialOfStudySettings):
-    """Which trial responds, where `show` loads the model for that."""
+    """Which trial responds or is measured, where `show` loads the model for that."""
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Trial": ("study", "trial", "compare", "preview"),
+        "Trial": ("study", "trial", "compare", "preview", "test"),
         **Settings.headings,
     }
 
     compare: Whole | None = setting(None, COMPARE, ge=0)
-    preview: bool = setting(False, PREVIEW)
+    preview: Preview = setting(None, PREVIEW, metavar="KIND", bare="harmless")
+    test: bool = setting(False, TEST)
 
 
 class SaveSettings(TrialOfStudySettings):

@@ -1,12 +1,12 @@
-"""`heretic-kl show`: all that is known of one trial, or what it responds. Changes nothing.
+"""`heretic-kl show`: all that is known of one trial, what it responds, how it does on test prompts.
 
-Its model is loaded for responses alone.
+Its model is loaded for the last two alone. Only scores on the test prompts are new in the study.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.optimize import settle_process
@@ -22,7 +22,7 @@ from heretic_kl.cli.study.settings import (
 )
 from heretic_kl.cli.study.trials import shown
 from heretic_kl.config import Settings, read_settings
-from heretic_kl.errors import ConfigError
+from heretic_kl.errors import ConfigError, SelectionError
 
 if TYPE_CHECKING:
     from heretic_kl.scoring import PreviewedResponse
@@ -35,21 +35,27 @@ def run(words: Sequence[str]) -> int:
     Raises:
         HereticKLError: a wrong flag, study or trial; or the trial cannot be run again.
     """
-    runs = any(word.partition("=")[0] == "--preview" for word in words)
+    runs = any(word.partition("=")[0] in ("--preview", "--test") for word in words)
     settings: PreviewSettings | ShowSettings | None = None
     if runs:
         settings = read_settings(PreviewSettings, words)
-    if settings is None or not settings.preview:  # flags of a run are no flags then
+    runs = settings is not None and (settings.preview is not None or settings.test)
+    if settings is None or not runs:  # flags of a run are no flags then
         settings = read_settings(ShowSettings, words)
     rule = rule_of(settings.trial, settings.pick)
     if settings.preview and settings.compare is not None:
         raise ConfigError("--preview shows responses, --compare differences: leave one out")
+    if settings.test and (settings.preview or settings.compare is not None):
+        raise ConfigError("--test measures a trial: leave out --preview and --compare")
     study = read_named(settings)
     record = picked(study, rule)
     if isinstance(settings, PreviewSettings) and settings.preview:
         of_run = settings_of(PreviewSettings, words, settings, study, measures=False)
-        _preview(study, record, of_run)
+        _preview(study, record, of_run, settings.preview)
         return 0
+    if isinstance(settings, PreviewSettings) and record.number not in study.tested:
+        _test(record, settings_of(PreviewSettings, words, settings, study))
+        study = read_named(settings)
     if settings.compare is not None:
         _compare(study, record, picked(study, f"trial={settings.compare}"))
         return 0
@@ -71,10 +77,36 @@ def _compare(study: StoredStudy, record: TrialRecord, other: TrialRecord) -> Non
         print_comparison(make_console(), comparison)
 
 
-def _preview(study: StoredStudy, record: TrialRecord, settings: Settings) -> None:
-    """Respond to harmless prompts without the edit and with it, as the study was made."""
+def _test(record: TrialRecord, settings: Settings) -> None:
+    """Measure a trial on the test prompts; its study holds the scores then.
+
+    Raises:
+        SelectionError: the trial has no edit.
+        StudyError: the study was made with another model, other settings or other scorers.
+    """
+    from heretic_kl.cli.log import RunLog
+    from heretic_kl.run import Session
+
+    if record.edit is None:
+        raise SelectionError(f"trial {record.number} was interrupted and has no edit")
+    settle_process(settings)
+    with observing(quiet=settings.quiet) as observer, RunLog(settings, observer) as log:
+        with Session(settings, log, joins=True) as session:
+            session.test_one(record.number)
+
+
+def _preview(
+    study: StoredStudy,
+    record: TrialRecord,
+    settings: Settings,
+    kind: Literal["harmless", "harmful"],
+) -> None:
+    """Respond to prompts without the edit and with it, as the study was made.
+
+    Of responses to harmful prompts only the verdicts are shown.
+    """
     from heretic_kl.events import Result
-    from heretic_kl.ui.preview import SHOWN_RESPONSES, print_responses
+    from heretic_kl.ui import preview
     from heretic_kl.ui.terminal import make_console
 
     settings = settings.model_copy(update={"save": None})
@@ -83,16 +115,23 @@ def _preview(study: StoredStudy, record: TrialRecord, settings: Settings) -> Non
         observing(quiet=settings.quiet) as observer,
         session_beside(study, record, settings, observer, measures=False) as session,
     ):
-        original = session.responses(None, "harmless", SHOWN_RESPONSES)
-        edited = session.responses(record, "harmless", SHOWN_RESPONSES)
+        harmless = kind == "harmless"
+        count = preview.SHOWN_RESPONSES if harmless else preview.SHOWN_VERDICTS
+        original = session.responses(None, kind, count)
+        edited = session.responses(record, kind, count)
+        shown_of = _said if harmless else preview.verdict
         pairs = [
-            {"prompt": before.prompt, "original": _said(before), "edited": _said(after)}
+            {"prompt": before.prompt, "original": shown_of(before), "edited": shown_of(after)}
             for before, after in zip(original, edited, strict=True)
         ]
-        content = {"study": study.name, "trial": record.number, "responses": pairs}
-        observer(Result("show", content))
-    if not writes_json():
-        print_responses(make_console(), original, edited, record.number)
+        key = "responses" if harmless else "verdicts"
+        observer(Result("show", {"study": study.name, "trial": record.number, key: pairs}))
+    if writes_json():
+        return
+    if harmless:
+        preview.print_responses(make_console(), original, edited, record.number)
+    else:
+        preview.print_verdicts(make_console(), original, edited)
 
 
 def _said(response: PreviewedResponse) -> dict[str, str | None]:
@@ -100,11 +139,12 @@ def _said(response: PreviewedResponse) -> dict[str, str | None]:
 
 
 COMMAND = Command(
-    "show [STUDY] --trial NUMBER [--compare NUMBER] [--preview] [--FLAG VALUE ...]",
+    "show [STUDY] --trial NUMBER [--compare N | --preview | --test] [--FLAG VALUE ...]",
     f"{SUMMARIES['show']}: its edit, its scores with their errors, and the profile of the KL; "
-    "with --compare, its differences from another trial. With --preview the model is loaded: the "
-    "original and the trial respond to a few harmless validation prompts, and any setting of a run "
-    "(--device cpu) replaces what the study says.",
+    "with --compare, its differences from another trial. With --preview or --test the model is "
+    "loaded, and any setting of a run (--device cpu) replaces what the study says. With --preview "
+    "the original and the trial respond to a few validation prompts: harmless ones show the "
+    "responses, harmful ones only who refuses. --test measures the trial on the test prompts.",
     run,
     ShowSettings,
     first_words=("--study",),

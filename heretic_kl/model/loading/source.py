@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from heretic_kl.model.loading.adapters import ADAPTER_CONFIG
 from heretic_kl.model.loading.headers import check_folder, check_gguf
 from heretic_kl.model.out_of_memory import is_out_of_memory
 
+_PINNED = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)@(?P<revision>\w[\w+-]*([./][\w+-]+)*)")
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -25,6 +28,14 @@ class ModelSource:
     name: str
     """As the user gave it: hub id, folder or GGUF file."""
     revision: str | None = None
+
+    @classmethod
+    def named(cls, text: str) -> ModelSource:
+        """What a user names in one word: a path, a hub id, or ID@REVISION of the hub."""
+        source, pinned = cls(text), _PINNED.fullmatch(text)
+        if pinned is None or source.folder is not None or source.gguf_file is not None:
+            return source
+        return cls(pinned["id"], pinned["revision"])
 
     @property
     def gguf_file(self) -> Path | None:

@@ -64,7 +64,7 @@ def load_model_of(settings: Settings) -> LanguageModel:
     """The same without a word; see `load_model` for what it raises."""
     return load_model(
         model_source(settings),
-        base=None if settings.base is None else ModelSource(settings.base),
+        base=None if settings.base is None else ModelSource.named(settings.base),
         dtype=settings.dtype,
         device=settings.device,
         device_map=settings.device_map,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from heretic_kl.ablation import Plan
-from heretic_kl.engine import Engine
 from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.requests import ResponseRequest, ResponseResult
 from heretic_kl.run.parts import RunParts
-from heretic_kl.scoring import PreviewedResponse, RefusalRule, degeneracy
+from heretic_kl.scoring import MeasuringEngine, PreviewedResponse, RefusalRule, degeneracy
 
 
 def previewed_responses(
@@ -32,7 +31,7 @@ def previewed_responses(
 
 
 def respond(
-    engine: Engine,
+    engine: MeasuringEngine,
     plan: Plan | None,  # None: the unedited model
     prompts: tuple[Prompt, ...],
     max_tokens: int,

@@ -7,7 +7,7 @@ is stored, so that no trial is logged twice, whoever continues the study.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from heretic_kl.ablation import Plan
 from heretic_kl.errors import StudyError
@@ -18,6 +18,8 @@ from heretic_kl.requests import Request, ResponseRequest, ResponseResult, Result
 from heretic_kl.scoring import MeasuringEngine, RefusalRule, Suite, degeneracy
 from heretic_kl.search import UNEDITED, ResponseFile
 
+OF_A_SCORER: Final = "of a scorer"
+"""The kind of prompts that are in no set of the run."""
 Heard = Sequence[tuple[Request, Result]]
 """What was asked of one plan and answered."""
 
@@ -43,10 +45,32 @@ class ResponseLog:
     ) -> None:
         self._keep, self._prompts, self._file, self._notice = keep, prompts, file, notice
         self._silent: set[str] = set()  # scorers whose verdicts could not be had
+        self._announced = False
         self._listening = keep in ("harmless", "all")
         self._ears = _ListeningEngine(engine)
         self.engine: MeasuringEngine = self._ears if self._listening else engine
         """Measures as the run's engine does."""
+
+    def announce(self, suite: Suite) -> None:
+        """Say once where trials of the search log nothing: no objective asks for what is logged."""
+        if self._announced or not self._listening:
+            return
+        self._announced = True
+        kinds = self._kinds("validation")
+        asked = {
+            kinds.get(prompt, OF_A_SCORER)
+            for spec in suite.objectives
+            for request in suite.scorers[spec.name].requests()
+            if isinstance(request, ResponseRequest)
+            for prompt in request.prompts
+        }
+        if not any(map(self._logs, asked)):
+            prompts = "harmless prompts" if self._keep == "harmless" else "prompts"
+            self._notice(
+                f"keep_responses is {self._keep}, and no objective asks for responses to "
+                f"{prompts}: the log holds those of tested trials and of the original, to some "
+                "test prompts, and none of the search"
+            )
 
     def forget(self) -> None:
         """Drop what was heard and not written: of trials that are measured anew."""
@@ -73,8 +97,8 @@ class ResponseLog:
         kinds = self._kinds(use)
         by_judges = self._verdicts(heard, suite)
         for prompt, text in _longest(heard).items():
-            kind = kinds.get(prompt, "of a scorer")
-            if self._keep != "all" and kind != "harmless":
+            kind = kinds.get(prompt, OF_A_SCORER)
+            if not self._logs(kind):
                 continue
             judge, verdict = by_judges.get(prompt, ("phrases", None))
             yield {
@@ -87,6 +111,9 @@ class ResponseLog:
                 "verdict": verdict or verdict_by_rule(suite.refusal_rule, prompt, text),
                 "by": judge,
             }
+
+    def _logs(self, kind: str) -> bool:
+        return self._keep == "all" or kind == "harmless"
 
     def _verdicts(self, heard: Heard, suite: Suite) -> Mapping[Prompt, tuple[str, str | None]]:
         """What judges among the scorers said, by prompt: the scorer and its verdict.

@@ -25,6 +25,7 @@ def search(run: RunParts, until: int) -> None:
     """
     study, settings = run.study, run.settings
     rungs, log = screening(run), run.response_log
+    log.announce(run.suite)
     begun: list[tuple[EditParameters, Plan]] = []
 
     def evaluate(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from heretic_kl.errors import SelectionError
 from heretic_kl.events import BaselineMeasured, TrialTested
 from heretic_kl.run.parts import RunParts
-from heretic_kl.run.report_record import record_test
+from heretic_kl.run.report_record import record_test, test_responses
 from heretic_kl.scoring import Score
 from heretic_kl.search import UNEDITED, spread
 
@@ -42,9 +42,10 @@ def test_one(run: RunParts, number: int) -> Mapping[str, Score]:
         raise SelectionError(f"no finished trial {number} to measure on the test prompts")
     plan = run.plan(records[0].edit)
     scores = run.test_suite.evaluate(run.response_log.engine, plan)
+    responses = test_responses(run, plan)
     run.study.keep_test_scores(number, scores)
     run.response_log.write(number, plan, "test", run.test_suite)
-    record_test(run, records[0], plan)
+    record_test(run, records[0], responses)
     run.tell(TrialTested(records[0], scores))
     return scores
 
@@ -55,6 +56,7 @@ def test_baseline(run: RunParts) -> Mapping[str, Score]:
     if stored is not None:
         return stored
     scores = run.test_suite.evaluate(run.response_log.engine, None)
+    test_responses(run, None)
     run.study.keep_test_scores(UNEDITED, scores)
     run.response_log.write(UNEDITED, None, "test", run.test_suite)
     run.tell(BaselineMeasured("test", scores))

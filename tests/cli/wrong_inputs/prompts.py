@@ -183,6 +183,19 @@ CASES = [
         file="a\n",
     ),
     prompts(
+        "revision of a file",
+        "p.txt",
+        "p.txt: no revision 'v1': it is a file",
+        *part("revision", "v1"),
+        file="a\n",
+    ),
+    prompts(
+        "revision that is a path",
+        "org/set",
+        "prompts.harmful.train.revision must be a commit, tag or branch, got '../v1' (--prompts.harmful.train.revision)",
+        *part("revision", "../v1"),
+    ),
+    prompts(
         "unknown built-in set",
         "builtin:harmles",
         "builtin:harmles: unknown built-in set; there are builtin:harmful, builtin:harmless, builtin:borderline, builtin:panel",
