@@ -279,7 +279,10 @@ def test_settings_that_change_scores_make_another_study(workplace, tmp_path, mon
         assert [e for e in seen if isinstance(e, events.StudyOpened)][0].finished == 0
 
 
-def test_an_edit_that_gives_nan_logits_fails_its_trial_alone(workplace, tmp_path, monkeypatch):
+@pytest.mark.parametrize("role", ["minimize", "monitor"])
+def test_an_edit_that_gives_nan_logits_fails_its_trial_alone(
+    workplace, tmp_path, monkeypatch, role
+):
     """Real operators, of which those of the second trial scale the residual stream to overflow."""
     build, built = parts.build_plan, []
 
@@ -291,7 +294,9 @@ def test_an_edit_that_gives_nan_logits_fails_its_trial_alone(workplace, tmp_path
         return {key: replace(o, left=o.left * math.inf) for key, o in plan.items()}
 
     monkeypatch.setattr(parts, "build_plan", sometimes)
-    session, _ = run(workplace, tmp_path, trials=5, refine=False)
+    scorers = settings(workplace, tmp_path).model_dump(exclude_unset=True)["scorers"]
+    scorers["teacher_forced_kl"]["role"] = role
+    session, _ = run(workplace, tmp_path, trials=5, refine=False, scorers=scorers)
     with session:
         session.search()
         records = session.parts.study.records
