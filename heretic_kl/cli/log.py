@@ -14,7 +14,7 @@ from heretic_kl.cli.output import write_error
 from heretic_kl.config import Settings
 from heretic_kl.errors import HereticKLError, printable
 from heretic_kl.events import Event, Notice, Observer, StageAdvanced, StudyOpened, TrialFinished
-from heretic_kl.files import without_home, without_secrets
+from heretic_kl.files import redacted
 
 KEPT_LINES: Final = 10_000
 """So many lines wait for the study's name, which is known once the model is calibrated."""
@@ -93,7 +93,7 @@ class _Redacting(logging.Formatter):
     """Leaves out passwords, tokens, the home folder and control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(without_home(without_secrets(super().format(record))))
+        return printable(redacted(super().format(record)))
 
 
 def _facts(event: Event) -> str:
