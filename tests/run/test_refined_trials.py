@@ -16,7 +16,6 @@ from heretic_kl.kl import wilson_interval
 from heretic_kl.model import placement
 from heretic_kl.model.placement import is_offloaded
 from heretic_kl.refine import RefineOptions, objective, refiner
-from heretic_kl.run import parts
 from heretic_kl.run.saving.rebuild import rebuild
 from heretic_kl.run.trials import refine
 from heretic_kl.scoring import Score, likely_value
@@ -217,26 +216,6 @@ def test_where_refusals_are_not_to_be_lowered_nothing_is_refined(
         assert not run.parts.study.refined
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
     assert any("no edit is refined: it would lower refusals" in text for text in notices)
-
-
-@pytest.mark.parametrize("role", ["minimize", "monitor"])
-def test_nan_logits_fail_a_screened_trial_alone(workplace, tmp_path, markers, monkeypatch, role):
-    build, built = parts.build_plan, []
-
-    def sometimes(*arguments):
-        built.append(plan := build(*arguments))
-        factor = float("inf") if len(built) == 2 else 1.0
-        return {key: replace(o, left=o.left * factor) for key, o in plan.items()}
-
-    monkeypatch.setattr(parts, "build_plan", sometimes)
-    scorers = {"refusals": {"settings": {"markers": markers}}, "teacher_forced_kl": {"role": role}}
-    run, _ = session(workplace, tmp_path, markers, scorers=scorers)
-    with run:
-        run.search()
-        run.refine()
-        records = run.parts.study.records
-        assert [r.state == "failed" for r in records] == [False, True, False, False, False]
-        assert all(0 <= r.predicted["refusals"] <= 1 for r in records if r.number != 1)
 
 
 def test_minutes_end_the_search_and_the_refinement(workplace, tmp_path, markers):
