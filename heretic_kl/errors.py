@@ -25,6 +25,10 @@ wrong, the offending value and what to do.
     └── DemoModelError          the demo model could not be fetched or built
 """
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 class HereticKLError(Exception):
     """Base of every error that a user can mend; `exit_code` is the process's."""
@@ -120,6 +124,11 @@ def innermost(error: BaseException) -> str:
         error = cause
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"
+
+
+def printable(text: str) -> str:
+    """Text without control characters but newlines and tabs: a terminal would obey them."""
+    return _CONTROL.sub("", text)
 
 
 def plain_line(text: str, longest: int = 300) -> str:

@@ -29,7 +29,8 @@ _BLOB: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 TOKENS: Final = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{8,}")
 """Tokens of the hub, of endpoints and of GitHub."""
 _SECRETS: Final = (
-    (re.compile(r"(://[^\s:/@]*):[^\s@]*@"), r"\1:***@"),  # the password of a URL
+    # The password of a URL, which ends before the next value of JSON or cell of HTML.
+    (re.compile(r"(://[^\s:/@]*):(?:(?!\"[],}]|<)[^\s@])*@"), r"\1:***@"),
     (TOKENS, "***"),
     (re.compile(r"((?:password|token|api_key|secret)=)[^\s&'\"]+", re.IGNORECASE), r"\1***"),
 )
@@ -41,12 +42,12 @@ def expanded(path: Path | str) -> Path:
 
 
 def without_home(text: str) -> str:
-    """Return a text, JSON too, with paths in this user's home folder written as `~/...`."""
+    """Return a text, JSON and HTML too, with paths in this user's home folder as `~/...`."""
     home = os.path.expanduser("~")
     if home.strip("/\\.~") == "":
         return text
     for folder in {home, json.dumps(home)[1:-1]}:
-        text = re.sub(rf"(?<![^\s\"'`=:,(\[]){re.escape(folder)}(?=[/\\])", "~", text)
+        text = re.sub(rf"(?<![^\s\"'`=:;,(\[>]){re.escape(folder)}(?=[/\\])", "~", text)
         text = text.replace(f":///{folder}/", ":///~/")
     return text
 
@@ -56,6 +57,11 @@ def without_secrets(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redacted(text: str) -> str:
+    """Return a text as it may go into a file: without secrets, and `~` in place of the home."""
+    return without_home(without_secrets(text))
 
 
 def is_file_name(name: str) -> bool:

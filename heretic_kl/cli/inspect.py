@@ -14,6 +14,7 @@ from heretic_kl.cli.output import STDOUT, check_json_file, observing, writes_jso
 from heretic_kl.config import Settings, moved, read_settings
 from heretic_kl.config.tables import Location, json_file
 from heretic_kl.errors import ConfigError, ExportError
+from heretic_kl.files import redacted
 
 UNUSED = ("trials", "minutes", "refine", "pick", "save", "save_as", "study_dir")
 USAGE = "inspect MODEL [--json FILE] [--SETTING VALUE ...]"
@@ -67,7 +68,7 @@ def run(words: Sequence[str]) -> int:
         print_sections(results, inspection_sections(inspection, settings.model, *limits))
     if target is not None:
         try:
-            target.write_text(text, encoding="utf-8")
+            target.write_text(redacted(text), encoding="utf-8")
         except OSError as error:
             raise ExportError(f"cannot write {str(target)!r}: {error.strerror}") from error
     return 0

@@ -12,9 +12,9 @@ from typing import Final
 
 from heretic_kl.cli.output import write_error
 from heretic_kl.config import Settings
-from heretic_kl.errors import HereticKLError
+from heretic_kl.errors import HereticKLError, printable
 from heretic_kl.events import Event, Notice, Observer, StageAdvanced, StudyOpened, TrialFinished
-from heretic_kl.files import without_home, without_secrets
+from heretic_kl.files import redacted
 
 KEPT_LINES: Final = 10_000
 """So many lines wait for the study's name, which is known once the model is calibrated."""
@@ -90,10 +90,10 @@ class RunLog:
 
 
 class _Redacting(logging.Formatter):
-    """Leaves out passwords, tokens and the home folder."""
+    """Leaves out passwords, tokens, the home folder and control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_home(without_secrets(super().format(record)))
+        return printable(redacted(super().format(record)))
 
 
 def _facts(event: Event) -> str:

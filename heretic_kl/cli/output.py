@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heretic_kl.errors import ConfigError
+from heretic_kl.errors import ConfigError, printable
 from heretic_kl.files import check_writable, expanded
 from heretic_kl.ranks import is_first
 
@@ -41,8 +41,8 @@ def write(text: str) -> None:
 
 
 def write_error(text: str) -> None:
-    """A line on stderr, as it is."""
-    sys.stderr.write(f"{text}\n")
+    """Lines on stderr, without control characters."""
+    sys.stderr.write(f"{printable(text)}\n")
 
 
 def take_json_flag(words: Sequence[str], *, may_name_file: bool) -> tuple[list[str], bool]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from heretic_kl.ablation import Refinement
+from heretic_kl.errors import printable
 from heretic_kl.export.facts import ExportFacts, ScoreFacts
 from heretic_kl.export.hub.metadata import front_matter
-from heretic_kl.export.portable import portable, portable_text
+from heretic_kl.export.portable import markdown_text, portable, portable_text
 from heretic_kl.scoring import Score, agreement_text
 
 NORM_MODES = {
@@ -36,7 +38,7 @@ def model_card(facts: ExportFacts) -> str:
         _reproduction(facts),
         _limits(facts),
     )
-    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+    return printable("\n\n".join("\n".join(section) for section in sections) + "\n")
 
 
 def _front_matter(facts: ExportFacts) -> Iterator[str]:
@@ -47,7 +49,7 @@ def _front_matter(facts: ExportFacts) -> Iterator[str]:
 
 def _introduction(facts: ExportFacts) -> Iterator[str]:
     base = _base(facts)
-    yield f"# {portable_text(facts.name)}"
+    yield f"# {_line(facts.name)}"
     yield ""
     thing = "A LoRA adapter that edits" if facts.form == "lora" else "An edited version of"
     yield (
@@ -80,7 +82,7 @@ def _scorers(facts: ExportFacts) -> Iterator[str]:
         counts = _line(scores.meaning.counts) or "what this scorer counts"
         source = sources.get(scores.kind or "")
         where = "" if source is None else f", to prompts of kind {scores.kind} ({_line(source)})"
-        yield f"- `{name}`, {ROLES[scores.role]}: {counts}{where}"
+        yield f"- {_code(name)}, {ROLES[scores.role]}: {counts}{where}"
 
 
 def _use(facts: ExportFacts) -> Iterator[str]:
@@ -195,7 +197,7 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
             f"refusal was to stay below {learned.mass_limit:.2g}. {_at_strength(learned)}The "
             f"learned operators are in the saved weights; their SHA-256 is `{learned.sha256[:16]}`."
         )
-    picked = f"rule `{facts.pick_rule}`" if facts.pick_rule else "hand"
+    picked = f"rule {_code(facts.pick_rule)}" if facts.pick_rule else "hand"
     of = f", refined after {facts.trials} others" if edit.refinement else f" of {facts.trials}"
     yield ""
     yield (
@@ -206,7 +208,7 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
     yield "| Parameter | Value |"
     yield "|---|---|"
     for parameter, value in portable(facts.parameters).items():
-        yield f"| `{parameter}` | {_cell(value)} |"
+        yield f"| {_code(parameter)} | {_cell(value)} |"
 
 
 def _at_strength(learned: Refinement) -> str:
@@ -226,7 +228,7 @@ def _prompts(facts: ExportFacts) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for used in facts.prompts:
         yield (
-            f"| {used.kind} | {used.use} | {_cell(portable_text(used.source))} "
+            f"| {_line(used.kind)} | {used.use} | {_line(used.source)} "
             f"| {used.count} | `{used.sha256[:16]}` |"
         )
     yield ""
@@ -236,9 +238,10 @@ def _prompts(facts: ExportFacts) -> Iterator[str]:
 def _reproduction(facts: ExportFacts) -> Iterator[str]:
     yield "## Reproduction"
     yield ""
-    yield "```"
+    fence = max(["```", *(f"{run}`" for run in re.findall("`+", facts.command))], key=len)
+    yield fence
     yield facts.command
-    yield "```"
+    yield fence
     yield ""
     versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
     yield (
@@ -317,24 +320,30 @@ def _seen(facts: ExportFacts) -> str:
 
 
 def _named(scores: Iterable[str]) -> str:
-    return " and ".join(f"`{name}`" for name in scores)
+    return " and ".join(map(_code, scores))
 
 
 def _line(text: str) -> str:
-    return " ".join(portable_text(text).split())
+    """Text from elsewhere on one line."""
+    return markdown_text(portable_text(text))
+
+
+def _code(text: str) -> str:
+    """The same as code, in which nothing can be escaped."""
+    return f"`{re.sub(r'[`|<]', '?', ' '.join(portable_text(text).split()))}`"
 
 
 def _base(facts: ExportFacts) -> str:
     base = portable_text(facts.base_name)
     if not facts.base_is_hub_id:
-        return f"`{base}`"
-    revision = f" (revision `{facts.base_revision}`)" if facts.base_revision else ""
+        return _code(base)
+    revision = f" (revision {_code(facts.base_revision)})" if facts.base_revision else ""
     return f"[{base}](https://huggingface.co/{base}){revision}"
 
 
 def _score_row(name: str, scores: ScoreFacts) -> str:
     cells = (_score(scores.original), _score(scores.trial), _score(scores.saved))
-    return f"| {_cell(name)} | {' | '.join(cells)} |"
+    return f"| {_line(name)} | {' | '.join(cells)} |"
 
 
 def _score(score: Score | None) -> str:
@@ -343,9 +352,8 @@ def _score(score: Score | None) -> str:
     interval = ""
     if score.interval is not None and score.standard_error is not None:  # the text has the latter
         interval = ", {:.4f} to {:.4f}".format(*score.interval)
-    return _cell(portable_text(score.text)) + interval
+    return _line(score.text) + interval
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return markdown_text(f"{value:.6g}" if isinstance(value, float) else str(value))

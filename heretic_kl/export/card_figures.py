@@ -9,6 +9,7 @@ from pathlib import Path
 
 from heretic_kl.errors import ExportError
 from heretic_kl.export.folder import write_text
+from heretic_kl.export.portable import markdown_text
 from heretic_kl.files import new_file
 
 CARD = "README.md"
@@ -61,5 +62,5 @@ def add_figures(folder: Path, pictures: Sequence[CardPicture]) -> list[Path]:
 
 
 def _shown(picture: CardPicture) -> str:
-    alternative = re.sub(r"[\[\]\s]+", " ", picture.alternative)
-    return f"![{alternative}]({FOLDER}/{picture.name}.png)\n\n*{picture.caption}*"
+    alternative = markdown_text(re.sub(r"[\[\]]+", " ", picture.alternative))
+    return f"![{alternative}]({FOLDER}/{picture.name}.png)\n\n*{markdown_text(picture.caption)}*"

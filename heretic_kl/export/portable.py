@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from heretic_kl.errors import printable
 from heretic_kl.files import TOKENS
 
 ABSOLUTE_PATH = re.compile(
@@ -38,6 +40,12 @@ def portable_text(text: str) -> str:
     text = DATABASE_FILE.sub(r"\1", text)
     text = QUOTED_PATH.sub(r"\g<quote>\g<name>\g<quote>", text)
     return ABSOLUTE_PATH.sub(r"\1", text)
+
+
+def markdown_text(text: str) -> str:
+    """The text as one line of Markdown that shows it: it can hold no HTML, link, code or cell."""
+    line = " ".join(printable(text).split())
+    return html.escape(re.sub(r"[\\`|]|(?<=\])\(", r"\\\g<0>", line), quote=False)
 
 
 def portable(value: Any, key: str = "") -> Any:

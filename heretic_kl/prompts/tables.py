@@ -29,6 +29,10 @@ from heretic_kl.prompts.splits import read_split
 
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
 
+MOST_ROWS = 10_000_000
+MOST_BYTES = 2**30
+"""Of a parquet file, uncompressed."""
+
 
 def table_rows(spec: DatasetSpec, read: Callable[[], Mapping[str, Any]]) -> list[str | None]:
     """Read the splits, choose split, rows and column, and return the column's texts.
@@ -89,6 +93,7 @@ def read_file(path: Path, file_format: str) -> Mapping[str, Any]:
     """Return the only split of a file, in a format that `datasets` names."""
     if path.stat().st_size == 0 or (file_format != "parquet" and not path.read_bytes().strip()):
         raise PromptError(f"{path}: holds no prompts")
+    _check_expansion(path)
     import datasets
 
     # A cache of its own: nothing stale is read, nothing is left behind in the user's.
@@ -122,6 +127,9 @@ def read_folder(path: Path, subset: str | None = None) -> Mapping[str, Any]:
             if re.search(r"://|::|(^|[/\\])\.\.([/\\]|$)|^[/\\~]", name):
                 where = plain_line(f"{card.relative_to(path)} names data files elsewhere: {name}")
                 raise PromptError(f"{path}: {where}")
+    for file in path.rglob("*"):
+        if file.is_file():
+            _check_expansion(file)
     import datasets
 
     if saved and subset is not None:
@@ -134,6 +142,28 @@ def read_folder(path: Path, subset: str | None = None) -> Mapping[str, Any]:
         return _checked_splits(
             datasets.load_dataset(str(path.resolve()), subset, cache_dir=cache, keep_in_memory=True)
         )
+
+
+def _check_expansion(path: Path) -> None:
+    """Refuse a file that would become much larger on reading than it is.
+
+    Raises:
+        PromptError: `datasets` would unpack it, or it says that it holds more than is read.
+    """
+    from datasets.utils.extract import Extractor
+    from pyarrow.parquet import read_metadata
+
+    if Extractor.infer_extractor_format(path):
+        raise PromptError(f"{path}: its content is an archive or compressed: unpack it")
+    if path.suffix.lower() == ".parquet":
+        stated = read_metadata(path)
+        groups = range(stated.num_row_groups)
+        size = sum(abs(stated.row_group(place).total_byte_size) for place in groups)
+        if stated.num_rows > MOST_ROWS or size > MOST_BYTES:
+            raise PromptError(
+                f"{path}: {stated.num_rows:,} rows, {size / 2**30:.1f} GB uncompressed: at most "
+                f"{MOST_ROWS:,} rows and {MOST_BYTES / 2**30:.0f} GB of a file are read"
+            )
 
 
 def _stated_files(card: Path) -> Iterator[str]:

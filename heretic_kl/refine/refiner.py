@@ -140,6 +140,9 @@ class Refiner:
         """Probability of opening with one of the reference's refusals, (Q,) float64.
 
         On the harmful validation prompts; with the first openings, whatever was mined since.
+
+        Raises:
+            MeasurementError: it is not finite, as logits are not.
         """
 
         def measure() -> list[Tensor]:
@@ -151,9 +154,12 @@ class Refiner:
 
         mined, self.objective.openings = self.objective.openings, self.first_openings
         try:
-            return torch.cat(self._engine.limits.run(measure)).double().exp()
+            mass = torch.cat(self._engine.limits.run(measure)).double().exp()
         finally:
             self.objective.openings = mined
+        if not bool(mass.isfinite().all()):
+            raise MeasurementError("the probability of opening with a refusal is not finite")
+        return mass
 
     def refine(
         self,

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import HereticKLError
-from heretic_kl.files import without_home, without_secrets
+from heretic_kl.files import redacted
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
 from heretic_kl.search.sampler import ERROR, INTERRUPTED, REFINEMENT, STOPPED
 from heretic_kl.search.screening import Screened
@@ -165,7 +165,7 @@ class Outcomes:
 def error_attributes(error: Exception) -> dict[str, str]:
     """What a trial keeps of an error: one line, and the traceback."""
     text = {ERROR: one_line(error), TRACEBACK: _shortened_traceback(error)}
-    return {name: without_home(without_secrets(value)) for name, value in text.items()}
+    return {name: redacted(value) for name, value in text.items()}
 
 
 def one_line(error: Exception) -> str:

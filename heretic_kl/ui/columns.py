@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from heretic_kl.errors import printable
 from heretic_kl.ui.live import ResizableLive
-from heretic_kl.ui.terminal import printable
 
 NARROWEST: Final = 72
 """Columns of a terminal from which two texts stand beside each other."""

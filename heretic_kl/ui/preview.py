@@ -11,7 +11,7 @@ from heretic_kl.scoring import PreviewedResponse
 from heretic_kl.search import TrialRecord
 from heretic_kl.ui.asking import choose
 from heretic_kl.ui.columns import Heading, print_columns
-from heretic_kl.ui.terminal import printable, say
+from heretic_kl.ui.terminal import say
 
 SHOWN_RESPONSES: Final = 3
 """Harmless prompts whose responses are shown."""
@@ -118,5 +118,5 @@ def _broken(response: PreviewedResponse) -> str:
 
 def _shortened(prompt: str, most: int = PROMPT_CHARACTERS) -> str:
     """On one line."""
-    line = " ".join(printable(prompt).split())
+    line = " ".join(prompt.split())
     return line if len(line) <= most else f"{line[: most - 3]}..."

@@ -7,20 +7,20 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Final, cast
+from typing import IO, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.text import Text
 
+from heretic_kl.errors import printable
 from heretic_kl.report import to_ascii
 
 try:
     import termios
 except ImportError:  # Windows, which echoes nothing that nobody reads
     termios = None  # type: ignore[assignment]
-
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class _EncodableStream:
@@ -56,7 +56,17 @@ class _EncodableStream:
 
 
 class _PipeConsole(Console):
-    """Leaves a broken pipe to the caller, where rich would end the process."""
+    """Prints no control characters of a text; its own codes are segments of other kinds.
+
+    Leaves a broken pipe to the caller, where rich would end the process.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
 
     def on_broken_pipe(self) -> None:
         raise  # called while the BrokenPipeError is being handled
@@ -89,11 +99,6 @@ def say(console: Console, text: str, style: str | None = None) -> None:
     indent = len(text) - len(text.lstrip(" "))
     body = Text(text[indent:], style=style or "")
     console.print(Padding(body, (0, 0, 0, min(indent, 8)), expand=False))
-
-
-def printable(text: str) -> str:
-    """Text without control characters, which a model may write and a terminal would obey."""
-    return _CONTROL.sub("", text)
 
 
 @contextmanager

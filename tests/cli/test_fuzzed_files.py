@@ -6,15 +6,18 @@ import warnings
 
 import optuna
 import peft
+import pyarrow
 import pytest
 import torch
+from bounds import TooLong, bounded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
+from pyarrow.parquet import write_table
 
 from heretic_kl.config import load_settings
 from heretic_kl.config.reading import _toml
-from heretic_kl.errors import ConfigError, HereticKLError
+from heretic_kl.errors import HereticKLError, PromptError
 from heretic_kl.export import read_reproduction
 from heretic_kl.kl.head import REFERENCE_KIND
 from heretic_kl.kl.storage import load_tensors, save_tensors
@@ -43,6 +46,17 @@ JSON = st.recursive(
 )
 
 
+def test_a_hang_and_a_lack_of_memory_fail():
+    with pytest.raises(TooLong), bounded(seconds=0.1):
+        while True:
+            pass
+    with pytest.raises(AssertionError), bounded():
+        try:
+            bytearray(1 << 40)
+        except MemoryError as error:
+            raise PromptError("cannot be read") from error
+
+
 @st.composite
 def changed(draw, whole):
     """Bytes of which some are changed, and the end is perhaps missing."""
@@ -58,10 +72,8 @@ def test_a_settings_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzzed.toml"
     path.write_bytes(content)
     for read in (lambda: _toml(path), lambda: load_settings(["--config", str(path)])):
-        try:
+        with bounded(lines=True):
             read()
-        except ConfigError as error:
-            assert str(error)
 
 
 def places(value, path=()):
@@ -132,13 +144,18 @@ def test_the_whole_reproduction_file_is_one(tmp_path):
 def test_parts_of_a_reproduction_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "parts.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    try:
+    with bounded():
         reproduction = read_reproduction(path)
         reproduction.taken_settings()
         reproduction.weights_beside({"model.safetensors": None})
         reproduction.learned()
-    except HereticKLError as error:
-        assert str(error).isprintable()
+
+
+def parquet():
+    """A file of two prompts."""
+    sink = pyarrow.BufferOutputStream()
+    write_table(pyarrow.table({"text": ["one", "two"]}), sink)
+    return sink.getvalue().to_pybytes()
 
 
 PROMPTS = {
@@ -146,6 +163,7 @@ PROMPTS = {
     "p.csv": b'text,b\n"one",2\n',
     "p.jsonl": b'{"text": "one"}\n{"text": "two"}\n',
     "p.json": b'[{"text": "one"}, {"text": "two"}]',
+    "p.parquet": parquet(),
 }
 
 
@@ -155,10 +173,8 @@ def test_a_file_of_prompts(tmp_path_factory, data):
     name = data.draw(st.sampled_from(sorted(PROMPTS)))
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(data.draw(st.binary(max_size=99) | changed(PROMPTS[name])))
-    try:
+    with bounded():
         assert load_prompts(DatasetSpec(str(path)))
-    except HereticKLError as error:
-        assert "\n" not in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +202,8 @@ def test_a_journal(tmp_path_factory, journal, data):
         lambda: read_study("fuzzed", folder),
         lambda: check_storage(None, folder, "fuzzed"),
     ):
-        try:
+        with bounded():
             read()
-        except HereticKLError as error:
-            assert "\n" not in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -217,12 +231,10 @@ def test_an_adapter(adapter, data):
     (folder / "a" / "adapter_config.json").write_text(json.dumps(config))
     (folder / "a" / "adapter_model.safetensors").write_bytes(weights)
     base = load_tiny_model(folder / "model").model
-    try:
+    with bounded():
         check_adapter(folder / "a")
         adapter_base(folder / "a")
         with_adapter(base, folder / "a", "base")
-    except HereticKLError as error:
-        assert "\n" not in str(error)
 
 
 @FUZZ
@@ -230,7 +242,7 @@ def test_an_adapter(adapter, data):
 def test_a_reproduction_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzzed.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(HereticKLError) as raised:
+    with bounded(), pytest.raises(HereticKLError) as raised:
         read_reproduction(path)
     assert str(raised.value).isprintable()
 
@@ -323,7 +335,5 @@ def test_parts_of_a_stored_reference(tmp_path_factory, stored, data):
 def is_measured(stored, whole, path):
     """A candidate is measured from a changed file, or there is an error of one line."""
     files, model = stored
-    try:
+    with bounded():
         files[whole](path).score(model, tiny_tokenizer()).to_dict(worst=2)
-    except HereticKLError as error:
-        assert "\n" not in str(error)

@@ -1,6 +1,9 @@
 """A token, keys, a password and a home folder are planted; nothing that is written has them."""
 
+import importlib.util
+import shutil
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +72,43 @@ def test_nothing_written_has_a_secret_or_the_home(planted, capsys, form):
     assert {"mine.journal", "mine.log", "mine.report.json"} <= names
     assert leaks(planted, "", (*SECRETS, USER)) == []
     assert leaks(planted, written + more, SECRETS) == []  # paths are told to whoever named them
+
+
+def test_files_of_other_commands_have_no_secret_and_no_home(planted, capsys, tmp_path):
+    """Each is given paths in the home, and a key where it takes one."""
+    model, prompts = planted / "model", planted / "a.txt"
+    (planted / "text.txt").write_text((planted / "a.txt").read_text() * 9, encoding="utf-8")
+    assert run(capsys, "--study-name=mine", "--trials=2", "--test-trials=0")[0] == 0
+    text = ["--text", planted / "text.txt", "--context=16", "--stride=8"]
+    of_prompts = ["--prompts", prompts, "--kl-tokens=2", "--html=s.html", "--ranking=s.md"]
+    of_prompts += [
+        "--save-reference=s.safetensors",
+        "--table=rows.safetensors",
+        "--hub-metadata=m.md",
+    ]
+    both = ["score", "--reference", model, "--candidate", model, "--device=cpu"]
+    commands = [
+        [*both, *of_prompts, "--json=s.json"],
+        [*both, *text, "--html=t.html", "--ranking=t.csv", "--json=t.json"],
+        ["score", "--reference=s.safetensors", "--candidate", model, "--json=again.json"],
+        ["evaluate", "--candidate", model, "--html=e.html", "--json=e.json"],
+        ["inspect", model, "--json=i.json"],
+        ["worker", "mine", "--trials=3"],
+        ["slurm", "--workers=2", "--folder=jobs"],
+    ]
+    if importlib.util.find_spec("lm_eval"):
+        shutil.copytree(Path(__file__).parent / "tasks", planted / "tasks")
+        bench = ["bench", "mine", "--trial=0", "--task=cakes", "--json=b.json"]
+        commands.append([*bench, "--tasks-folder", planted / "tasks"])
+    for words in commands:
+        code, written = run(capsys, *words)
+        assert code == 0, written
+        assert leaks(tmp_path / "none", written, SECRETS) == []
+    jobs = planted / "jobs"  # the owner's own, readable by no other: they name what is to be run
+    assert leaks(jobs, "", SECRETS) == []
+    shutil.rmtree(jobs)
+    shutil.rmtree(planted / "tasks", ignore_errors=True)
+    assert leaks(planted, "", (*SECRETS, USER)) == []
 
 
 def test_a_study_that_names_the_home_by_its_short_name_is_continued(planted, capsys):

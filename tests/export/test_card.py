@@ -13,10 +13,11 @@ from card_facts import REFUSALS, facts
 from huggingface_hub import ModelCard
 
 from heretic_kl.ablation import Refinement
-from heretic_kl.errors import ExportError
+from heretic_kl.errors import ExportError, printable
 from heretic_kl.export import (
     CardPicture,
     LoraFacts,
+    PromptFacts,
     ScoreFacts,
     add_figures,
     model_card,
@@ -140,6 +141,37 @@ def test_no_path_of_this_machine_and_no_secret_reaches_card_or_file(tmp_path):
         for leak in ("/home", "/var/lib", "~/", "hunter2", "hf_abc", str(tmp_path), '"abc"'):
             assert leak not in text, (name, leak)
         assert platform.node() not in text or len(platform.node()) < 4
+
+
+def test_text_from_elsewhere_can_hold_no_markup(tmp_path):
+    bad = "\x1b[2J\x9bx<script>a|b`c\\`d\n```\n# e [f](g)"
+    score = Score(0.5, bad)
+    card = model_card(
+        facts(
+            name=bad,
+            base_name=bad,
+            base_is_hub_id=False,
+            pick_rule=bad,
+            parameters={bad: bad},
+            scores={bad: ScoreFacts(score, score, score, role="minimize", kind="harmful")},
+            prompts=(PromptFacts("harmful", "test", bad, 9, "a" * 64),),
+            command=f"heretic-kl '{bad}'",
+            license={"license_name": bad},
+        )
+    )
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    card = add_figures(tmp_path, [CardPicture("p", b"", bad, bad)])[0].read_text(encoding="utf-8")
+    assert printable(card) == card
+    _, front, text = card.split("---\n", 2)
+    before, command, after = text.split("\n````\n")
+    around = before + after
+    assert "<script" not in front + around and "&lt;script&gt;" in around
+    assert "\n# e" not in around and "\n# e" in command
+    for line in around.splitlines():
+        marks = re.sub(r"\\.", "", line)  # what is escaped is none
+        assert marks.count("`") % 2 == 0 or line.startswith("```")
+        assert "](g" not in re.sub("`[^`]*`", "", line)
+        assert marks.count("|") in (0, 3, 5, 6) or "KL(original || edited)" in line
 
 
 def test_rendering_is_pure():

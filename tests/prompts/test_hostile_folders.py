@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow.parquet import write_table
 
 from heretic_kl.errors import PromptError
-from heretic_kl.prompts import DatasetSpec, load_prompts
+from heretic_kl.prompts import DatasetSpec, load_prompts, tables
 
 
 def error_of(spec: DatasetSpec) -> str:
@@ -82,3 +84,15 @@ def test_a_saved_dataset_that_names_files_elsewhere_is_refused(
     assert "dataset_dict.json names data files elsewhere" in message
     (tmp_path / "whole" / "dataset_dict.json").write_text("[" * 100_000)
     assert error_of(DatasetSpec(str(tmp_path / "whole"))).endswith("its content cannot be read")
+
+
+def test_a_parquet_file_is_no_larger_than_what_is_read(tmp_path: Path, monkeypatch) -> None:
+    table = pyarrow.table({"text": ["one " * 1000] * 100})
+    write_table(table, tmp_path / "p.parquet", use_dictionary=False)
+    expanded = 100 * 4000
+    assert (tmp_path / "p.parquet").stat().st_size < expanded / 10
+    for source in (tmp_path / "p.parquet", tmp_path):
+        monkeypatch.setattr(tables, "MOST_BYTES", 2 * expanded)
+        assert len(load_prompts(DatasetSpec(str(source)))) == 100
+        monkeypatch.setattr(tables, "MOST_BYTES", expanded // 2)
+        assert "p.parquet: 100 rows, 0.0 GB uncompressed" in error_of(DatasetSpec(str(source)))

@@ -279,7 +279,11 @@ def test_settings_that_change_scores_make_another_study(workplace, tmp_path, mon
         assert [e for e in seen if isinstance(e, events.StudyOpened)][0].finished == 0
 
 
-def test_an_edit_that_gives_nan_logits_fails_its_trial_alone(workplace, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rungs", [False, True], ids=["responses", "rungs"])
+@pytest.mark.parametrize("role", ["minimize", "monitor"])
+def test_an_edit_that_gives_nan_logits_fails_its_trial_alone(
+    workplace, tmp_path, monkeypatch, role, rungs
+):
     """Real operators, of which those of the second trial scale the residual stream to overflow."""
     build, built = parts.build_plan, []
 
@@ -291,11 +295,19 @@ def test_an_edit_that_gives_nan_logits_fails_its_trial_alone(workplace, tmp_path
         return {key: replace(o, left=o.left * math.inf) for key, o in plan.items()}
 
     monkeypatch.setattr(parts, "build_plan", sometimes)
-    session, _ = run(workplace, tmp_path, trials=5, refine=False)
+    scorers = settings(workplace, tmp_path).model_dump(exclude_unset=True)["scorers"]
+    scorers["teacher_forced_kl"]["role"] = role
+    changes = {"scorers": scorers, "refine": rungs, "refinement": {"trials": 1, "steps": 2}}
+    session, _ = run(workplace, tmp_path, trials=5, **changes)
     with session:
         session.search()
+        session.refine()
         records = session.parts.study.records
-        assert [r.number for r in records if r.state == "failed"] == [1] and len(records) == 5
+        assert [r.number for r in records if r.state == "failed"] == [1] and len(
+            records
+        ) == 5 + rungs
+        if rungs:
+            assert all(0 <= r.predicted["refusals"] <= 1 for r in records if r.number != 1)
         assert "not finite" in records[1].error or "NaN" in records[1].error
         assert records[1].number not in [record.number for record in session.front]
 

@@ -1,12 +1,16 @@
 """The observer in every mode: what is said where, and that nothing breaks a terminal or a log."""
 
+import re
 from collections.abc import Iterator
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
+from rich.table import Table
+from rich.text import Text
 from ui_samples import TEST_SCORES, failed, recorded, refusals, saved, stopped, trial, written
 
+from heretic_kl.errors import printable
 from heretic_kl.events import (
     BaselineMeasured,
     CalibrationStep,
@@ -25,7 +29,7 @@ from heretic_kl.report import front_rows
 from heretic_kl.scoring import Score
 from heretic_kl.search import TrialRecord, pareto_front
 from heretic_kl.ui.event_lines import ConsoleObserver, print_front
-from heretic_kl.ui.terminal import make_console, printable, say
+from heretic_kl.ui.terminal import make_console, say
 
 TRIALS = (trial(0, 30, 0.01), trial(1, 3, 0.0312), failed(2), trial(3, 40, 0.05))
 
@@ -249,6 +253,21 @@ class TestMakeConsole:
 
 def test_control_codes_of_a_model_are_dropped() -> None:
     assert printable("a\x1b[31mb\r\x07\nc\td\x9b") == "a[31mb\nc\td"
+
+
+def test_a_terminal_is_sent_no_control_codes_of_a_text() -> None:
+    stream = StringIO()
+    stream.isatty = lambda: True
+    console = make_console(stream=stream)
+    bad = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m"
+    table = Table(bad, title=bad)
+    table.add_row(Text(f"cell{bad}"))
+    say(console, f"  a line{bad}", "bold")
+    console.print(table, bad)
+    shown = stream.getvalue()
+    assert "a line]52;c;ZXZpbA==[2J31m" in shown and "cell]52" in shown
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)  # without rich's own styles
+    assert plain.replace("\n", "") == printable(plain).replace("\n", "")
 
 
 def test_a_stopped_trial_says_what_was_measured_and_what_beats_it() -> None:

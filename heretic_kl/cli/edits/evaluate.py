@@ -16,6 +16,7 @@ from heretic_kl.cli.output import STDOUT, check_json_file, check_new_files, obse
 from heretic_kl.config import Settings, moved, read_settings
 from heretic_kl.config.tables import Location, Text, array, json_file, setting
 from heretic_kl.errors import ConfigError
+from heretic_kl.files import redacted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,7 +140,7 @@ def _write_page(target: Path, evaluation: Evaluation, settings: EvaluateSettings
         command=evaluation.command,
         harmful=settings.harmful_responses,
     )
-    write_text(target, render(report.page()))
+    write_text(target, redacted(render(report.page())))
 
 
 class ShownSettings(Protocol):
@@ -175,7 +176,7 @@ def show(
     observer.settle()
     observer(Result(command, document))
     if settings.json_file is not None and settings.json_file != STDOUT:
-        write_text(settings.json_file, text)
+        write_text(settings.json_file, redacted(text))
     if writes_json():
         return
     console = make_console()

@@ -113,7 +113,7 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
 
 def _print(comparison: Comparison) -> None:
     from heretic_kl.report import align, label
-    from heretic_kl.ui.terminal import make_console, printable, say
+    from heretic_kl.ui.terminal import make_console, say
 
     console = make_console()
     matches = comparison.verdict != "differs"
@@ -124,11 +124,11 @@ def _print(comparison: Comparison) -> None:
         say(console, f"  KL between rebuilt and saved model: {comparison.kl:.2g} nats, {floor}")
     rows = [["test prompts", "in the file", "rebuilt"]]
     for name, (then, now) in comparison.scores.items():
-        rows.append([label(name), "not there" if then is None else printable(then.text), now.text])
+        rows.append([label(name), "not there" if then is None else then.text, now.text])
     for line in align(rows):
         say(console, f"  {line}")
     if comparison.files:
-        say(console, f"  files that differ: {printable(', '.join(comparison.files))}")
+        say(console, f"  files that differ: {', '.join(comparison.files)}")
     for difference in comparison.differences:
         say(console, f"  {difference.what}: then {difference.then}, now {difference.now}")
 

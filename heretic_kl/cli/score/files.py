@@ -143,11 +143,11 @@ def _numbered(settings: ScoreSettings, path: Path | None) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    from heretic_kl.files import new_file
+    from heretic_kl.files import new_file, redacted
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as partial:
-        partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+        partial.write_bytes(redacted(text).encode("utf-8", "backslashreplace"))
 
 
 @contextmanager

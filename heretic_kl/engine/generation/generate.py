@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from heretic_kl.errors import MeasurementError
 from heretic_kl.model import WHOLE, CausalModel, Decoding, Start
 from heretic_kl.requests import Sampling, StopRule
 
@@ -57,12 +58,19 @@ class ChosenTokens:
             self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
-        """The next token of each of the rows, from its (rows, V) logits."""
+        """The next token of each of the rows, from its (rows, V) logits.
+
+        Raises:
+            MeasurementError: a row holds NaN or +inf, or only -inf.
+        """
         if self._draws is None:
-            return [int(token) for token in logits.argmax(dim=-1).tolist()]
+            best = logits.argmax(dim=-1)  # NaN is larger than all else
+            _require_finite(logits.gather(-1, best[:, None]))
+            return [int(token) for token in best.tolist()]
         drawn = [torch.rand((), generator=self._draws[row], dtype=torch.float64) for row in rows]
         wide = logits.to("cpu" if logits.device.type == "mps" else logits.device, torch.float64)
         cumulative = wide.softmax(dim=-1).cumsum(dim=-1)
+        _require_finite(cumulative[:, -1])
         place = torch.stack(drawn).to(cumulative.device)[:, None] * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, place, right=True).squeeze(-1)
         return [int(token) for token in tokens.clamp_max(logits.shape[-1] - 1).tolist()]
@@ -154,6 +162,12 @@ def stream_response(
             yield text[len(shown) :]
             shown = text
         state.advance([token])
+
+
+def _require_finite(values: Tensor) -> None:
+    """Refuse what would look like a response: any token follows from NaN."""
+    if not bool(values.isfinite().all()):
+        raise MeasurementError("a response's logits hold NaN or +inf, or only -inf")
 
 
 def _row_seed(seed: int, sequence: Sequence[int]) -> int:

@@ -38,7 +38,7 @@ def front_matter(facts: ExportFacts) -> str:
     )
     if facts.base_is_hub_id:
         data["base_model_relation"] = "adapter" if adapter else "finetune"
-    return str(data.to_yaml())
+    return re.sub("<(?=[A-Za-z/!?])", "‹", str(data.to_yaml()))  # no tag, whoever shows it
 
 
 def _results(facts: ExportFacts) -> Iterator[EvalResult]:

@@ -30,7 +30,7 @@ def check_adapter(folder: Path) -> None:
     """
     config = _adapter_config(folder)
     kind = config.get("peft_type")
-    if kind in PROMPT_KINDS:
+    if isinstance(kind, str) and kind in PROMPT_KINDS:
         raise UnsupportedModelError(
             f"adapter {str(folder)!r} is of kind {kind}, which puts learned tokens before the "
             "prompt; only adapters inside the layers (such as LoRA) can be measured"

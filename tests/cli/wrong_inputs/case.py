@@ -51,8 +51,12 @@ class Wrong:
     @property
     def shown(self) -> str:
         """As one types it, shortened for the page."""
-        words = [word for word in self.words if word not in BASE]
-        command = " ".join(_quoted(word) for word in words)
+        words = list(self.words)
+        for flag, value in zip(BASE[::2], BASE[1::2], strict=True):
+            for place in range(len(words) - 2, -1, -1):
+                if words[place : place + 2] == [flag, value]:
+                    del words[place : place + 2]
+        command = " ".join(map(_quoted, words))
         variables = "".join(f"{name}={_quoted(v)} " for name, v in self.environment.items())
         return f"{variables}heretic-kl {command}".strip()
 

@@ -1,5 +1,6 @@
 """Wrong sources of prompts: found before a model is loaded."""
 
+import gzip
 import os
 
 from wrong_inputs.case import BASE, Wrong
@@ -25,6 +26,16 @@ def parquet(path):
 
     write_table(pyarrow.table({"text": ["a"] * 100}), path)
     path.write_bytes(path.read_bytes()[:-20])
+
+
+def many_rows(path):
+    """A small parquet file that says that it holds one row more than is read."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    from heretic_kl.prompts.tables import MOST_ROWS
+
+    write_table(pyarrow.table({"text": pyarrow.nulls(MOST_ROWS + 1, pyarrow.string())}), path)
 
 
 CASES = [
@@ -61,6 +72,24 @@ CASES = [
         "folder",
         "folder: cannot be read: it holds no .txt, .jsonl, .json, .csv or .parquet file",
         file=lambda p: (p.mkdir(), (p / "a.bin").write_bytes(b"\0")),
+    ),
+    prompts(
+        "compressed file behind another suffix",
+        "p.json",
+        "p.json: its content is an archive or compressed: unpack it",
+        file=gzip.compress(b'{"text": "a"}'),
+    ),
+    prompts(
+        "compressed file in a folder",
+        "folder",
+        "folder/a.txt: its content is an archive or compressed: unpack it",
+        file=lambda p: (p.mkdir(), (p / "a.txt").write_bytes(gzip.compress(b"a"))),
+    ),
+    prompts(
+        "parquet file that expands hugely",
+        "p.parquet",
+        "p.parquet: 10,000,001 rows, 0.0 GB uncompressed: at most 10,000,000 rows and 1 GB of a file are read",
+        file=many_rows,
     ),
     prompts("empty table", "p.csv", "p.csv: holds no prompts", file=""),
     prompts("header without rows", "p.csv", "p.csv: holds no prompts", file="text\n"),
