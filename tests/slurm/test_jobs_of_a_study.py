@@ -91,25 +91,31 @@ def test_a_study_that_is_stopped_in_every_way_ends_as_an_undisturbed_one(cluster
     """`scontrol requeue`, a signal, a job before it, its time limit: it goes on each time."""
     cluster.pause(0.5)
     job = cluster.sbatch(written(cluster, 1, "--save", "out", "--pick", "knee"))
-    restarts = {}
+    restarts, before = {}, 0
 
-    def happens(what, after, *words):
+    def happens(what, after, *words, pause=None):
+        """Of each start of the job at least one trial is over: its process listens to signals."""
+        nonlocal before
+
         def goes_on():
             running = cluster.jobs(job)["0"][0] == "RUNNING"
-            return running and len(cluster.records()) >= after
+            return running and len(cluster.records()) >= max(after, before + 1)
 
         cluster.wait(goes_on, f"no {after} trials before {what}")
         assert len(cluster.records()) < 16, f"too late for {what}"
+        if pause is not None:
+            cluster.pause(pause)
         cluster.call(*words)
         restarts[what] = 1
         cluster.wait(lambda: cluster.jobs(job)["0"][1] == len(restarts), f"not requeued: {what}")
+        before = len(cluster.records())
 
     happens("requeue", 2, "scontrol", "requeue", f"{job}_0")
     happens("signal", 4, "scancel", "--signal=TERM", f"{job}_0")
-    before = ("sbatch", "--parsable", "-p", "high", "-n", "2", "--wrap", "srun -n 1 sleep 3")
-    happens("pre-emption", 6, *before)
-    cluster.pause(60)  # limits are looked at twice a minute
-    happens("time limit", 7, "scontrol", "update", f"job={job}_0", "timelimit=1")
+    other = ("sbatch", "--parsable", "-p", "high", "-n", "2", "--wrap", "srun -n 1 sleep 3")
+    happens("pre-emption", 6, *other)
+    limit = ("scontrol", "update", f"job={job}_0", "timelimit=1")
+    happens("time limit", 7, *limit, pause=60)  # limits are looked at twice a minute
     cluster.pause(0)
     cluster.call("scontrol", "update", f"job={job}_0", "timelimit=30")
     cluster.wait_for_end(job)
