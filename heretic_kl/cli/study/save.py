@@ -44,7 +44,6 @@ def run(words: Sequence[str]) -> int:
     settings = settings_of(SaveSettings, words, named, study)
     folder = settings.save or Path(f"{Path(str(settings.model)).stem}-edited-trial-{record.number}")
     settings = settings.model_copy(update={"save": folder})
-
     from heretic_kl.cli.log import RunLog
     from heretic_kl.events import Notice
     from heretic_kl.export import Target, check_upload
