@@ -237,7 +237,7 @@ def test_workers_that_do_not_end_have_ten_seconds_together(monkeypatch):
     )
     popen = subprocess.Popen
 
-    def start(settings, study, share, errors):
+    def start(settings, study, share, errors, flags):
         process = popen([sys.executable, "-c", f"{words}; time.sleep(600)"], stdout=subprocess.PIPE)
         with process.stdout:
             assert process.stdout.readline()
