@@ -47,7 +47,7 @@ e2e: $(INSTALLED)
 
 # Skipped, with the reason, where SLURM's programs are not installed.
 slurm: $(INSTALLED)
-	$(BIN)/python -m pytest -m slurm tests/slurm
+	SLURM_RECORD=benchmarks/results/slurm.json $(BIN)/python -m pytest -m slurm tests/slurm
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs

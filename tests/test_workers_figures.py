@@ -25,6 +25,15 @@ def test_the_table_of_the_guide_is_that_of_the_results_file():
         assert part.keys() >= {"command", "date", "seed", "machine", "versions"}
 
 
+def test_a_study_on_slurm_that_was_stopped_ended_as_an_undisturbed_one():
+    """`make slurm` wrote the file; the guide says what it holds."""
+    result = json.loads((RESULTS.parent / "slurm.json").read_text(encoding="utf-8"))
+    assert result.keys() >= {"command", "date", "seed", "machine", "versions"}
+    assert set(result["restarts"]) == {"requeue", "signal", "pre-emption", "time limit"}
+    assert result["trials_are_those_of_an_undisturbed_study"] is True
+    assert result["front_is_that_of_an_undisturbed_study"] is True
+
+
 @pytest.mark.parametrize(
     ("part", "figures", "met"),
     [

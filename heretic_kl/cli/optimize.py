@@ -39,23 +39,22 @@ def search(settings: Settings, *, demo: bool = False) -> int:
     Raises:
         ConfigError: `save` is set, nobody can be asked, and no rule picks a trial.
     """
-    if settings.workers != 1 and launched() > 1:
-        raise ConfigError("torchrun starts the processes of one worker: leave --workers out")
+    check_workers(settings)
     interactive = settings.pick is None and at_terminal() and not writes_json()
     if settings.save is not None and settings.pick is None and not interactive:
         settings = settings.model_copy(update={"pick": _default_rule(settings)})
     from heretic_kl.cli.log import RunLog
     from heretic_kl.run import Session
 
-    whole, settings = _first_share(settings)
-    settle_process(settings)
     with ExitStack() as stack:
         observer = stack.enter_context(observing(quiet=settings.quiet))
         log = stack.enter_context(RunLog(settings, observer))
         if demo:
             settings = settings.model_copy(update={"model": _demo_model(log)})
-        session = stack.enter_context(Session(settings, log))
-        _search(whole, session, log)
+        whole, first = first_share(settings)
+        settle_process(first)
+        session = stack.enter_context(Session(first, log, keeps=settings))
+        search_together(whole, session, log)
         session.refine()
         session.test()
         if interactive:
@@ -66,7 +65,13 @@ def search(settings: Settings, *, demo: bool = False) -> int:
     return 0
 
 
-def _first_share(settings: Settings) -> tuple[Settings, Settings]:
+def check_workers(settings: Settings) -> None:
+    """Raise ConfigError where `--workers` starts processes and `torchrun` does so too."""
+    if settings.workers != 1 and launched() > 1:
+        raise ConfigError("torchrun starts the processes of one worker: leave --workers out")
+
+
+def first_share(settings: Settings) -> tuple[Settings, Settings]:
     """Settings of all workers together, and of this process, which is the first of them."""
     if settings.workers == 1:
         return settings, settings
@@ -79,8 +84,17 @@ def _first_share(settings: Settings) -> tuple[Settings, Settings]:
     return whole, whole.model_copy(update=shares(whole)[0]._asdict())
 
 
-def _search(settings: Settings, session: Session, observer: Observer) -> None:
-    """Run trials, with the other workers; afterwards this process has all threads."""
+def search_together(
+    settings: Settings, session: Session, observer: Observer, flags: Sequence[str] = ()
+) -> None:
+    """Run trials, with the other workers; afterwards this process has all threads.
+
+    Args:
+        settings: of all workers together.
+        session: of this process, with its share.
+        observer: told of workers that ended with an error.
+        flags: by which the other workers differ from what the study says.
+    """
     if settings.workers == 1:
         session.search()
         return
@@ -88,7 +102,7 @@ def _search(settings: Settings, session: Session, observer: Observer) -> None:
 
     from heretic_kl.cli.workers.local import helpers
 
-    with helpers(settings, session, observer):
+    with helpers(settings, session, observer, flags):
         session.search()
     torch.set_num_threads(settings.threads)
 

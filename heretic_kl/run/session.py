@@ -50,6 +50,8 @@ class Session:
         observer: told what happens.
         joins: the study is another process's: what it keeps of its run stays as it is.
         beside: what is taken from another study, whose trials are run again.
+        keeps: the settings that the study keeps, where `settings` are those of one machine or of
+            one of several processes.
 
     Raises:
         HereticKLError: on entering, anything the user can mend about model, prompts, scorers or
@@ -64,9 +66,10 @@ class Session:
         *,
         joins: bool = False,
         beside: Beside | None = None,
+        keeps: Settings | None = None,
     ) -> None:
         self.settings = settings
-        self._joins, self._beside = joins, beside
+        self._keeps, self._beside = None if joins else keeps or settings, beside
         self._tell = Teller(observer if is_first() else _ignore)
         self._held = ExitStack()
         self._parts: RunParts | None = None
@@ -74,9 +77,7 @@ class Session:
 
     def __enter__(self) -> Session:
         with ExitStack() as held:
-            self._parts = open_run(
-                self.settings, self._tell, held, joins=self._joins, beside=self._beside
-            )
+            self._parts = open_run(self.settings, self._keeps, self._tell, held, self._beside)
             self._held = held.pop_all()
         return self
 

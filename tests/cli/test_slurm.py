@@ -43,8 +43,35 @@ def test_the_script_says_what_the_settings_say(there, call):
     assert settings.scorers["refusals"].settings["markers"] == ['no, "x"']
 
 
+def test_the_other_scripts_say_it_too(there, call):
+    more = ("--cpus", "4", "--hours", "5", "--gpus", "1", "--storage", "postgresql+psycopg://h/db")
+    code, out, errors = call(*WORDS, *more, "--quantization", "bnb_4bit", "--pick", "trial=2")
+    assert code == 0 and "GPUs" not in out + errors
+    sweep, loss, node = (
+        (there / "jobs" / name).read_text(encoding="utf-8").splitlines()
+        for name in ("sweep.sbatch", "training-loss.sbatch", "setup-node.sh")
+    )
+    for script in (sweep, loss):
+        assert {"#SBATCH --cpus-per-task=4", "#SBATCH --time=5:00:00"} <= {*script}
+        assert "#SBATCH --gpus-per-task=1" in script
+    assert {"SEARCH=(--config jobs/settings.toml)", "STUDY_DIR=jobs/sweep"} <= {*sweep}
+    assert {"PICK=trial=2", "STORAGE=postgresql+psycopg://h/db"} <= {*sweep}
+    assert {"FLAGS=(--threads 4)", "FOLDER=jobs/training-loss"} <= {*loss}
+    assert "EXTRAS=postgresql,grpc,bnb" in node
+    assert stat.S_IMODE((there / "jobs" / "setup-node.sh").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [((), True), (("--device-map", "auto"), False), (("--gpus", "1"), False)]
+)
+def test_gpus_that_no_process_uses_are_noticed(there, call, words, said):
+    code, out, errors = call(*WORDS, "--gpus", "2", *words)
+    assert code == 0
+    assert ("each job asks for 2 GPUs and uses one" in out + errors) is said
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-@pytest.mark.parametrize("name", ["study.sbatch", "sweep.sbatch", "setup-node.sh"])
+@pytest.mark.parametrize("name", slurm.SCRIPTS)
 def test_scripts_are_shell(name):
     subprocess.run(["bash", "-n", str(slurm.script_folder() / name)], check=True)
 

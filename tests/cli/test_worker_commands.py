@@ -99,6 +99,66 @@ def test_gpus_are_taken_in_turn_and_threads_are_shared(monkeypatch):
     assert [s.threads for s in local.shares(Settings(workers=3, threads=2))] == [1, 1, 1]
 
 
+def kept(there):
+    settings = read_study("shared", there / "studies").settings
+    return settings["device"], settings["threads"], settings.get("workers")
+
+
+@pytest.fixture
+def shared(there, call, monkeypatch):
+    """A study of two workers, which had all threads together."""
+    threads = local.torch.get_num_threads()
+    monkeypatch.setattr(local, "shares", lambda settings: [local.Share("cpu", 1)])
+    words = ("--study-name", "shared", "--trials", "1", "--workers", "2")
+    code, _, errors = call(*words, "--device", "auto", "--threads", str(os.cpu_count()))
+    assert code == 0, errors
+    yield
+    local.torch.set_num_threads(threads)
+    (there / "studies" / "shared.journal").unlink()
+
+
+def test_a_study_keeps_what_the_user_named_and_no_worker_s_share(there, shared, call):
+    assert kept(there) == ("auto", os.cpu_count(), None)
+    assert call("worker", "shared")[0] == 0
+    assert call("save", "shared", "--trial", "0", "--save", "of-two", "--threads", "1")[0] == 0
+    assert kept(there) == ("auto", 1, None)  # as the user named them last
+
+
+def test_what_only_another_machine_has_is_left_to_it(there, shared, call, check_lines):
+    """Device and threads are those of this machine, and stay in the study as they are."""
+    journal = there / "studies" / "shared.journal"
+    text = journal.read_text().replace(r"\"device\": \"auto\"", r"\"device\": \"cuda:7\"")
+    threads = rf"\"threads\": {os.cpu_count()}"
+    journal.write_text(text.replace(threads, r"\"threads\": 1000"))
+    assert kept(there) == ("cuda:7", 1000, None)
+    save = ("save", "shared", "--trial", "0", "--save", "of-another")
+    for words in (("worker", "shared", "--trials", "2"), save):
+        code, out, errors = call(*words, "--json")
+        assert code == 0, errors
+        (loaded,) = (line for line in check_lines(out) if line["event"] == "model_loaded")
+        assert loaded["device"] != "cuda:7"
+    assert kept(there) == ("cuda:7", 1000, None)
+    code, _, errors = call("worker", "shared", "--device", "cuda:7")
+    assert code == 2 and "device 'cuda:7' cannot be used" in errors
+
+
+def test_a_worker_starts_more_workers_with_its_own_flags(there, passing_change, call, monkeypatch):
+    started = []
+
+    def start(settings, study, share, errors, flags):
+        started.append((study, share, flags))
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(local, "_start", start)
+    threads = local.torch.get_num_threads()
+    words = ("--study", "mine", "--trials", "5", "--workers", "3", "--threads", "3")
+    code, _, errors = call("worker", *words)
+    assert local.torch.get_num_threads() == 3
+    local.torch.set_num_threads(threads)
+    assert code == 0, errors
+    assert started == [("mine", local.Share("cpu", 1), list(words))] * 2
+
+
 def test_helpers_get_what_a_study_may_not_say(monkeypatch):
     started = []
     monkeypatch.setattr(local.subprocess, "Popen", lambda words, **others: started.extend(words))
@@ -117,10 +177,15 @@ def test_helpers_get_what_a_study_may_not_say(monkeypatch):
 
 @pytest.mark.e2e
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
-def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, searched):
+@pytest.mark.parametrize("command", ["optimize", "worker"])
+def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, call, command):
     """TERM to the first one ends both, and leaves no trial running."""
-    words = [sys.executable, "-m", "heretic_kl", "--workers", "2", "--study-name", "two"]
-    words += ["--trials", "100000", "--startup-trials", "100000", "--keep-responses", "all"]
+    search = ["--study-name", "two", "--startup-trials", "100000", "--keep-responses", "all"]
+    if command == "worker":
+        assert call(*search, "--trials", "0")[0] == 0
+        search = ["two"]
+    words = [sys.executable, "-m", "heretic_kl", command, *search]
+    words += ["--workers", "2", "--trials", "100000"]
     process = subprocess.Popen(
         words,
         cwd=there,
@@ -137,6 +202,7 @@ def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, s
             lines = text.splitlines()
             trials = [line for line in lines if '"params"' in line or '"state":0' in line]
             owners = {line.partition('"owner":"')[2].partition('"')[0] for line in trials} - {""}
+            owners = {owner for owner in owners if f":{os.getpid()}." not in owner}
             if len(owners) == 2 or process.poll() is not None:
                 break
             pause.wait(0.1)
@@ -152,9 +218,11 @@ def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, s
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     records = read_study("two", there / "studies").records
+    journal.unlink()
     states = {record.state for record in records}
     assert "complete" in states and states <= {"complete", "screened", "interrupted"}
-    log = (there / "studies" / "two.responses.jsonl").read_text().splitlines()
+    log = journal.with_name("two.responses.jsonl").read_text().splitlines()
+    journal.with_name("two.responses.jsonl").unlink()
     lines = [(row["trial"], row["prompt"]) for row in map(json.loads, log)]
     assert len(lines) == len({*lines}), "no trial is logged twice"
     complete = {record.number for record in records if record.state == "complete"}
@@ -169,7 +237,7 @@ def test_workers_that_do_not_end_have_ten_seconds_together(monkeypatch):
     )
     popen = subprocess.Popen
 
-    def start(settings, study, share, errors):
+    def start(settings, study, share, errors, flags):
         process = popen([sys.executable, "-c", f"{words}; time.sleep(600)"], stdout=subprocess.PIPE)
         with process.stdout:
             assert process.stdout.readline()

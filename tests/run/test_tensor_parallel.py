@@ -4,8 +4,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -205,3 +208,60 @@ def test_a_process_that_fails_alone_ends_all(workplace, tmp_path, monkeypatch):
 def test_other_commands_stay_alone(tmp_path):
     assert in_processes(2, ["inspect", tmp_path], tmp_path, wait_for_all=True) == [2, 2]
     assert "does not run under torchrun" in (tmp_path / "err0").read_text()
+
+
+def launched(words):
+    """The command under the real launcher."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    line = [*launcher, "--nproc-per-node=2", "-m", "heretic_kl", *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(line, cwd=Path(__file__).parents[2], text=True, **pipes)
+
+
+def started_by(number):
+    """Processes that a process started, and those that these started."""
+    children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+    return {int(child) for child in children}.union(*(started_by(child) for child in children))
+
+
+def runs(number):
+    """Whether a process has not ended; one that waits for its parent to look has."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.e2e
+def test_the_launcher_itself_searches_and_saves(workplace, tmp_path):
+    process = launched(search(workplace, tmp_path, "llama", "--no-refine"))
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, text
+    assert len(read_study("s", tmp_path).records) == 3
+    assert (tmp_path / "saved" / "model.safetensors").exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_term_to_the_launcher_ends_all_processes_and_loses_no_trial(workplace, tmp_path):
+    """They end by themselves: the launcher kills what has not ended 30 seconds after TERM."""
+    words = ["--no-refine", "--trials=100000", "--startup-trials=100000"]
+    process = launched(search(workplace, tmp_path, "llama", *words))
+    journal = tmp_path / "s.journal"
+    try:
+        while process.poll() is None:
+            if journal.exists() and journal.read_text().count('"state":1') > 2:
+                break
+            time.sleep(0.2)
+        processes = started_by(process.pid)
+        process.send_signal(signal.SIGTERM)
+        text = process.communicate(timeout=25)[0]
+    finally:
+        process.kill()
+    assert len(processes) >= 2 and not any(map(runs, processes)), text
+    assert "finished trials are kept in the study" in text
+    records = read_study("s", tmp_path).records
+    states = {record.state for record in records}
+    assert "complete" in states and states <= {"complete", "screened", "stopped", "interrupted"}
+    numbers = [record.number for record in records]
+    assert numbers == list(range(len(numbers))), "no trial is lost"

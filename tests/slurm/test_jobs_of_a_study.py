@@ -1,12 +1,19 @@
 """`slurm/study.sbatch` on a real SLURM: it ends, whatever happens to its jobs meanwhile."""
 
 import json
+import os
 import subprocess
 import sys
+from datetime import date
+from pathlib import Path
 
 import pytest
 
 from heretic_kl.search import read_study
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+from benchmarks.machine import library_versions, machine_facts  # noqa: E402
 
 
 @pytest.fixture
@@ -24,6 +31,34 @@ def outcome(study):
     complete = [record for record in study.records if record.state == "complete"]
     assert len(complete) == len(texts(complete))
     return texts(complete), texts(study.front)
+
+
+def record(cluster, restarts, study, undisturbed):
+    """Write what happened to a study, and whether it ended alike, where SLURM_RECORD names a file.
+
+    Args:
+        cluster: of which the jobs were.
+        restarts: how often its job was queued again, by cause.
+        study: as it ended.
+        undisturbed: see `outcome`.
+    """
+    if (file := os.environ.get("SLURM_RECORD")) is None:
+        return
+    trials, front = outcome(study)
+    slurm = cluster.call("sbatch", "--version").split()[-1]
+    content = {
+        "command": "make slurm",
+        "date": date.today().isoformat(),
+        "seed": 0,
+        "machine": machine_facts(1),
+        "versions": {**library_versions("optuna"), "slurm": slurm},
+        "restarts": restarts,
+        "trials": len(trials),
+        "trials_on_front": len(front),
+        "trials_are_those_of_an_undisturbed_study": trials == undisturbed[0],
+        "front_is_that_of_an_undisturbed_study": front == undisturbed[1],
+    }
+    Path(file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def written(cluster, workers, *flags):
@@ -56,36 +91,42 @@ def test_a_study_that_is_stopped_in_every_way_ends_as_an_undisturbed_one(cluster
     """`scontrol requeue`, a signal, a job before it, its time limit: it goes on each time."""
     cluster.pause(0.5)
     job = cluster.sbatch(written(cluster, 1, "--save", "out", "--pick", "knee"))
-    restarts = 0
+    restarts, before = {}, 0
 
-    def happens(what, after, *words):
-        nonlocal restarts
+    def happens(what, after, *words, pause=None):
+        """Of each start of the job at least one trial is over: its process listens to signals."""
+        nonlocal before
 
         def goes_on():
             running = cluster.jobs(job)["0"][0] == "RUNNING"
-            return running and len(cluster.records()) >= after
+            return running and len(cluster.records()) >= max(after, before + 1)
 
         cluster.wait(goes_on, f"no {after} trials before {what}")
         assert len(cluster.records()) < 16, f"too late for {what}"
+        if pause is not None:
+            cluster.pause(pause)
         cluster.call(*words)
-        restarts += 1
-        cluster.wait(lambda: cluster.jobs(job)["0"][1] == restarts, f"not requeued: {what}")
+        restarts[what] = 1
+        cluster.wait(lambda: cluster.jobs(job)["0"][1] == len(restarts), f"not requeued: {what}")
+        before = len(cluster.records())
 
     happens("requeue", 2, "scontrol", "requeue", f"{job}_0")
     happens("signal", 4, "scancel", "--signal=TERM", f"{job}_0")
-    before = ("sbatch", "--parsable", "-p", "high", "-n", "2", "--wrap", "srun -n 1 sleep 3")
-    happens("pre-emption", 6, *before)
-    cluster.pause(60)  # limits are looked at twice a minute
-    happens("time limit", 7, "scontrol", "update", f"job={job}_0", "timelimit=1")
+    other = ("sbatch", "--parsable", "-p", "high", "-n", "2", "--wrap", "srun -n 1 sleep 3")
+    happens("pre-emption", 6, *other)
+    limit = ("scontrol", "update", f"job={job}_0", "timelimit=1")
+    happens("time limit", 7, *limit, pause=60)  # limits are looked at twice a minute
     cluster.pause(0)
     cluster.call("scontrol", "update", f"job={job}_0", "timelimit=30")
     cluster.wait_for_end(job)
     study = read_study("s", cluster.folder / "studies")
+    record(cluster, restarts, study, undisturbed)
     assert outcome(study) == undisturbed
     assert (cluster.folder / "out" / "model.safetensors").exists()
     saved = cluster.call("scontrol", "requeue", f"{job}_0")  # after all is done: it ends alike
     assert saved == ""
-    cluster.wait(lambda: cluster.jobs(job)["0"][1] == restarts + 1, "not requeued: after its end")
+    again = len(restarts) + 1
+    cluster.wait(lambda: cluster.jobs(job)["0"][1] == again, "not requeued: after its end")
     cluster.wait_for_end(job)
     assert outcome(read_study("s", cluster.folder / "studies")) == undisturbed
 

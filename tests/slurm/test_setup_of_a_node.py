@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from heretic_kl.demo.build import WHEEL_NAME
+
 ROOT = Path(__file__).parents[2]
 LARGEST = 8_000_000
 """Bytes of a package that is packed whole; of larger ones, such as torch, only the metadata."""
@@ -57,8 +59,9 @@ def test_a_node_without_network_is_set_up_from_a_wheelhouse(tmp_path):
     wheels.mkdir()
     words = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels)]
     subprocess.run([*words, str(ROOT)], check=True, capture_output=True)
-    for package in needed("heretic-kl").values():
+    for package in needed("heretic-kl", ("postgresql", "grpc")).values():
         packed(package, wheels)
+    (wheels / WHEEL_NAME).write_bytes(b"")
     wrapper = tmp_path / "bin"
     wrapper.mkdir()
     (wrapper / "python3").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
@@ -78,9 +81,11 @@ def test_a_node_without_network_is_set_up_from_a_wheelhouse(tmp_path):
         return done.stdout
 
     script = str(ROOT / "slurm" / "setup-node.sh")
-    version, path = call("bash", script, str(wheels), "environment").splitlines()
-    assert version.startswith("heretic-kl ")
+    path, demo = call("bash", script, str(wheels), "environment").splitlines()
     assert path == "export PATH=environment/bin:$PATH"
+    assert demo == f"export HERETIC_KL_DEMO_WHEEL={wheels / WHEEL_NAME}"
+    drivers = "from importlib.metadata import version as v; v('psycopg-binary'), v('grpcio')"
+    call("environment/bin/python", "-c", drivers)
     assert "usage: heretic-kl slurm" in call("environment/bin/heretic-kl", "slurm", "--help")
     (installed,) = tmp_path.glob("environment/lib/*/site-packages/heretic_kl/slurm/study.sbatch")
     assert installed.read_text() == (ROOT / "slurm" / "study.sbatch").read_text()

@@ -14,7 +14,14 @@ from heretic_kl.cli.edits.upload import put_saved
 from heretic_kl.cli.optimize import settle_process
 from heretic_kl.cli.output import observing
 from heretic_kl.cli.study.rerun_trial import measured_with_other_code, session_beside
-from heretic_kl.cli.study.settings import SaveSettings, picked, read_named, rule_of, settings_of
+from heretic_kl.cli.study.settings import (
+    SaveSettings,
+    lacking,
+    picked,
+    read_named,
+    rule_of,
+    settings_of,
+)
 from heretic_kl.config import read_settings
 from heretic_kl.errors import ConfigError, NoTrialError
 
@@ -37,7 +44,6 @@ def run(words: Sequence[str]) -> int:
     settings = settings_of(SaveSettings, words, named, study)
     folder = settings.save or Path(f"{Path(str(settings.model)).stem}-edited-trial-{record.number}")
     settings = settings.model_copy(update={"save": folder})
-
     from heretic_kl.cli.log import RunLog
     from heretic_kl.events import Notice
     from heretic_kl.export import Target, check_upload
@@ -53,7 +59,8 @@ def run(words: Sequence[str]) -> int:
             target = check_upload(Target(named.upload, public=named.public))
         if not measured_with_other_code(study, settings):
             log = stack.enter_context(RunLog(settings, observer))
-            session = stack.enter_context(Session(settings, log))
+            keeps = settings.model_copy(update=lacking(study))
+            session = stack.enter_context(Session(settings, log, keeps=keeps))
             session.save(session.pick(rule), folder, form, overwrite=overwrite)
             if target is not None:
                 put_saved(folder, target, log, quiet=settings.quiet)

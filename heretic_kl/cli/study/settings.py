@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
@@ -13,7 +14,7 @@ from heretic_kl.cli.edits.upload import PUBLIC
 from heretic_kl.config import ProgramSettings, Settings, moved, read_settings
 from heretic_kl.config.tables import Location, Text, Whole, array, json_file, setting
 from heretic_kl.config.tables import words as comma_words
-from heretic_kl.errors import ConfigError
+from heretic_kl.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from heretic_kl.search import StoredStudy, TrialRecord
@@ -229,7 +230,7 @@ def read_beside_study(
 
     A study may come from anyone: the code that it names is not run, and nothing is sent where it
     says, unless the command line names it too, and it does not say where something is written.
-    Without `measures` no scorer asks a server.
+    Without `measures` no scorer asks a server. What this machine lacks is its own default.
 
     Raises:
         ConfigError: a setting is wrong, or the study uses code or a server that the command line
@@ -238,7 +239,8 @@ def read_beside_study(
     from heretic_kl.run.setup.open_run import NOT_KEPT
     from heretic_kl.scoring import built_in_scorers
 
-    stored = {key: value for key, value in study.settings.items() if key not in NOT_KEPT}
+    left_out = NOT_KEPT | lacking(study).keys()
+    stored = {key: value for key, value in study.settings.items() if key not in left_out}
     scorers: dict[str, Any] = {**stored.get("scorers", {})}
     plug_ins, servers = {}, {}
     for name, table in scorers.items():
@@ -266,6 +268,21 @@ def read_beside_study(
                 f"with --scorers.{name}.settings.endpoint URL, and .key_variable where it needs one"
             )
     return settings
+
+
+def lacking(study: StoredStudy) -> dict[str, Any]:
+    """Device and threads that a study names, as far as this machine does not have them."""
+    from heretic_kl.model.loading.devices import resolve_device
+
+    missing: dict[str, Any] = {}
+    device, threads = (study.settings.get(name) for name in ("device", "threads"))
+    if isinstance(threads, int) and threads > (os.cpu_count() or 1):
+        missing["threads"] = threads
+    try:
+        resolve_device(device if isinstance(device, str) else "auto")
+    except ModelError:
+        missing["device"] = device
+    return missing
 
 
 def unsaid(settings: Settings) -> list[str]:

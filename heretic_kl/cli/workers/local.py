@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Final, NamedTuple
 
@@ -44,19 +44,23 @@ def shares(settings: Settings) -> list[Share]:
 
 
 @contextmanager
-def helpers(settings: Settings, session: Session, observer: Observer) -> Iterator[None]:
+def helpers(
+    settings: Settings, session: Session, observer: Observer, flags: Sequence[str] = ()
+) -> Iterator[None]:
     """Run the other workers while the block searches; they are stopped when it is left.
 
     Args:
-        settings: of this process, which is the first worker.
-        session: its open session: the others join its study.
+        settings: of all workers together.
+        session: the open one of this process: the others join its study.
         observer: told of workers that ended with an error.
+        flags: of the others too.
     """
     with ExitStack() as stack:
         running = []
         for share in shares(settings)[1:]:
             errors = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
-            running.append((_start(settings, session.parts.study.name, share, errors), errors))
+            process = _start(settings, session.parts.study.name, share, errors, flags)
+            running.append((process, errors))
         try:
             yield
         finally:
@@ -70,12 +74,12 @@ def helpers(settings: Settings, session: Session, observer: Observer) -> Iterato
 
 
 def _start(
-    settings: Settings, study: str, share: Share, errors: IO[str]
+    settings: Settings, study: str, share: Share, errors: IO[str], flags: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
     """A worker that takes its settings from the study, and from here those that it may not say."""
-    flags = [f"--study={study}", f"--study-dir={settings.study_dir}", "--quiet", "--no-refine"]
-    flags += [f"--device={share.device}", f"--threads={share.threads}"]
-    flags += unsaid(settings)
+    flags = [*flags, f"--study={study}", f"--study-dir={settings.study_dir}", "--quiet"]
+    flags += ["--no-refine", "--workers=1", f"--device={share.device}"]
+    flags += [f"--threads={share.threads}", *unsaid(settings)]
     environment = dict(os.environ)
     if settings.storage is not None:  # not on the command line, which every user can read
         environment[f"{ENV_PREFIX}STORAGE"] = settings.storage

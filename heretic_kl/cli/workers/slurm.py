@@ -1,4 +1,4 @@
-"""`heretic-kl slurm`: the template `slurm/study.sbatch`, filled in. Searches nothing."""
+"""`heretic-kl slurm`: the templates in `slurm/`, filled in. Searches nothing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from heretic_kl.config.tables import Location, Text, Whole, setting
 from heretic_kl.errors import ConfigError, StudyError
 
 SCRIPT: Final = "study.sbatch"
+SCRIPTS: Final = (SCRIPT, "sweep.sbatch", "training-loss.sbatch", "setup-node.sh")
 NOT_OF_THE_RUN: Final = {"storage", "study_name", "study_dir", "workers", "quiet"}
 """Settings that the script states itself."""
 
@@ -45,7 +46,7 @@ class SlurmSettings(Settings):
 
 
 def run(words: Sequence[str]) -> int:
-    """Write the script, and submit it where that is asked for; return the exit code."""
+    """Write the scripts, and submit that of the study where asked to; return the exit code."""
     settings = read_settings(SlurmSettings, words)
     if settings.model is None:
         raise ConfigError("no model given: name one with --model")
@@ -58,14 +59,21 @@ def run(words: Sequence[str]) -> int:
     script = write(settings)
     answer = submitted(script) if settings.submit else None
     with observing(quiet=settings.quiet) as observer:
+        if settings.gpus > 1 and settings.device_map is None:
+            observer(
+                Notice(
+                    f"each job asks for {settings.gpus} GPUs and uses one: spread the model with "
+                    "--device-map auto, or leave --gpus at 1 and raise --workers"
+                )
+            )
         said = answer or f"written: submit it with sbatch {shlex.quote(str(script))}"
-        observer(Notice(said))
+        observer(Notice(f"{said}; beside it are {', '.join(SCRIPTS[1:])}"))
         observer(Result("slurm", {"script": str(script), "sbatch": answer}))
     return 0
 
 
 def write(settings: SlurmSettings) -> Path:
-    """Write the settings file and the script, readable by their owner alone.
+    """Write the settings file and the scripts, for their owner alone; return that of the study.
 
     Raises:
         StudyError: the folder cannot be written.
@@ -76,41 +84,68 @@ def write(settings: SlurmSettings) -> Path:
         mode="json", exclude_defaults=True, exclude_none=True, exclude=NOT_OF_THE_RUN | fields
     )
     try:
-        for name, text in (("settings.toml", tomlkit.dumps(values)), (SCRIPT, filled(settings))):
-            files.write_text(folder / name, text)
-            (folder / name).chmod(0o600)
+        files.write_text(folder / "settings.toml", tomlkit.dumps(values))
+        for name in SCRIPTS:
+            files.write_text(folder / name, filled(name, settings))
+        for name in ("settings.toml", *SCRIPTS):
+            (folder / name).chmod(0o700 if name.endswith(".sh") else 0o600)
     except OSError as error:
         raise StudyError(f"cannot write {str(folder)!r}: {error.strerror}") from error
     load_settings(["--config", str(folder / "settings.toml")])  # what was written is read alike
     return folder / SCRIPT
 
 
-def filled(settings: SlurmSettings) -> str:
-    """The script with the settings' values in its head."""
-    folder = settings.folder
+def filled(script: str, settings: SlurmSettings) -> str:
+    """A script with the settings' values in its head."""
+    text = (script_folder() / script).read_text(encoding="utf-8")
+    for name, value in _variables(script, settings).items():
+        stated = shlex.quote(value) if isinstance(value, str) else f"({shlex.join(value)})"
+        text = _replaced(text, rf"({name}=).*", stated)
+    if script.endswith(".sh"):
+        return text
+    log = "%a.log" if script == SCRIPT else f"{Path(script).stem}-%a.log"
     requests = {
-        "array": f"0-{settings.workers - 1}",
         "cpus-per-task": str(settings.cpus),
         "time": f"{settings.hours}:00:00",
-        "output": str(folder / "%a.log"),
+        "output": str(settings.folder / log),
     }
-    variables = {
-        "STUDY": settings.study_name or folder.name,
-        "CONFIG": str(folder / "settings.toml"),
-        "STUDY_DIR": str(settings.study_dir),
-        "STORAGE": settings.storage or "",
-    }
-    values = {name: shlex.quote(value) for name, value in variables.items()}
-    values["WORKER_FLAGS"] = f"({shlex.join(unsaid(settings))})"
-    text = (script_folder() / SCRIPT).read_text(encoding="utf-8")
+    if script == SCRIPT:
+        requests["array"] = f"0-{settings.workers - 1}"
     for name, value in requests.items():
         text = _replaced(text, rf"(#SBATCH --{name}=).*", value)
-    for name, value in values.items():
-        text = _replaced(text, rf"({name}=).*", value)
     more = [f"#SBATCH --partition={settings.partition}"] if settings.partition else []
     more += [f"#SBATCH --gpus-per-task={settings.gpus}"] if settings.gpus else []
     head, line, rest = text.partition("#SBATCH --ntasks=1\n")
     return head + line + "".join(f"{extra}\n" for extra in more) + rest
+
+
+def _variables(script: str, settings: SlurmSettings) -> dict[str, str | list[str]]:
+    """What the head of a script says, by name."""
+    folder, config = settings.folder, str(settings.folder / "settings.toml")
+    database = re.match("postgresql|mysql", settings.storage or "")
+    extras = [database[0]] if database else []
+    extras += ["grpc"] if settings.quantization == "none" else ["grpc", "bnb"]
+    variables: dict[str, dict[str, str | list[str]]] = {
+        SCRIPT: {
+            "STUDY": settings.study_name or folder.name,
+            "CONFIG": config,
+            "STUDY_DIR": str(settings.study_dir),
+            "STORAGE": settings.storage or "",
+            "WORKER_FLAGS": unsaid(settings),
+        },
+        "sweep.sbatch": {
+            "SEARCH": ["--config", config],
+            "PICK": settings.pick or "knee",
+            "STUDY_DIR": str(folder / "sweep"),
+            "STORAGE": settings.storage or "",
+        },
+        "training-loss.sbatch": {
+            "FLAGS": ["--threads", str(settings.cpus)],
+            "FOLDER": str(folder / "training-loss"),
+        },
+        "setup-node.sh": {"EXTRAS": ",".join(extras)},
+    }
+    return variables[script]
 
 
 def submitted(script: Path) -> str:
@@ -147,7 +182,8 @@ def _replaced(text: str, pattern: str, value: str) -> str:
 COMMAND = Command(
     "slurm --model MODEL --workers N [--submit] [--SETTING VALUE ...]",
     f"{SUMMARIES['slurm']}. The first job searches, refines, tests and saves, the others are "
-    f"workers; each is requeued when it is pre-empted. `{PROGRAM} trials` shows how far it is.",
+    f"workers; each is requeued when it is pre-empted. `{PROGRAM} trials` shows how far it is. "
+    "Beside it are scripts for a sweep, the training loss and a node without network.",
     run,
     SlurmSettings,
 )

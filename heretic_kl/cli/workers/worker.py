@@ -12,7 +12,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from heretic_kl.cli.command import PROGRAM, SUMMARIES, Command
-from heretic_kl.cli.optimize import TRIALS_KEPT, settle_process
+from heretic_kl.cli.optimize import (
+    TRIALS_KEPT,
+    check_workers,
+    first_share,
+    search_together,
+    settle_process,
+)
 from heretic_kl.cli.output import observing
 from heretic_kl.cli.study.settings import read_beside_study, read_named
 from heretic_kl.config import Settings, read_settings
@@ -40,7 +46,10 @@ class WorkerSettings(Settings):
 
 
 def run(words: Sequence[str]) -> int:
-    """Run trials of the study that the command line names; return the exit code."""
+    """Run trials of the study that the command line names; return the exit code.
+
+    With `--workers` there are more processes, on this machine, with the same command line.
+    """
     named = read_settings(WorkerSettings, words)
     if named.study is None:
         raise ConfigError(f"say which study: {PROGRAM} worker --study NAME")
@@ -50,10 +59,12 @@ def run(words: Sequence[str]) -> int:
     with ExitStack() as stack:
         observer = stack.enter_context(observing(quiet=named.quiet))
         settings = _settings(words, named, _study(named, observer))
-        settle_process(settings)
-        log = stack.enter_context(RunLog(settings, observer))
-        session = stack.enter_context(Session(settings, log, joins=True))
-        session.search()
+        check_workers(settings)
+        whole, first = first_share(settings)
+        settle_process(first)
+        log = stack.enter_context(RunLog(first, observer))
+        session = stack.enter_context(Session(first, log, joins=True))
+        search_together(whole, session, log, words)
         session.refine()
     return 0
 
@@ -85,7 +96,6 @@ def _settings(words: Sequence[str], named: WorkerSettings, study: StoredStudy) -
         study_name=study.name,
         study_dir=study.folder or named.study_dir,
         storage=named.storage,
-        workers=1,
         pick=None,
         save=None,
     )
@@ -93,7 +103,7 @@ def _settings(words: Sequence[str], named: WorkerSettings, study: StoredStudy) -
 
 
 COMMAND = Command(
-    "worker [STUDY] [--storage URL] [--SETTING VALUE ...]",
+    "worker [STUDY] [--storage URL] [--workers N] [--SETTING VALUE ...]",
     f"{SUMMARIES['worker']}. The study says what it was made with; name --model where it lies "
     "elsewhere on this machine. TERM and Ctrl+C hand the running trial back.",
     run,

@@ -45,10 +45,11 @@ from heretic_kl.search import (
 )
 
 NOT_KEPT = {
-    *("storage", "study_dir", "study_name", "quiet", "debug"),
+    *("storage", "study_dir", "study_name", "quiet", "debug", "workers"),
     *("pick", "save", "save_as", "overwrite"),
 }
-"""Settings that a study does not keep: where it is, and what is done with a trial."""
+"""Settings that a study does not keep: where it is, of which processes, and what is done with a
+trial."""
 
 
 class Beside(NamedTuple):
@@ -61,9 +62,9 @@ class Beside(NamedTuple):
 
 
 def open_run(
-    settings: Settings, tell: Teller, held: ExitStack, *, joins: bool, beside: Beside | None
+    settings: Settings, keeps: Settings | None, tell: Teller, held: ExitStack, beside: Beside | None
 ) -> RunParts:
-    """All steps before the search, in order; `held` takes what is let go in the end.
+    """All steps before the search; `held` takes what is let go; the study keeps `keeps`, if any.
 
     Raises:
         HereticKLError: anything the user can mend about model, prompts, scorers or storage; its
@@ -115,8 +116,8 @@ def open_run(
         plans=PlanStore(*place),
     )
     _say_opened(study, settings, tell)
-    if not joins:
-        content = settings.model_dump(mode="json", exclude=NOT_KEPT)
+    if keeps is not None:
+        content = keeps.model_dump(mode="json", exclude=NOT_KEPT)
         keep_run(storage, name, content, space, suite.objectives, baseline)
         record_run(run, directions)
     return run

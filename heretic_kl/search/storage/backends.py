@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -84,8 +85,7 @@ def open_storage(
                 yield proxy
             else:
                 backend = _database(url)
-                stack.callback(backend.engine.dispose)
-                stack.callback(backend.remove_session)
+                stack.callback(_disconnect, backend)
                 yield _steady(backend, notify)
         return
     try:
@@ -108,7 +108,12 @@ def storage_for_reading(place: Path | str) -> BaseStorage:
         file = place.removeprefix("sqlite:///")
         if file != place and not Path(file.partition("?")[0]).is_file():  # it would be made
             raise StudyError(f"there is no database {file!r} to read a study from (--storage)")
-        return _steady_proxy(place) if place.startswith(PROXY_SCHEME) else _steady(_database(place))
+        if place.startswith(PROXY_SCHEME):
+            return _steady_proxy(place)
+        backend = _database(place)
+        storage = _steady(backend)
+        weakref.finalize(storage, _disconnect, backend).atexit = False
+        return storage
     with _journal_problems(place):
         return JournalStorage(JournalFileBackend(str(place), JournalFileOpenLock(str(place))))
 
@@ -189,6 +194,12 @@ def _make_tables(url: str) -> None:
 
 def _server(url: str) -> RDBStorage:
     return Database(url, engine_kwargs={"pool_pre_ping": True})  # a lost connection is replaced
+
+
+def _disconnect(backend: RDBStorage) -> None:
+    """Let go of a database that nobody reads any more: a server counts its connections."""
+    backend.remove_session()
+    backend.engine.dispose()
 
 
 def _steady(
