@@ -179,7 +179,7 @@ class Session:
         """Tell the sums; a worker keeps its own for the process that began the run."""
         if not (ours := self._judging()):
             return
-        if self._joins:
+        if self._keeps is None:  # it joined
             self.parts.study.keep_judging(summed_judging(ours))
             self._tell.judged(summed_judging(ours))
         else:
