@@ -90,7 +90,7 @@ def mysql_server():
     as_user = ["--user=mysql"] if os.geteuid() == 0 else []  # not as root
     if as_user:
         shutil.chown(data, "mysql")
-    port, running = free_port(), []
+    port = free_port()
     common = ["--no-defaults", f"--datadir={data / 'db'}", *as_user]
     more = ["--auth-root-authentication-method=normal", "--skip-test-db"]
     subprocess.run([install, *common, *more], check=True, capture_output=True, timeout=120)
@@ -98,28 +98,38 @@ def mysql_server():
     places = [f"--{name}={data / name}" for name in ("socket", "pid-file", "log-error")]
     network = ["--bind-address=127.0.0.1", f"--port={port}"]
 
-    def start():
+    def begin():
         words = [program, *common, *network, *places, f"--init-file={data / 'first.sql'}"]
-        running.append(
-            subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 60
         while not greets(port):
-            assert time.monotonic() < end and running[-1].poll() is None
+            assert time.monotonic() < end and process.poll() is None
             time.sleep(0.1)
+        return process
+
+    try:
+        with served(f"mysql+pymysql://root@127.0.0.1:{port}/studies", begin) as server:
+            yield server
+    finally:
+        shutil.rmtree(data)
+
+
+@contextmanager
+def served(url, begin):
+    """Yields a `Server` that runs; `begin` starts its process, which is killed to stop."""
+    running = []
 
     def stop():
         for process in running:
             process.kill()
-            process.wait()
+            process.communicate()
         running.clear()
 
-    start()
+    running.append(begin())
     try:
-        yield Server(f"mysql+pymysql://root@127.0.0.1:{port}/studies", start, stop)
+        yield Server(url, lambda: running.append(begin()), stop)
     finally:
         stop()
-        shutil.rmtree(data)
 
 
 def greets(port):
@@ -137,27 +147,18 @@ DATABASES = {"postgresql": postgresql_server, "mysql": mysql_server}
 @contextmanager
 def proxy_server(url):
     """Yields a `Server`: the proxy in front of a database, in a process that is killed to stop."""
-    port, running = free_port(), []
+    port = free_port()
     words = [sys.executable, "-m", "heretic_kl", "storage", "serve", "--storage", url]
 
-    def start():
+    def begin():
         process = subprocess.Popen(
             [*words, "--port", str(port)], stderr=subprocess.PIPE, text=True, cwd=HOME
         )
-        running.append(process)
         assert "serving" in process.stderr.readline()
+        return process
 
-    def stop():
-        for process in running:
-            process.kill()
-            process.communicate()
-        running.clear()
-
-    start()
-    try:
-        yield Server(f"grpc://127.0.0.1:{port}", start, stop)
-    finally:
-        stop()
+    with served(f"grpc://127.0.0.1:{port}", begin) as server:
+        yield server
 
 
 def proxy(url):
