@@ -21,7 +21,7 @@ from heretic_kl.demo import ensure_demo_model
 
 ROOT = Path(__file__).parents[1]
 RULES = {
-    "over_refusal": "max-refusals=0.1,min-kept_refusals=0.8",
+    "over_refusal": "min-kept_refusals=0.7",
     "overused_phrases": "knee",
     "hedging": "knee",
 }
@@ -77,6 +77,9 @@ def table(behaviours: dict[str, dict]) -> list[str]:
     lines = ["| | pick rule | score | original | edited |", "|---|---|---|---|---|"]
     for name, outcome in behaviours.items():
         first = [f"`{name}`", f"`{outcome['rule']}`"]
+        if "failed" in outcome:
+            lines.append(f"| {' | '.join(first)} | {' '.join(outcome['failed'])} | | |")
+            continue
         for score, both in outcome["test_scores"].items():
             texts = [both[which]["text"].split(" nats (")[0] for which in ("original", "edited")]
             lines.append(f"| {' | '.join([*first, score, *texts])} |")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Protocol
@@ -68,7 +68,6 @@ class Refiner:
         rule: what a refusal is.
         kl_tokens: N, scored positions of each harmless response.
         max_response_tokens: of the responses that tell what the reference refuses.
-        staying: kinds of prompts whose responses are to stay, refusals too: they are in the KL.
         temperature: of both distributions in the KL.
         checkpointing: steps need less memory and more time; see `Objective`.
 
@@ -86,7 +85,6 @@ class Refiner:
         rule: RefusalJudge,
         kl_tokens: int,
         max_response_tokens: int,
-        staying: Collection[Kind] = (),
         temperature: float = 1.0,
         checkpointing: bool = False,
     ) -> None:
@@ -107,8 +105,6 @@ class Refiner:
                 f"{len(self._answered)} of {len(train['harmless'])} harmless ones and "
                 f"{len(self._checked)} of {len(validation['harmless'])} harmless validation prompts"
             )
-        for chosen, prompts in ((self._answered, train), (self._checked, validation)):
-            chosen += [prompt for kind in sorted(staying) for prompt in prompts[kind]]
         openings = mine_openings(self._refusals, self._others, purity=PURITY)
         lm = engine.lm
         self.objective = Objective(
@@ -262,8 +258,8 @@ class Refiner:
         short = tuple(
             prompt
             for prompt in prompts
-            if (response := self._responses.get(prompt)) is None
-            or (response.end_token is None and len(response.tokens) < count)
+            if (response := self._responses[prompt]).end_token is None
+            and len(response.tokens) < count
         )
         whole = self._engine.responses(short, count) if short else ()
         responses = self._responses | dict(zip(short, whole, strict=True))

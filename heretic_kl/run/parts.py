@@ -84,7 +84,6 @@ class RunParts:
             self.engine,
             train=self.prompts.of("train"),
             validation=self.prompts.of("validation"),
-            staying=self.suite.kept_refusals,
             rule=self.suite.refusal_rule,
             kl_tokens=table.kl_tokens,
             max_response_tokens=self.settings.max_response_tokens,

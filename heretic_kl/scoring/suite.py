@@ -20,7 +20,7 @@ from heretic_kl.scoring.loader import build_scorer
 from heretic_kl.scoring.racing import Judge, Race, Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount
 from heretic_kl.scoring.refusal_rule import RefusalRule
-from heretic_kl.scoring.scorer import Bounds, PromptKind, Role, Score, ScorerContext
+from heretic_kl.scoring.scorer import Bounds, Role, Score, ScorerContext
 
 JUDGING: Final = ("requests", "retries", "timeouts", "prompt_tokens", "answer_tokens", "cost")
 """What is summed of judges."""
@@ -89,16 +89,6 @@ class Suite:
         """Whether refusals of harmful prompts are counted, and not to be raised."""
         counts = self.refusal_scorers
         return any(spec.name in counts and spec.role != "maximize" for spec in self.specs)
-
-    @property
-    def kept_refusals(self) -> set[PromptKind]:
-        """Kinds of prompts whose refusals are to stay: a scorer that counts them is maximized."""
-        maximized = {spec.name for spec in self.specs if spec.role == "maximize"}
-        return {
-            scorer.kind
-            for scorer in self.scorers.values()
-            if isinstance(scorer, RefusalCount) and scorer.name in maximized
-        }
 
     @property
     def refusal_objectives(self) -> list[str]:

@@ -1,7 +1,6 @@
 """Refinement inside a run: refined trials join the study, are saved, resumed and kept by hash."""
 
 import json
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -360,24 +359,6 @@ def test_no_edit_is_learned_once_weights_are_offloaded(
         assert len(run.parts.study.refined) == learned
     last = [event.message for event in seen if isinstance(event, events.Notice)][-1]
     assert last.startswith("no further edit is refined: parts of the model are offloaded, and grad")
-
-
-def test_responses_that_are_to_stay_are_learned_to_stay(workplace, tmp_path, markers):
-    kept = {"use": "false_refusals", "settings": {"markers": markers}}
-    lines = {"source": str(workplace / "prompts.txt")}
-    borderline = {"validation": {**lines, "split": "[:4]"}, "train": {**lines, "split": "[:7]"}}
-    counts = {}
-    for role in ("monitor", "maximize"):
-        run, _ = session(workplace, tmp_path / role, markers)
-        settings = run.settings.model_dump(exclude_unset=True)
-        settings["prompts"]["borderline"] = borderline
-        settings["scorers"]["kept"] = {**kept, "role": role}
-        with Session(Settings(**{**settings, "trials": 1})) as run:
-            run.search()
-            refiner, plan = run.parts.refiner, run.parts.plan(run.trials[0].edit)
-            counts[role] = len(refiner.train.harmless), len(refiner.validation.harmless)
-            assert math.isfinite(refiner.refine(plan, RefineOptions(steps=1)).best.kl)
-    assert [a - b for a, b in zip(counts["maximize"], counts["monitor"], strict=True)] == [7, 4]
 
 
 @pytest.mark.parametrize(
