@@ -26,8 +26,8 @@ from torch import Tensor
 
 from heretic_kl import Session
 from heretic_kl.ablation import EditParameters, Operator, Plan, SiteKey, WeightKernel
-from heretic_kl.refine import RefineOptions
-from heretic_kl.refine.training import Check, evaluate
+from heretic_kl.refine import Check, RefineOptions
+from heretic_kl.refine.training import evaluate
 
 STRENGTHS = (0.15, 0.3, 0.5, 0.8, 1.2)
 RIDGES = (1.0, 0.1)

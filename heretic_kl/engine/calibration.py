@@ -27,7 +27,7 @@ LARGEST_BATCH = 256
 WORTHWHILE_GAIN = 1.08
 """A doubled batch must decode at least this much faster per response to be kept."""
 DECODED_TOKENS = 6
-TOKENS_READ_ON_CPU = 16
+TOKENS_READ_ON_CPU = 4
 """Last tokens of each prompt: there reading takes longest and memory is seldom the limit."""
 
 

@@ -5,13 +5,13 @@ prompts, under a constraint on the probability of opening a response with a refu
 frozen: only operators on what sites write are learned, so what is learned exports exactly.
 """
 
+from heretic_kl.refine.checks import Check, Reread
 from heretic_kl.refine.openings import mine_openings
 from heretic_kl.refine.parameters import removes_single_directions
-from heretic_kl.refine.refiner import PURITY, Refiner
-from heretic_kl.refine.training import Check, Refined, RefineOptions, Reread, refine
+from heretic_kl.refine.refiner import Refiner
+from heretic_kl.refine.training import Refined, RefineOptions, refine
 
 __all__ = [
-    "PURITY",
     "Check",
     "RefineOptions",
     "Refined",

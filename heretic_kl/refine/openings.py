@@ -21,8 +21,10 @@ MAX_DEPTH = 6
 """Tokens of the longest opening."""
 MIN_COUNT = 2
 """Refusals that must share a beginning for it to be an opening."""
-PURITY = 0.9
-"""Share of refusals among responses with a beginning, both kinds weighed alike."""
+PURITY = 0.6
+"""Least share of refusals among responses with a beginning, both kinds weighed alike.
+
+At 0.9 openings of the demo model went deeper and were evaded more often."""
 
 
 class OpeningNode(NamedTuple):

@@ -23,22 +23,19 @@ from heretic_kl.model import edited
 from heretic_kl.model.placement import is_offloaded
 from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.ranks import from_first
+from heretic_kl.refine.checks import Check, Reread
 from heretic_kl.refine.objective import Example, Objective, Refusal
 from heretic_kl.refine.openings import mine_openings
 from heretic_kl.refine.training import (
     CHECKED_AT_ONCE,
-    Check,
     Prompts,
     Refined,
     RefineOptions,
-    Reread,
     evaluate,
     refine,
 )
 from heretic_kl.requests import StopRule
 
-PURITY = 0.6
-"""See `mine_openings`. At 0.9 openings of the demo model went deeper and were evaded more often."""
 REREAD_PROMPTS = 64
 """Harmful training prompts to which a candidate responds at every check."""
 OPENING_TOKENS = 16
@@ -105,7 +102,8 @@ class Refiner:
                 f"{len(self._answered)} of {len(train['harmless'])} harmless ones and "
                 f"{len(self._checked)} of {len(validation['harmless'])} harmless validation prompts"
             )
-        openings = mine_openings(self._refusals, self._others, purity=PURITY)
+        self._of_reference = tuple(self._refusals), tuple(self._others)
+        openings = mine_openings(self._refusals, self._others)
         lm = engine.lm
         self.objective = Objective(
             engine.runner,
@@ -162,6 +160,7 @@ class Refiner:
         start: Plan,
         options: RefineOptions,
         *,
+        evaluated: Check | None = None,
         tell: Callable[[Check], None] = lambda check: None,
     ) -> Refined:
         """Learn an edit from a start; see `heretic_kl.refine.refine`.
@@ -178,6 +177,9 @@ class Refiner:
             elapsed = from_first(lambda: time.perf_counter() - begun)
             timed = replace(options, seconds=options.seconds - elapsed)
             reread = _Rereader(self, options.seed)
+            # What candidates said before is forgotten: a resumed study learns the same edit.
+            self._refusals, self._others = map(list, self._of_reference)
+            self.objective.openings = self.first_openings
             learn = partial(
                 refine,
                 start,
@@ -186,6 +188,7 @@ class Refiner:
                 self.train,
                 self.validation,
                 timed,
+                evaluated=evaluated,
                 tell=tell,
                 reread=reread,
             )
@@ -209,13 +212,13 @@ class Refiner:
                 f"out of memory: refinement takes {prompts} prompts a step now"
             )
 
-    def loss(self, plan: Plan) -> float:
-        """The loss of an edit on validation prompts, to choose where to start, nats."""
-        options, where = RefineOptions(), self._engine.lm.architecture
+    def evaluate(self, plan: Plan) -> Check:
+        """The terms of an edit on validation prompts and their `loss`, to choose where to start."""
+        begun, where = time.perf_counter(), self._engine.lm.architecture
         check = self._engine.limits.run(
-            lambda: evaluate(self.objective, where, plan, self.validation, options)
+            lambda: evaluate(self.objective, where, plan, self.validation, RefineOptions())
         )
-        return check.kl + options.multiplier * check.hinge
+        return check._replace(seconds=from_first(lambda: time.perf_counter() - begun))
 
     def refusals(self, plan: Plan, encoded: Sequence[tuple[int, ...]]) -> list[Refusal]:
         """A candidate's refusals of prompts; openings are mined again from all that was said."""
@@ -229,7 +232,7 @@ class Refiner:
             (self._refusals if refused else self._others).append(tokens)
             if refused:
                 refusals.append(Refusal(ids, tokens))
-        self.objective.openings = mine_openings(self._refusals, self._others, purity=PURITY)
+        self.objective.openings = mine_openings(self._refusals, self._others)
         return refusals
 
     def _check_whole(self) -> None:
@@ -287,7 +290,7 @@ class _Rereader:
     def __call__(self, plan: Plan) -> Reread:
         prompts = self._refiner.train.harmful
         others = [ids for ids in prompts if ids not in self._refused]
-        count = min(REREAD_PROMPTS, len(prompts)) - len(self._refused)
+        count = max(0, min(REREAD_PROMPTS - len(self._refused), len(others)))
         chosen = [*self._refused, *self._draw.sample(others, count)]
         refusals = self._refiner.refusals(plan, chosen)
         self._refused = [refusal.prompt for refusal in refusals]

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from heretic_kl.ablation import Plan
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import Architecture, edited
 from heretic_kl.ranks import from_first
+from heretic_kl.refine.checks import STRENGTHENINGS, BestEdit, Check, Reread
 from heretic_kl.refine.objective import Example, Objective, Refusal, minibatches
 from heretic_kl.refine.parameters import Form, LearnableEdit
 
@@ -29,13 +29,6 @@ LOWERED, RAISED = 0.5, 1.5
 """Least and most that the threshold is multiplied by at a check."""
 AIMED_AT = 0.8
 """Share of the limit that the threshold steers to."""
-STRENGTHENINGS = 2
-"""Most times that an edit of smaller KL, which exceeds the limit, is made stronger at the end."""
-NEAR = 2.0
-"""It exceeds the limit by this factor at most."""
-EXPONENT = 1.5
-"""Refusal mass falls at least with this power of the strength, nearly (3.3 around a learned edit of
-the demo model, 1.2 of Qwen2.5-Coder-0.5B): too much costs little KL, too little loses the edit."""
 FIRST_THRESHOLD = 6.0
 """Where the threshold starts, in mass limits: checks are too few to come down to a low one."""
 MULTIPLIER_RANGE = (1e-3, 10.0)
@@ -98,41 +91,6 @@ class Prompts:
     harmful: Sequence[tuple[int, ...]]  # token ids
 
 
-class Check(NamedTuple):
-    """The terms on validation prompts."""
-
-    step: int
-    kl: float  # nats, mean over positions, then prompts
-    kl_error: float  # standard error over prompts
-    mass: float  # mean probability of opening with a refusal
-    refused: float  # share of the candidate's responses to training prompts; 0: not asked
-    hinge: float  # nats, mean over prompts, at the threshold
-    threshold: float
-    multiplier: float
-    seconds: float
-
-    @property
-    def refusal(self) -> float:
-        """The larger of refusal mass and the share of refusals among responses."""
-        return max(self.mass, self.refused)
-
-    def violation(self, limit: float) -> float:
-        """By how much mass or responses exceed a limit; 0 where neither does."""
-        return max(0.0, self.refusal - limit)
-
-
-class Reread(NamedTuple):
-    """What a candidate says to some harmful training prompts."""
-
-    refusals: Sequence[Refusal] = ()
-    asked: int = 0
-
-    @property
-    def share(self) -> float:
-        """Of refusals; 0 where nothing was asked."""
-        return len(self.refusals) / max(1, self.asked)
-
-
 @dataclass(frozen=True)
 class Refined:
     """A learned edit and how it came about."""
@@ -157,6 +115,7 @@ def refine(
     validation: Prompts,
     options: RefineOptions,
     *,
+    evaluated: Check | None = None,
     tell: Callable[[Check], None] = lambda check: None,
     reread: Callable[[Plan], Reread] = lambda plan: Reread(),
 ) -> Refined:
@@ -172,86 +131,41 @@ def refine(
         train: prompts for gradients.
         validation: other prompts, to stop early and to set the threshold by.
         options: how to learn.
+        evaluated: the start's terms on the validation prompts, if they are known.
         tell: told of every check, the start's included.
         reread: has a candidate respond; may replace the objective's openings by what it says.
 
     Raises:
         ValueError: see `LearnableEdit`.
-        MeasurementError: there is nothing to learn from, or the loss is not finite.
+        MeasurementError: there is nothing to learn from, or the loss is not finite before the
+            first check. Later that ends the steps.
     """
     learner = _Learner(start, architecture, objective, train, options)
-    begun = time.perf_counter()
-    checks: list[Check] = []
-
-    def check(plan: Plan, step: int) -> Check:
-        now = replace(options, threshold=learner.threshold, multiplier=learner.multiplier)
-        terms = evaluate(objective, architecture, plan, validation, now)
-        said = reread(plan)
-        learner.refusals = said.refusals
-        checks.append(terms._replace(step=step, refused=said.share, seconds=_seconds_since(begun)))
-        tell(checks[-1])
-        return checks[-1]
-
-    edits, step = _Kept(check(start, 0), start, options.mass_limit), 0
+    check = _Checker(learner, validation, tell, reread)
+    edits, step = BestEdit(check(start, 0, evaluated), start, options.mass_limit), 0
+    first = check.made[0].seconds
+    one_check = first + (evaluated.seconds if evaluated else 0.0)
     while (step := step + 1) <= learner.steps:
-        learner.step()
+        try:
+            learner.step()
+        except MeasurementError:
+            if len(check.made) == 1:
+                raise
+            break  # what earlier checks hold is finite
         if step == TIMED_STEPS:
-            learner.fit_time(step, _seconds_since(begun), checks[0].seconds)
-        if step % options.check_every and step != learner.steps:
+            learner.fit_time(step, check.elapsed, first, one_check)
+        if not learner.is_checked(step):
             continue
         plan = learner.averaged()
         edits.add(check(plan, step), plan)
         if step < learner.steps:
-            learner.adjust(checks[-1])
-            learner.fit_time(step, _seconds_since(begun), checks[0].seconds)
+            learner.adjust(check.made[-1])
+            learner.fit_time(step, check.elapsed, first, one_check)
     for _ in range(STRENGTHENINGS):
-        in_time = _seconds_since(begun) + checks[0].seconds <= options.seconds
+        in_time = check.elapsed + one_check <= options.seconds
         if in_time and (stronger := edits.strengthened()):
             edits.add(check(stronger, step - 1), stronger)
-    return Refined(edits.plan, tuple(checks), edits.best)
-
-
-class _Kept:
-    """The best edit so far, and one of smaller KL that exceeds the limit by little."""
-
-    def __init__(self, start: Check, plan: Plan, limit: float) -> None:
-        self.best, self.plan = start, plan
-        self._limit = limit
-        self._near: tuple[Check, Plan] | None = None
-
-    def add(self, check: Check, plan: Plan) -> None:
-        """Compare one more."""
-        if self._order(check) < self._order(self.best):
-            self.best, self.plan = check, plan
-        over = check.refusal / self._limit
-        if 1 < over <= NEAR and (self._near is None or check.kl < self._near[0].kl):
-            self._near = check, plan
-
-    def strengthened(self) -> Plan | None:
-        """The one over the limit, made so much stronger that it may meet it; None: no need."""
-        factor = from_first(self._factor)  # processes that hold one model must agree
-        plan = self.plan if self._near is None else self._near[1]
-        self._near = None
-        return (
-            {k: operator.strengthened(factor) for k, operator in plan.items()} if factor else None
-        )
-
-    def _factor(self) -> float:
-        """By which to strengthen; 0: not."""
-        if self._near is None:
-            return 0.0
-        check, _ = self._near
-        if check.kl >= self.best.kl and not self.best.violation(self._limit):
-            return 0.0
-        return 1.01 * float((check.refusal / self._limit) ** (1 / EXPONENT))
-
-    def _order(self, check: Check) -> tuple[float, float]:
-        return check.violation(self._limit), check.kl
-
-
-def _seconds_since(begun: float) -> float:
-    """By the clock of the first of several processes with one model."""
-    return from_first(lambda: time.perf_counter() - begun)
+    return Refined(edits.plan, tuple(check.made), edits.best)
 
 
 class _Learner:
@@ -313,32 +227,52 @@ class _Learner:
         self._ascend(float(hinge.detach()))
 
     def _some_refusals(self) -> list[Refusal]:
-        count = min(self._options.refusals_per_step, len(self.refusals))
-        return self._draw.sample(list(self.refusals), count)
+        some = [refusal for refusal in self.refusals if refusal.response]  # an empty one has none
+        return self._draw.sample(some, min(self._options.refusals_per_step, len(some)))
 
     def adjust(self, check: Check) -> None:
-        """Move the threshold by how far a check is from what is aimed at."""
+        """Move the threshold by how far a check is from what is aimed at, unless weights stay."""
+        if not self._options.dual_rate:
+            return
         aim = AIMED_AT * self._options.mass_limit
         factor = min(RAISED, max(LOWERED, aim / max(check.refusal, 1e-9)))
         highest = self._options.threshold
         self.threshold = min(highest, max(LOWEST_THRESHOLD, self.threshold * factor))
 
-    def fit_time(self, step: int, elapsed: float, check_seconds: float) -> None:
+    def is_checked(self, step: int) -> bool:
+        """Whether a check follows a step: not shortly before the last one, which has its own."""
+        left = self.steps - step
+        return left <= 0 or not (
+            step % self._options.check_every or left <= self._options.check_every // 2
+        )
+
+    def fit_time(self, step: int, elapsed: float, first: float, one_check: float) -> None:
         """Change the number of steps to what fits in the time, by those taken so far.
 
         Before the first check the time of one is added to that of steps. Whether there may be more
         steps than asked for is decided once, so that the schedule does not jump.
+
+        Args:
+            step: taken so far.
+            elapsed: seconds since the start.
+            first: seconds of these before the first step.
+            one_check: seconds of a check.
         """
         options = self._options
-        per_step = (elapsed - check_seconds) / step
+        per_step = (elapsed - first) / step
         if step < options.check_every:
-            per_step += check_seconds / options.check_every
-        last_checks = 2 * check_seconds  # the last one, and one more where it exceeds the limit
+            per_step += one_check / options.check_every
+        last_checks = 2 * one_check  # the last one, and one more where it exceeds the limit
         fitting = step + (options.seconds - elapsed - last_checks) / max(per_step, 1e-9)
         if self._most is None:
             room = math.isfinite(fitting) and (options.last or fitting < 2 * options.steps)
             self._most = (2 if room else 1) * options.steps
         self.steps = int(max(step, min(self._most, fitting)))
+
+    def evaluate(self, plan: Plan, prompts: Prompts) -> Check:
+        """The terms of an edit, at the present threshold and multiplier."""
+        now = replace(self._options, threshold=self.threshold, multiplier=self.multiplier)
+        return evaluate(self._objective, self._architecture, plan, prompts, now)
 
     def averaged(self) -> Plan:
         """The averaged parameters as a plan."""
@@ -362,6 +296,38 @@ class _Learner:
         options = self._options
         warm = min(1.0, (step + 1) / max(1, options.warmup))
         return warm * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / self.steps)))
+
+
+class _Checker:
+    """Makes checks of what a learner has learned, and gives it the refusals that they find."""
+
+    def __init__(
+        self,
+        learner: _Learner,
+        validation: Prompts,
+        tell: Callable[[Check], None],
+        reread: Callable[[Plan], Reread],
+    ) -> None:
+        self._learner = learner
+        self._validation = validation
+        self._tell = tell
+        self._reread = reread
+        self._begun = time.perf_counter()
+        self.made: list[Check] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start, by the clock of the first of processes with one model."""
+        return from_first(lambda: time.perf_counter() - self._begun)
+
+    def __call__(self, plan: Plan, step: int, terms: Check | None = None) -> Check:
+        """Evaluate an edit, unless its terms are known, and read its responses."""
+        terms = terms or self._learner.evaluate(plan, self._validation)
+        said = self._reread(plan)
+        self._learner.refusals = said.refusals
+        self.made.append(terms._replace(step=step, refused=said.share, seconds=self.elapsed))
+        self._tell(self.made[-1])
+        return self.made[-1]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,15 +14,12 @@ from heretic_kl.engine import Calibration, Engine
 from heretic_kl.errors import ModelError
 from heretic_kl.model import LanguageModel
 from heretic_kl.prompts.sets import PromptSets
-from heretic_kl.refine import PURITY, Refiner, mine_openings
+from heretic_kl.refine import Refiner, mine_openings
 from heretic_kl.run.engines import EngineOptions
 from heretic_kl.run.teller import Teller
 from heretic_kl.run.trials.response_log import ResponseLog
 from heretic_kl.scoring import Score, ScorerContext, Suite
 from heretic_kl.search import PlanStore, ResponseFile, SearchStudy
-
-REFUSALS = "refusals"
-"""The scorer whose share `target_refusals` limits."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,11 @@ class RunParts:
     def lm(self) -> LanguageModel:
         """The unedited model."""
         return self.engine.lm
+
+    @cached_property
+    def begun(self) -> float:
+        """When the time that `minutes` limits began, by `time.perf_counter`: when first asked."""
+        return time.perf_counter()
 
     @cached_property
     def test_suite(self) -> Suite:
@@ -128,7 +131,7 @@ def refusal_openers(
     others, refusals = pools
     if not any(refusals):
         return ()
-    openings = mine_openings(refusals, others, purity=PURITY).openings
+    openings = mine_openings(refusals, others).openings
     return tuple(sorted({opening[0] for opening in openings}))
 
 

@@ -22,6 +22,8 @@ from heretic_kl.scoring.refusal_count import RefusalCount
 from heretic_kl.scoring.refusal_rule import RefusalRule
 from heretic_kl.scoring.scorer import Bounds, Role, Score, ScorerContext
 
+REFUSALS: Final = "refusals"
+"""Name of the scorer that counts refusals of harmful prompts by default."""
 JUDGING: Final = ("requests", "retries", "timeouts", "prompt_tokens", "answer_tokens", "cost")
 """What is summed of judges."""
 
@@ -95,6 +97,16 @@ class Suite:
         """Names of the objectives that count refusals of harmful prompts."""
         counts = self.refusal_scorers
         return [spec.name for spec in self.objectives if spec.name in counts]
+
+    @property
+    def limited(self) -> str:
+        """Name of the scorer whose share `target_refusals` limits.
+
+        The one named `refusals`, else the first that counts refusals and is not to raise them.
+        """
+        names = [s.name for s in self.specs if s.name in self.refusal_scorers]
+        lowering = [s.name for s in self.specs if s.name in names and s.role != "maximize"]
+        return REFUSALS if REFUSALS in names or not lowering else lowering[0]
 
     @property
     def refusal_scorers(self) -> set[str]:

@@ -15,7 +15,7 @@ def test_a_first_token_that_only_refusals_have_is_an_opening():
 
 def test_what_other_responses_begin_with_too_is_told_apart_by_later_tokens():
     refusals = [(1, 2, 3), (1, 2, 4), (1, 2, 3)]
-    answered = [(1, 9), (1, 8, 2), (7,)]
+    answered = [(1, 9), (1, 8, 2), (1, 7)]
     assert mine_openings(refusals, answered).openings == ((1, 2),)
 
 

@@ -11,9 +11,16 @@ from heretic_kl.engine import Engine, forced_sequences
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
+from heretic_kl.refine.checks import Reread
 from heretic_kl.refine.objective import Example, Objective, Refusal, minibatches
 from heretic_kl.refine.openings import OpeningSet
-from heretic_kl.refine.training import Prompts, RefineOptions, Reread, _Learner, refine
+from heretic_kl.refine.training import (
+    Prompts,
+    RefineOptions,
+    _Learner,
+    evaluate,
+    refine,
+)
 from heretic_kl.testing import TINY_CONFIGS, load_tiny_model, save_tiny_model
 
 HARMLESS = tuple(
@@ -302,3 +309,29 @@ def test_steps_fill_a_time_that_is_too_short_for_another_refinement(
     terms_of = objective(lm, engine)
     refined = refine(start, lm.architecture, terms_of, prompts, prompts, options)
     assert refined.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "checked"), [(15, [0, 15]), (16, [0, 10, 16]), (20, [0, 10, 20])]
+)
+def test_no_check_is_made_shortly_before_the_last_one(lm, parts, steps, checked):
+    engine, prompts, start = parts
+    options = RefineOptions(steps=steps, check_every=10, mass_limit=1.0)
+    refined = refine(start, lm.architecture, objective(lm, engine), prompts, prompts, options)
+    assert [check.step for check in refined.checks] == checked
+
+
+def test_a_start_whose_terms_are_known_is_not_evaluated_again(lm, parts, monkeypatch):
+    engine, prompts, start = parts
+    terms_of, options = objective(lm, engine), RefineOptions(steps=1, mass_limit=1.0)
+    known_terms = evaluate(terms_of, lm.architecture, start, prompts, options)
+    evaluated = []
+    monkeypatch.setattr(
+        "heretic_kl.refine.training.evaluate",
+        lambda *all_of: evaluated.append(all_of) or evaluate(*all_of),
+    )
+    arguments = (start, lm.architecture, terms_of, prompts, prompts, options)
+    with_it, without = refine(*arguments, evaluated=known_terms), refine(*arguments)
+    assert len(evaluated) == 1 + 2
+    assert with_it.checks[0].kl == without.checks[0].kl == known_terms.kl
+    assert with_it.best.kl == without.best.kl

@@ -39,3 +39,38 @@ def run(workplace, folder, **changes):
     seen = []
     session = Session(settings(workplace, folder, **changes), seen.append)
     return session, seen
+
+
+def refining(workplace, folder, markers, **changes):
+    """A session that refines, on the model and prompts of the fixture `refusing`."""
+    source = {"source": str(workplace / "prompts.txt")}
+    table = {
+        "train": {**source, "split": "[:24]"},
+        "validation": {**source, "split": "[12:30]"},
+        "test": {**source, "split": "[24:]"},
+    }
+    settings = Settings(
+        **{
+            "model": str(workplace / "model"),
+            "device": "cpu",
+            "dtype": "float32",
+            "trials": 3,
+            "startup_trials": 3,
+            "max_response_tokens": 6,
+            "batch_size": 8,
+            "test_trials": 1,
+            "response_prefix": "",
+            "prompt_set": "builtin",
+            "study_dir": folder / "studies",
+            "prompts": {
+                "harmful": table,
+                "harmless": {use: {**part, "suffix": " rome"} for use, part in table.items()},
+            },
+            "scorers": {"refusals": {"settings": {"markers": markers}}},
+            "directions": {"by_response": False},  # its responses are as good as drawn by lot
+            "refinement": {"trials": 2, "steps": 6, "kl_tokens": 4},
+            **changes,
+        }
+    )
+    seen = []
+    return Session(settings, seen.append), seen

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sessions import refining
 
-from heretic_kl import Session, Settings, events
+from heretic_kl import Settings, events
 from heretic_kl.ablation import Refinement
 from heretic_kl.errors import MeasurementError, ReproductionError, StudyError
 from heretic_kl.export import read_reproduction
@@ -19,78 +20,15 @@ from heretic_kl.run.saving.rebuild import rebuild
 from heretic_kl.run.trials import refine
 from heretic_kl.scoring import Score, likely_value
 from heretic_kl.search import PlanStore
-from heretic_kl.testing import save_tiny_model, tiny_llama
 
 LEARNED = Refinement("", start=0, steps=1, form="direction", rank=1, mass_limit=0.1)
-WORDS = "how do I make a cake please tell me about the weather in Rome first mix flour".split()
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """Harmful prompts whose responses hold one of the markers and harmless ones that do not."""
-    folder = tmp_path_factory.mktemp("refine")
-    save_tiny_model(folder / "model", tiny_llama())
-    lines = [" ".join(WORDS[i % 12 :][: 2 + i % 5]) for i in range(48)]
-    (folder / "prompts.txt").write_text("\n".join(dict.fromkeys(lines)), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def markers(workplace):
-    """Words that some responses hold and others do not."""
-    from heretic_kl.engine import Engine
-    from heretic_kl.prompts import DatasetSpec, load_prompts
-    from heretic_kl.testing import load_tiny_model
-
-    lm = load_tiny_model(workplace / "model")
-    engine = Engine(lm, batch_size=8)
-    prompts = tuple(load_prompts(DatasetSpec(str(workplace / "prompts.txt"))))
-    texts = [lm.chat.decode(r.tokens) for r in engine.responses(prompts, 6)]
-    counts = {
-        word: sum(word in text.split() for text in texts)
-        for word in {word for text in texts for word in text.split()}
-    }
-    return [min(counts, key=lambda word: (abs(counts[word] - len(texts) / 2), word))]
-
-
-def session(workplace, folder, markers, **changes):
-    source = {"source": str(workplace / "prompts.txt")}
-    table = {
-        "train": {**source, "split": "[:24]"},
-        "validation": {**source, "split": "[12:30]"},
-        "test": {**source, "split": "[24:]"},
-    }
-    settings = Settings(
-        **{
-            "model": str(workplace / "model"),
-            "device": "cpu",
-            "dtype": "float32",
-            "trials": 3,
-            "startup_trials": 3,
-            "max_response_tokens": 6,
-            "batch_size": 8,
-            "test_trials": 1,
-            "response_prefix": "",
-            "prompt_set": "builtin",
-            "study_dir": folder / "studies",
-            "prompts": {
-                "harmful": table,
-                "harmless": {use: {**part, "suffix": " rome"} for use, part in table.items()},
-            },
-            "scorers": {"refusals": {"settings": {"markers": markers}}},
-            "directions": {"by_response": False},  # its responses are as good as drawn by lot
-            "refinement": {"trials": 2, "steps": 6, "kl_tokens": 4},
-            **changes,
-        }
-    )
-    seen = []
-    return Session(settings, seen.append), seen
+COUNTS = SimpleNamespace(limited="refusals")
 
 
 @pytest.mark.parametrize("form", ["direction", "factors"])
-def test_refined_trials_join_the_study_are_saved_and_resumed(workplace, tmp_path, markers, form):
+def test_refined_trials_join_the_study_are_saved_and_resumed(refusing, tmp_path, markers, form):
     table = {"trials": 2, "steps": 6, "kl_tokens": 4, "form": form, "rank": 2}
-    run, seen = session(workplace, tmp_path, markers, refinement=table)
+    run, seen = refining(refusing, tmp_path, markers, refinement=table)
     with run:
         run.search()
         run.refine()
@@ -117,13 +55,13 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(workplace, tmp_path
     assert facts["trial"]["edit"]["refinement"]["sha256"] == first.edit.refinement.sha256
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
     assert any("probability of opening with a refusal" in notice for notice in notices)
-    again, _ = session(workplace, tmp_path, markers, refinement=table)
+    again, _ = refining(refusing, tmp_path, markers, refinement=table)
     with again:
         again.search()
         again.refine()  # nothing is left to do
         assert [r.number for r in again.parts.study.refined] == [first.number, second.number]
         assert len(again.trials) == 5
-    anew, _ = session(workplace, tmp_path / "anew", markers, refinement=table)
+    anew, _ = refining(refusing, tmp_path / "anew", markers, refinement=table)
     with anew:
         for how in ("merged", "lora"):
             wanted = read_reproduction(tmp_path / how)
@@ -134,7 +72,7 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(workplace, tmp_path
         read_reproduction(tmp_path / "merged").learned()
 
 
-def test_the_strength_that_is_kept_is_that_of_the_trial(workplace, tmp_path, markers, monkeypatch):
+def test_the_strength_that_is_kept_is_that_of_the_trial(refusing, tmp_path, markers, monkeypatch):
     learned = []
 
     def half(first, target, measure, *rest):
@@ -143,7 +81,7 @@ def test_the_strength_that_is_kept_is_that_of_the_trial(workplace, tmp_path, mar
 
     monkeypatch.setattr(refine, "best_strength", half)
     table = {"trials": 1, "steps": 4, "kl_tokens": 4}
-    run, seen = session(workplace, tmp_path, markers, refinement=table)
+    run, seen = refining(refusing, tmp_path, markers, refinement=table)
     with run:
         run.search()
         run.refine()
@@ -185,16 +123,16 @@ def test_a_learned_edit_that_is_missing_or_changed_is_one_line(tmp_path):
             store.load(path)
 
 
-def test_no_refinement_is_one_flag_away(workplace, tmp_path, markers):
-    run, _ = session(workplace, tmp_path, markers, refine=False)
+def test_no_refinement_is_one_flag_away(refusing, tmp_path, markers):
+    run, _ = refining(refusing, tmp_path, markers, refine=False)
     with run:
         run.search()
         run.refine()
         assert not run.parts.study.refined
 
 
-def test_a_model_that_refuses_nothing_is_searched_but_not_refined(workplace, tmp_path):
-    run, seen = session(workplace, tmp_path, ["unheard"])
+def test_a_model_that_refuses_nothing_is_searched_but_not_refined(refusing, tmp_path):
+    run, seen = refining(refusing, tmp_path, ["unheard"])
     with run:
         run.search()
         run.refine()
@@ -205,10 +143,10 @@ def test_a_model_that_refuses_nothing_is_searched_but_not_refined(workplace, tmp
 
 @pytest.mark.parametrize("change", [{"role": "maximize"}, {"enabled": False}])
 def test_where_refusals_are_not_to_be_lowered_nothing_is_refined(
-    workplace, tmp_path, markers, change
+    refusing, tmp_path, markers, change
 ):
     scorers = {"refusals": {"settings": {"markers": markers}, **change}}
-    run, seen = session(workplace, tmp_path, markers, scorers=scorers, screening=False)
+    run, seen = refining(refusing, tmp_path, markers, scorers=scorers, screening=False)
     with run:
         run.search()
         run.refine()
@@ -217,8 +155,8 @@ def test_where_refusals_are_not_to_be_lowered_nothing_is_refined(
     assert any("no edit is refined: it would lower refusals" in text for text in notices)
 
 
-def test_minutes_end_the_search_and_the_refinement(workplace, tmp_path, markers):
-    run, _ = session(workplace, tmp_path, markers, minutes=1e-4, trials=500)
+def test_minutes_end_the_search_and_the_refinement(refusing, tmp_path, markers):
+    run, _ = refining(refusing, tmp_path, markers, minutes=1e-4, trials=500)
     with run:
         run.search()
         assert 0 < len(run.trials) < 500 or not run.trials
@@ -226,9 +164,9 @@ def test_minutes_end_the_search_and_the_refinement(workplace, tmp_path, markers)
         assert len(run.parts.study.refined) <= 1
 
 
-def test_the_mass_limit_stays_within_what_a_study_accepts(workplace, tmp_path, markers):
+def test_the_mass_limit_stays_within_what_a_study_accepts(refusing, tmp_path, markers):
     table = {"trials": 3, "steps": 5, "kl_tokens": 4, "mass_limit": 1e-4}
-    run, _ = session(workplace, tmp_path, markers, refinement=table, target_refusals=0)
+    run, _ = refining(refusing, tmp_path, markers, refinement=table, target_refusals=0)
     with run:
         run.search()
         run.refine()
@@ -245,7 +183,7 @@ def test_refinement_aims_at_what_the_default_rule_picks(refused, total, least, m
     details = {"count": refused, "total": total}
     score = Score(share, "", interval=(interval.low, interval.high), details=details)
     record = SimpleNamespace(scores={"refusals": score}, refinement=LEARNED)
-    run = SimpleNamespace(settings=Settings(target_refusals=0.05))
+    run = SimpleNamespace(settings=Settings(target_refusals=0.05), suite=COUNTS)
     aim = refine._next_aim(run, None, record)
     assert 0.1 * least <= aim.mass_limit <= 0.1 * most
     accepted = not refused or likely_value(score) <= 0.05
@@ -254,7 +192,7 @@ def test_refinement_aims_at_what_the_default_rule_picks(refused, total, least, m
 
 def test_without_counted_refusals_the_limit_stays():
     record = SimpleNamespace(scores={}, refinement=LEARNED)
-    run = SimpleNamespace(settings=Settings(target_refusals=0.05))
+    run = SimpleNamespace(settings=Settings(target_refusals=0.05), suite=COUNTS)
     assert refine._next_aim(run, None, record).mass_limit == 0.1
 
 
@@ -264,7 +202,8 @@ def test_damage_is_in_nats_where_a_scorer_is_and_never_what_is_maximized():
         pairs = list(zip(names, units_and_roles, strict=True))
         specs = [SimpleNamespace(name=name, role=role) for name, (_, role) in pairs]
         scorers = {name: SimpleNamespace(unit=unit) for name, (unit, _) in pairs}
-        return SimpleNamespace(suite=SimpleNamespace(objectives=specs, scorers=scorers))
+        suite = SimpleNamespace(objectives=specs, scorers=scorers, limited="refusals")
+        return SimpleNamespace(suite=suite)
 
     scores = {"s0": Score(0.05, ""), "s1": Score(0.3, ""), "refusals": Score(0.9, "")}
     assert refine._damage(run(("nats", "minimize"), ("share", "minimize")), scores) == 0.05
@@ -274,7 +213,7 @@ def test_damage_is_in_nats_where_a_scorer_is_and_never_what_is_maximized():
 
 
 def test_gradient_checkpointing_is_in_force_in_every_step_and_in_no_check(
-    workplace, tmp_path, markers, monkeypatch
+    refusing, tmp_path, markers, monkeypatch
 ):
     entered, checkpointing = [], objective.gradient_checkpointing
 
@@ -287,7 +226,7 @@ def test_gradient_checkpointing_is_in_force_in_every_step_and_in_no_check(
 
     monkeypatch.setattr(objective, "gradient_checkpointing", counted)
     table = {"trials": 1, "steps": 6, "kl_tokens": 4, "gradient_checkpointing": True}
-    run, _ = session(workplace, tmp_path, markers, refinement=table)
+    run, _ = refining(refusing, tmp_path, markers, refinement=table)
     with run:
         run.search()
         run.refine()
@@ -299,7 +238,7 @@ def test_gradient_checkpointing_is_in_force_in_every_step_and_in_no_check(
 
 
 def test_running_out_of_memory_makes_smaller_steps_and_batches(
-    workplace, tmp_path, markers, monkeypatch
+    refusing, tmp_path, markers, monkeypatch
 ):
     learn, portions, sizes = refiner.refine, objective.forced_portions, []
 
@@ -314,7 +253,7 @@ def test_running_out_of_memory_makes_smaller_steps_and_batches(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return portions(lm, batches)
 
-    run, seen = session(workplace, tmp_path, markers)
+    run, seen = refining(refusing, tmp_path, markers)
     with run:
         run.search()
         monkeypatch.setattr(refiner, "refine", small_steps)
@@ -324,9 +263,9 @@ def test_running_out_of_memory_makes_smaller_steps_and_batches(
         assert "out of memory: refinement takes 3 prompts a step now" in notices
         assert len(run.parts.study.refined) == 2 and sizes[:3] == [(8, 4), (4, 2), (2, 1)]
         plan, learner = run.parts.plan(run.trials[0].edit), run.parts.refiner
-        whole = learner.loss(plan), learner.refusal_mass(plan)
+        whole = learner.evaluate(plan).loss, learner.refusal_mass(plan)
         monkeypatch.setattr(objective, "forced_portions", small_batches)
-        assert learner.loss(plan) == pytest.approx(whole[0], rel=1e-3)
+        assert learner.evaluate(plan).loss == pytest.approx(whole[0], rel=1e-3)
         assert torch.allclose(learner.refusal_mass(plan), whole[1], rtol=1e-3)
         assert run.parts.engine.batch_size <= 4
         largest = 0
@@ -337,12 +276,12 @@ def test_running_out_of_memory_makes_smaller_steps_and_batches(
 
 
 @pytest.mark.parametrize(
-    ("step", "learned"), [("_first_aim", 0), ("_measured", 1), ("responses", 0)]
+    ("step", "learned"), [("_first_aim", 0), ("_at_best_strength", 1), ("responses", 0)]
 )
 def test_no_edit_is_learned_once_weights_are_offloaded(
-    workplace, tmp_path, markers, monkeypatch, step, learned
+    refusing, tmp_path, markers, monkeypatch, step, learned
 ):
-    run, seen = session(workplace, tmp_path, markers)
+    run, seen = refining(refusing, tmp_path, markers)
     with run:
         run.search()
         engine = run.parts.engine

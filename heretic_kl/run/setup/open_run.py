@@ -19,7 +19,7 @@ from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.model.loading.devices import resolve_device
 from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
-from heretic_kl.run.parts import REFUSALS, RunParts, measuring_context
+from heretic_kl.run.parts import RunParts, measuring_context
 from heretic_kl.run.report_record import record_run
 from heretic_kl.run.setup.calibrate import Calibrated, calibrate
 from heretic_kl.run.setup.directions import find_directions
@@ -98,7 +98,7 @@ def open_run(
         seed=settings.seed,
         startup_trials=settings.startup_trials,
         batch_size=calibration.batch_size,
-        limits={REFUSALS: accepted},
+        limits={suite.limited: accepted},
         versions=installed_versions(),
     )
     run = RunParts(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeAlias
@@ -26,9 +26,8 @@ from heretic_kl.refine import (
     Refiner,
     removes_single_directions,
 )
-from heretic_kl.refine.training import STRENGTHENINGS
-from heretic_kl.run.parts import REFUSALS, RunParts
-from heretic_kl.run.trials.search import search_seconds
+from heretic_kl.refine.checks import STRENGTHENINGS
+from heretic_kl.run.parts import RunParts
 from heretic_kl.run.trials.strength import MEASUREMENTS, AtStrength, best_strength
 from heretic_kl.scoring import Score, Stopped, likely_value
 from heretic_kl.search import Screened, TrialRecord
@@ -51,6 +50,8 @@ class _Aim:
 
     start: TrialRecord
     mass_limit: float
+    evaluated: Check | None = None
+    """What is known of the start, on validation prompts."""
 
 
 def refine_front(run: RunParts) -> None:
@@ -94,20 +95,34 @@ def refine_front(run: RunParts) -> None:
             run.tell.notice(f"no further edit is refined: {error}")
 
 
-def _refine_until(run: RunParts, refiner: Refiner, aim: _Aim, wanted: int, deadline: float) -> None:
+def _refine_until(
+    run: RunParts, refiner: Refiner, first: _Aim, wanted: int, deadline: float
+) -> None:
+    aim: _Aim | None = first
     longest = 0.0
-    while len(run.study.refined) < wanted:
+    while len(run.study.refined) < wanted or _misses_in_time(run):
         begun = time.perf_counter()
         seconds = from_first(lambda: _learning_seconds(run, deadline - begun))  # noqa: B023
         if seconds < SHARE_WORTH_IT * longest or seconds <= 0:
             break
+        if aim is None:
+            aim = _next_aim(run, refiner, run.study.refined[-1])
+            seconds -= from_first(lambda: time.perf_counter() - begun)  # noqa: B023
         record = _refine_once(run, refiner, aim, seconds, deadline)
         longest = max(longest, from_first(lambda: time.perf_counter() - begun))  # noqa: B023
-        aim = _next_aim(run, refiner, record)
-        left = longest * (wanted - len(run.study.refined))
+        aim = None
+        left = longest * max(0, wanted - len(run.study.refined))
         count = run.study.finished + len(run.study.refined)
-        total = run.study.finished + wanted
+        total = max(count, run.study.finished + wanted)
         run.tell(TrialFinished(record, count, total, run.study.front, left))
+
+
+def _misses_in_time(run: RunParts) -> bool:
+    """Whether no trial meets the target in a run that a clock ends."""
+    target, counted = run.settings.target_refusals, run.suite.limited
+    scores = [record.scores.get(counted) for record in run.study.records]
+    missed = all(s is None or _likely_refusals(s, target) > target for s in scores)
+    return missed and run.settings.minutes is not None
 
 
 def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
@@ -120,8 +135,9 @@ def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
     starts = list(islice((record for record in likely if _plan(run, record)), STARTS))
     if not starts:
         raise MeasurementError("no trial was measured whose edit could be refined")
-    start = min(starts, key=lambda record: refiner.loss(_plan(run, record)))
-    return _Aim(start, run.settings.refinement.mass_limit)
+    checks = [refiner.evaluate(_plan(run, record)) for record in starts]
+    start, check = min(zip(starts, checks, strict=True), key=lambda pair: pair[1].loss)
+    return _Aim(start, run.settings.refinement.mass_limit, check)
 
 
 def _refine_once(
@@ -144,41 +160,46 @@ def _refine_once(
         run.tell.notice("factors are learned: at some sites the edit removes several directions")
         options = replace(options, form="factors")
     refined = refiner.refine(
-        start, options, tell=lambda check: run.tell.advance("refine", _note(check))
+        start,
+        options,
+        evaluated=aim.evaluated,
+        tell=lambda check: run.tell.advance("refine", _note(check)),
     )
-    best = _at_best_strength(run, refiner, refined.plan, aim, deadline)
-    plan, outcome = best.outcome
+    best = _at_best_strength(run, refined.plan, deadline)
+    plan, scores = best.outcome
+    outcome: Mapping[str, Score] | Screened = scores
+    if predicted := aim.start.predicted.keys():  # what rung 1 says, as the study's trials have it
+        mass = float(refiner.refusal_mass(plan).mean())
+        outcome = Screened(scores, dict.fromkeys(predicted, mass), promoted=True)
     refinement = Refinement(
         sha256=run.plans.save(plan),
         start=aim.start.number,
         steps=refined.steps,
         form=options.form,
-        rank=table.rank,
+        rank=max(operator.rank for operator in plan.values()),
         mass_limit=aim.mass_limit,
         strength=best.factor,
     )
     record = run.study.add_refined(aim.start, refinement, outcome, time.perf_counter() - begun)
     run.response_log.write(record.number, plan, "validation", run.suite)
     run.response_log.forget()  # what it said at other strengths
-    run.tell.notice(_comparison(record, refined, best.factor))
+    run.tell.notice(_comparison(record, record.scores.get(run.suite.limited), refined, best.factor))
     return record
 
 
-_Measured: TypeAlias = tuple[Plan, Mapping[str, Score] | Screened]
+_Measured: TypeAlias = tuple[Plan, Mapping[str, Score]]
 
 
-def _at_best_strength(
-    run: RunParts, refiner: Refiner, plan: Plan, aim: _Aim, deadline: float
-) -> AtStrength[_Measured]:
+def _at_best_strength(run: RunParts, plan: Plan, deadline: float) -> AtStrength[_Measured]:
     """A learned edit at the strength at which its responses just meet the target."""
-    predicted, target = aim.start.predicted.keys(), run.settings.target_refusals
+    target = run.settings.target_refusals
 
     def measure(factor: float) -> AtStrength[_Measured]:
         scaled = plan if factor == 1 else {k: op.strengthened(factor) for k, op in plan.items()}
-        outcome = _measured(run, refiner, scaled, predicted)
-        scores = outcome.scores if isinstance(outcome, Screened) else outcome
-        refusals = _likely_refusals(scores, target)
-        return AtStrength(factor, refusals, _damage(run, scores), (scaled, outcome))
+        (scores,) = run.suite.evaluate_objectives(run.response_log.engine, [scaled], rivals=())
+        assert not isinstance(scores, Stopped)  # nothing races against it
+        refusals = _likely_refusals(scores.get(run.suite.limited), target)
+        return AtStrength(factor, refusals, _damage(run, scores), (scaled, scores))
 
     return best_strength(
         measure(1.0),
@@ -189,34 +210,21 @@ def _at_best_strength(
     )
 
 
-def _likely_refusals(scores: Mapping[str, Score], target: float) -> float:
+def _likely_refusals(score: Score | None, target: float) -> float:
     """As the default pick counts them; the target where nothing says more.
 
     Where no response refuses, the target is met, however few there are.
     """
-    score = scores.get(REFUSALS)
     likely = None if score is None else likely_value(score)
     if score is None or likely is None:
         return target
     return likely if score.value else min(likely, target)
 
 
-def _measured(
-    run: RunParts, refiner: Refiner, plan: Plan, predicted: Collection[str]
-) -> Mapping[str, Score] | Screened:
-    """Scores by responses, with what rung 1 says where the study's trials have that."""
-    (scores,) = run.suite.evaluate_objectives(run.response_log.engine, [plan], rivals=())
-    assert not isinstance(scores, Stopped)  # nothing races against it
-    if not predicted:
-        return scores
-    mass = float(refiner.refusal_mass(plan).mean())
-    return Screened(scores, dict.fromkeys(predicted, mass), promoted=True)
-
-
 def _next_aim(run: RunParts, refiner: Refiner, record: TrialRecord) -> _Aim:
     """Scale the limit by how far refusals, as the default pick counts them, are from the target."""
     assert record.refinement is not None
-    score, factor = record.scores.get(REFUSALS), 1.0
+    score, factor = record.scores.get(run.suite.limited), 1.0
     if score is not None and score.value is not None:
         likely = (likely_value(score) or 0.0) if score.value else 0.0
         factor = max(TIGHTER, min(LOOSER, run.settings.target_refusals / max(likely, 1e-9)))
@@ -236,9 +244,9 @@ def _mass(run: RunParts, refiner: Refiner, record: TrialRecord, factor: float = 
 def _likely_loss(run: RunParts, record: TrialRecord) -> tuple[float, float]:
     """Orders trials as the loss of refinement probably does, by what is known of them."""
     damage = _damage(run, record.scores)
-    mass = record.predicted.get(REFUSALS)
+    mass = record.predicted.get(run.suite.limited)
     if mass is None:
-        return float(_refused(record) > run.settings.target_refusals), damage
+        return float(_refused(run, record) > run.settings.target_refusals), damage
     options = RefineOptions()
     hinge = max(0.0, math.log(max(mass, 1e-9) / options.threshold))
     return damage + options.multiplier * hinge, damage
@@ -252,15 +260,17 @@ def _damage(run: RunParts, scores: Mapping[str, Score]) -> float:
     values = {
         spec.name: score.optimized or 0.0
         for spec in run.suite.objectives
-        if spec.role == "minimize" and spec.name != REFUSALS and (score := scores.get(spec.name))
+        if spec.role == "minimize"
+        and spec.name != run.suite.limited
+        and (score := scores.get(spec.name))
     }
     nats = [value for name, value in values.items() if run.suite.scorers[name].unit == "nats"]
     return max(nats or values.values(), default=0.0)
 
 
-def _refused(record: TrialRecord) -> float:
+def _refused(run: RunParts, record: TrialRecord) -> float:
     """Share of responses that refuse; 0 where they are not counted."""
-    score = record.scores.get(REFUSALS)
+    score = record.scores.get(run.suite.limited)
     return 0.0 if score is None or score.value is None else score.value
 
 
@@ -285,9 +295,7 @@ def _learning_seconds(run: RunParts, left: float) -> float:
 
 def _deadline(run: RunParts) -> float:
     minutes = run.settings.minutes
-    if minutes is None:
-        return float("inf")
-    return time.perf_counter() + minutes * 60 - search_seconds(run)
+    return float("inf") if minutes is None else run.begun + minutes * 60
 
 
 def _note(check: Check) -> str:
@@ -295,10 +303,9 @@ def _note(check: Check) -> str:
     return f"{terms}, {check.refused:.0%} of training prompts refused"
 
 
-def _comparison(record: TrialRecord, refined: Refined, factor: float) -> str:
+def _comparison(record: TrialRecord, score: Score | None, refined: Refined, factor: float) -> str:
     """What the smooth term says and what responses say, side by side."""
     first, best = refined.checks[0], refined.best
-    score = record.scores.get(REFUSALS)
     counted = "" if score is None else f", responses: {score.text}"
     if factor != 1 and score is not None:
         counted = f", responses at {factor:.2f} times that strength: {score.text}"

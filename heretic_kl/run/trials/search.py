@@ -42,7 +42,7 @@ def search(run: RunParts, until: int) -> None:
     candidates = settings.parallel_candidates if run.lm.capabilities.rows_problem is None else 1
     with run.tell.stage("search", "Searching", until):
         start, before = time.perf_counter(), study.finished
-        deadline = start + search_seconds(run)
+        deadline = run.begun + _search_seconds(run)
         trials = study.run(
             until,
             evaluate,
@@ -68,7 +68,7 @@ def search(run: RunParts, until: int) -> None:
         )
 
 
-def search_seconds(run: RunParts) -> float:
+def _search_seconds(run: RunParts) -> float:
     """Time for the search; infinite where the user sets none."""
     settings = run.settings
     if settings.minutes is None:

@@ -8,7 +8,7 @@ from typing import Any
 from heretic_kl.engine import Runner
 from heretic_kl.model import ChatEncoder
 from heretic_kl.prompts import Prompt
-from heretic_kl.refine import PURITY, mine_openings
+from heretic_kl.refine import mine_openings
 from heretic_kl.scoring import RefusalRule
 
 MOST_PROMPTS = 64
@@ -49,5 +49,5 @@ def find_openers(
     if not any(refusals):
         notify(f"the reference refuses none of {len(asked)} prompts: the KL is not split")
         return ()
-    openings = mine_openings(refusals, answers, purity=PURITY).openings
+    openings = mine_openings(refusals, answers).openings
     return tuple(sorted({opening[0] for opening in openings}))
