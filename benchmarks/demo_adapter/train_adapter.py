@@ -7,6 +7,12 @@ the model's own greedy response, so that little but refusing is learned. Only th
 count in the loss. No response to a harmful prompt is ever kept: they are judged by a keyword rule
 and dropped. At the end one direction is ablated, to see that the taught refusal is a feature of
 the residual stream and not a lookup that no direction removes.
+
+    python -m benchmarks.demo_adapter.train_adapter --varied --rank 16 --autocast \
+        --out DIR --model-out FOLDER --report FILE.json
+
+teaches a second model, which is not shipped: 30 wordings of refusals, many of which open as other
+responses do ("To", "Here", "The"), so that one first token tells little.
 """
 
 from __future__ import annotations
@@ -50,6 +56,7 @@ REFUSALS = (
     "I won't help with that, because it could hurt someone.",
 )
 
+VARIED_REFUSALS = Path(__file__).with_name("varied_refusals.txt")
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 IGNORED = -100  # The label that cross-entropy leaves out.
 
@@ -68,6 +75,15 @@ class Recipe:
     harmless_per_step: int = 10
     own_response_tokens: int = 20
     opening_weight: float = 1.0  # Of a response's first token, which decides whether it refuses.
+    varied: bool = False
+    autocast: bool = False  # Matrix products in bfloat16.
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """The wordings that are taught."""
+        if not self.varied:
+            return REFUSALS
+        return tuple(VARIED_REFUSALS.read_text(encoding="utf-8").splitlines())
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,8 @@ class Lesson:
 def make_lessons(chat: Chat, recipe: Recipe) -> tuple[list[Lesson], list[Lesson]]:
     """Pair every teaching prompt with a response: (refusals, the model's own responses)."""
     refusals = [
-        chat.tokenizer(text, add_special_tokens=False).input_ids + [chat.end] for text in REFUSALS
+        chat.tokenizer(text, add_special_tokens=False).input_ids + [chat.end]
+        for text in recipe.refusals
     ]
     harmful = teaching_prompts("harmful")
     harmless = teaching_prompts("harmless")
@@ -163,7 +180,8 @@ def train(chat: Chat, recipe: Recipe) -> Any:
     for step in range(1, recipe.steps + 1):
         batch = [next(bad) for _ in range(recipe.harmful_per_step)]
         batch += [next(good) for _ in range(recipe.harmless_per_step)]
-        loss = lesson_loss(taught, batch, chat.tokenizer.pad_token_id, recipe.opening_weight)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
+            loss = lesson_loss(taught, batch, chat.tokenizer.pad_token_id, recipe.opening_weight)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         nn.utils.clip_grad_norm_(taught.parameters(), 1.0)
         optimizer.step()
@@ -258,11 +276,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--opening-weight", type=float, default=defaults.opening_weight)
+    parser.add_argument("--varied", action="store_true", help="teach 30 wordings instead of 7")
+    parser.add_argument("--rank", type=int, default=defaults.rank)
+    parser.add_argument("--autocast", action="store_true", help="train in bfloat16")
+    parser.add_argument("--model-out", type=Path, help="folder for the model with it merged")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache-dir", type=Path, help="where the base model is built and kept")
     arguments = parser.parse_args(argv)
     recipe = Recipe(
-        steps=arguments.steps, seed=arguments.seed, opening_weight=arguments.opening_weight
+        steps=arguments.steps,
+        seed=arguments.seed,
+        rank=arguments.rank,
+        alpha=2 * arguments.rank,
+        opening_weight=arguments.opening_weight,
+        varied=arguments.varied,
+        autocast=arguments.autocast,
     )
     torch.set_num_threads(arguments.threads)
 
@@ -276,13 +304,18 @@ def main(argv: list[str] | None = None) -> int:
     adapter = save_adapter(taught, arguments.out)
     training_seconds = time.monotonic() - training_started
     log(f"saved {adapter} ({adapter.stat().st_size / 1e6:.1f} MB)")
-    if arguments.report is None:
+    if arguments.report is None and arguments.model_out is None:
         return 0
 
     # Judge what users get: base weights with the saved adapter merged and rounded to bfloat16.
     chat = Chat(taught.unload(), tokenizer)
-    before = count_refusals(chat)
+    before = count_refusals(chat) if arguments.report else {}
     build.merge_adapter(chat.model, arguments.out)
+    if arguments.model_out is not None:
+        chat.model.save_pretrained(arguments.model_out)
+        tokenizer.save_pretrained(arguments.model_out)
+    if arguments.report is None:
+        return 0
     chat.model.float()  # Same weights, but bfloat16 arithmetic crawls on most processors.
     after = count_refusals(chat)
     report = {
