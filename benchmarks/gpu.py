@@ -1,11 +1,15 @@
 """Trials per minute on a GPU, on random weights of real models' shapes.
 
-    python benchmarks/gpu.py [--prompts 100] [--tokens 100] [--repeats 3]
+    python benchmarks/gpu.py [--shapes 0.5B,4B,8B] [--prompts 100] [--tokens 100] [--repeats 3]
 
 For each shape and K candidates at once: a teacher-forced objective (8 positions) and generation
 without a rule that ends responses early (every candidate another edit), with all layers edited
 and from the middle one on; medians, and how busy the device was by `nvidia-smi` (where `pynvml`
 is installed). bf16.
+
+A step of refinement and a check of it are timed too, and from all of these the minutes of a run are
+estimated: `TRIALS` trials, then `REFINEMENTS` learned edits, without loading the model. The
+command runs on a CPU with `--device cpu` to be tried there; shapes that fit are few.
 """
 
 from __future__ import annotations
@@ -40,7 +44,18 @@ SHAPES = {
         "num_key_value_heads": 8,
         "head_dim": 128,
     },
+    "8B": {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    },
 }
+TRIALS, REFINEMENTS, STRENGTHS = 40, 3, 3
+"""Of the run whose minutes are estimated: trials, learned edits, measurements of each."""
 CANDIDATES, POSITIONS, VOCABULARY, SEED = (1, 4, 8), 8, 151_936, 1
 
 
@@ -53,9 +68,8 @@ def model(shape: dict, device: str, vocabulary: int):
 
     tokenizer = tiny_tokenizer()
     config = Qwen3Config(
-        **shape,
         vocab_size=vocabulary,
-        tie_word_embeddings=True,
+        **{"tie_word_embeddings": True, **shape},
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -152,30 +166,79 @@ def measure(lm, count: int, tokens: int, repeats: int) -> dict:
     return found
 
 
+def learning(lm, count: int, repeats: int) -> dict:
+    """Seconds of a step of refinement, of a check without its responses, and peak memory."""
+    from heretic_kl.ablation import ablation_operator
+    from heretic_kl.engine import Engine, forced_sequences
+    from heretic_kl.refine import RefineOptions
+    from heretic_kl.refine.objective import Example, Objective
+    from heretic_kl.refine.openings import OpeningSet
+    from heretic_kl.refine.training import Prompts, _Learner
+
+    engine, options = Engine(lm, batch_size=count), RefineOptions()
+    asked = prompts(count)
+    reference = engine.reference(asked, 2 * POSITIONS)
+    examples, first = [], 0
+    for sequence in forced_sequences(reference):
+        rows = len(sequence.scored)
+        examples.append(Example(sequence, reference.hidden[first : first + rows]))
+        first += rows
+    uses = Prompts(examples, [engine.encode(prompt) for prompt in asked])
+    direction = torch.randn(lm.architecture.width, generator=torch.Generator().manual_seed(SEED))
+    start = dict.fromkeys(lm.architecture.facts(), ablation_operator(direction, 0.3))
+    objective = Objective(engine.runner, lm.head, OpeningSet(((5,),)))
+    learner = _Learner(start, lm.architecture, objective, uses, options)
+    if lm.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    step = timed(lambda index: learner.step(), repeats, 1)
+    check = timed(lambda index: learner.evaluate(learner.averaged(), uses), repeats, 1)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if lm.device.type == "cuda" else None
+    return {"step": step["seconds"], "check": check["seconds"], "peak_gib": peak}
+
+
+def estimated_minutes(measured: dict, learned: dict) -> dict:
+    """Minutes of a search and of refinement after it, from the seconds of their parts."""
+    from heretic_kl.refine import RefineOptions
+
+    whole = measured["from layer 0, 1 at once"]
+    trial = whole["teacher_forced"]["seconds"] + whole["generation"]["seconds"]
+    options = RefineOptions()
+    checks = 1 + options.steps // options.check_every
+    # A check's responses are a sixth of a trial's: 16 tokens of 100.
+    check = learned["check"] + whole["generation"]["seconds"] / 6
+    refinement = options.steps * learned["step"] + checks * check + STRENGTHS * trial
+    return {"search": TRIALS * trial / 60, "refinement": REFINEMENTS * refinement / 60}
+
+
 def main() -> None:
     """Measure, print, write; a line where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="some of them, by name")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/gpu.json")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no CUDA device: this benchmark needs one")
+    gpu = torch.cuda.get_device_name() if arguments.device == "cuda" else None
     result = {
         "command": "python benchmarks/gpu.py",
         "date": date.today().isoformat(),
         "seed": SEED,
-        "machine": {**machine_facts(torch.get_num_threads()), "gpu": torch.cuda.get_device_name()},
+        "machine": {**machine_facts(torch.get_num_threads()), "gpu": gpu},
         "versions": library_versions(),
         "prompts": arguments.prompts,
         "tokens": arguments.tokens,
         "shapes": {},
     }
-    for name, shape in SHAPES.items():
-        lm = model(shape, "cuda", VOCABULARY)
+    for name in arguments.shapes.split(","):
+        lm = model(SHAPES[name], arguments.device, VOCABULARY)
         found = measure(lm, arguments.prompts, arguments.tokens, arguments.repeats)
-        result["shapes"][name] = found
+        learned = learning(lm, arguments.prompts, arguments.repeats)
+        minutes = estimated_minutes(found, learned)
+        result["shapes"][name] = {**found, "learning": learned, "minutes": minutes}
         del lm
         torch.cuda.empty_cache()
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

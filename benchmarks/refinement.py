@@ -5,7 +5,8 @@
 Every way of learning begins at the same gentle edit (half strength in all layers, one direction)
 and takes as many steps. Stated is what validation prompts say of the edit that is kept: these
 prompts stop training and set the threshold, so the figures compare ways and are no estimate of what
-an edit costs. The results file holds one entry a model; other models' entries stay.
+an edit costs. The results file holds one entry a model; other models' entries stay. `--render` does
+no run: with `--guide PAGE` it writes the tables of all entries into a page.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from machine import DTYPES, resolved_dtype, run_facts
+from search_quality.table import write_between_markers
 
 from heretic_kl import Session, Settings
 from heretic_kl.ablation import EditParameters, Plan, WeightKernel
@@ -41,7 +43,7 @@ TIMED = 5
 
 
 def main() -> None:
-    """Refine in every way, write, print."""
+    """Refine in every way, write; print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="default: the demo model")
     parser.add_argument("--name", default="demo", help="of its entry in the results")
@@ -53,7 +55,19 @@ def main() -> None:
     parser.add_argument("--only", help="a regular expression of ways; others of the entry stay")
     default = Path(__file__).parent / "results/refinement.json"
     parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--render", action="store_true", help="print the tables alone")
+    parser.add_argument("--guide", type=Path, help="page that holds them between markers")
     arguments = parser.parse_args()
+    if not arguments.render:
+        run(arguments)
+    tables = rendered(json.loads(arguments.out.read_text("utf-8")))
+    print(tables)
+    if arguments.guide:
+        write_between_markers(arguments.guide, "refinement", tables)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Refine one model in every way that is asked for, and write its entry."""
     torch.set_num_threads(arguments.threads)
     seeds = arguments.seeds or [0]
     dtype = resolved_dtype(arguments.dtype)
@@ -77,7 +91,6 @@ def main() -> None:
     entry["ways"] = {**results.get(arguments.name, {}).get("ways", {}), **entry["ways"]}
     results[arguments.name] = entry
     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(table(entry))
 
 
 def demo_model() -> Path:
@@ -176,7 +189,10 @@ def _terms(check: Any) -> dict[str, float]:
 
 
 def step_cost(session: Session) -> dict[str, float]:
-    """Seconds of a step, and of a pass without gradients over the same prompts; and their ratio."""
+    """Seconds of a step, and of a pass without gradients over the same prompts; and their ratio.
+
+    And how many tokens such a pass runs through the layers.
+    """
     from heretic_kl.refine.training import _Learner
 
     run, options = session.parts, RefineOptions(mass_limit=LIMIT)
@@ -191,7 +207,29 @@ def step_cost(session: Session) -> dict[str, float]:
             refiner.objective.terms(harmless, harmful)
 
     step, measured = _median(learner.step), _median(forward)
-    return {"seconds": step, "forward_seconds": measured, "ratio": step / measured}
+    tokens = tokens_of(architecture.layers[0], forward)
+    return {
+        "seconds": step,
+        "forward_seconds": measured,
+        "ratio": step / measured,
+        "tokens": tokens,
+    }
+
+
+def tokens_of(layer: Any, act: Callable[[], None]) -> int:
+    """How many tokens a layer takes while something is done."""
+    counts: list[int] = []
+
+    def count(module: Any, inputs: Any, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        counts.append(states.numel() // states.shape[-1])
+
+    hook = layer.register_forward_hook(count)
+    try:
+        act()
+    finally:
+        hook.remove()
+    return sum(counts)
 
 
 def _median(act: Callable[[], None]) -> float:
@@ -204,10 +242,15 @@ def _median(act: Callable[[], None]) -> float:
     return statistics.median(seconds)
 
 
+def rendered(results: dict[str, Any]) -> str:
+    """The tables of all models."""
+    return "\n\n".join(f"`{name}`:\n\n{table(entry)}" for name, entry in results.items())
+
+
 def table(entry: dict[str, Any]) -> str:
     """The ways side by side, medians over seeds."""
     lines = [
-        "| way | KL, 16 positions | refusal mass | refusals |",
+        f"| {entry['steps']} steps | KL, 16 positions (nats) | refusal mass | refusals by seed |",
         "|---|---|---|---|",
     ]
     for name, runs in entry["ways"].items():
@@ -216,8 +259,8 @@ def table(entry: dict[str, Any]) -> str:
         lines.append(f"| {name} | {kl:.4f} | {mass:.3f} | {counts} |")
     step = entry["step"]
     lines.append(
-        f"\na step {step['seconds']:.2f} s, a pass without gradients over the same prompts "
-        f"{step['forward_seconds']:.2f} s: {step['ratio']:.1f} times"
+        f"\nA step takes {step['ratio']:.1f} times as long as a pass without gradients over the "
+        f"same prompts ({step['seconds']:.2f} s, {entry['run']['machine']['threads']} threads)."
     )
     return "\n".join(lines)
 

@@ -32,6 +32,10 @@ AIMED_AT = 0.8
 FIRST_THRESHOLD = 6.0
 """Where the threshold starts, in mass limits: checks are too few to come down to a low one."""
 MULTIPLIER_RANGE = (1e-3, 10.0)
+STEPS_OF_RATES = 100
+"""Steps for which the learning rates are; with fewer they grow as the root of the ratio."""
+HIGHEST_RATE = 2.0
+"""Times the learning rate, at most."""
 TIMED_STEPS = 5
 """Steps after which the time of the others is estimated."""
 CHECKED_AT_ONCE = 32
@@ -68,6 +72,7 @@ class RefineOptions:
     direction_rate: float = 6e-3
     strength_rate: float = 0.03
     warmup: int = 10
+    """Steps with a rate that rises; a tenth of all steps, at most."""
     average: float = 0.9
     """Decay of the moving average of the parameters, which is what is kept."""
     check_every: int = 20
@@ -292,10 +297,11 @@ class _Learner:
         self.multiplier = min(max(self.multiplier, MULTIPLIER_RANGE[0]), MULTIPLIER_RANGE[1])
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to a twentieth."""
-        options = self._options
-        warm = min(1.0, (step + 1) / max(1, options.warmup))
-        return warm * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / self.steps)))
+        """Linear warm-up, then a cosine to a twentieth; the fewer the steps, the larger."""
+        warmup = min(self._options.warmup, self.steps // 10)
+        warm = min(1.0, (step + 1) / max(1, warmup))
+        more = min(HIGHEST_RATE, max(1.0, (STEPS_OF_RATES / self.steps) ** 0.5))
+        return more * warm * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / self.steps)))
 
 
 class _Checker:

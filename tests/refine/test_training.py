@@ -335,3 +335,14 @@ def test_a_start_whose_terms_are_known_is_not_evaluated_again(lm, parts, monkeyp
     assert len(evaluated) == 1 + 2
     assert with_it.checks[0].kl == without.checks[0].kl == known_terms.kl
     assert with_it.best.kl == without.best.kl
+
+
+@pytest.mark.parametrize(("steps", "largest"), [(10, 2.0), (25, 2.0), (50, 2**0.5), (400, 1.0)])
+def test_the_fewer_the_steps_the_larger_the_rates(lm, parts, steps, largest):
+    engine, prompts, start = parts
+    options = RefineOptions(steps=steps, mass_limit=1.0)
+    learner = _Learner(start, lm.architecture, objective(lm, engine), prompts, options)
+    rates = [learner._rate(step) for step in range(steps)]
+    assert max(rates) == pytest.approx(largest, rel=0.05)
+    assert rates.index(max(rates)) == max(0, min(10, steps // 10) - 1)
+    assert rates[-1] < 0.15 * largest
