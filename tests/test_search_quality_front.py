@@ -116,6 +116,13 @@ def test_the_table_shows_hypervolume_and_says_where_no_peer_meets_the_target():
     assert f"| 1 | {volume.volume(RUNS[4]['choices']['3'], FLOOR):.3f} |" in temaq
     assert "- heretic-kl: hypervolume above every peer's in 2 of 2 runs" in text
     assert "demo 0.0100" in text
+    assert "3 minutes, heretic-kl: no judged point of a peer's front meets the target" in text
+    lucky = with_front("heretic", 0, judged(9, 0.1), point(5, 0.2, 80), point(0, 0.5, 90))
+    text = table.markdown([*RUNS[:2], lucky, RUNS[3]], {"demo": FLOOR})
+    least = (
+        "0.12 of the least KL at the target on a peer's judged front (Heretic, 5 of 100 at 0.2000)"
+    )
+    assert least in text
 
 
 def test_the_plot_has_fronts_and_hypervolume_over_time(tmp_path):

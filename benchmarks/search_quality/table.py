@@ -141,7 +141,8 @@ def best_peer(of: Point, among: Sequence[Point]) -> Point | None:
 def markdown(runs: Sequence[Run], floors: Floors) -> str:
     """The comparison, how validation figures hold, and what was not as usual."""
     parts = [_comparison(runs, floors), _validation(runs)]
-    parts += ["\n".join(lines) for lines in (_volumes(runs, floors), _notes(runs)) if lines]
+    lists = _fronts(runs, floors), _volumes(runs, floors), _notes(runs)
+    parts += ["\n".join(lines) for lines in lists if lines]
     return "\n\n".join(parts)
 
 
@@ -201,6 +202,36 @@ def _ratio(point: Point, among: Sequence[Point]) -> str:
     if peer.meets_target:
         return f"{ratio} ({name})"
     return f"no peer at the target; {ratio} of {name}'s at {100 * peer.rate:.0f}% refusals"
+
+
+def _fronts(runs: Sequence[Run], floors: Floors) -> list[str]:
+    """What peers' judged fronts hold at the target, where no peer picked that, beside our picks.
+
+    Such a point is chosen by what the judge said of it, which favours the peer.
+    """
+    groups, all_points, lines = _groups(runs), points(runs, floors), []
+    for ours in (point for point in all_points if point.tool not in PEERS and point.meets_target):
+        peer = best_peer(ours, all_points)
+        if peer is None or peer.meets_target:
+            continue
+        where = f"- {ours.model}, {ours.minutes:g} minutes, {TOOLS[ours.tool]}"
+        met = [
+            (judged["kl"]["mean"], judged["candidate"]["harmful"]["refusals"], TOOLS[tool])
+            for (model, minutes, tool), choices in groups.items()
+            if (model, minutes) == (ours.model, ours.minutes) and tool in PEERS
+            for choice in choices
+            for _, judged in judged_points(choice)
+            if judged["candidate"]["harmful"]["refusals"] <= TARGET * ours.prompts
+        ]
+        if met:
+            kl, refusals, tool = min(met)
+            lines.append(
+                f"{where}: {ours.kl / kl:.2f} of the least KL at the target on a peer's judged "
+                f"front ({tool}, {refusals} of {ours.prompts} at {kl:.4f}), which it did not pick"
+            )
+        else:
+            lines.append(f"{where}: no judged point of a peer's front meets the target")
+    return lines
 
 
 def _validation(runs: Sequence[Run]) -> str:

@@ -33,7 +33,7 @@ FIRST_THRESHOLD = 6.0
 """Where the threshold starts, in mass limits: checks are too few to come down to a low one."""
 MULTIPLIER_RANGE = (1e-3, 10.0)
 STEPS_OF_RATES = 100
-"""Steps for which the learning rates are; with fewer they grow as the root of the ratio."""
+"""Steps for which the learning rates are; with fewer they grow in proportion."""
 HIGHEST_RATE = 2.0
 """Times the learning rate, at most."""
 TIMED_STEPS = 5
@@ -246,10 +246,8 @@ class _Learner:
 
     def is_checked(self, step: int) -> bool:
         """Whether a check follows a step: not shortly before the last one, which has its own."""
-        left = self.steps - step
-        return left <= 0 or not (
-            step % self._options.check_every or left <= self._options.check_every // 2
-        )
+        left, every = self.steps - step, self._options.check_every
+        return left <= 0 or (step % every == 0 and left >= every)
 
     def fit_time(self, step: int, elapsed: float, first: float, one_check: float) -> None:
         """Change the number of steps to what fits in the time, by those taken so far.
@@ -300,7 +298,7 @@ class _Learner:
         """Linear warm-up, then a cosine to a twentieth; the fewer the steps, the larger."""
         warmup = min(self._options.warmup, self.steps // 10)
         warm = min(1.0, (step + 1) / max(1, warmup))
-        more = min(HIGHEST_RATE, max(1.0, (STEPS_OF_RATES / self.steps) ** 0.5))
+        more = min(HIGHEST_RATE, max(1.0, STEPS_OF_RATES / self.steps))
         return more * warm * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / self.steps)))
 
 
