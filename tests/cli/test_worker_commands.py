@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
 from heretic_kl.cli.workers import local, worker
-from heretic_kl.config import Settings
+from heretic_kl.config import Settings, read_settings
 from heretic_kl.search import read_study
 
 
@@ -175,12 +176,24 @@ def test_helpers_get_what_a_study_may_not_say(monkeypatch):
     assert not any("model=j" in word for word in started)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"refine": False}, {"screening": False}, {"refinement": {"trials": 0}}]
+)
+def test_helpers_learn_nothing_and_screen_as_their_study_does(monkeypatch, changes):
+    started, settings = [], Settings(**changes)
+    monkeypatch.setattr(local.subprocess, "Popen", lambda words, **others: started.extend(words))
+    local._start(settings, "s", local.Share("cpu", 1), sys.stderr)
+    stored = settings.model_dump(mode="json")
+    theirs = read_settings(worker.WorkerSettings, started[4:], stored=stored)
+    assert not theirs.learns and theirs.screens == settings.screens
+
+
 @pytest.mark.e2e
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
-@pytest.mark.parametrize("command", ["optimize", "worker"])
-def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, call, command):
-    """TERM to the first one ends both, and leaves no trial running."""
-    search = ["--study-name", "two", "--startup-trials", "100000", "--keep-responses", "all"]
+@pytest.mark.parametrize(("command", "flag"), [("optimize", "--refine"), ("worker", "--no-refine")])
+def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, call, command, flag):
+    """Both measure several trials. TERM to the first one ends both, and leaves no trial running."""
+    search = ["--study-name", "two", "--startup-trials", "100000", "--keep-responses", "all", flag]
     if command == "worker":
         assert call(*search, "--trials", "0")[0] == 0
         search = ["two"]
@@ -195,20 +208,20 @@ def test_two_workers_search_and_hand_back_what_they_run_when_terminated(there, c
         start_new_session=True,
     )
     journal, pause = there / "studies" / "two.journal", threading.Event()
-    owners: set[str] = set()
+    owners: Counter[str] = Counter()
     try:
         for _ in range(3000):
             text = journal.read_text() if journal.exists() else ""
             lines = text.splitlines()
             trials = [line for line in lines if '"params"' in line or '"state":0' in line]
-            owners = {line.partition('"owner":"')[2].partition('"')[0] for line in trials} - {""}
-            owners = {owner for owner in owners if f":{os.getpid()}." not in owner}
-            if len(owners) == 2 or process.poll() is not None:
+            begun = (line.partition('"owner":"')[2].partition('"')[0] for line in trials)
+            owners = Counter(o for o in begun if o and f":{os.getpid()}." not in o)
+            if (len(owners) == 2 and min(owners.values()) > 2) or process.poll() is not None:
                 break
             pause.wait(0.1)
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=300)[1]
-        assert len(owners) == 2, errors
+        assert len(owners) == 2 and min(owners.values()) > 2, errors
         assert process.returncode == 143, errors
         for owner in owners:
             number = int(owner.rpartition(":")[2].partition(".")[0])

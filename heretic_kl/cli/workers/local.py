@@ -78,8 +78,10 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     """A worker that takes its settings from the study, and from here those that it may not say."""
     flags = [*flags, f"--study={study}", f"--study-dir={settings.study_dir}", "--quiet"]
-    flags += ["--no-refine", "--workers=1", f"--device={share.device}"]
-    flags += [f"--threads={share.threads}", *unsaid(settings)]
+    # Without refinement its trials would not be screened by default, and be those of another study.
+    flags += ["--no-refine", "--screening" if settings.screens else "--no-screening"]
+    flags += ["--workers=1", f"--device={share.device}", f"--threads={share.threads}"]
+    flags += unsaid(settings)
     environment = dict(os.environ)
     if settings.storage is not None:  # not on the command line, which every user can read
         environment[f"{ENV_PREFIX}STORAGE"] = settings.storage
