@@ -47,8 +47,9 @@ class Drawer:
     - Multivariate tree-structured Parzen estimators from then on (Bergstra et al. 2011; for several
       objectives Ozaki et al. 2020).
 
-    Trials that run are counted by both, so that several workers do not draw the same. Where the
-    best sampler returns to an edit that was drawn before, the next one chooses, at last at random.
+    Trials that run are counted by both, so that several workers do not draw the same. Refined ones
+    are shown to neither, as their values are not those of their parameters. Where the best sampler
+    returns to an edit that was drawn before, the next one chooses, at last at random.
     """
 
     def __init__(self, seed: int, startup_trials: int, objectives: int) -> None:
@@ -73,6 +74,7 @@ class Drawer:
         drawn_before = [trial.params for trial in trials]
         trials = undisturbed(trials)
         seed = trial_seed(self._seed, len(trials), worker)
+        trials = [trial for trial in trials if REFINEMENT not in trial.user_attrs]
         samplers = [self._sampler(trials, seed), _parzen_sampler(seed), RandomSampler(seed=seed)]
         for sampler in samplers:  # a measurement repeats exactly: no edit is worth a second one
             parameters = self._sample(sampler, trials, distributions)
@@ -99,7 +101,7 @@ class Drawer:
             self._snapshot.trials = [*normal_scores(trials), *running]
         study = optuna.Study(_Snapshot.NAME, self._snapshot, sampler)
         trial = optuna.create_trial(state=TrialState.RUNNING)
-        trial.number = len(trials)
+        trial.number = 1 + max((t.number for t in trials), default=-1)
         space = sampler.infer_relative_search_space(study, trial)
         drawn = sampler.sample_relative(study, trial, space)
         for name, distribution in distributions.items():
@@ -131,11 +133,10 @@ def undisturbed(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 def normal_scores(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Trials to learn from, with normal scores in the place of values and of constraints' excesses.
 
-    Order is kept, and so is which excesses are above 0. Left out are refined trials, and trials
-    without values, or without a constraint that others have.
+    Order is kept, and so is which excesses are above 0. Left out are trials without values, or
+    without a constraint that others have.
     """
-    searched = (trial for trial in trials if REFINEMENT not in trial.user_attrs)
-    valued = [(trial, values) for trial in searched if (values := _values(trial)) is not None]
+    valued = [(trial, values) for trial in trials if (values := _values(trial)) is not None]
     names = list(dict.fromkeys(name for trial, _ in valued for name in trial.constraints))
     valued = [pair for pair in valued if all(name in pair[0].constraints for name in names)]
     if not valued:

@@ -48,9 +48,23 @@ def test_an_excess_of_nothing_stays_feasible():
     assert scored[0].constraints["refusals"] == 0.0
 
 
-def test_what_was_learned_is_not_laid_to_the_parameters_of_its_start():
-    trials = [trial(0, (0.1, 1.0)), trial(1, (0.2, 0.5)), trial(2, (0.0, 0.1), refinement="{}")]
-    assert [t.number for t in normal_scores(trials)] == [0, 1]
+@pytest.mark.parametrize(("gaussian", "startup"), [(100, 2), (3, 2), (3, 7)])
+def test_what_was_learned_is_not_laid_to_the_parameters_of_its_start(
+    monkeypatch, gaussian, startup
+):
+    """Whichever sampler draws: a Gaussian process, Parzen estimators, or lots."""
+    monkeypatch.setattr(sampler, "GAUSSIAN_TRIALS", gaussian)
+    searched = [trial(n, (n / 10, 1.0 - n / 10), excess=n / 10, x=n / 10) for n in range(6)]
+    drawn = [
+        Drawer(seed=1, startup_trials=startup, objectives=2).draw(
+            [*searched, trial(6, values, excess=values[0] - 0.5, x=0.9, refinement="{}")], SPACE, 0
+        )
+        for values in ((0.0, 1e-6), (1.0, 9.0))
+    ]
+    assert drawn[0] == drawn[1]
+    at_random = optuna.samplers.RandomSampler(seed=sampler.trial_seed(1, 7))
+    independent = at_random.sample_independent(None, None, "x", SPACE["x"])
+    assert (drawn[0]["x"] == independent) == (startup == 7)
 
 
 def test_stopped_trials_count_with_their_best():
