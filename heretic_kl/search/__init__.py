@@ -21,6 +21,7 @@ from heretic_kl.search.screening import (
     RankCorrelation,
     Screened,
     Standing,
+    foretold,
     promotes,
     rank_correlation,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "check_rule",
     "check_storage",
     "crowded_bounds",
+    "foretold",
     "importances",
     "keep_run",
     "knee",

@@ -11,9 +11,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from heretic_kl.scoring import Score
+
+if TYPE_CHECKING:
+    from heretic_kl.search.records import TrialRecord
 
 ALWAYS = 2
 """The first trials all generate responses."""
@@ -52,7 +55,7 @@ def promotes(
     """Whether a trial generates responses.
 
     Args:
-        number: the trial's.
+        number: the trial's, interrupted ones not counted.
         standing: by rung 1.
         promoted: those that did, by rung 2.
         target: share of refusals that is acceptable; below it fewer are no gain.
@@ -95,6 +98,19 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> RankCorrelation | 
     centre = math.atanh(min(max(value, -1 + 1e-9), 1 - 1e-9))
     low, high = (math.tanh(centre + sign * 1.96 * error) for sign in (-1, 1))
     return RankCorrelation(value, low, high, len(pairs))
+
+
+def foretold(records: Sequence[TrialRecord], name: str) -> RankCorrelation | None:
+    """How well rung 1 foretells an objective, over the searched trials that have both figures.
+
+    Refined trials are left out: they were trained to make small what rung 1 predicts.
+    """
+    pairs = [
+        (record.predicted[name], record.scores[name].value)
+        for record in records
+        if record.state == "complete" and name in record.predicted and not record.refinement
+    ]
+    return rank_correlation([(first, second) for first, second in pairs if second is not None])
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

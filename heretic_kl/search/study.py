@@ -42,7 +42,7 @@ from heretic_kl.search.records import (
     scores_from_json,
     scores_to_json,
 )
-from heretic_kl.search.sampler import REFINEMENT, Drawer, is_finished
+from heretic_kl.search.sampler import Drawer, is_finished
 from heretic_kl.search.space import (
     REFINE,
     SearchSpace,
@@ -51,7 +51,7 @@ from heretic_kl.search.space import (
 )
 from heretic_kl.search.storage import Heartbeat, Roles, Watch
 from heretic_kl.search.storage.pieces import in_pieces, keep, whole
-from heretic_kl.search.trials import RunningTrial, StudyTrials
+from heretic_kl.search.trials import RunningTrial, StudyTrials, count_finished, count_open
 
 TEST_SCORES = "heretic-kl:test:"
 """Attribute of a study, followed by a trial's number."""
@@ -115,6 +115,7 @@ class SearchStudy:
         self._space = space
         self._outcomes = Outcomes(objectives, limits or {})
         self._records: dict[int, TrialRecord] = {}
+        self._measuring: tuple[int, ...] = ()
         self._storage = storage
         heartbeat, watch = Heartbeat(storage), Watch(storage)
         try:
@@ -167,12 +168,17 @@ class SearchStudy:
 
         Refined trials are not among them: see `refined`.
         """
-        return _finished(self._trials.read())
+        return count_finished(self._trials.read())
 
     @property
     def refined(self) -> tuple[TrialRecord, ...]:
         """Trials whose edit was learned, by number."""
         return tuple(record for record in self.records if record.refinement)
+
+    @property
+    def places(self) -> list[int]:
+        """Of the trials that `evaluate` is given now, in order; see `StudyTrials.places`."""
+        return self._trials.places(self._measuring)
 
     def add_refined(
         self, start: TrialRecord, refinement: Refinement, outcome: Outcome, seconds: float
@@ -240,7 +246,7 @@ class SearchStudy:
             while not stop():
                 trials = self._trials.settle()
                 yield from self._unseen(trials, seen)
-                missing = until - _finished(trials)
+                missing = until - count_finished(trials)
                 if missing <= 0:
                     return
                 running_now = sum(1 for t in trials if t.state == TrialState.RUNNING)
@@ -304,12 +310,12 @@ class SearchStudy:
                 running.append(self._trials.begin(trials, worker))
                 number = running[-1].number
                 # What was begun since they were read has a number in between.
-                others = _open(trials) - (number < len(trials)) + max(0, number - len(trials))
-                if count == 1 and _finished(trials) + others < until:
+                others = count_open(trials) - (number < len(trials)) + max(0, number - len(trials))
+                if count == 1 and count_finished(trials) + others < until:
                     break
                 trials = self._trials.read()
                 before = [t for t in trials[:number] if t.state == TrialState.RUNNING]
-                if _finished(trials) + len(before) >= until:
+                if count_finished(trials) + len(before) >= until:
                     self._trials.hand_back(running.pop())
                     break
         except BaseException:
@@ -323,7 +329,7 @@ class SearchStudy:
     ) -> Iterator[TrialRecord]:
         """Measure trials and tell; what does not get that far is handed back."""
         try:
-            edits = [self._space.edit(trial.parameters) for trial in running]
+            edits = [(trial.number, self._space.edit(trial.parameters)) for trial in running]
             for result in self._measure(edits, evaluate, notify) if edits else ():
                 trial = self._tell(running[0], result)
                 running.pop(0)
@@ -333,12 +339,13 @@ class SearchStudy:
                 self._trials.hand_back(left)
 
     def _measure(
-        self, edits: Sequence[EditParameters], evaluate: Evaluate, notify: Notify
+        self, edits: Sequence[tuple[int, EditParameters]], evaluate: Evaluate, notify: Notify
     ) -> Iterator[_Measured]:
         """Measure edits together; where that fails, one by one, so that each fails for itself."""
         start = time.perf_counter()
+        self._measuring = tuple(number for number, _ in edits)
         try:
-            outcomes = list(evaluate(edits))
+            outcomes = list(evaluate([edit for _, edit in edits]))
             for outcome in outcomes:
                 self._outcomes.attributes(outcome)  # raise now what storing it would raise
         except StorageLostError:  # `evaluate` reads the study: no fault of the edit
@@ -387,11 +394,3 @@ class SearchStudy:
         if trial.number not in self._records:
             self._records[trial.number] = read_record(trial, self._space)
         return self._records[trial.number]
-
-
-def _finished(trials: Sequence[FrozenTrial]) -> int:
-    return sum(1 for t in trials if is_finished(t) and REFINEMENT not in t.user_attrs)
-
-
-def _open(trials: Sequence[FrozenTrial]) -> int:
-    return sum(1 for t in trials if not t.state.is_finished())

@@ -18,7 +18,14 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from heretic_kl.ranks import on_first
-from heretic_kl.search.sampler import ERROR, INTERRUPTED, Drawer, is_finished
+from heretic_kl.search.sampler import (
+    ERROR,
+    INTERRUPTED,
+    REFINEMENT,
+    Drawer,
+    is_finished,
+    undisturbed,
+)
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import Heartbeat, Roles, Watch, lease_attributes
 from heretic_kl.search.storage.pieces import in_pieces
@@ -74,6 +81,14 @@ class StudyTrials:
     def read(self) -> list[FrozenTrial]:
         """All trials, by number."""
         return self._storage.get_all_trials(self._study_id, deepcopy=False)
+
+    def places(self, numbers: Sequence[int]) -> list[int]:
+        """Where trials stand in the order in which none was interrupted, from 0.
+
+        An edit that is measured again stands where it was interrupted.
+        """
+        places = {trial.number: place for place, trial in enumerate(undisturbed(self.read()))}
+        return [places.get(number, number) for number in numbers]
 
     @on_first
     def settle(self, *, queue: bool = True) -> list[FrozenTrial]:
@@ -214,3 +229,13 @@ class StudyTrials:
 
 def _as_text(parameters: Mapping[str, Any]) -> str:
     return json.dumps(parameters, sort_keys=True)
+
+
+def count_finished(trials: Sequence[FrozenTrial]) -> int:
+    """Searched trials that ran to an end."""
+    return sum(1 for t in trials if is_finished(t) and REFINEMENT not in t.user_attrs)
+
+
+def count_open(trials: Sequence[FrozenTrial]) -> int:
+    """Trials that wait or run."""
+    return sum(1 for t in trials if not t.state.is_finished())

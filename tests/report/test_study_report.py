@@ -243,6 +243,21 @@ def test_the_history_shows_what_is_predicted_and_never_as_the_best(studies: Path
     assert "hollow" not in history_figure([r for r in rows if r["kind"] != "predicted"]).caption
 
 
+def test_the_page_says_how_well_rung_one_foretells_what_is_counted(studies: Path) -> None:
+    """Refined trials, which were trained on what it predicts, are left out."""
+    made = report(studies)
+    assert "with its 95% interval: not known, too few trials have both." in notes(made.page())
+    records = [
+        replace(r, predicted={"refusals": 9.0 if r.refinement else r.scores["refusals"].value})
+        if r.state == "complete"
+        else r
+        for r in made.study.records
+    ]
+    both = replace(made, study=replace(made.study, records=tuple(records)))
+    pairs = sum(record.state == "complete" and not record.refinement for record in records)
+    assert f"with its 95% interval: 1.00 (1.00 to 1.00, {pairs} trials)." in notes(both.page())
+
+
 def test_the_list_of_trials_states_what_is_predicted(page: Page) -> None:
     (trials,) = (section.all_trials for section in page.sections if section.all_trials)
     (cells,) = (row.cells for row in trials.rows if row.number == SCREENED)

@@ -1,10 +1,25 @@
 """Which trials generate responses, and how a study keeps both rungs apart."""
 
-import pytest
+import math
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from heretic_kl.run.trials.screening import Screening
 from heretic_kl.scoring import Score
-from heretic_kl.search import Screened, Standing, open_storage, promotes, rank_correlation
+from heretic_kl.search import (
+    FEWEST_PAIRS,
+    LEAST_CORRELATION,
+    Screened,
+    Standing,
+    foretold,
+    open_storage,
+    promotes,
+    rank_correlation,
+)
 from heretic_kl.search.screening import ALWAYS, PROMISING, SPOT_CHECK
+from tests.search.studies import OBJECTIVES, evaluate
 from tests.search.test_study import scores_of, study
 
 TARGET = 0.05
@@ -95,3 +110,67 @@ def test_predictions_are_held_to_the_limit_of_the_score_they_stand_for(tmp_path)
         list(limited.run(2, evaluate))
         excesses = [trial.constraints["refusals"] for trial in storage.get_all_trials(0)[:2]]
     assert excesses == pytest.approx([0.15, -0.04])
+
+
+def test_spot_checks_go_by_the_place_of_a_trial_however_many_are_over():
+    def scores(engine, plans, names):
+        return [{name: Score(0.5, "x") for name in names} for _ in plans]
+
+    places = [SPOT_CHECK - 1, SPOT_CHECK, SPOT_CHECK + 1, 2 * SPOT_CHECK]
+    run = SimpleNamespace(
+        settings=SimpleNamespace(target_refusals=TARGET),
+        study=SimpleNamespace(records=(), places=places),
+        suite=SimpleNamespace(objectives=OBJECTIVES, evaluate_objectives=scores),
+        refiner=SimpleNamespace(refusal_mass=lambda plan: torch.ones(3)),
+        response_log=SimpleNamespace(engine=None),
+    )
+    outcomes = Screening(run, "refusals").evaluate([{}] * 4)
+    assert [outcome.promoted for outcome in outcomes] == [False, True, False, True]
+
+
+def test_several_workers_measure_every_place_once(tmp_path):
+    """An edit that was interrupted has its place when it is measured again; later ones move up."""
+    measured = []
+
+    def noted(opened, then=lambda edits: None):
+        def measure(edits):
+            measured.extend(opened.places)
+            then(edits)
+            return evaluate(edits)
+
+        return measure
+
+    def interrupt(edits):
+        measured.pop()
+        raise KeyboardInterrupt
+
+    with open_storage(None, tmp_path, "s") as storage:
+        ours, theirs = study(storage, startup=99), study(storage, startup=99)
+        other = noted(theirs)
+        list(ours.run(2, noted(ours, lambda edits: next(theirs.run(9, other)))))
+        assert sorted(measured) == [0, 1]
+        with pytest.raises(KeyboardInterrupt):
+            list(theirs.run(9, noted(theirs, interrupt)))
+        list(ours.run(20, noted(ours)))
+        numbers = [record.number for record in ours.records if record.state == "complete"]
+    assert sorted(measured) == list(range(20)) and max(numbers) == 20
+
+
+def test_what_was_trained_on_rung_one_says_nothing_of_how_well_it_foretells():
+    def record(predicted, counted, refinement=None):
+        return SimpleNamespace(
+            state="complete",
+            predicted={"refusals": predicted},
+            scores={"refusals": Score(counted, "x")},
+            refinement=refinement,
+        )
+
+    searched = [record(x, x / 2) for x in range(4)]
+    assert foretold([*searched, record(-1.0, 9.0, "learned")], "refusals").pairs == 4
+    assert foretold(searched[:3], "refusals") is None
+
+
+def test_with_the_fewest_pairs_the_interval_hardly_ever_lies_above_the_least_correlation():
+    """Why the correlation itself decides (docs/decisions/024)."""
+    centre, error = math.atanh(0.92), math.sqrt((1 + 0.92**2 / 2) / (FEWEST_PAIRS - 3))
+    assert math.tanh(centre - 1.96 * error) < LEAST_CORRELATION

@@ -35,7 +35,7 @@ from heretic_kl.report.study_data import (
 )
 from heretic_kl.report.wording import MISSING, cell, describe_edit, duration, label, scores_line
 from heretic_kl.scoring import Score
-from heretic_kl.search import PlanStore, StoredStudy, TrialRecord
+from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, foretold
 
 MOST_ENTRIES: Final = 60
 """Trials with an entry of their own; all stand in the table."""
@@ -181,6 +181,12 @@ class StudyReport:
             shown.append(draw.importance_figure(shares))
         else:
             notes.append("Parameter importance: not shown, too few complete trials.")
+        for name in sorted({name for record in self.study.records for name in record.predicted}):
+            correlation = foretold(self.study.records, name)
+            notes.append(
+                f"Rank correlation of {label(name)}, predicted by rung 1 and counted, with its 95% "
+                f"interval: {correlation or 'not known, too few trials have both'}."
+            )
         return Section("search", "Search", notes, shown)
 
     def _directions(self) -> Section:

@@ -16,8 +16,8 @@ from heretic_kl.search import (
     Screened,
     Standing,
     TrialRecord,
+    foretold,
     promotes,
-    rank_correlation,
 )
 
 
@@ -41,13 +41,12 @@ class Screening:
         first = run.suite.evaluate_objectives(run.response_log.engine, plans, names=self._others)
         outcomes: list[Screened] = []
         standings = [s for s in map(self._standing, run.study.records) if s is not None]
-        number = len(run.study.records)
-        for plan, scores in zip(plans, first, strict=True):
+        for place, plan, scores in zip(run.study.places, plans, first, strict=True):
             assert not isinstance(scores, Stopped)  # nothing races
             mass = float(run.refiner.refusal_mass(plan).mean())
             others = tuple(self._objective(scores[name], name) for name in self._others)
             promoted = not self._trusts() or promotes(
-                number + len(outcomes),
+                place,
                 Standing(mass, others),
                 standings,
                 target=run.settings.target_refusals,
@@ -68,17 +67,13 @@ class Screening:
         return {spec.name: measured[spec.name] for spec in run.suite.objectives}
 
     def correlation(self) -> RankCorrelation | None:
-        """How well rung 1 foretells rung 2, over the trials that have both figures."""
-        pairs = [
-            (record.predicted[self._counted], record.scores[self._counted].value)
-            for record in self._run.study.records
-            if record.state == "complete" and self._counted in record.predicted
-        ]
-        return rank_correlation([(a, b) for a, b in pairs if b is not None])
+        """How well rung 1 foretells rung 2."""
+        return foretold(self._run.study.records, self._counted)
 
     def tell(self) -> None:
         """Say how many trials generated responses, and what rung 1 is worth."""
-        records = [r for r in self._run.study.records if self._counted in r.predicted]
+        searched = (record for record in self._run.study.records if not record.refinement)
+        records = [record for record in searched if self._counted in record.predicted]
         promoted = sum(record.state == "complete" for record in records)
         correlation = self.correlation()
         quality = "" if correlation is None else f"; rank correlation of both: {correlation}"
