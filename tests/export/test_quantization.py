@@ -1,15 +1,22 @@
 """A search on weights quantized as they are loaded; what is saved is the original, edited."""
 
+import json
+from collections import Counter
+
 import pytest
 import torch
 from tiny_edits import edited_logits, logits, make_plan
 
 from heretic_kl.cli import main as cli
+from heretic_kl.engine import Engine
 from heretic_kl.errors import ExportError, ModelError, UnsupportedModelError
 from heretic_kl.export import save_lora, save_merged
 from heretic_kl.export.lora import read_lora
 from heretic_kl.model import ModelSource, edited, load_model
 from heretic_kl.model.sites.verification import Residue
+from heretic_kl.prompts import DatasetSpec, load_prompts
+from heretic_kl.refine.parameters import LearnableEdit
+from heretic_kl.search import PlanStore, read_study
 from heretic_kl.testing import load_tiny_model, save_tiny_model, tiny_llama
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -94,17 +101,55 @@ def test_a_missing_library_is_one_line(folder, monkeypatch):
         load_tiny_model(folder, quantization="bnb_4bit")
 
 
-def test_a_whole_run(folder, tmp_path, monkeypatch, capsys):
+def test_gradients_of_an_edit_pass_through_quantized_weights(quantized, full):
+    """Also after a pass without gradients, in which bitsandbytes may lay weights out anew."""
+    gradients = []
+    for lm in (quantized, full):
+        assert bool(logits(lm.model).isfinite().all())
+        edit = LearnableEdit(plan_of(lm))
+        with edited(lm.architecture, edit.plan):
+            outputs = lm.model(input_ids=torch.arange(3, 12)[None], use_cache=False)
+            outputs.logits.float().log_softmax(dim=-1)[..., 5].sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in edit.parameters()]).double())
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.8
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_an_edit_is_searched_learned_saved_and_read_back(
+    folder, full, quantization, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     limits = [
         word
         for kind in ("harmful", "harmless")
         for split in ("train", "validation", "test")
-        for word in (f"--prompts.{kind}.{split}.limit", "2")
+        for word in (f"--prompts.{kind}.{split}.limit", "4")
     ]
-    words = ["--model", str(folder), "--quantization", "bnb_4bit", "--device", "cpu"]
+    lm = load_tiny_model(folder, quantization=quantization)
+    prompts = tuple(
+        prompt
+        for kind in ("harmful", "harmless")
+        for split in ("train", "validation")
+        for prompt in load_prompts(DatasetSpec(f"builtin:{kind}", split, limit=4))
+    )
+    texts = [lm.chat.decode(r.tokens) for r in Engine(lm, batch_size=4).responses(prompts, 3)]
+    # A tiny model refuses nothing: a word of half of its responses stands for a refusal.
+    counts = Counter(word for text in texts for word in {*text.split()})
+    marker = min(counts, key=lambda word: (abs(counts[word] - len(texts) / 2), word))
+    words = ["--model", str(folder), "--quantization", quantization, "--device", "cpu"]
     words += ["--dtype", "float32", "--trials", "1", "--prompt-set", "builtin", *limits]
-    words += ["--max-response-tokens", "3", "--batch-size", "4", "--pick", "knee", "--save", "out"]
-    words += ["--no-refine", "--no-directions.by-response"]  # a tiny model refuses nothing
+    words += ["--max-response-tokens", "3", "--batch-size", "4", "--test-trials", "0"]
+    words += [f"--scorers.refusals.settings.markers={json.dumps([marker])}"]
+    words += ["--no-directions.by-response"]
+    words += ["--scorers.teacher_forced_kl.settings.set_aside_refused=false", "--response-prefix="]
+    words += ["--refinement.trials=1", "--refinement.steps=2", "--refinement.kl-tokens=3"]
     assert cli.main(words) == 0, capsys.readouterr().err
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    study = read_study(None, tmp_path / "studies")
+    (record,) = (record for record in study.records if record.refinement)
+    assert record.refinement.steps == 2
+    assert cli.main(["save", "--trial", str(record.number), "--save", "out"]) == 0
+    plan = PlanStore(tmp_path / "studies", study.name).load(record.refinement.sha256)
+    reloaded = load_tiny_model(tmp_path / "out")
+    torch.testing.assert_close(
+        logits(reloaded.model), edited_logits(full, plan), rtol=1e-4, atol=1e-4
+    )

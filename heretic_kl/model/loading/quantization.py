@@ -65,3 +65,15 @@ def forget_gguf_quantization(model: Any) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+
+
+def keep_gradients(model: Any) -> None:
+    """Have products of 4-bit weights pass gradients on, on every CPU.
+
+    On one that multiplies bfloat16, bitsandbytes lays weights out anew in the first pass without
+    gradients. The product with that layout has no gradient: an edit would learn as if nothing
+    came after its site but the residual stream.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False

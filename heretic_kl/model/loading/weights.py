@@ -17,6 +17,7 @@ from heretic_kl.model.loading.quantization import (
     Quantization,
     forget_gguf_quantization,
     is_quantized,
+    keep_gradients,
     quantization_arguments,
 )
 from heretic_kl.model.loading.source import ModelSource, hub_arguments, readable_errors
@@ -142,6 +143,7 @@ def _from_pretrained(
             options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
             model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
     _check_complete(source, model, info)
+    keep_gradients(model)
     if source.gguf_file is not None:
         forget_gguf_quantization(model)
         stored = torch.bfloat16  # a quantized file has no dtype to go back to
