@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from demo_model import as_in_a_run, demo_model
+from generated_tokens import TokenHistory
 from layer_calls import LayerCalls
 from machine import DTYPES, resolved_dtype, results_file, run_facts
 from peer_programs import PROMPTS, SEED, TOKENS, run_heretic, run_temaq, write_prompts
@@ -201,8 +202,13 @@ def our_search(
     racing: bool = False,
     screening: bool = False,
     seed: int = SEED,
+    startup_trials: int | None = None,
+    tokens: TokenHistory | None = None,
 ) -> dict[str, Any]:
-    """Seconds of each trial of a search of ours, as its records have them."""
+    """Seconds of each trial of a search of ours, as its records have them.
+
+    `startup_trials` are half of all by default; `tokens` counts what the search generates.
+    """
     from heretic_kl import Session, Settings
 
     scorers = {
@@ -226,14 +232,16 @@ def our_search(
             batch_size=PROMPTS if generate else FORCED_BATCH,
             parallel_candidates=at_once,
             trials=trials,
-            startup_trials=trials // 2,
+            startup_trials=trials // 2 if startup_trials is None else startup_trials,
             seed=seed,
             racing=racing,
             screening=screening,
             study_dir=folder,
             scorers=scorers,
         )
-        with Session(settings, lambda event: None) as session:
+        with Session(settings, tokens or (lambda event: None)) as session:
+            if tokens is not None:
+                tokens.begin()
             session.search()
             return search_facts(session.trials, session.front, at_once)
 

@@ -1,13 +1,20 @@
-"""What racing and screening save in a search with responses and first-token KL, on the demo model.
+"""What racing and screening save in a search with responses and first-token KL.
 
     python benchmarks/racing.py [--trials 60] [--seeds 1,2,3] [--threads 2] [--dtype auto]
+                                [--model FOLDER] [--screened-trials 240]
+
+On the demo model, or on another one. A screened trial generates few tokens, so the screened search
+may be given more trials than the others.
 
 With each seed a search measured whole, one raced by exact bounds, and one whose trials generate
 responses only where teacher forcing predicts few refusals (screening). Racing gains where many
 trials lie far behind the front. Teacher-forced objectives alone are no part of this: so few prompts
 run in one tree of tokens, within which nothing can be left.
 
-The volume of a front: the share of [0, 1] refusals times [0, 1] nats of KL that it dominates.
+The volume of a front: the share of [0, 1] refusals times [0, 1] nats of KL that it dominates. How
+large it is after each trial stands beside how many tokens the search has generated until then, and
+in the comparison how many times fewer tokens each way needs for a share of the volume that the
+search measured whole ends with.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from generated_tokens import TokenHistory, tokens_to, with_volumes
 from machine import DTYPES, resolved_dtype, results_file, run_facts
 from peers import our_search
 
@@ -27,20 +35,34 @@ WAYS: dict[str, dict[str, bool]] = {
     "racing by exact bounds": {"racing": True},
     "screening": {"screening": True},
 }
+SHARES = (0.9, 0.95, 1.0)
+"""Of the volume that the search measured whole ends with."""
 
 
-def searches(model: Path, trials: int, dtype: str, seed: int) -> dict[str, Any]:
-    """What each way found, in how much time."""
-    from heretic_kl.search.progress.hypervolume import hypervolume
-
+def searches(
+    model: Path, trials: int, screened: int, dtype: str, seed: int
+) -> dict[str, dict[str, Any]]:
+    """What each way found, in how much time and with how many tokens."""
     made = {}
     for name, options in WAYS.items():
-        found = our_search(model, trials, dtype, generate=True, seed=seed, **options)
-        points = [tuple(point["objectives"]) for point in found["front"]]
-        found["front_volume"] = hypervolume(points, (1.0, 1.0))
+        count = screened if options.get("screening") else trials
+        with TokenHistory() as tokens:
+            found = our_search(
+                model,
+                count,
+                dtype,
+                generate=True,
+                seed=seed,
+                startup_trials=trials // 2,
+                tokens=tokens,
+                **options,
+            )
+        history = with_volumes(tokens.trials)
+        found["generated_tokens"], found["front_volume"] = tokens.count, history[-1]["volume"]
+        found["volume_against_tokens"] = history
         print(
             f"seed {seed}, {name}: {found['trials_per_minute']:.1f} trials a minute, "
-            f"front {found['front_volume']:.3f}",
+            f"front {found['front_volume']:.3f}, {tokens.count} tokens generated",
             flush=True,
         )
         made[name] = found
@@ -63,15 +85,33 @@ def compared(by_seed: dict[str, Any]) -> dict[str, Any]:
             "same_front": sum(
                 made[name]["front"] == made[whole]["front"] for made in by_seed.values()
             ),
+            "times_fewer_tokens_to_share_of_volume": {
+                str(share): [
+                    times_fewer_tokens(made[whole], made[name], share) for made in by_seed.values()
+                ]
+                for share in SHARES
+            },
         }
         for name in WAYS
     }
 
 
+def times_fewer_tokens(whole: dict[str, Any], way: dict[str, Any], share: float) -> float | None:
+    """Tokens of the search measured whole over those of a way, to a share of its volume.
+
+    None: the way never reaches it.
+    """
+    volume = share * whole["front_volume"]
+    theirs, ours = (tokens_to(s["volume_against_tokens"], volume) for s in (whole, way))
+    return None if theirs is None or ours is None else theirs / max(1, ours)
+
+
 def main() -> None:
     """Search each way with each seed, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="folder (default: the demo model)")
     parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--screened-trials", type=int, help="of screening (default: as --trials)")
     parser.add_argument(
         "--seeds", type=lambda text: [*map(int, text.split(","))], default=[1, 2, 3]
     )
@@ -81,13 +121,15 @@ def main() -> None:
     arguments = parser.parse_args()
     from heretic_kl.demo import ensure_demo_model
 
-    model = Path(ensure_demo_model(notify=lambda message: None))
+    model = arguments.model or Path(ensure_demo_model(notify=lambda message: None))
     torch.set_num_threads(arguments.threads)
     dtype = resolved_dtype(arguments.dtype)
     result = run_facts(arguments.seeds, arguments.threads, dtype, "optuna")
-    result["model"] = f"demo model, 135M, {dtype}"
+    result["model"] = f"{arguments.model.name if arguments.model else 'demo model, 135M'}, {dtype}"
+    screened = arguments.screened_trials or arguments.trials
     result["searches"] = {
-        f"seed {seed}": searches(model, arguments.trials, dtype, seed) for seed in arguments.seeds
+        f"seed {seed}": searches(model, arguments.trials, screened, dtype, seed)
+        for seed in arguments.seeds
     }
     result["against_whole"] = compared(result["searches"])
     out = arguments.out or results_file("racing", dtype)
