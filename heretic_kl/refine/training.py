@@ -298,7 +298,7 @@ class _Learner:
         """Linear warm-up, then a cosine to a twentieth; the fewer the steps, the larger."""
         warmup = min(self._options.warmup, self.steps // 10)
         warm = min(1.0, (step + 1) / max(1, warmup))
-        more = min(HIGHEST_RATE, max(1.0, STEPS_OF_RATES / self.steps))
+        more: float = min(HIGHEST_RATE, max(1.0, STEPS_OF_RATES / self.steps))
         return more * warm * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / self.steps)))
 
 
