@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import StorageLostError, StudyError
-from heretic_kl.ranks import check_together, from_first, held_by_first, is_first, on_first
+from heretic_kl.ranks import check_together, from_first, held_by_first, on_first
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
 from heretic_kl.search.fingerprint_check import (
     BATCH_SIZE,
@@ -29,7 +29,7 @@ from heretic_kl.search.fingerprint_check import (
     reason,
 )
 from heretic_kl.search.pareto import pareto_front
-from heretic_kl.search.progress.dashboard import keep_note, name_objectives
+from heretic_kl.search.progress.dashboard import name_objectives, trial_notes
 from heretic_kl.search.records import (
     SECONDS,
     Outcome,
@@ -199,7 +199,7 @@ class SearchStudy:
                 {SECONDS: seconds, **refinement_attributes(refinement), **attributes}
             ),
         )
-        return self._ended(self._trials.add(template))
+        return self._record(self._trials.add(template, self._notes))
 
     def sole(self, role: str) -> AbstractContextManager[None]:
         """A block that one process at a time is in, of all that have opened the study."""
@@ -327,7 +327,7 @@ class SearchStudy:
             for result in self._measure(edits, evaluate, notify) if edits else ():
                 trial = self._tell(running[0], result)
                 running.pop(0)
-                yield self._ended(trial)
+                yield self._record(trial)
         finally:
             for left in running:
                 self._trials.hand_back(left)
@@ -362,26 +362,19 @@ class SearchStudy:
         if outcome is None:
             assert measured.error is not None
             attributes |= error_attributes(measured.error)
-            return self._trials.end(trial, TrialState.FAIL, attributes)
-        attributes |= self._outcomes.attributes(outcome)
-        if isinstance(outcome, Stopped):
-            # Pruned trials have no value: to Parzen estimators they are worse than finished ones.
-            excesses = self._outcomes.excesses(outcome)
-            return self._trials.end(trial, TrialState.PRUNED, attributes, excesses=excesses)
+            return self._trials.end(trial, TrialState.FAIL, attributes, notes=self._notes)
         return self._trials.end(
             trial,
-            TrialState.COMPLETE,
-            attributes,
-            values=self._outcomes.values(outcome),
+            # Pruned trials have no value: to Parzen estimators they are worse than finished ones.
+            TrialState.PRUNED if isinstance(outcome, Stopped) else TrialState.COMPLETE,
+            attributes | self._outcomes.attributes(outcome),
+            values=None if isinstance(outcome, Stopped) else self._outcomes.values(outcome),
             excesses=self._outcomes.excesses(outcome),
+            notes=self._notes,
         )
 
-    def _ended(self, trial: FrozenTrial) -> TrialRecord:
-        """The record of a trial that is over now, after its note was written."""
-        record = self._record(trial)
-        if is_first():
-            keep_note(self._storage, self._study._study_id, trial._trial_id, record)
-        return record
+    def _notes(self, trial: FrozenTrial) -> dict[str, Any]:
+        return trial_notes(trial._trial_id, read_record(trial, self._space))
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         if trial.number not in self._records:
