@@ -61,7 +61,7 @@ MOST_FAILURES_IN_A_ROW = 5
 WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 2.0
 """Between two looks at the trials that other processes run, where none is left to begin."""
 WAIT_SECONDS_A_TRIAL, LONGEST_OF_ALL = 0.2, 10.0
-"""The longest wait grows with the trials that run: each look reads all of them, of each worker."""
+"""Waits grow with the trials that run: each look reads all of them, of each worker."""
 
 Evaluate = Callable[[Sequence[EditParameters]], Sequence[Outcome]]
 """Measures K >= 1 edits on the validation prompts; one outcome each, in order."""
@@ -235,7 +235,7 @@ class SearchStudy:
             StudyError: several trials in a row failed.
         """
         with held_by_first(lambda: self._roles.hold_numbered("worker")) as worker:
-            failures, pause = 0, WAIT_SECONDS
+            failures, pause = 0, 0.0
             seen = {t.number for t in self._trials.read() if t.state.is_finished()}
             while not stop():
                 trials = self._trials.settle()
@@ -246,11 +246,10 @@ class SearchStudy:
                 running_now = sum(1 for t in trials if t.state == TrialState.RUNNING)
                 free = missing - running_now
                 if free <= 0:
+                    pause = next_pause(pause, running_now)
                     time.sleep(pause)
-                    longest = min(WAIT_SECONDS_A_TRIAL * running_now, LONGEST_OF_ALL)
-                    pause = min(1.3 * pause, max(LONGEST_WAIT_SECONDS, longest))
                     continue
-                pause = WAIT_SECONDS
+                pause = 0.0
                 running = self._begin(trials, min(candidates, free), until, worker)
                 for record in self._run_group(running, evaluate, notify):
                     seen.add(record.number)
@@ -380,6 +379,13 @@ class SearchStudy:
         if trial.number not in self._records:
             self._records[trial.number] = read_record(trial, self._space)
         return self._records[trial.number]
+
+
+def next_pause(pause: float, running: int) -> float:
+    """Seconds until the next look at so many trials of other processes, after the last pause."""
+    longest = min(WAIT_SECONDS_A_TRIAL * running, LONGEST_OF_ALL)
+    shortest = max(WAIT_SECONDS, longest / 2)
+    return min(max(1.3 * pause, shortest), max(LONGEST_WAIT_SECONDS, longest))
 
 
 def _finished(trials: Sequence[FrozenTrial]) -> int:

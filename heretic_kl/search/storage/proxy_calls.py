@@ -18,7 +18,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy
 from optuna.storages._grpc.auto_generated import api_pb2
 from optuna.storages._grpc.client import GrpcClientCache, GrpcClientCacheEntry
-from optuna.storages._grpc.servicer import _from_proto_trial, _to_proto_trial
+from optuna.storages._grpc.servicer import (
+    DATETIME_FORMAT,
+    _from_proto_trial,
+    _to_proto_trial,
+    _to_proto_trial_state,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from heretic_kl.search.storage import steps
@@ -100,7 +105,7 @@ def handler(storage: BaseStorage) -> Any:
         asked = api_pb2.GetTrialsRequest.FromString(request)
         running, latest = set(asked.included_trial_ids), asked.trial_id_greater_than
         return _reply(
-            _changing(trial) if trial._trial_id in running else trial
+            (_changing if trial._trial_id in running else _to_proto_trial)(trial)
             for trial in storage.get_all_trials(asked.study_id, deepcopy=False)
             if trial._trial_id > latest or trial._trial_id in running
         )
@@ -108,7 +113,8 @@ def handler(storage: BaseStorage) -> Any:
     def begin(request: bytes) -> bytes:
         asked = api_pb2.CreateNewTrialRequest.FromString(request)
         template = _from_proto_trial(asked.template_trial)
-        return _reply(steps.begin_trial(storage, asked.study_id, template, template.number))
+        trials = steps.begin_trial(storage, asked.study_id, template, template.number)
+        return _reply(map(_to_proto_trial, trials))
 
     def end(request: bytes) -> bytes:
         asked = json.loads(request)
@@ -155,8 +161,8 @@ def _ask(channel: grpc.Channel, name: str, request: bytes) -> bytes | None:
         raise
 
 
-def _reply(trials: Iterable[FrozenTrial]) -> bytes:
-    message: bytes = api_pb2.GetTrialsReply(trials=map(_to_proto_trial, trials)).SerializeToString()
+def _reply(trials: Iterable[Any]) -> bytes:
+    message: bytes = api_pb2.GetTrialsReply(trials=trials).SerializeToString()
     return message
 
 
@@ -164,11 +170,15 @@ def _trials(reply: bytes) -> list[FrozenTrial]:
     return [_from_proto_trial(trial) for trial in api_pb2.GetTrialsReply.FromString(reply).trials]
 
 
-def _changing(trial: FrozenTrial) -> FrozenTrial:
-    """A trial that the client has read, without what it had then and still has."""
+def _changing(trial: FrozenTrial) -> Any:
+    """A message of a trial that the client has read, without what it had then and still has."""
     if not stored_whole(trial):
-        return trial
-    changing = optuna.create_trial(state=trial.state, user_attrs=trial.user_attrs)
-    changing.number, changing._trial_id = trial.number, trial._trial_id
-    changing.datetime_start = trial.datetime_start
-    return changing
+        return _to_proto_trial(trial)
+    start = trial.datetime_start
+    return api_pb2.Trial(
+        trial_id=trial._trial_id,
+        number=trial.number,
+        state=_to_proto_trial_state(trial.state),
+        datetime_start=start.strftime(DATETIME_FORMAT) if start else "",
+        user_attributes={name: json.dumps(value) for name, value in trial.user_attrs.items()},
+    )
