@@ -51,17 +51,13 @@ from heretic_kl.search.space import (
 )
 from heretic_kl.search.storage import Heartbeat, Roles, Watch
 from heretic_kl.search.storage.pieces import in_pieces, keep, whole
-from heretic_kl.search.trials import RunningTrial, StudyTrials
+from heretic_kl.search.trials import RunningTrial, StudyTrials, next_pause
 
 TEST_SCORES = "heretic-kl:test:"
 """Attribute of a study, followed by a trial's number."""
 JUDGING = "heretic-kl:judging:"
 """Attribute of a study, followed by an arbitrary name: what one process had judged."""
 MOST_FAILURES_IN_A_ROW = 5
-WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 2.0
-"""Between two looks at the trials that other processes run, where none is left to begin."""
-WAIT_SECONDS_A_TRIAL, LONGEST_OF_ALL = 0.2, 10.0
-"""Waits grow with the trials that run: each look reads all of them, of each worker."""
 
 Evaluate = Callable[[Sequence[EditParameters]], Sequence[Outcome]]
 """Measures K >= 1 edits on the validation prompts; one outcome each, in order."""
@@ -115,6 +111,7 @@ class SearchStudy:
         self._space = space
         self._outcomes = Outcomes(objectives, limits or {})
         self._records: dict[int, TrialRecord] = {}
+        self._noted: tuple[FrozenTrial, TrialRecord] | None = None
         self._storage = storage
         heartbeat, watch = Heartbeat(storage), Watch(storage)
         try:
@@ -199,7 +196,7 @@ class SearchStudy:
                 {SECONDS: seconds, **refinement_attributes(refinement), **attributes}
             ),
         )
-        return self._record(self._trials.add(template, self._notes))
+        return self._ended(self._trials.add(template, self._notes))
 
     def sole(self, role: str) -> AbstractContextManager[None]:
         """A block that one process at a time is in, of all that have opened the study."""
@@ -326,7 +323,7 @@ class SearchStudy:
             for result in self._measure(edits, evaluate, notify) if edits else ():
                 trial = self._tell(running[0], result)
                 running.pop(0)
-                yield self._record(trial)
+                yield self._ended(trial)
         finally:
             for left in running:
                 self._trials.hand_back(left)
@@ -373,19 +370,20 @@ class SearchStudy:
         )
 
     def _notes(self, trial: FrozenTrial) -> dict[str, Any]:
-        return trial_notes(trial._trial_id, read_record(trial, self._space))
+        record = read_record(trial, self._space)
+        self._noted = trial, record
+        return trial_notes(trial._trial_id, record)
+
+    def _ended(self, trial: FrozenTrial) -> TrialRecord:
+        """The record of a trial that is over; that of its note, unless another process ended it."""
+        if self._noted is not None and self._noted[0] is trial:
+            self._records[trial.number] = self._noted[1]
+        return self._record(trial)
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         if trial.number not in self._records:
             self._records[trial.number] = read_record(trial, self._space)
         return self._records[trial.number]
-
-
-def next_pause(pause: float, running: int) -> float:
-    """Seconds until the next look at so many trials of other processes, after the last pause."""
-    longest = min(WAIT_SECONDS_A_TRIAL * running, LONGEST_OF_ALL)
-    shortest = max(WAIT_SECONDS, longest / 2)
-    return min(max(1.3 * pause, shortest), max(LONGEST_WAIT_SECONDS, longest))
 
 
 def _finished(trials: Sequence[FrozenTrial]) -> int:

@@ -29,6 +29,10 @@ ABANDONED = "abandoned"
 MOST_DEATHS = 5
 """So many processes die over an edit before it counts as failed."""
 QUEUE_ROLE = "queue"
+WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 2.0
+"""Between two looks at the trials that other processes run, where none is left to begin."""
+WAIT_SECONDS_A_TRIAL, LONGEST_OF_ALL = 0.2, 10.0
+"""Waits grow with the trials that run: each look reads all of them, of each worker."""
 
 
 class RunningTrial(NamedTuple):
@@ -220,6 +224,13 @@ class StudyTrials:
         if trial.number not in self._edits:
             self._edits[trial.number] = _as_text(trial.params)
         return self._edits[trial.number]
+
+
+def next_pause(pause: float, running: int) -> float:
+    """Seconds until the next look at so many trials of other processes, after the last pause."""
+    longest = min(WAIT_SECONDS_A_TRIAL * running, LONGEST_OF_ALL)
+    shortest = max(WAIT_SECONDS, longest / 2)
+    return min(max(1.3 * pause, shortest), max(LONGEST_WAIT_SECONDS, longest))
 
 
 def _as_text(parameters: Mapping[str, Any]) -> str:

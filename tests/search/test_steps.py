@@ -21,7 +21,7 @@ from heretic_kl.search.storage import lease_attributes, steady, steps
 from heretic_kl.search.storage.backends import _database, _steady
 from heretic_kl.search.storage.proxy import run_proxy
 from heretic_kl.search.storage.steady import SteadyStorage
-from heretic_kl.search.study import next_pause
+from heretic_kl.search.trials import next_pause
 
 STARTS = len(SPACE.known_good())
 DIRECTIONS = [optuna.study.StudyDirection.MINIMIZE] * 2
