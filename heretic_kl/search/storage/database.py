@@ -72,18 +72,14 @@ class Database(RDBStorage):
         with _create_scoped_session(self.scoped_session) as session:
             stored = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             self.check_trial_is_updatable(trial_id, stored.state)
-            for model, attributes in (
-                (models.TrialUserAttributeModel, trial.user_attrs),
-                (models.TrialSystemAttributeModel, trial.system_attrs),
-            ):
-                _keep(session, model, model.trial_id, trial_id, attributes)
+            for model, attributes in _attributes(trial):
+                _keep(session, model, {"trial_id": trial_id}, attributes)
             for objective, value in enumerate(trial.values or ()):
                 number, kind = models.TrialValueModel.value_to_stored_repr(value)
                 row = {"objective": objective, "value": number, "value_type": kind}
                 session.add(models.TrialValueModel(trial_id=trial_id, **row))
             stored.state, stored.datetime_complete = trial.state, datetime.now()
-            model = models.StudySystemAttributeModel
-            _keep(session, model, model.study_id, study_id, notes)
+            _keep(session, models.StudySystemAttributeModel, {"study_id": study_id}, notes)
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Session
@@ -119,11 +115,8 @@ class Database(RDBStorage):
         ]
         if rows:
             session.execute(insert(models.TrialParamModel), rows)
-        for model, attributes in (
-            (models.TrialUserAttributeModel, new.user_attrs),
-            (models.TrialSystemAttributeModel, new.system_attrs),
-        ):
-            _keep(session, model, model.trial_id, trial.trial_id, attributes, new=True)
+        for model, attributes in _attributes(new):
+            _keep(session, model, {"trial_id": trial.trial_id}, attributes, new=True)
         return trial
 
     def _get_trials(
@@ -183,17 +176,17 @@ class CachedDatabase(_CachedStorage):
 
     def __init__(self, backend: Database) -> None:
         super().__init__(backend)
+        self._database = backend
         self._reading, self._clock = threading.Lock(), itertools.count()
         self._read_at: dict[int, int] = {}
 
     def begin_trial(self, study_id: int, template: FrozenTrial, since: int) -> list[FrozenTrial]:
         """See `steps.begin_trial`."""
-        trials: list[FrozenTrial] = self._backend.begin_trial(study_id, template, since)
-        return trials
+        return self._database.begin_trial(study_id, template, since)
 
     def end_trial(self, study_id: int, trial: FrozenTrial, notes: Mapping[str, Any]) -> None:
         """See `steps.end_trial`."""
-        self._backend.end_trial(study_id, trial, notes)
+        self._database.end_trial(study_id, trial, notes)
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         asked = next(self._clock)
@@ -218,31 +211,34 @@ def _renewed(trial: FrozenTrial, rows: Iterable[Row[Any]]) -> FrozenTrial:
     return trial
 
 
+def _attributes(trial: FrozenTrial) -> tuple[tuple[Any, Mapping[str, Any]], ...]:
+    """Tables of attributes, and what of a trial belongs there."""
+    return (
+        (models.TrialUserAttributeModel, trial.user_attrs),
+        (models.TrialSystemAttributeModel, trial.system_attrs),
+    )
+
+
 def _keep(
     session: Session,
     model: Any,
-    column: Any,
-    owner: int,
+    owner: Mapping[str, int],
     attributes: Mapping[str, Any],
     new: bool = False,
 ) -> None:
-    """Write attributes of a trial or study, one `new` or not."""
+    """Write attributes of a trial or study, by its identifier; a `new` one has none yet."""
     if not attributes:
         return
-    stored = set()
-    if not new:
-        query = select(model.key).where(column == owner, model.key.in_(attributes))
-        stored = set(session.scalars(query))
     texts = {name: json.dumps(value) for name, value in attributes.items()}
-    rows = [
-        {column.key: owner, "key": name, "value_json": text}
-        for name, text in texts.items()
-        if name not in stored
-    ]
+    mine = [getattr(model, column) == value for column, value in owner.items()]
+    stored = set[str]()
+    if not new:
+        stored |= set(session.scalars(select(model.key).where(*mine, model.key.in_(texts))))
+    rows = [{**owner, "key": n, "value_json": text} for n, text in texts.items() if n not in stored]
     if rows:
         session.execute(insert(model), rows)
     for name in stored:
-        change = update(model).where(column == owner, model.key == name)
+        change = update(model).where(*mine, model.key == name)
         session.execute(change.values(value_json=texts[name]))
 
 

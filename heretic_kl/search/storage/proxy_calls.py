@@ -30,11 +30,6 @@ from heretic_kl.search.storage import steps
 from heretic_kl.search.storage.steps import stored_whole
 
 SERVICE = "heretic_kl.Storage"
-_ERRORS = {
-    KeyError: grpc.StatusCode.NOT_FOUND,
-    UpdateFinishedTrialError: grpc.StatusCode.FAILED_PRECONDITION,
-}
-"""What a storage raises -> what a client is told, as in Optuna's calls."""
 _LACKING = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 """An older server, or Optuna's; a message above a server's limit."""
 
@@ -134,13 +129,16 @@ def handler(storage: BaseStorage) -> Any:
 
 
 def _answering(call: Callable[[bytes], bytes]) -> Callable[[bytes, Any], bytes]:
-    """A call that tells its client why it failed."""
+    """A call that tells its client why it failed, as Optuna's do."""
 
     def answer(request: bytes, context: Any) -> bytes:
         try:
             return call(request)
-        except tuple(_ERRORS) as error:
-            context.abort(_ERRORS[type(error)], str(error))
+        except KeyError as error:
+            context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            raise
+        except UpdateFinishedTrialError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             raise
 
     return answer
@@ -152,13 +150,13 @@ def _ask(channel: grpc.Channel, name: str, request: bytes) -> bytes | None:
         reply: bytes = channel.unary_unary(f"/{SERVICE}/{name}")(request)
         return reply
     except grpc.RpcError as error:
-        code = error.code()
-        if code in _LACKING:
-            return None
-        for raised, told in _ERRORS.items():
-            if code == told:
-                raise raised(error.details()) from error
-        raise
+        if error.code() == grpc.StatusCode.NOT_FOUND:
+            raise KeyError(error.details()) from error
+        if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+            raise UpdateFinishedTrialError(error.details()) from error
+        if error.code() not in _LACKING:
+            raise
+        return None
 
 
 def _reply(trials: Iterable[Any]) -> bytes:
