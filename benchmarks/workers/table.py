@@ -81,6 +81,8 @@ def proxy(figures: dict[str, Any]) -> Rows:
     lost = figures["wanted"] - figures["complete"]
     what = f"the same, {figures['wanted']} trials: lost, repeated"
     yield what, f"{lost}, {figures['repeated']}", "0, 0", not lost and not figures["repeated"]
+    if (cpu := figures.get("client_cpu_seconds_a_trial")) is not None:  # older results lack it
+        yield "the same, on the cores of proxy and database", f"{cpu:.3f} {CPU_SECONDS}", "", None
 
 
 def scaling(figures: dict[str, Any]) -> Rows:

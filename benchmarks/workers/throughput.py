@@ -69,15 +69,21 @@ def timed(place: Place, until: int, cost: float, startup: int, barrier: Any, spe
 
 
 def many(url: str, folder: Path, workers: int, cost: float, rounds: int) -> dict[str, Any]:
-    """Seconds to ask and to tell, of many workers in threads of a few processes."""
+    """Seconds to ask and to tell, of many workers in threads of a few processes.
+
+    They share the machine with the proxy and its database: their CPU time is in the figures.
+    """
     processes = 4
     until, figures = workers * rounds, PROCESSES.Queue()
     arguments = (url, folder, workers // processes, cost, until, figures)
-    children = [PROCESSES.Process(target=some_of_many, args=arguments) for _ in range(processes)]
+    seeds = range(processes)
+    children = [PROCESSES.Process(target=some_of_many, args=(*arguments, n)) for n in seeds]
     for child in children:
         child.start()
-    times = [pair for _ in children for pair in figures.get(timeout=JOIN_SECONDS)]
+    results = [figures.get(timeout=JOIN_SECONDS) for _ in children]
     joined(children)
+    times = [pair for pairs, _ in results for pair in pairs]
+    cpu = sum(seconds for _, seconds in results)
     asks, tells = (sorted(column) for column in zip(*times, strict=True))
     code = (
         "import sys, json; from pathlib import Path; "
@@ -94,36 +100,41 @@ def many(url: str, folder: Path, workers: int, cost: float, rounds: int) -> dict
         "ask_seconds_95th": round(asks[int(0.95 * len(asks))], 3),
         "tell_seconds_median": round(statistics.median(tells), 3),
         "tell_seconds_95th": round(tells[int(0.95 * len(tells))], 3),
+        "client_cpu_seconds_a_trial": round(cpu / until, 3),
         "wanted": until,
         **checked,
     }
 
 
-def some_of_many(url: str, folder: Path, count: int, cost: float, until: int, figures: Any) -> None:
-    """One process's share of the workers, a thread each; tells how long they waited."""
+def some_of_many(
+    url: str, folder: Path, count: int, cost: float, until: int, figures: Any, seed: int
+) -> None:
+    """One process's share of the workers, a thread each; tells their waits and its CPU seconds."""
     times: list[tuple[float, float]] = []
+    seeds = [100 * seed + number for number in range(count)]
     arguments = (url, folder, cost, until, times)
-    threads = [threading.Thread(target=one_of_many, args=arguments) for _ in range(count)]
+    threads = [threading.Thread(target=one_of_many, args=(*arguments, n)) for n in seeds]
+    cpu = time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    figures.put(times)
+    figures.put((times, time.process_time() - cpu))
 
 
 def one_of_many(
-    url: str, folder: Path, cost: float, until: int, times: list[tuple[float, float]]
+    url: str, folder: Path, cost: float, until: int, times: list[tuple[float, float]], seed: int
 ) -> None:
-    """One worker's life; its first trial, at which all begin together, is not timed."""
-    begun: list[float] = []
+    """One worker's life; it starts at random within `cost` seconds. Its first ask is not timed."""
+    chance, begun = random.Random(seed), list[float]()
 
     def evaluate(edits: Sequence[EditParameters]) -> list[dict[str, Score]]:
         begun.append(time.perf_counter())
-        time.sleep(cost * random.uniform(0.2, 1.8))
+        time.sleep(cost * chance.uniform(0.2, 1.8))
         begun.append(time.perf_counter())
         return [scores_of(edit) for edit in edits]
 
-    time.sleep(random.uniform(0, cost))
+    time.sleep(chance.uniform(0, cost))
     with open_storage(url, folder, "many") as storage:
         told = None
         for _ in study_in(storage, "many", startup_trials=10**6).run(until, evaluate):

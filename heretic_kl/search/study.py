@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from heretic_kl.ablation import EditParameters, Refinement
 from heretic_kl.errors import StorageLostError, StudyError
-from heretic_kl.ranks import check_together, from_first, held_by_first, is_first, on_first
+from heretic_kl.ranks import check_together, from_first, held_by_first, on_first
 from heretic_kl.scoring import Score, ScorerSpec, Stopped
 from heretic_kl.search.fingerprint_check import (
     BATCH_SIZE,
@@ -29,7 +29,7 @@ from heretic_kl.search.fingerprint_check import (
     reason,
 )
 from heretic_kl.search.pareto import pareto_front
-from heretic_kl.search.progress.dashboard import keep_note, name_objectives
+from heretic_kl.search.progress.dashboard import name_objectives, trial_notes
 from heretic_kl.search.records import (
     SECONDS,
     Outcome,
@@ -51,17 +51,19 @@ from heretic_kl.search.space import (
 )
 from heretic_kl.search.storage import Heartbeat, Roles, Watch
 from heretic_kl.search.storage.pieces import in_pieces, keep, whole
-from heretic_kl.search.trials import RunningTrial, StudyTrials, count_finished, count_open
+from heretic_kl.search.trials import (
+    RunningTrial,
+    StudyTrials,
+    count_finished,
+    count_open,
+    next_pause,
+)
 
 TEST_SCORES = "heretic-kl:test:"
 """Attribute of a study, followed by a trial's number."""
 JUDGING = "heretic-kl:judging:"
 """Attribute of a study, followed by an arbitrary name: what one process had judged."""
 MOST_FAILURES_IN_A_ROW = 5
-WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 2.0
-"""Between two looks at the trials that other processes run, where none is left to begin."""
-WAIT_SECONDS_A_TRIAL, LONGEST_OF_ALL = 0.2, 10.0
-"""The longest wait grows with the trials that run: each look reads all of them, of each worker."""
 
 Evaluate = Callable[[Sequence[EditParameters]], Sequence[Outcome]]
 """Measures K >= 1 edits on the validation prompts; one outcome each, in order."""
@@ -116,6 +118,7 @@ class SearchStudy:
         self._outcomes = Outcomes(objectives, limits or {})
         self._records: dict[int, TrialRecord] = {}
         self._measuring: tuple[int, ...] = ()
+        self._noted: tuple[FrozenTrial, TrialRecord] | None = None
         self._storage = storage
         heartbeat, watch = Heartbeat(storage), Watch(storage)
         try:
@@ -205,7 +208,7 @@ class SearchStudy:
                 {SECONDS: seconds, **refinement_attributes(refinement), **attributes}
             ),
         )
-        return self._ended(self._trials.add(template))
+        return self._ended(self._trials.add(template, self._notes))
 
     def sole(self, role: str) -> AbstractContextManager[None]:
         """A block that one process at a time is in, of all that have opened the study."""
@@ -241,7 +244,7 @@ class SearchStudy:
             StudyError: several trials in a row failed.
         """
         with held_by_first(lambda: self._roles.hold_numbered("worker")) as worker:
-            failures, pause = 0, WAIT_SECONDS
+            failures, pause = 0, 0.0
             seen = {t.number for t in self._trials.read() if t.state.is_finished()}
             while not stop():
                 trials = self._trials.settle()
@@ -252,11 +255,10 @@ class SearchStudy:
                 running_now = sum(1 for t in trials if t.state == TrialState.RUNNING)
                 free = missing - running_now
                 if free <= 0:
+                    pause = next_pause(pause, running_now)
                     time.sleep(pause)
-                    longest = min(WAIT_SECONDS_A_TRIAL * running_now, LONGEST_OF_ALL)
-                    pause = min(1.3 * pause, max(LONGEST_WAIT_SECONDS, longest))
                     continue
-                pause = WAIT_SECONDS
+                pause = 0.0
                 running = self._begin(trials, min(candidates, free), until, worker)
                 for record in self._run_group(running, evaluate, notify):
                     seen.add(record.number)
@@ -369,26 +371,27 @@ class SearchStudy:
         if outcome is None:
             assert measured.error is not None
             attributes |= error_attributes(measured.error)
-            return self._trials.end(trial, TrialState.FAIL, attributes)
-        attributes |= self._outcomes.attributes(outcome)
-        if isinstance(outcome, Stopped):
-            # Pruned trials have no value: to Parzen estimators they are worse than finished ones.
-            excesses = self._outcomes.excesses(outcome)
-            return self._trials.end(trial, TrialState.PRUNED, attributes, excesses=excesses)
+            return self._trials.end(trial, TrialState.FAIL, attributes, notes=self._notes)
         return self._trials.end(
             trial,
-            TrialState.COMPLETE,
-            attributes,
-            values=self._outcomes.values(outcome),
+            # Pruned trials have no value: to Parzen estimators they are worse than finished ones.
+            TrialState.PRUNED if isinstance(outcome, Stopped) else TrialState.COMPLETE,
+            attributes | self._outcomes.attributes(outcome),
+            values=None if isinstance(outcome, Stopped) else self._outcomes.values(outcome),
             excesses=self._outcomes.excesses(outcome),
+            notes=self._notes,
         )
 
+    def _notes(self, trial: FrozenTrial) -> dict[str, Any]:
+        record = read_record(trial, self._space)
+        self._noted = trial, record
+        return trial_notes(trial._trial_id, record)
+
     def _ended(self, trial: FrozenTrial) -> TrialRecord:
-        """The record of a trial that is over now, after its note was written."""
-        record = self._record(trial)
-        if is_first():
-            keep_note(self._storage, self._study._study_id, trial._trial_id, record)
-        return record
+        """The record of a trial that is over; that of its note, unless another process ended it."""
+        if self._noted is not None and self._noted[0] is trial:
+            self._records[trial.number] = self._noted[1]
+        return self._record(trial)
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         if trial.number not in self._records:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
@@ -29,14 +29,17 @@ from heretic_kl.search.sampler import (
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import Heartbeat, Roles, Watch, lease_attributes
 from heretic_kl.search.storage.pieces import in_pieces
+from heretic_kl.search.storage.steps import begin_trial, end_trial
 
 ABANDONED = "abandoned"
 """Attribute of a trial whose owner died."""
 MOST_DEATHS = 5
 """So many processes die over an edit before it counts as failed."""
 QUEUE_ROLE = "queue"
-MOST_ALONE = 8
-"""Where more trials are new, reading all is faster."""
+WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 2.0
+"""Between two looks at the trials that other processes run, where none is left to begin."""
+WAIT_SECONDS_A_TRIAL, LONGEST_OF_ALL = 0.2, 10.0
+"""Waits grow with the trials that run: each look reads all of them, of each worker."""
 
 
 class RunningTrial(NamedTuple):
@@ -99,7 +102,8 @@ class StudyTrials:
         if queue and any(self._unmeasured(trials)):
             with self._roles.hold(QUEUE_ROLE):
                 for parameters in self._unmeasured(self.read()):
-                    self._create(TrialState.WAITING, parameters, {})
+                    queued = self._template(TrialState.WAITING, parameters, {})
+                    self._storage.create_new_trial(self._study_id, queued)
             trials = self.read()
         return trials
 
@@ -116,12 +120,13 @@ class StudyTrials:
                 return RunningTrial(trial._trial_id, trial.number, trial.params)
         while True:
             parameters = self._drawer.draw(trials, self._distributions, worker)
-            trial_id = self._create(TrialState.RUNNING, parameters, lease_attributes())
-            self._heartbeat.add(trial_id)
-            begun = RunningTrial(trial_id, self._storage.get_trial(trial_id).number, parameters)
-            if all(t.params != parameters for t in self._first(begun.number, trials)):
-                return begun
-            self.hand_back(begun)  # another worker drew the same at the same time
+            template = self._template(TrialState.RUNNING, parameters, lease_attributes())
+            *since, begun = begin_trial(self._storage, self._study_id, template, len(trials))
+            self._heartbeat.add(begun._trial_id)
+            running = RunningTrial(begun._trial_id, begun.number, parameters)
+            if all(t.params != parameters for t in (*trials[: begun.number], *since)):
+                return running
+            self.hand_back(running)  # another worker drew the same at the same time
             trials = self.read()
 
     @on_first
@@ -133,54 +138,63 @@ class StudyTrials:
         *,
         values: Sequence[float] | None = None,
         excesses: Mapping[str, float] | None = None,
+        notes: Callable[[FrozenTrial], Mapping[str, Any]] = lambda trial: {},
     ) -> FrozenTrial:
         """Store what came of a trial, its state last: once that is stored, all of it is.
 
         Where another process took this one for dead and ended the trial, that stands.
+
+        Args:
+            trial: of this process.
+            state: in which it ends.
+            attributes: JSON-ready; long ones are cut.
+            values: of the objectives.
+            excesses: by how much it exceeds its limits.
+            notes: what the study keeps of the ended trial, as system attributes.
+
+        Returns:
+            What stands.
         """
-        constraints = optuna.create_trial(state=TrialState.FAIL, constraints=dict(excesses or {}))
+        ended = optuna.create_trial(
+            state=TrialState.FAIL,
+            user_attrs=in_pieces(attributes),
+            constraints=dict(excesses or {}),
+        )
+        ended.number, ended._trial_id, ended.params = trial.number, trial.id, trial.parameters
+        ended.state, ended.values = state, None if values is None else list(map(float, values))
         try:
-            for name, value in in_pieces(attributes).items():
-                self._storage.set_trial_user_attr(trial.id, name, value)
-            for name, value in constraints.system_attrs.items():
-                self._storage.set_trial_system_attr(trial.id, name, value)
-            self._storage.set_trial_state_values(trial.id, state, values)
+            end_trial(self._storage, self._study_id, ended, notes(ended))
         except UpdateFinishedTrialError:
-            pass
+            return self._storage.get_trial(trial.id)
         finally:
             self._heartbeat.remove(trial.id)
-        return self._storage.get_trial(trial.id)
+        return ended
 
     @on_first
-    def add(self, template: FrozenTrial) -> FrozenTrial:
-        """Store a trial that is over."""
+    def add(
+        self, template: FrozenTrial, notes: Callable[[FrozenTrial], Mapping[str, Any]]
+    ) -> FrozenTrial:
+        """Store a trial that is over, and what the study keeps of it."""
         trial_id = self._storage.create_new_trial(self._study_id, template)
-        return self._storage.get_trial(trial_id)
+        trial = self._storage.get_trial(trial_id)
+        for name, value in notes(trial).items():
+            self._storage.set_study_system_attr(self._study_id, name, value)
+        return trial
 
     @on_first
     def hand_back(self, trial: RunningTrial) -> FrozenTrial:
         """End a trial without an outcome, unless it is over."""
         return self.end(trial, TrialState.FAIL, {ERROR: INTERRUPTED})
 
-    def _first(self, count: int, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """So many trials by number; of those begun since they were read few are asked for alone."""
-        numbers = range(len(trials), count)
-        if len(numbers) > MOST_ALONE:
-            return self.read()[:count]
-        of_number = self._storage.get_trial_id_from_study_id_trial_number
-        since = (self._storage.get_trial(of_number(self._study_id, n)) for n in numbers)
-        return [*trials[:count], *since]
-
-    def _create(
+    def _template(
         self, state: TrialState, parameters: Mapping[str, Any], attributes: Mapping[str, Any]
-    ) -> int:
-        template = optuna.create_trial(
+    ) -> FrozenTrial:
+        return optuna.create_trial(
             state=state,
             params=dict(parameters),
             distributions={name: self._distributions[name] for name in parameters},
             user_attrs=dict(attributes),
         )
-        return self._storage.create_new_trial(self._study_id, template)
 
     def _take(self, trial_id: int) -> bool:
         """Whether a queued trial is now ours: only one process gets it."""
@@ -225,6 +239,13 @@ class StudyTrials:
         if trial.number not in self._edits:
             self._edits[trial.number] = _as_text(trial.params)
         return self._edits[trial.number]
+
+
+def next_pause(pause: float, running: int) -> float:
+    """Seconds until the next look at so many trials of other processes, after the last pause."""
+    longest = min(WAIT_SECONDS_A_TRIAL * running, LONGEST_OF_ALL)
+    shortest = max(WAIT_SECONDS, longest / 2)
+    return min(max(1.3 * pause, shortest), max(LONGEST_WAIT_SECONDS, longest))
 
 
 def _as_text(parameters: Mapping[str, Any]) -> str:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
 
 from heretic_kl.search.records import TrialRecord
 
@@ -25,11 +25,13 @@ def name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
             study.set_metric_names(list(names))
 
 
-def keep_note(storage: BaseStorage, study_id: int, trial_id: int, record: TrialRecord) -> None:
-    """Write a trial's scores, or what became of it, as its note in Markdown."""
+def trial_notes(trial_id: int, record: TrialRecord) -> dict[str, Any]:
+    """A trial's note in Markdown, as system attributes of its study.
+
+    It says the trial's scores, or what became of it.
+    """
     prefix = f"dashboard:{trial_id}:note"
-    storage.set_study_system_attr(study_id, f"{prefix}_str:0", _note(record)[:MOST_CHARACTERS])
-    storage.set_study_system_attr(study_id, f"{prefix}_ver", 1)
+    return {f"{prefix}_str:0": _note(record)[:MOST_CHARACTERS], f"{prefix}_ver": 1}
 
 
 def _note(record: TrialRecord) -> str:

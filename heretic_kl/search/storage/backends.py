@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from sqlalchemy import Connection, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError
@@ -20,9 +20,15 @@ from heretic_kl import files
 from heretic_kl.errors import StudyError
 from heretic_kl.ranks import is_first
 from heretic_kl.search.storage.artifacts import ARTIFACTS_SUFFIX, ORIGINAL_SUFFIX
-from heretic_kl.search.storage.database import Database
+from heretic_kl.search.storage.database import CachedDatabase, Database
 from heretic_kl.search.storage.journal import SharedJournalFile
-from heretic_kl.search.storage.proxy import PROXY_SCHEME, connect, open_channel, run_proxy
+from heretic_kl.search.storage.proxy import (
+    PROXY_SCHEME,
+    THREADS,
+    connect,
+    open_channel,
+    run_proxy,
+)
 from heretic_kl.search.storage.roles import ROLES_SUFFIX
 from heretic_kl.search.storage.steady import SteadyStorage
 
@@ -164,7 +170,7 @@ def _journal_problems(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _database(url: str) -> RDBStorage:
+def _database(url: str) -> Database:
     """A database, its tables made if missing."""
     try:
         _make_tables(url)
@@ -185,30 +191,32 @@ def _make_tables(url: str) -> None:
         if tables.has_table("studies") and tables.get_columns("studies")[0]["name"] != "study_id":
             raise StudyError("its table studies is another program's: name another database")
         try:
-            RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+            Database(url, engine_kwargs={"poolclass": NullPool})
         except DBAPIError:
             if attempt == TABLE_ATTEMPTS - 1:
                 raise
             time.sleep(random.uniform(0.1, 1.0))
 
 
-def _server(url: str) -> RDBStorage:
-    return Database(url, engine_kwargs={"pool_pre_ping": True})  # a lost connection is replaced
+def _server(url: str) -> Database:
+    # A lost connection is replaced. Each thread of a proxy keeps one: opening them takes longer
+    # than what they are asked.
+    return Database(url, engine_kwargs={"pool_pre_ping": True, "pool_size": THREADS})
 
 
-def _disconnect(backend: RDBStorage) -> None:
+def _disconnect(backend: Database) -> None:
     """Let go of a database that nobody reads any more: a server counts its connections."""
     backend.remove_session()
     backend.engine.dispose()
 
 
 def _steady(
-    backend: RDBStorage,
+    backend: Database,
     notify: Callable[[str], None] = lambda message: None,
     patience: float | None = None,
 ) -> BaseStorage:
-    """A database with a cache, which `get_storage` adds: without it each call reads the study."""
-    storage = get_storage(backend)
+    """A database with a cache: without it each call reads the study."""
+    storage = CachedDatabase(backend)
     if backend.url.startswith("sqlite"):
         return storage  # a file: it is not lost but locked, and waits for that itself
     return SteadyStorage(storage, notify=notify, patience=patience)
@@ -219,7 +227,7 @@ def _steady_proxy(url: str, notify: Callable[[str], None] = lambda message: None
     return SteadyStorage(connect(url), open_again=lambda: open_channel(url), notify=notify)
 
 
-def _sqlite(url: str) -> RDBStorage:
+def _sqlite(url: str) -> Database:
     """SQLite has no row locks: a transaction that reads before it writes takes the whole file."""
     storage = Database(url, engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}})
 

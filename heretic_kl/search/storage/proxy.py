@@ -45,10 +45,12 @@ def connect(url: str) -> GrpcStorageProxy:
 
 def open_channel(url: str) -> GrpcStorageProxy:
     """The same, without waiting for an answer."""
+    from heretic_kl.search.storage.proxy_calls import Proxy
+
     host, port = host_and_port(url)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return GrpcStorageProxy(host=host, port=port)
+        return Proxy(host=host, port=port)
 
 
 def run_proxy(
@@ -66,6 +68,10 @@ def run_proxy(
         StudyError: the address cannot be used, or gRPC is not installed.
     """
     _require_grpc(f"{PROXY_SCHEME}{host}:{port}")
+    from optuna.storages._grpc.server import make_server
+
+    from heretic_kl.search.storage.proxy_calls import handler
+
     try:  # gRPC itself would share a port that is in use
         with socket.create_server((host, port)):
             pass
@@ -74,9 +80,10 @@ def run_proxy(
     ready()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.run_grpc_proxy_server(
-            storage, host=host, port=port, thread_pool=ThreadPoolExecutor(THREADS)
-        )
+        server = make_server(storage, host, port, ThreadPoolExecutor(THREADS))
+    server.add_generic_rpc_handlers((handler(storage),))
+    server.start()
+    server.wait_for_termination()
 
 
 def host_and_port(url: str) -> tuple[str, int]:

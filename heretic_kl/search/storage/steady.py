@@ -12,7 +12,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from optuna.storages import BaseStorage
@@ -21,13 +21,13 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from heretic_kl.errors import StorageLostError, plain_line
 from heretic_kl.files import without_secrets
+from heretic_kl.search.storage import steps
+from heretic_kl.search.storage.steps import CALL
 
 PATIENCE_SECONDS: Final = 120.0
 """How long an operation is tried again; less than a lease lasts."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
 """Between two attempts: the first pause, which doubles, and the longest one."""
-CALL = "heretic-kl:call"
-"""System attribute of a trial that was created here: which call created it."""
 GONE: Final = "the storage cannot be reached"
 _LOST_CODES: Final = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")
 _NOT_DONE: Final = object()
@@ -96,16 +96,48 @@ class SteadyStorage(BaseStorage):
         """Create a trial once; its token tells whether a lost call has created it."""
         if template_trial is None:
             return int(self._ask(lambda storage: storage.create_new_trial(study_id)))
-        template = copy.copy(template_trial)
-        template.system_attrs = {CALL: secrets.token_hex(8), **template.system_attrs}
-        token = template.system_attrs[CALL]  # that of a client, in a proxy
+        template, matching = self._marked(template_trial)
 
         def created(storage: BaseStorage) -> Any:
             trials = storage.get_all_trials(study_id, deepcopy=False)
-            matching = (t._trial_id for t in trials[::-1] if t.system_attrs.get(CALL) == token)
-            return next(matching, _NOT_DONE)
+            return next((t._trial_id for t in trials[::-1] if matching(t)), _NOT_DONE)
 
         return int(self._ask(lambda storage: storage.create_new_trial(study_id, template), created))
+
+    @staticmethod
+    def _marked(template: FrozenTrial) -> tuple[FrozenTrial, Callable[[FrozenTrial], bool]]:
+        """A template with a token, and what tells the trial that was created from it."""
+        template = copy.copy(template)
+        template.system_attrs = {CALL: secrets.token_hex(8), **template.system_attrs}
+        token = template.system_attrs[CALL]  # that of a client, in a proxy
+        return template, lambda trial: trial.system_attrs.get(CALL) == token
+
+    def begin_trial(
+        self, study_id: int, template_trial: FrozenTrial, since: int
+    ) -> list[FrozenTrial]:
+        """Begin a trial once; see `steps.begin_trial`."""
+        template, matching = self._marked(template_trial)
+
+        def begun(storage: BaseStorage) -> Any:
+            trials = storage.get_all_trials(study_id, deepcopy=False)
+            number = next((t.number for t in trials[::-1] if matching(t)), None)
+            return _NOT_DONE if number is None else trials[min(since, number) : number + 1]
+
+        trials = self._ask(
+            lambda storage: steps.begin_trial(storage, study_id, template, since), begun
+        )
+        return list(trials)
+
+    def end_trial(self, study_id: int, trial: FrozenTrial, notes: Mapping[str, Any]) -> None:
+        """End a trial once; see `steps.end_trial`."""
+
+        def ended(storage: BaseStorage) -> Any:
+            stored = storage.get_trial(trial._trial_id)
+            return (
+                None if (stored.state, stored.values) == (trial.state, trial.values) else _NOT_DONE
+            )
+
+        self._ask(lambda storage: steps.end_trial(storage, study_id, trial, notes), ended)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
