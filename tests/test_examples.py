@@ -122,4 +122,6 @@ def test_the_guide_states_what_the_results_file_holds(monkeypatch):
     table = runpy.run_path(str(EXAMPLES.parent / "benchmarks/behaviours.py"))["table"]
     guide = (EXAMPLES.parent / "docs/scorers.md").read_text(encoding="utf-8")
     assert "\n".join(table(results["behaviours"])) in guide
+    questions = (EXAMPLES / "prompts" / "advice_test.txt").read_text(encoding="utf-8").splitlines()
+    assert f"tests with {len(questions)} other questions" in guide
     assert set(results["behaviours"]) == {"over_refusal", "overused_phrases", "hedging"}

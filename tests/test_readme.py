@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def test_what_the_unasked_pick_leaves_is_that_of_the_results_file(tool):
     assert f"left {counts}" in text
     for found in judged:
         assert f"{found['kl']['mean']:.3f} ± {found['kl']['se']:.3f}" in text
+
+
+def test_the_verdicts_in_a_fresh_clone_are_those_of_the_results_file(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    rebuilds = results("reproduce.json")["rebuilds"]
+    table = runpy.run_path(str(ROOT / "benchmarks" / "reproduce.py"))["table"]
+    assert "\n".join(table(rebuilds)) in guide("commands.md")
+    edits = [(one["edit"], one["form"], one["threads"]) for one in rebuilds]
+    assert edits == [
+        (*e, n) for e in (("learned", "lora"), ("directions", "merged")) for n in (1, 2)
+    ]
+    assert all(one["verdict"].startswith("MATCH, ") and not one["exit_code"] for one in rebuilds)
 
 
 def test_the_cost_of_a_measurement_is_that_of_the_results_file():

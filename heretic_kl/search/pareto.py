@@ -113,6 +113,8 @@ def meeting(rule: str, trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]
     Raises:
         SelectionError: the rule holds something else than limits, or names no score of theirs.
     """
+    if rule == "knee" or rule.startswith("trial="):
+        raise SelectionError(f"{rule!r} is no limit: use for instance max-refusals=0.05")
     limits = _limits(rule)
     return tuple(trial for trial in trials if _meets(trial, limits))
 
@@ -196,13 +198,15 @@ def _measured(trial: TrialRecord) -> tuple[float, ...]:
 
 
 def _by_number(value: str, trials: Sequence[TrialRecord]) -> TrialRecord:
+    states = {str(trial.number): trial.state for trial in trials}
     complete = [trial for trial in trials if trial.state == "complete"]
     for trial in complete:
         if str(trial.number) == value:
             return trial
     numbers = ", ".join(str(trial.number) for trial in complete[:8])
     more = ", ..." if len(complete) > 8 else ""
-    raise NoTrialError(f"no finished trial {value!r}; there are {numbers or 'none'}{more}")
+    instead = f" (its state is {states[value]})" if value in states else ""
+    raise NoTrialError(f"no finished trial {value!r}{instead}; there are {numbers or 'none'}{more}")
 
 
 def _within(limits: Sequence[_Limit], front: Sequence[TrialRecord]) -> TrialRecord:

@@ -49,6 +49,10 @@ def test_trials_lists_finished_ones_within_limits_best_first(searched, call, eve
     code, out, _ = call(*words)
     listed = [int(line.split()[0]) for line in out.splitlines() if "  complete  " in line]
     assert code == 0 and listed == shown
+    code, out, _ = call("trials", "mine", "--where", "max-refusals=-1")
+    assert code == 0 and "no finished trial is within max-refusals=-1" in out.splitlines()[1]
+    code, _, err = call("trials", "mine", "--where", "trial=2")
+    assert code == 1 and "'trial=2' is no limit" in err
 
 
 def test_show_prints_one_trial(searched, call, events):

@@ -231,7 +231,7 @@ class TestFolders:
             (lambda f: (f / "config.json").write_text("{ }"), "'config.json' in "),
             (lambda f: (f / "README.md").unlink(), "the card README.md is missing"),
             (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "front matter cannot"),
-            (lambda f: (f / "reproduce.json").unlink(), "cannot be read: No such file"),
+            (lambda f: (f / "reproduce.json").unlink(), "no folder of a saved model"),
             (lambda f: (f / "reproduce.json").write_text("{}"), "not a reproduction file"),
             (lambda f: (f / "link").symlink_to("/etc/hosts"), "is a link"),
             (lambda f: (f / "README.md").write_text(TOKEN), "looks like a token"),

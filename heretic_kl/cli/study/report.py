@@ -12,7 +12,6 @@ from heretic_kl.cli.command import SUMMARIES, Command
 from heretic_kl.cli.output import observing, writes_json
 from heretic_kl.cli.study.settings import StudySettings, read_named
 from heretic_kl.config import read_settings
-from heretic_kl.config.presets import DEMO_PRESET
 from heretic_kl.config.tables import Location, Text, setting
 from heretic_kl.errors import ExportError, StudyError
 
@@ -100,18 +99,10 @@ def run(words: Sequence[str]) -> int:
 
 
 def _with_folder(settings: ReportSettings) -> ReportSettings:
-    """The settings, STUDY a name or a journal file.
-
-    A folder in its place is the folder of studies. Where nothing is named and there is no folder
-    of studies, that of the demo is taken.
-    """
+    """The settings, STUDY a name or a journal file: a folder in its place is that of studies."""
     if settings.study is not None and Path(settings.study).is_dir():
         changes = {"study": None, "study_dir": Path(settings.study)}
         return settings.model_copy(update=changes)
-    demo = Path(DEMO_PRESET["study_dir"])
-    default = settings.study_dir == StudySettings.model_fields["study_dir"].default
-    if default and settings.storage is None and not settings.study_dir.is_dir() and demo.is_dir():
-        return settings.model_copy(update={"study_dir": demo})
     return settings
 
 

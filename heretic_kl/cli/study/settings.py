@@ -12,6 +12,7 @@ from pydantic_settings import NoDecode
 
 from heretic_kl.cli.edits.upload import PUBLIC
 from heretic_kl.config import ProgramSettings, Settings, moved, read_settings
+from heretic_kl.config.presets import DEMO_PRESET
 from heretic_kl.config.tables import Location, Text, Whole, array, json_file, setting
 from heretic_kl.config.tables import words as comma_words
 from heretic_kl.errors import ConfigError, ModelError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from heretic_kl.search import StoredStudy, TrialRecord
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+STUDIES: Path = Settings.model_fields["study_dir"].default
 STUDY_HELP = "Name or .journal file of the study (default: the newest)"
 UNTRUSTED = {"lm_eval": ("tasks",), "judge": ("endpoint", "key_variable")}
 """Settings of scorers that run code or send something away: no study says them."""
@@ -52,7 +54,7 @@ class StudySettings(ProgramSettings):
     everywhere: ClassVar[frozenset[str]] = frozenset({"study_dir", "storage"})
 
     study: Text | None = setting(None, STUDY_HELP, metavar="STUDY")
-    study_dir: Location = setting(Path("studies"), "Folder of the studies", metavar="FOLDER")
+    study_dir: Location = setting(STUDIES, "Folder of the studies", metavar="FOLDER")
     storage: Text | None = setting(
         None, "Optuna storage URL (default: a journal file in study_dir)", metavar="URL"
     )
@@ -189,8 +191,10 @@ class NamesStudy(Protocol):
         ...
 
 
-def read_named(settings: NamesStudy) -> StoredStudy:
+def read_named(settings: NamesStudy, *, or_demo: bool = True) -> StoredStudy:
     """The study that settings name.
+
+    Where no folder is named, and the default one is not there, the demo's is read.
 
     Raises:
         StudyError: there is none, or it cannot be read.
@@ -198,7 +202,10 @@ def read_named(settings: NamesStudy) -> StoredStudy:
     from heretic_kl.search import quiet_optuna, read_study
 
     quiet_optuna()
-    return read_study(settings.study, settings.study_dir, settings.storage)
+    folder, demo = settings.study_dir, Path(DEMO_PRESET["study_dir"])
+    if or_demo and folder == STUDIES and not folder.is_dir() and demo.is_dir():
+        folder = demo
+    return read_study(settings.study, folder, settings.storage)
 
 
 def settings_of(

@@ -34,7 +34,7 @@ def run(words: Sequence[str]) -> int:
                 observer(shown(study, record))
         else:
             chosen = settings.every or settings.where is not None or settings.sort is not None
-            _print_summary(study, listed if chosen else ())
+            _print_summary(study, listed if chosen else (), settings.where)
         observer(
             FrontShown(study.name, study.front, study.tested, study.baseline, study.test_baseline)
         )
@@ -99,17 +99,21 @@ def _table(settings: TrialsSettings) -> int:
     return int(any(isinstance(study, str) for study in studies.values()))
 
 
-def _print_summary(study: StoredStudy, listed: Sequence[TrialRecord]) -> None:
-    from heretic_kl.report import align, scores_line, stopped_line
+def _print_summary(study: StoredStudy, listed: Sequence[TrialRecord], where: str | None) -> None:
+    from heretic_kl.report import align, predicted_line, scores_line, stopped_line
     from heretic_kl.ui.terminal import make_console, say
 
     console = make_console()
     states = Counter(record.state for record in study.records)
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     say(console, f"study {study.name}: {counts or 'no trials'}", "bold")
+    if where is not None and not listed:
+        say(console, f"no finished trial is within {where}", "yellow")
     lines = []
     for record in listed:
         text = record.error or scores_line(record.scores)
+        if record.state == "screened":
+            text = f"{predicted_line(record.predicted)}  {text}"
         if record.stopped is not None:
             text = stopped_line(record.stopped)
         lines.append([f"{record.number:>4}", record.state, text])

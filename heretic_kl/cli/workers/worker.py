@@ -78,7 +78,7 @@ def _study(named: WorkerSettings, observer: Observer) -> StoredStudy:
     deadline, said = time.monotonic() + 60 * named.wait_minutes, False
     while True:
         try:
-            return read_named(named)
+            return read_named(named, or_demo=False)
         except StudyError as error:
             if time.monotonic() > deadline:
                 raise

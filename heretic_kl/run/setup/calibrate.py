@@ -117,4 +117,4 @@ def _tell_shared_prefix(lm: LanguageModel, sets: PromptSets, tell: Teller) -> No
         if not lm.capabilities.shares_prefix(max(map(len, encoded))):
             return
         lengths.add(len(common_prefix(encoded)))
-    tell.finding("shared prefix", f"{' and '.join(map(str, sorted(lengths)))} tokens")
+    tell.finding("shared prefix length", f"{' and '.join(map(str, sorted(lengths)))} tokens")
