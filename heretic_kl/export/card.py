@@ -139,11 +139,11 @@ def _cost(facts: ExportFacts) -> Iterator[str]:
         "in this folder, read back from disk. Ranges are 95% intervals; plus or minus is one "
         "standard error unless stated otherwise."
     )
+    yield from _parts_of_kl(facts)
     yield ""
     yield (
         "KL divergence is teacher-forced: both models are fed the original's greedy response, "
-        f"and the next-token distributions of its first {facts.kl_tokens} "
-        f"position{'s' if facts.kl_tokens != 1 else ''} are compared, in nats, "
+        f"and the next-token distributions of its first {_positions(facts)} are compared, in nats, "
         "KL(original || edited), averaged over positions, then over prompts (not summed); version "
         f"{facts.metric_version} of the metric."
     )
@@ -153,9 +153,43 @@ def _cost(facts: ExportFacts) -> Iterator[str]:
         ("the saved model differs from the trial by", facts.merge_kl),
     )
     stated = [f"{text} {value:.2g}" for text, value in floors if value is not None]
+    over = ""
+    if any(tokens != facts.kl_tokens for tokens in _tokens(facts).values()):
+        over = f" over the first {facts.kl_tokens} positions, as in the search"
     if stated:
         yield ""
-        yield f"For comparison, in nats: {'; '.join(stated)}."
+        yield f"For comparison, in nats{over}: {'; '.join(stated)}."
+
+
+def _tokens(facts: ExportFacts) -> dict[str, int]:
+    """N of each KL on the test prompts, by scorer."""
+    return {n: facts.tokens_of(n) for n, scores in facts.scores.items() if scores.unit == "nats"}
+
+
+def _positions(facts: ExportFacts) -> str:
+    """`3 positions`; with the scorer of each number where there are several."""
+    of_scorers = _tokens(facts)
+    counts = set(of_scorers.values()) or {facts.test_kl_tokens or facts.kl_tokens}
+    if len(counts) > 1:
+        named = ", ".join(f"{_code(name)} {tokens}" for name, tokens in of_scorers.items())
+        return f"positions ({named})"
+    (tokens,) = counts
+    return f"{tokens} position{'s' if tokens != 1 else ''}"
+
+
+def _parts_of_kl(facts: ExportFacts) -> Iterator[str]:
+    """What of a KL comes from refusing or not, and what does not, where they are told apart."""
+    for name, scores in facts.scores.items():
+        details = {} if scores.saved is None else scores.saved.details
+        parts = [details.get(key) or {} for key in ("behaviour", "remainder")]
+        if any(part.get("standard_error") is None for part in parts):
+            continue
+        behaviour, remainder = ("{mean:.4f} ± {standard_error:.4f}".format(**p) for p in parts)
+        yield ""
+        yield (
+            f"Of the saved model's {_code(name)}, {behaviour} nats come from refusing or not at "
+            f"the first token, and {remainder} nats from everything else."
+        )
 
 
 def _edit(facts: ExportFacts) -> Iterator[str]:
@@ -194,8 +228,9 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
             f"From this start (trial {learned.start}) the {learned.form} of every site's operator "
             f"was learned by gradient in {learned.steps} steps: the KL divergence on harmless "
             "training prompts was lowered while the probability of opening a response with a "
-            f"refusal was to stay below {learned.mass_limit:.2g}. {_at_strength(learned)}The "
-            f"learned operators are in the saved weights; their SHA-256 is `{learned.sha256[:16]}`."
+            f"refusal was to stay below {learned.mass_limit:.2g}{_loss(learned)}. "
+            f"{_at_strength(learned)}The learned operators are in the saved weights; their SHA-256 "
+            f"is `{learned.sha256[:16]}`."
         )
     picked = f"rule {_code(facts.pick_rule)}" if facts.pick_rule else "hand"
     of = f", refined after {facts.trials} others" if edit.refinement else f" of {facts.trials}"
@@ -209,6 +244,12 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
     yield "|---|---|"
     for parameter, value in portable(facts.parameters).items():
         yield f"| {_code(parameter)} | {_cell(value)} |"
+
+
+def _loss(learned: Refinement) -> str:
+    """What else it takes to learn the same; nothing where an older study did not keep it."""
+    asked = learned.asked
+    return "" if asked is None else f" ({asked.loss}; seed {asked.seed})"
 
 
 def _at_strength(learned: Refinement) -> str:
@@ -267,7 +308,7 @@ def _limits(facts: ExportFacts) -> Iterator[str]:
     yield f"- The test set is small ({counts or 'see above'} prompts); the intervals say how far."
     if any(scores.unit == "nats" for scores in facts.scores.values()):
         yield (
-            f"- KL covers the first {facts.kl_tokens} response positions of harmless prompts; "
+            f"- KL covers the first {_positions(facts)} of responses to harmless prompts; "
             "it says nothing about long responses, other languages or other tasks. Test yours."
         )
     yield ""

@@ -17,9 +17,10 @@ from heretic_kl.report.wording import (
     label,
     number,
     predicted_line,
+    split_parts,
     stopped_line,
 )
-from heretic_kl.scoring import agreement_text
+from heretic_kl.scoring import KL_TOKENS, agreement_text
 from heretic_kl.search import TrialRecord
 
 if TYPE_CHECKING:
@@ -117,6 +118,9 @@ def _edit_rows(edit: EditParameters) -> list[tuple[str, ...]]:
             )
         )
     rows.append(("norm mode", edit.norm))
+    if (learned := edit.refinement) is not None and (asked := learned.asked) is not None:
+        steps = f"{asked.steps} steps asked for, first limit on refusal mass {asked.mass_limit:g}"
+        rows.append(("learned with", f"{asked.loss}; {steps}, seed {asked.seed}"))
     return rows
 
 
@@ -126,6 +130,7 @@ def score_sections(scores: Mapping[str, Score], prompts: str) -> list[DetailSect
     for name, score in scores.items():
         rows = [("score", score.text), *_error_rows(score), *_response_rows(score.details)]
         rows.extend(_judge_rows(score.details))
+        rows.extend((f"of it {title}", f"{size} nats") for title, size in split_parts(score))
         rows.extend(_divergence_rows(score.details))
         sections.append(DetailSection(f"{label(name)} on the {prompts}", tuple(rows)))
         bars = _bar_rows(profile_bars(score.details))
@@ -205,14 +210,9 @@ def _divergence_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     prompts, positions = _number(details, "prompts"), _number(details, "rows")
     if prompts is not None and positions is not None:
-        rows.append(("measured on", f"{prompts:.0f} prompts, {positions:.0f} positions"))
-    for key, title in (
-        ("behaviour", "of it refusing or not"),
-        ("remainder", "everything else"),
-    ):
-        part = details.get(key)
-        if isinstance(part, Mapping) and part.get("standard_error") is not None:
-            rows.append((title, f"{part['mean']:.4f} ± {part['standard_error']:.4f} nats"))
+        tokens = _number(details, KL_TOKENS)
+        of_each = "" if tokens is None else f", the first {tokens:.0f} of each response"
+        rows.append(("measured on", f"{prompts:.0f} prompts, {positions:.0f} positions{of_each}"))
     quantiles = _quantiles(details)
     if quantiles:
         rows.append(("quantiles", quantiles))

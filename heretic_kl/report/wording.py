@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from heretic_kl.scoring import KL_TOKENS
+
 if TYPE_CHECKING:  # the types a trial record is made of
     from heretic_kl.ablation import EditParameters, WeightKernel
     from heretic_kl.scoring import Score, Stopped
@@ -14,10 +16,13 @@ MISSING: Final = "–"
 """Stands where there is no score."""
 
 _SHORT_LABELS: Final = {"teacher_forced_kl": "KL"}
+_PARTS: Final = {"behaviour": "refusing or not", "remainder": "everything else"}
+"""Detail of a KL -> which part of it that is."""
 _COMPONENTS: Final = ("attention", "mlp")
 _NORMS: Final = {"row": "row norms restored", "normalized_row": "normalized rows ablated"}
 _NATS: Final = re.compile(
-    r"^(?P<number>.+?) nats( \((?P<below>below the )?noise floor (?P<floor>\S+)\))?$"
+    r"^(?P<number>.+?) nats( over (?P<tokens>\d+) positions?)?"
+    r"( \((?P<below>below the )?noise floor (?P<floor>\S+)\))?$"
 )
 _ASCII: Final = str.maketrans(
     {
@@ -81,6 +86,51 @@ def scores_line(scores: Mapping[str, Score], *, full: bool = False) -> str:
     """Scores side by side: `refusals 3/64 (5%)  KL 0.0312 ± 0.0041`."""
     worded = (f"{label(n)} {s.text if full else compact(s)}" for n, s in scores.items())
     return "  ".join(worded) or "no scores"
+
+
+def split_parts(score: Score) -> list[tuple[str, str]]:
+    """Title and size of both parts of a KL: `refusing or not`, `0.0120 ± 0.0010`; [] without."""
+    parts = [(title, score.details.get(key)) for key, title in _PARTS.items()]
+    return [
+        (title, f"{part['mean']:.4f} ± {part['standard_error']:.4f}")
+        for title, part in parts
+        if isinstance(part, Mapping) and part.get("standard_error") is not None
+    ]
+
+
+def split_lines(scores: Mapping[str, Score]) -> list[str]:
+    """A line for each KL that is told apart: `of the KL 0.0120 ± 0.0010 refusing or not, ...`."""
+    parts = {name: split_parts(score) for name, score in scores.items()}
+    return [
+        f"of the {label(name)} {', '.join(f'{size} {title}' for title, size in of_score)}"
+        for name, of_score in parts.items()
+        if of_score
+    ]
+
+
+def other_tokens(
+    validation: Mapping[str, Score], test: Mapping[str, Score]
+) -> dict[str, tuple[int, int]]:
+    """N of a score on validation and on test prompts, by scorer, where the two differ."""
+    pairs = {
+        name: (validation[name].details.get(KL_TOKENS), score.details.get(KL_TOKENS))
+        for name, score in test.items()
+        if name in validation
+    }
+    return {
+        name: (first, second)
+        for name, (first, second) in pairs.items()
+        if isinstance(first, int) and isinstance(second, int) and first != second
+    }
+
+
+def tokens_note(differing: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Says of each scorer in `other_tokens` that its validation and test scores do not compare."""
+    return [
+        f"{label(name)} on test prompts is over the first N = {second} positions of a response, on "
+        f"validation prompts over {first}: the two do not compare."
+        for name, (first, second) in differing.items()
+    ]
 
 
 def predicted_line(predicted: Mapping[str, float]) -> str:
@@ -163,9 +213,11 @@ def _without_unit(text: str, *, floor: bool = False) -> str:
     match = _NATS.match(text)
     if match is None:
         return text
+    tokens = f", N {match['tokens']}" if match["tokens"] else ""
     if match["below"]:
-        return match["number"] + " (noise)"
-    return match["number"] + (f" (floor {match['floor']})" if floor and match["floor"] else "")
+        return f"{match['number']}{tokens} (noise)"
+    shown = f" (floor {match['floor']})" if floor and match["floor"] else ""
+    return f"{match['number']}{tokens}{shown}"
 
 
 def _component(name: str, kernel: WeightKernel | None) -> str:

@@ -1,5 +1,6 @@
 """The search: space, sampler, study, records, Pareto front. Optuna lives here and nowhere else."""
 
+from heretic_kl.search.alike import alike_behind
 from heretic_kl.search.fingerprint_check import changes, stored_batch_size
 from heretic_kl.search.pareto import (
     by_score,
@@ -53,6 +54,7 @@ __all__ = [
     "Standing",
     "StoredStudy",
     "TrialRecord",
+    "alike_behind",
     "by_score",
     "changes",
     "check_rule",

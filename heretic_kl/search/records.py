@@ -75,7 +75,7 @@ def read_record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     try:
         edit = space.edit(trial.params)
         if REFINEMENT in attributes:
-            refinement = Refinement(**json.loads(attributes[REFINEMENT]))
+            refinement = Refinement.from_dict(json.loads(attributes[REFINEMENT]))
             edit = replace(edit, refinement=refinement)
     except KeyError:
         edit = None  # interrupted before all parameters were drawn
@@ -181,6 +181,15 @@ def scores_to_json(scores: Mapping[str, Score]) -> str:
         if "per_prompt" in score:
             score["per_prompt"] = [float(f"{value:.7g}") for value in score["per_prompt"]]
     return json.dumps(content)
+
+
+def tested_prefix(tokens: int | None) -> str:
+    """What the names of a study's attributes begin with that hold test scores, before the trial.
+
+    `tokens` is N of their KL; None: as in trials. What is measured with another N stands apart, so
+    that the two are never compared.
+    """
+    return "heretic-kl:test:" if tokens is None else f"heretic-kl:test@{tokens}:"
 
 
 def scores_from_json(text: str) -> dict[str, Score]:

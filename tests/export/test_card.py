@@ -12,7 +12,7 @@ import yaml
 from card_facts import REFUSALS, facts
 from huggingface_hub import ModelCard
 
-from heretic_kl.ablation import Refinement
+from heretic_kl.ablation import LearningSettings, Refinement
 from heretic_kl.errors import ExportError, printable
 from heretic_kl.export import (
     CardPicture,
@@ -121,8 +121,25 @@ def test_the_card_states_cost_edit_prompts_and_limits():
         "Seed 4",
     ):
         assert text in card, text
+    assert "come from refusing or not" not in card  # it is not told apart
     assert "first 1 position are" not in card
     assert "its first 1 position are" in model_card(facts(kl_tokens=1))
+    kl = facts().scores["teacher_forced_kl"]
+    other = replace(kl, saved=replace(kl.saved, details={"kl_tokens": 8}))
+    both = model_card(facts(scores={"code_kl": other, "teacher_forced_kl": kl}))
+    assert "its first positions (`code_kl` 8, `teacher_forced_kl` 3) are compared" in both
+
+
+def test_the_card_states_both_parts_of_the_kl():
+    parts = {"behaviour": {"mean": 0.02, "standard_error": 0.003}}
+    parts["remainder"] = {"mean": 0.0121, "standard_error": 0.004}
+    scores = facts().scores["teacher_forced_kl"]
+    kl = replace(scores, saved=replace(scores.saved, details=parts))
+    card = model_card(facts(scores={"teacher_forced_kl": kl}))
+    assert (
+        "Of the saved model's `teacher_forced_kl`, 0.0200 ± 0.0030 nats come from refusing or not "
+        "at the first token, and 0.0121 ± 0.0040 nats from everything else."
+    ) in card
 
 
 def test_the_card_of_a_learned_edit_says_what_was_learned_and_how_strong_it_was_kept():
@@ -131,6 +148,11 @@ def test_the_card_of_a_learned_edit_says_what_was_learned_and_how_strong_it_was_
     assert "Trial 31, refined after 30 others, picked by rule `knee`" in card
     assert "From this start (trial 29) the direction of every site's operator" in card
     assert "multiplied by 0.90 afterwards" in card
+    assert "stay below 0.05. All of it" in card  # an older study does not say what with
+    asked = LearningSettings(100, "direction", 1, 0.1, 16, 20.0, 2.0, 7)
+    card = model_card(facts(edit=replace(facts().edit, refinement=replace(learned, asked=asked))))
+    stated = "KL over 16 positions at temperature 2, fixed weight 20; seed 7"
+    assert f"stay below 0.05 ({stated}). All of it" in card
 
 
 def test_no_path_of_this_machine_and_no_secret_reaches_card_or_file(tmp_path):

@@ -94,6 +94,13 @@ class TestWording:
             "0.0000 ± 0.0000 (noise)"
         )
 
+    def test_a_divergence_over_other_positions_than_trials_says_so(self) -> None:
+        text = "0.0312 ± 0.0039 nats over 16 positions (noise floor 3e-12)"
+        assert cell(Score(0.0312, text)) == "0.0312 ± 0.0039, N 16"
+        assert compact(Score(0.0312, text)) == "0.0312 ± 0.0039, N 16 (floor 3e-12)"
+        below = Score(0.0, "0.0000 nats over 1 position (below the noise floor 3e-12)")
+        assert cell(below) == "0.0000, N 1 (noise)"
+
     def test_scores_of_unknown_scorers_speak_for_themselves(self) -> None:
         odd = Score(None, "unscored: no [bold]answers[/]", details={"count": "many", "total": 0})
         assert compact(odd) == cell(odd) == odd.text
@@ -147,6 +154,13 @@ class TestFront:
         assert [row.like_next for row in rows] == [(), ("refusals", "teacher_forced_kl"), ()]
         notes = front_footnotes(rows)
         assert "KL: the order of these neighbours may be chance (intervals overlap): 9~11." in notes
+
+    def test_trials_behind_the_front_that_are_like_one_of_it_are_named(self) -> None:
+        rows = front_rows(FRONT, like={18: (7, 12), 11: tuple(range(20, 30))})
+        assert [row.like for row in rows] == [(7, 12), (), tuple(range(20, 30))]
+        note = front_footnotes(rows)[-1]
+        assert note.endswith(": 18 like 7, 12; 11 like 20, 21, 22, 23, 24, 25 and 4 more.")
+        assert not any(" like " in note for note in front_footnotes(front_rows(FRONT)))
 
     def test_overlap_without_an_interval_is_not_claimed(self) -> None:
         bare = [

@@ -162,6 +162,38 @@ def test_verdicts_of_older_studies_are_shown_without_what_is_degenerate() -> Non
     assert [table.columns for table in tables] == [{"original": ["refused", "not"]}]
 
 
+def test_the_result_has_both_parts_of_a_kl_below_it(studies: Path) -> None:
+    study = read_study("s", studies)
+    (number,) = (r.number for r in study.records if r.number == 12)
+    parts = {
+        "behaviour": {"mean": 0.02, "standard_error": 0.003},
+        "remainder": {"mean": 0.03, "standard_error": 0.004},
+    }
+    tested = study.tested[number]
+    split = replace(tested["teacher_forced_kl"], details=parts)
+    tests = {**study.tested, number: {**tested, "teacher_forced_kl": split}}
+    (table,) = report(studies, study=replace(study, tested=tests)).page().sections[0].tables
+    place = [row[0] for row in table.rows].index("KL")
+    assert table.rows[place + 1 : place + 3] == [
+        ("KL: refusing or not", "–", "0.0200 ± 0.0030"),
+        ("KL: everything else", "–", "0.0300 ± 0.0040"),
+    ]
+
+
+def test_trials_that_cannot_be_told_from_one_of_the_front_stand_with_it(studies: Path) -> None:
+    study = read_study("s", studies)
+    best = study.front[0]
+    scores = {n: replace(s, per_prompt=(s.value or 0.0,) * 3) for n, s in best.scores.items()}
+    twin = tuple(value + 1e-6 for value in best.objectives)
+    records = [replace(r, scores=scores) if r.number == best.number else r for r in study.records]
+    records.append(replace(best, number=99, scores=scores, objectives=twin))
+    page = report(studies, study=replace(study, records=tuple(records))).page()
+    assert f": {best.number} like 99." in notes(page)
+    (front,) = (figure for figure in page.figures if figure.name == "front")
+    named = {row["trial"]: row["like"] for row in front.rows if row["like"]}
+    assert "like" in front.columns and named == {best.number: "99"}
+
+
 def test_the_trial_that_was_saved_is_what_the_report_is_about(studies: Path, page: Page) -> None:
     assert "Trial 12, the trial that was saved last" in page.sections[0].notes[0]
     study = read_study("s", studies)

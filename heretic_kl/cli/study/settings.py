@@ -191,8 +191,10 @@ class NamesStudy(Protocol):
         ...
 
 
-def read_named(settings: NamesStudy, *, or_demo: bool = True) -> StoredStudy:
-    """The study that settings name.
+def read_named(
+    settings: NamesStudy, test_tokens: int | None = None, *, or_demo: bool = True
+) -> StoredStudy:
+    """The study that settings name; see `read_study` for `test_tokens`.
 
     Where no folder is named, and the default one is not there, the demo's is read.
 
@@ -205,7 +207,7 @@ def read_named(settings: NamesStudy, *, or_demo: bool = True) -> StoredStudy:
     folder, demo = settings.study_dir, Path(DEMO_PRESET["study_dir"])
     if or_demo and folder == STUDIES and not folder.is_dir() and demo.is_dir():
         folder = demo
-    return read_study(settings.study, folder, settings.storage)
+    return read_study(settings.study, folder, settings.storage, test_tokens=test_tokens)
 
 
 def settings_of(

@@ -93,6 +93,7 @@ def front_figure(rows: Sequence[Row], plane: Plane, limits: Row) -> Figure:
         columns={
             **{"trial": "trial", "kind": "kind", "x": x_title, "x_low": "low", "x_high": "high"},
             **{"y": y_title, "y_low": "low", "y_high": "high"},
+            **{"like": "cannot be told from"},
         },
         rows=rows,
         spec={"width": WIDTH, "height": 280, "layer": [*lines, *rules, *bars, marks]},
@@ -181,7 +182,7 @@ def refinement_figure(rows: Sequence[Row], plane: Plane) -> Figure:
         ),
         columns={
             **{"trial": "trial", "start": "from trial", "form": "learned", "steps": "steps"},
-            **{"mass_limit": "refusal mass limit"},
+            **{"mass_limit": "refusal mass limit", "loss": "learned with"},
             **{"y_before_text": f"{y_title} before", "y_text": "after"},
             **{"x_before_text": f"{x_title} before", "x_text": "after"},
         },

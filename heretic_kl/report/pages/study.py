@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from heretic_kl.report import figures as draw
 from heretic_kl.report.details import trial_details
 from heretic_kl.report.figures import Figure
+from heretic_kl.report.front_table import alike_note
 from heretic_kl.report.pages.page import Entry, Page, PageTable, Section, TrialList, TrialRow
 from heretic_kl.report.pages.sections import made_section, responses_section, verdicts_section
 from heretic_kl.report.planes import objective_titles, planes_of, value_of
@@ -33,9 +34,19 @@ from heretic_kl.report.study_data import (
     refinement_rows,
     strength_rows,
 )
-from heretic_kl.report.wording import MISSING, cell, describe_edit, duration, label, scores_line
+from heretic_kl.report.wording import (
+    MISSING,
+    cell,
+    describe_edit,
+    duration,
+    label,
+    other_tokens,
+    scores_line,
+    split_parts,
+    tokens_note,
+)
 from heretic_kl.scoring import Score
-from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, foretold
+from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, alike_behind, foretold
 
 MOST_ENTRIES: Final = 60
 """Trials with an entry of their own; all stand in the table."""
@@ -125,10 +136,11 @@ class StudyReport:
             if tested is not None:
                 before, after = self.study.test_baseline or {}, tested
             use = "validation" if tested is None else "test"
+            notes += tokens_note(other_tokens(record.scores, tested or {}))
             if tested is None:
                 notes.append(f"Trial {chosen.number} was not measured on the test prompts.")
             names = list(dict.fromkeys([*before, *after]))
-            rows = [(label(n), _cell(before.get(n)), _cell(after.get(n))) for n in names]
+            rows = [row for n in names for row in _score_rows(n, before.get(n), after.get(n))]
             headings = ("score", "original", f"trial {chosen.number}")
             tables.append(PageTable(f"Scores on the {use} prompts", headings, rows))
         rows_compared = comparison_rows(self.study, trials)
@@ -141,13 +153,16 @@ class StudyReport:
         if len(self.study.roles) < 2:
             return Section("front", "Trade-off", ["The search has one objective: no front."])
         planes = planes_of(self.study.roles, self._titles())
-        fronts = [(plane, front_rows_of(self.study, plane)) for plane in planes]
+        like = alike_behind(self.study.front, self.study.records)
+        fronts = [(plane, front_rows_of(self.study, plane, like)) for plane in planes]
         shown = [draw.front_figure(r, p, self._limits(p.y)) for p, r in fronts if r]
         if not shown:
             return Section("front", "Trade-off", ["Pareto front: no trial is complete."])
         refined = [(plane, refinement_rows(self.study, plane)) for plane in planes]
         gains = [draw.refinement_figure(rows, plane) for plane, rows in refined if rows]
         notes = [] if gains else ["Refined against unrefined: no trial was refined."]
+        if alike := alike_note(like):
+            notes.append(alike)
         return Section("front", "Trade-off", notes, [*shown, *gains])
 
     def _edit(self, trials: Sequence[TrialRecord]) -> Section:
@@ -288,6 +303,16 @@ class StudyReport:
 def pictures(page: Page) -> tuple[Figure, ...]:
     """The figures that are worth a picture of their own."""
     return tuple(f for f in page.figures if f.name.partition("-")[0] in PICTURES)
+
+
+def _score_rows(
+    name: str, before: Score | None, after: Score | None
+) -> Iterator[tuple[str, str, str]]:
+    """A score, and below it the parts of a KL."""
+    yield label(name), _cell(before), _cell(after)
+    first, second = (dict(split_parts(score)) if score else {} for score in (before, after))
+    for title in dict.fromkeys([*first, *second]):
+        yield f"{label(name)}: {title}", first.get(title, MISSING), second.get(title, MISSING)
 
 
 def _cell(score: Score | None) -> str:

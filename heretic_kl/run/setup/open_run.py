@@ -19,7 +19,7 @@ from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.model.loading.devices import resolve_device
 from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
-from heretic_kl.run.parts import RunParts, measuring_context
+from heretic_kl.run.parts import RunParts, prepare
 from heretic_kl.run.report_record import record_run
 from heretic_kl.run.setup.calibrate import Calibrated, calibrate
 from heretic_kl.run.setup.directions import find_directions
@@ -100,6 +100,7 @@ def open_run(
         batch_size=calibration.batch_size,
         limits={suite.limited: accepted},
         versions=installed_versions(),
+        test_tokens=settings.other_test_tokens,
     )
     run = RunParts(
         settings=settings,
@@ -159,8 +160,7 @@ def _baseline(
     """The original model's scores on the validation prompts, for which the suite is prepared."""
     engine, calibration = calibrated.engine, calibrated.calibration
     with tell.stage("baseline", "Measuring the original model"):
-        context = measuring_context(settings, engine, calibration, prompts, suite, "validation")
-        suite.prepare(context)
+        prepare(suite, settings, engine, calibration, prompts, "validation")
         baseline = suite.evaluate(engine, None, monitors=False)
     tell(BaselineMeasured("validation", baseline))
     return baseline
