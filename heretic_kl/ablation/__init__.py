@@ -18,6 +18,7 @@ from heretic_kl.ablation.operator import (
 from heretic_kl.ablation.plan import (
     Component,
     EditParameters,
+    LearningSettings,
     Plan,
     Refinement,
     SiteFacts,
@@ -32,6 +33,7 @@ __all__ = [
     "Component",
     "Directions",
     "EditParameters",
+    "LearningSettings",
     "NormMode",
     "Operator",
     "Plan",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -53,6 +53,31 @@ class SiteFacts:
 
 
 @dataclass(frozen=True)
+class LearningSettings:
+    """What a refinement was asked for: what it takes to learn the same from the same start."""
+
+    steps: int
+    form: str
+    rank: int
+    mass_limit: float
+    """Of the first refinement of its run."""
+    kl_tokens: int
+    """Positions of the response in the loss."""
+    beta_kl: float | None
+    """Fixed weight of the KL; None: dual ascent."""
+    kl_temperature: float
+    seed: int
+    """Of its own draws."""
+
+    @property
+    def loss(self) -> str:
+        """For people: `KL over 16 positions at temperature 1, dual ascent`."""
+        weight = "dual ascent" if self.beta_kl is None else f"fixed weight {self.beta_kl:g}"
+        positions = f"{self.kl_tokens} position{'s' if self.kl_tokens != 1 else ''}"
+        return f"KL over {positions} at temperature {self.kl_temperature:g}, {weight}"
+
+
+@dataclass(frozen=True)
 class Refinement:
     """What was learned from an edit as start; its operators are stored by their hash."""
 
@@ -68,6 +93,14 @@ class Refinement:
     """Largest mean probability of opening a response with a refusal that was aimed at."""
     strength: float = 1.0
     """By which all of it was multiplied afterwards, so that responses meet the target."""
+    asked: LearningSettings | None = None
+    """What it was learned with; None: an older study did not keep it."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Refinement:
+        """The inverse of `dataclasses.asdict`."""
+        asked = data.get("asked")
+        return cls(**{**data, "asked": None if asked is None else LearningSettings(**asked)})
 
 
 @dataclass(frozen=True)

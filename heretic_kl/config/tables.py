@@ -201,6 +201,11 @@ class RefinementTable(_Table):
         False, "Recompute layers in the backward pass, to save memory"
     )
 
+    @property
+    def learning(self) -> dict[str, Any]:
+        """What decides which edit is learned, by name: not how many, nor in how much memory."""
+        return self.model_dump(exclude={"trials", "gradient_checkpointing"})
+
 
 class ScorerTable(_Table):
     """One scorer: what it measures is in its plug-in."""

@@ -194,8 +194,9 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
             f"From this start (trial {learned.start}) the {learned.form} of every site's operator "
             f"was learned by gradient in {learned.steps} steps: the KL divergence on harmless "
             "training prompts was lowered while the probability of opening a response with a "
-            f"refusal was to stay below {learned.mass_limit:.2g}. {_at_strength(learned)}The "
-            f"learned operators are in the saved weights; their SHA-256 is `{learned.sha256[:16]}`."
+            f"refusal was to stay below {learned.mass_limit:.2g}{_loss(learned)}. "
+            f"{_at_strength(learned)}The learned operators are in the saved weights; their SHA-256 "
+            f"is `{learned.sha256[:16]}`."
         )
     picked = f"rule {_code(facts.pick_rule)}" if facts.pick_rule else "hand"
     of = f", refined after {facts.trials} others" if edit.refinement else f" of {facts.trials}"
@@ -209,6 +210,12 @@ def _edit(facts: ExportFacts) -> Iterator[str]:
     yield "|---|---|"
     for parameter, value in portable(facts.parameters).items():
         yield f"| {_code(parameter)} | {_cell(value)} |"
+
+
+def _loss(learned: Refinement) -> str:
+    """What else it takes to learn the same; nothing where an older study did not keep it."""
+    asked = learned.asked
+    return "" if asked is None else f" ({asked.loss}; seed {asked.seed})"
 
 
 def _at_strength(learned: Refinement) -> str:

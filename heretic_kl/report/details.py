@@ -117,6 +117,9 @@ def _edit_rows(edit: EditParameters) -> list[tuple[str, ...]]:
             )
         )
     rows.append(("norm mode", edit.norm))
+    if (learned := edit.refinement) is not None and (asked := learned.asked) is not None:
+        steps = f"{asked.steps} steps asked for, first limit on refusal mass {asked.mass_limit:g}"
+        rows.append(("learned with", f"{asked.loss}; {steps}, seed {asked.seed}"))
     return rows
 
 

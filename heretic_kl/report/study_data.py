@@ -123,6 +123,7 @@ def refinement_rows(study: StoredStudy, plane: Plane) -> list[dict[str, Any]]:
             "form": learned.form,
             "steps": learned.steps,
             "mass_limit": learned.mass_limit,
+            "loss": MISSING if learned.asked is None else learned.asked.loss,
             "predicted": False,
         }
         for axis, name in (("y", plane.y), ("x", plane.x)):

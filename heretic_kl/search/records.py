@@ -75,7 +75,7 @@ def read_record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     try:
         edit = space.edit(trial.params)
         if REFINEMENT in attributes:
-            refinement = Refinement(**json.loads(attributes[REFINEMENT]))
+            refinement = Refinement.from_dict(json.loads(attributes[REFINEMENT]))
             edit = replace(edit, refinement=refinement)
     except KeyError:
         edit = None  # interrupted before all parameters were drawn

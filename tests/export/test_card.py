@@ -12,7 +12,7 @@ import yaml
 from card_facts import REFUSALS, facts
 from huggingface_hub import ModelCard
 
-from heretic_kl.ablation import Refinement
+from heretic_kl.ablation import LearningSettings, Refinement
 from heretic_kl.errors import ExportError, printable
 from heretic_kl.export import (
     CardPicture,
@@ -131,6 +131,11 @@ def test_the_card_of_a_learned_edit_says_what_was_learned_and_how_strong_it_was_
     assert "Trial 31, refined after 30 others, picked by rule `knee`" in card
     assert "From this start (trial 29) the direction of every site's operator" in card
     assert "multiplied by 0.90 afterwards" in card
+    assert "stay below 0.05. All of it" in card  # an older study does not say what with
+    asked = LearningSettings(100, "direction", 1, 0.1, 16, 20.0, 2.0, 7)
+    card = model_card(facts(edit=replace(facts().edit, refinement=replace(learned, asked=asked))))
+    stated = "KL over 16 positions at temperature 2, fixed weight 20; seed 7"
+    assert f"stay below 0.05 ({stated}). All of it" in card
 
 
 def test_no_path_of_this_machine_and_no_secret_reaches_card_or_file(tmp_path):

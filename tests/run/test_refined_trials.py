@@ -9,7 +9,7 @@ import torch
 from sessions import refining
 
 from heretic_kl import Settings, events
-from heretic_kl.ablation import Refinement
+from heretic_kl.ablation import LearningSettings, Refinement
 from heretic_kl.errors import MeasurementError, ReproductionError, StudyError
 from heretic_kl.export import read_reproduction
 from heretic_kl.kl import wilson_interval
@@ -37,6 +37,9 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(refusing, tmp_path,
         first, second = refined
         assert first.edit.refinement.start < 3 and second.edit.refinement.start == first.number
         assert first.parameters["refine.steps"] == 6
+        asked = [record.edit.refinement.asked for record in refined]
+        assert asked[0] == LearningSettings(6, form, 2, 0.05, 4, None, 1.0, seed=0)
+        assert asked[1] == replace(asked[0], seed=1)
         assert set(first.scores) == set(run.trials[0].scores)
         plan = run.parts.plan(first.edit)
         scores = run.parts.suite.evaluate(run.parts.engine, plan)
@@ -55,12 +58,19 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(refusing, tmp_path,
     assert facts["trial"]["edit"]["refinement"]["sha256"] == first.edit.refinement.sha256
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
     assert any("probability of opening with a refusal" in notice for notice in notices)
-    again, _ = refining(refusing, tmp_path, markers, refinement=table)
+    again, seen = refining(refusing, tmp_path, markers, refinement=table)
     with again:
         again.search()
         again.refine()  # nothing is left to do
         assert [r.number for r in again.parts.study.refined] == [first.number, second.number]
         assert len(again.trials) == 5
+    assert not [e for e in seen if isinstance(e, events.Notice) and "learned with" in e.message]
+    other, seen = refining(refusing, tmp_path, markers, refinement={**table, "beta_kl": 9.0})
+    with other:
+        other.refine()
+        assert len(other.trials) == 5
+    notices = [event.message for event in seen if isinstance(event, events.Notice)]
+    assert "(beta_kl unset, now 9.0): 3, 4; no other is learned" in notices[-1]
     anew, _ = refining(refusing, tmp_path / "anew", markers, refinement=table)
     with anew:
         for how in ("merged", "lora"):

@@ -181,7 +181,7 @@ def refinement_figure(rows: Sequence[Row], plane: Plane) -> Figure:
         ),
         columns={
             **{"trial": "trial", "start": "from trial", "form": "learned", "steps": "steps"},
-            **{"mass_limit": "refusal mass limit"},
+            **{"mass_limit": "refusal mass limit", "loss": "learned with"},
             **{"y_before_text": f"{y_title} before", "y_text": "after"},
             **{"x_before_text": f"{x_title} before", "x_text": "after"},
         },

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeAlias
 
-from heretic_kl.ablation import Plan, Refinement
+from heretic_kl.ablation import LearningSettings, Plan, Refinement
 from heretic_kl.errors import MeasurementError
 from heretic_kl.events import TrialFinished
 from heretic_kl.model.placement import is_offloaded
@@ -28,6 +28,7 @@ from heretic_kl.refine import (
 )
 from heretic_kl.refine.checks import STRENGTHENINGS
 from heretic_kl.run.parts import RunParts
+from heretic_kl.run.trials.learned import learned_otherwise
 from heretic_kl.run.trials.strength import MEASUREMENTS, AtStrength, best_strength
 from heretic_kl.scoring import Score, Stopped, likely_value
 from heretic_kl.search import Screened, TrialRecord
@@ -61,6 +62,8 @@ def refine_front(run: RunParts) -> None:
     """
     table = run.settings.refinement
     wanted = table.trials if run.settings.learns else 0
+    if wanted and (notice := learned_otherwise(run.study.refined, table)):
+        run.tell.notice(notice)
     if wanted <= len(run.study.refined):
         return
     if not run.suite.lowers_refusals:
@@ -179,6 +182,7 @@ def _refine_once(
         rank=max(operator.rank for operator in plan.values()),
         mass_limit=aim.mass_limit,
         strength=best.factor,
+        asked=LearningSettings(**table.learning, seed=options.seed),
     )
     record = run.study.add_refined(aim.start, refinement, outcome, time.perf_counter() - begun)
     run.response_log.write(record.number, plan, "validation", run.suite)
