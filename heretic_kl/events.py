@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -217,6 +217,9 @@ class FrontShown(_Event):
     """The unedited model on the validation prompts."""
     test_baseline: Mapping[str, Score] | None
     """The same on the test prompts, if they were measured."""
+    like: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Trials behind the front that cannot be told from one of it on the validation prompts, by the
+    number of that one."""
 
 
 @dataclass(frozen=True)

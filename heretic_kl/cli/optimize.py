@@ -121,14 +121,16 @@ def settle_process(settings: Settings) -> None:
 def front_of(session: Session) -> FrontShown:
     """The front of a session's study, with all that is measured of it."""
     from heretic_kl.events import FrontShown
-    from heretic_kl.search import UNEDITED
+    from heretic_kl.search import UNEDITED, alike_behind
 
+    front = session.front
     return FrontShown(
         session.parts.study.name,
-        session.front,
+        front,
         session.tested,
         session.baseline,
         session.test_scores(UNEDITED),
+        alike_behind(front, session.trials),
     )
 
 

@@ -12,12 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from heretic_kl.report.wording import MISSING, align, cell, describe_edit, label, to_ascii
+from heretic_kl.scoring import intervals_overlap
 from heretic_kl.search import TrialRecord, knee
 
 if TYPE_CHECKING:
     from heretic_kl.scoring import Score
 
 KNEE_MARK: Final = "← knee"
+MOST_ALIKE: Final = 6
+"""Numbers of trials that are listed in one place."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class FrontRow:
     knee: bool = False
     like_next: tuple[str, ...] = ()
     """Scorers whose 95% interval on the validation prompts overlaps that of the next trial."""
+    like: tuple[int, ...] = ()
+    """Trials behind the front that cannot be told from this one."""
     noise_floors: Mapping[str, float] = field(default_factory=dict)
     """In nats, by scorer that has one."""
 
@@ -51,6 +56,7 @@ def front_rows(
     *,
     baseline: Mapping[str, Score] | None = None,
     test_baseline: Mapping[str, Score] | None = None,
+    like: Mapping[int, Sequence[int]] | None = None,
 ) -> tuple[FrontRow, ...]:
     """The front as plain rows, in its own order.
 
@@ -59,6 +65,7 @@ def front_rows(
         tested: scores on the test prompts by trial number, of those that have them.
         baseline: scores of the unedited model on the validation prompts; it comes first.
         test_baseline: its scores on the test prompts.
+        like: see `heretic_kl.search.alike_behind`.
     """
     rows = []
     if baseline is not None:
@@ -75,6 +82,7 @@ def front_rows(
                 edit=describe_edit(trial.edit),
                 knee=trial.number == best,
                 like_next=() if following is None else _overlapping(trial, following),
+                like=tuple((like or {}).get(trial.number, ())),
                 noise_floors=_noise_floors(trial.scores),
             )
         )
@@ -136,7 +144,27 @@ def front_footnotes(rows: Sequence[FrontRow]) -> list[str]:
                 f"{label(name)}: the order of these neighbours may be chance (intervals overlap): "
                 f"{which}."
             )
+    if alike := alike_note({row.number: row.like for row in trials if row.number is not None}):
+        notes.append(alike)
     return notes
+
+
+def alike_note(like: Mapping[int, Sequence[int]]) -> str | None:
+    """Which trials behind the front cannot be told from one of it; None: all can."""
+    named = [f"{number} like {alike_text(others)}" for number, others in like.items() if others]
+    if not named:
+        return None
+    return (
+        "Behind the front, but not told from a trial of it (difference paired by prompt, intervals "
+        f"of shares): {'; '.join(named)}."
+    )
+
+
+def alike_text(numbers: Sequence[int]) -> str:
+    """`7, 12`; of many the first ones and how many more there are."""
+    shown = ", ".join(map(str, numbers[:MOST_ALIKE]))
+    more = len(numbers) - MOST_ALIKE
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _cells(scores: Mapping[str, Score]) -> dict[str, str]:
@@ -168,11 +196,7 @@ def _row_lines(row: FrontRow, names: Sequence[str], edits: bool) -> list[list[st
 
 
 def _overlapping(trial: TrialRecord, following: TrialRecord) -> tuple[str, ...]:
-    names = []
-    for name, score in trial.scores.items():
-        other = following.scores.get(name)
-        if other is None or score.interval is None or other.interval is None:
-            continue
-        if score.interval[0] <= other.interval[1] and other.interval[0] <= score.interval[1]:
-            names.append(name)
-    return tuple(names)
+    others = following.scores
+    return tuple(
+        n for n, s in trial.scores.items() if n in others and intervals_overlap(s, others[n])
+    )

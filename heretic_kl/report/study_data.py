@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from heretic_kl.ablation import EditParameters, Plan
 from heretic_kl.errors import SelectionError, StudyError
+from heretic_kl.report.front_table import alike_text
 from heretic_kl.report.planes import (
     Plane,
     axis_title,
@@ -74,11 +75,13 @@ def compared(study: StoredStudy, chosen: Chosen | None) -> tuple[TrialRecord, ..
     return tuple(sorted(shown, key=lambda record: (record.objectives, record.number)))
 
 
-def front_rows_of(study: StoredStudy, plane: Plane) -> list[dict[str, Any]]:
+def front_rows_of(
+    study: StoredStudy, plane: Plane, like: Mapping[int, Sequence[int]]
+) -> list[dict[str, Any]]:
     """Every trial that has a place in the plane, with its 95% intervals.
 
     What a screened trial did not count is predicted. Sorted by kind, so that the front is drawn
-    last.
+    last. `like` is what `alike_behind` gives.
     """
     on_front = {record.number for record in study.front}
     rows = []
@@ -96,6 +99,7 @@ def front_rows_of(study: StoredStudy, plane: Plane) -> list[dict[str, Any]]:
                 "kind": kind,
                 "front": front,
                 "predicted": predicted,
+                "like": alike_text(like.get(record.number, ())),
                 **with_interval("x", x),
                 **with_interval("y", y),
                 "text": f"Trial {record.number}, {kind}: {_place(plane, record)}",

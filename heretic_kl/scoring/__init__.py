@@ -42,7 +42,13 @@ from heretic_kl.scoring.loader import (
     documented_settings,
     scorer_code,
 )
-from heretic_kl.scoring.paired import PairedDifference, paired_difference, paired_scores
+from heretic_kl.scoring.paired import (
+    PairedDifference,
+    alike,
+    intervals_overlap,
+    paired_difference,
+    paired_scores,
+)
 from heretic_kl.scoring.racing import Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount, RefusalSettings
 from heretic_kl.scoring.refusal_rule import PreviewedResponse, RefusalRule
@@ -105,12 +111,14 @@ __all__ = [
     "TextClassifier",
     "Verdict",
     "agreement_text",
+    "alike",
     "build_scorer",
     "check_judge",
     "degeneracy",
     "built_in_scorers",
     "documented_settings",
     "endpoint_problem",
+    "intervals_overlap",
     "paired_difference",
     "read_key",
     "paired_scores",

@@ -51,3 +51,24 @@ def paired_scores(score: Score, other: Score) -> PairedDifference | None:
     if not values or not others or len(values) != len(others):
         return None
     return paired_difference(values, others)
+
+
+def intervals_overlap(score: Score, other: Score) -> bool:
+    """Whether both have a 95% interval and these share a value."""
+    if score.interval is None or other.interval is None:
+        return False
+    return score.interval[0] <= other.interval[1] and other.interval[0] <= score.interval[1]
+
+
+def alike(score: Score, other: Score) -> bool:
+    """Whether two scores of one scorer cannot be told apart on their prompts.
+
+    Their intervals overlap, and unless they are shares of counted responses their difference paired
+    by prompt does not exclude 0. Scores that say too little to decide that are not called alike.
+    """
+    if not intervals_overlap(score, other):
+        return False
+    if isinstance(score.details.get("count"), int):
+        return True
+    pair = paired_scores(score, other)
+    return pair is not None and not pair.distinguishable

@@ -2,6 +2,7 @@
 
 from heretic_kl.search.fingerprint_check import changes, stored_batch_size
 from heretic_kl.search.pareto import (
+    alike_behind,
     by_score,
     check_rule,
     knee,
@@ -53,6 +54,7 @@ __all__ = [
     "Standing",
     "StoredStudy",
     "TrialRecord",
+    "alike_behind",
     "by_score",
     "changes",
     "check_rule",

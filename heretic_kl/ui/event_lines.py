@@ -139,6 +139,7 @@ class ConsoleObserver:
             event.tested,
             baseline=event.baseline,
             test_baseline=event.test_baseline,
+            like=event.like,
         )
         print_front(self._results, rows)
 

@@ -23,7 +23,7 @@ from heretic_kl.report import (
     to_ascii,
     trial_details,
 )
-from heretic_kl.search import UNEDITED, TrialRecord, by_score, knee, meeting
+from heretic_kl.search import UNEDITED, TrialRecord, alike_behind, by_score, knee, meeting
 from heretic_kl.ui.asking import (
     MARK,
     TAKES,
@@ -352,6 +352,7 @@ class Picker:
             self._tested(front),
             baseline=self._session.baseline,
             test_baseline=self._session.test_scores(UNEDITED),
+            like=alike_behind(front, self._session.trials),
         )
         print_front(self._console, rows)
 

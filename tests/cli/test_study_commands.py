@@ -12,6 +12,7 @@ from prompt_toolkit.output import DummyOutput
 
 from heretic_kl.cli import main as cli
 from heretic_kl.cli.scorer import TEMPLATE
+from heretic_kl.search import alike_behind, read_study
 from heretic_kl.ui.json_lines import event_schema
 
 
@@ -30,8 +31,13 @@ def test_trials_lists_what_the_search_found(searched, call, events):
     finished = [line["record"] for line in searched if line["event"] == "trial_finished"]
     shown = [line for line in lines if line["event"] == "trial_shown"]
     assert code == 0 and [line["record"] for line in shown] == finished
-    (front,) = [line["front"] for line in lines if line["event"] == "front_shown"]
+    (told,) = [line for line in lines if line["event"] == "front_shown"]
+    front, study = told["front"], read_study("mine", Path("studies"))
     assert [line["record"]["number"] for line in shown if line["on_front"]] == sorted(front)
+    like = alike_behind(study.front, study.records)
+    assert told["like"] == {str(number): list(others) for number, others in like.items()}
+    (after_search,) = [line for line in searched if line["event"] == "front_shown"]
+    assert told["like"] == after_search["like"]
     code, out, err = call("trials", "mine", "--all")
     assert (code, err) == (0, "") and "study mine: 4 complete" in out
     assert out.count("complete  ") == 4 and "← knee" in out

@@ -148,6 +148,13 @@ class TestFront:
         notes = front_footnotes(rows)
         assert "KL: the order of these neighbours may be chance (intervals overlap): 9~11." in notes
 
+    def test_trials_behind_the_front_that_are_like_one_of_it_are_named(self) -> None:
+        rows = front_rows(FRONT, like={18: (7, 12), 11: tuple(range(20, 30))})
+        assert [row.like for row in rows] == [(7, 12), (), tuple(range(20, 30))]
+        note = front_footnotes(rows)[-1]
+        assert note.endswith(": 18 like 7, 12; 11 like 20, 21, 22, 23, 24, 25 and 4 more.")
+        assert not any(" like " in note for note in front_footnotes(front_rows(FRONT)))
+
     def test_overlap_without_an_interval_is_not_claimed(self) -> None:
         bare = [
             TrialRecord(n, "complete", {}, EDIT, {"x": Score(1.0, "1")}, (1.0,)) for n in (1, 2)

@@ -161,6 +161,20 @@ def test_verdicts_of_older_studies_are_shown_without_what_is_degenerate() -> Non
     assert [table.columns for table in tables] == [{"original": ["refused", "not"]}]
 
 
+def test_trials_that_cannot_be_told_from_one_of_the_front_stand_with_it(studies: Path) -> None:
+    study = read_study("s", studies)
+    best = study.front[0]
+    scores = {n: replace(s, per_prompt=(s.value or 0.0,) * 3) for n, s in best.scores.items()}
+    twin = tuple(value + 1e-6 for value in best.objectives)
+    records = [replace(r, scores=scores) if r.number == best.number else r for r in study.records]
+    records.append(replace(best, number=99, scores=scores, objectives=twin))
+    page = report(studies, study=replace(study, records=tuple(records))).page()
+    assert f": {best.number} like 99." in notes(page)
+    (front,) = (figure for figure in page.figures if figure.name == "front")
+    named = {row["trial"]: row["like"] for row in front.rows if row["like"]}
+    assert "like" in front.columns and named == {best.number: "99"}
+
+
 def test_the_trial_that_was_saved_is_what_the_report_is_about(studies: Path, page: Page) -> None:
     assert "Trial 12, the trial that was saved last" in page.sections[0].notes[0]
     study = read_study("s", studies)

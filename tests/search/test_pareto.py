@@ -3,7 +3,15 @@ import pytest
 from heretic_kl.errors import NoTrialError, SelectionError
 from heretic_kl.kl import wilson_interval
 from heretic_kl.scoring import Score, likely_value
-from heretic_kl.search import TrialRecord, by_score, check_rule, knee, pareto_front, pick
+from heretic_kl.search import (
+    TrialRecord,
+    alike_behind,
+    by_score,
+    check_rule,
+    knee,
+    pareto_front,
+    pick,
+)
 
 
 def trial(number, refusals, kl, state="complete"):
@@ -25,6 +33,38 @@ TRIALS = [
 def test_front_holds_what_nothing_beats_once_each():
     assert [t.number for t in pareto_front(TRIALS)] == [3, 2, 1, 0]
     assert pareto_front([]) == ()
+
+
+def measured(number, refused, by_prompt, state="complete"):
+    """Refusals of 64 responses, and a KL whose interval is wide as prompts differ."""
+    low, high = wilson_interval(refused, 64)
+    details = {"count": refused, "total": 64}
+    kl = sum(by_prompt) / len(by_prompt)
+    scores = {
+        "refusals": Score(refused / 64, "", interval=(low, high), details=details),
+        "kl": Score(kl, "", interval=(kl - 0.05, kl + 0.05), per_prompt=tuple(by_prompt)),
+    }
+    return TrialRecord(number, state, {}, None, scores, (refused / 64, kl))
+
+
+def test_what_cannot_be_told_from_a_trial_of_the_front_is_listed_with_it():
+    prompts = [0.01 * place for place in range(20)]
+    mixed = [value + (0.02 if place % 2 else -0.01) for place, value in enumerate(prompts)]
+    trials = [
+        measured(0, 2, prompts),
+        measured(1, 3, mixed),  # more refusals and KL, but neither for sure
+        measured(2, 3, [value + 0.01 for value in prompts]),  # surely more on the same prompts
+        measured(3, 30, mixed),  # surely more refusals
+        measured(4, 3, mixed, state="failed"),
+        measured(5, 3, [*mixed, 0.1]),  # on other prompts
+        measured(6, 2, prompts),  # the same edit again
+        trial(7, 0.05, 0.11),  # says too little
+    ]
+    front = pareto_front(trials)
+    assert [t.number for t in front] == [0]
+    assert alike_behind(front, trials) == {0: (1, 6)}
+    assert alike_behind(pareto_front(trials[2:4]), trials[2:4]) == {}
+    assert alike_behind((), trials) == {}
 
 
 def test_knee_is_near_the_ideal():

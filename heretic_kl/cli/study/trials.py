@@ -27,7 +27,9 @@ def run(words: Sequence[str]) -> int:
     listed = _listed(study, settings)
 
     from heretic_kl.events import FrontShown
+    from heretic_kl.search import alike_behind
 
+    front = study.front
     with observing() as observer:
         if writes_json():
             for record in listed:
@@ -36,7 +38,14 @@ def run(words: Sequence[str]) -> int:
             chosen = settings.every or settings.where is not None or settings.sort is not None
             _print_summary(study, listed if chosen else ())
         observer(
-            FrontShown(study.name, study.front, study.tested, study.baseline, study.test_baseline)
+            FrontShown(
+                study.name,
+                front,
+                study.tested,
+                study.baseline,
+                study.test_baseline,
+                alike_behind(front, study.records),
+            )
         )
     return 0
 

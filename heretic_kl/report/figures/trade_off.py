@@ -93,6 +93,7 @@ def front_figure(rows: Sequence[Row], plane: Plane, limits: Row) -> Figure:
         columns={
             **{"trial": "trial", "kind": "kind", "x": x_title, "x_low": "low", "x_high": "high"},
             **{"y": y_title, "y_low": "low", "y_high": "high"},
+            **{"like": "cannot be told from"},
         },
         rows=rows,
         spec={"width": WIDTH, "height": 280, "layer": [*lines, *rules, *bars, marks]},

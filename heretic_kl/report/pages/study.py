@@ -10,6 +10,7 @@ from typing import Any, Final
 from heretic_kl.report import figures as draw
 from heretic_kl.report.details import trial_details
 from heretic_kl.report.figures import Figure
+from heretic_kl.report.front_table import alike_note
 from heretic_kl.report.pages.page import Entry, Page, PageTable, Section, TrialList, TrialRow
 from heretic_kl.report.pages.sections import made_section, responses_section, verdicts_section
 from heretic_kl.report.planes import objective_titles, planes_of, value_of
@@ -35,7 +36,7 @@ from heretic_kl.report.study_data import (
 )
 from heretic_kl.report.wording import MISSING, cell, describe_edit, duration, label, scores_line
 from heretic_kl.scoring import Score
-from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, foretold
+from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, alike_behind, foretold
 
 MOST_ENTRIES: Final = 60
 """Trials with an entry of their own; all stand in the table."""
@@ -141,13 +142,16 @@ class StudyReport:
         if len(self.study.roles) < 2:
             return Section("front", "Trade-off", ["The search has one objective: no front."])
         planes = planes_of(self.study.roles, self._titles())
-        fronts = [(plane, front_rows_of(self.study, plane)) for plane in planes]
+        like = alike_behind(self.study.front, self.study.records)
+        fronts = [(plane, front_rows_of(self.study, plane, like)) for plane in planes]
         shown = [draw.front_figure(r, p, self._limits(p.y)) for p, r in fronts if r]
         if not shown:
             return Section("front", "Trade-off", ["Pareto front: no trial is complete."])
         refined = [(plane, refinement_rows(self.study, plane)) for plane in planes]
         gains = [draw.refinement_figure(rows, plane) for plane, rows in refined if rows]
         notes = [] if gains else ["Refined against unrefined: no trial was refined."]
+        if alike := alike_note(like):
+            notes.append(alike)
         return Section("front", "Trade-off", notes, [*shown, *gains])
 
     def _edit(self, trials: Sequence[TrialRecord]) -> Section:
