@@ -139,6 +139,7 @@ def _cost(facts: ExportFacts) -> Iterator[str]:
         "in this folder, read back from disk. Ranges are 95% intervals; plus or minus is one "
         "standard error unless stated otherwise."
     )
+    yield from _parts_of_kl(facts)
     yield ""
     yield (
         "KL divergence is teacher-forced: both models are fed the original's greedy response, "
@@ -156,6 +157,21 @@ def _cost(facts: ExportFacts) -> Iterator[str]:
     if stated:
         yield ""
         yield f"For comparison, in nats: {'; '.join(stated)}."
+
+
+def _parts_of_kl(facts: ExportFacts) -> Iterator[str]:
+    """What of a KL comes from refusing or not, and what does not, where they are told apart."""
+    for name, scores in facts.scores.items():
+        details = {} if scores.saved is None else scores.saved.details
+        parts = [details.get(key) or {} for key in ("behaviour", "remainder")]
+        if any(part.get("standard_error") is None for part in parts):
+            continue
+        behaviour, remainder = ("{mean:.4f} ± {standard_error:.4f}".format(**p) for p in parts)
+        yield ""
+        yield (
+            f"Of the saved model's {_code(name)}, {behaviour} nats come from refusing or not at "
+            f"the first token, and {remainder} nats from everything else."
+        )
 
 
 def _edit(facts: ExportFacts) -> Iterator[str]:

@@ -45,6 +45,7 @@ from heretic_kl.report.wording import (
     label,
     predicted_line,
     scores_line,
+    split_lines,
     stopped_line,
     to_ascii,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "render",
     "scores_line",
     "size_figure",
+    "split_lines",
     "studies_footnotes",
     "studies_section",
     "study_rows",

@@ -17,6 +17,7 @@ from heretic_kl.report.wording import (
     label,
     number,
     predicted_line,
+    split_parts,
     stopped_line,
 )
 from heretic_kl.scoring import agreement_text
@@ -129,6 +130,7 @@ def score_sections(scores: Mapping[str, Score], prompts: str) -> list[DetailSect
     for name, score in scores.items():
         rows = [("score", score.text), *_error_rows(score), *_response_rows(score.details)]
         rows.extend(_judge_rows(score.details))
+        rows.extend((f"of it {title}", f"{size} nats") for title, size in split_parts(score))
         rows.extend(_divergence_rows(score.details))
         sections.append(DetailSection(f"{label(name)} on the {prompts}", tuple(rows)))
         bars = _bar_rows(profile_bars(score.details))
@@ -209,13 +211,6 @@ def _divergence_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     prompts, positions = _number(details, "prompts"), _number(details, "rows")
     if prompts is not None and positions is not None:
         rows.append(("measured on", f"{prompts:.0f} prompts, {positions:.0f} positions"))
-    for key, title in (
-        ("behaviour", "of it refusing or not"),
-        ("remainder", "everything else"),
-    ):
-        part = details.get(key)
-        if isinstance(part, Mapping) and part.get("standard_error") is not None:
-            rows.append((title, f"{part['mean']:.4f} ± {part['standard_error']:.4f} nats"))
     quantiles = _quantiles(details)
     if quantiles:
         rows.append(("quantiles", quantiles))

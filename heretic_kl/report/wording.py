@@ -14,6 +14,8 @@ MISSING: Final = "–"
 """Stands where there is no score."""
 
 _SHORT_LABELS: Final = {"teacher_forced_kl": "KL"}
+_PARTS: Final = {"behaviour": "refusing or not", "remainder": "everything else"}
+"""Detail of a KL -> which part of it that is."""
 _COMPONENTS: Final = ("attention", "mlp")
 _NORMS: Final = {"row": "row norms restored", "normalized_row": "normalized rows ablated"}
 _NATS: Final = re.compile(
@@ -81,6 +83,26 @@ def scores_line(scores: Mapping[str, Score], *, full: bool = False) -> str:
     """Scores side by side: `refusals 3/64 (5%)  KL 0.0312 ± 0.0041`."""
     worded = (f"{label(n)} {s.text if full else compact(s)}" for n, s in scores.items())
     return "  ".join(worded) or "no scores"
+
+
+def split_parts(score: Score) -> list[tuple[str, str]]:
+    """Title and size of both parts of a KL: `refusing or not`, `0.0120 ± 0.0010`; [] without."""
+    parts = [(title, score.details.get(key)) for key, title in _PARTS.items()]
+    return [
+        (title, f"{part['mean']:.4f} ± {part['standard_error']:.4f}")
+        for title, part in parts
+        if isinstance(part, Mapping) and part.get("standard_error") is not None
+    ]
+
+
+def split_lines(scores: Mapping[str, Score]) -> list[str]:
+    """A line for each KL that is told apart: `of the KL 0.0120 ± 0.0010 refusing or not, ...`."""
+    parts = {name: split_parts(score) for name, score in scores.items()}
+    return [
+        f"of the {label(name)} {', '.join(f'{size} {title}' for title, size in of_score)}"
+        for name, of_score in parts.items()
+        if of_score
+    ]
 
 
 def predicted_line(predicted: Mapping[str, float]) -> str:

@@ -48,6 +48,7 @@ from heretic_kl.report import (
     label,
     predicted_line,
     scores_line,
+    split_lines,
     stopped_line,
     to_ascii,
     trial_details,
@@ -218,6 +219,8 @@ class ConsoleObserver:
         record = event.record
         say(self._results, f"picked trial {record.number} ({event.rule})", "bold")
         say(self._results, f"  {scores_line(record.scores, full=True)}  (validation prompts)")
+        for line in split_lines(record.scores):
+            say(self._results, f"  {line}")
         say(self._results, f"  {describe_edit(record.edit)}")
 
     def _saved(self, event: ModelSaved) -> None:

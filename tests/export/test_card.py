@@ -121,8 +121,21 @@ def test_the_card_states_cost_edit_prompts_and_limits():
         "Seed 4",
     ):
         assert text in card, text
+    assert "come from refusing or not" not in card  # it is not told apart
     assert "first 1 position are" not in card
     assert "its first 1 position are" in model_card(facts(kl_tokens=1))
+
+
+def test_the_card_states_both_parts_of_the_kl():
+    parts = {"behaviour": {"mean": 0.02, "standard_error": 0.003}}
+    parts["remainder"] = {"mean": 0.0121, "standard_error": 0.004}
+    scores = facts().scores["teacher_forced_kl"]
+    kl = replace(scores, saved=replace(scores.saved, details=parts))
+    card = model_card(facts(scores={"teacher_forced_kl": kl}))
+    assert (
+        "Of the saved model's `teacher_forced_kl`, 0.0200 ± 0.0030 nats come from refusing or not "
+        "at the first token, and 0.0121 ± 0.0040 nats from everything else."
+    ) in card
 
 
 def test_the_card_of_a_learned_edit_says_what_was_learned_and_how_strong_it_was_kept():

@@ -161,6 +161,24 @@ def test_verdicts_of_older_studies_are_shown_without_what_is_degenerate() -> Non
     assert [table.columns for table in tables] == [{"original": ["refused", "not"]}]
 
 
+def test_the_result_has_both_parts_of_a_kl_below_it(studies: Path) -> None:
+    study = read_study("s", studies)
+    (number,) = (r.number for r in study.records if r.number == 12)
+    parts = {
+        "behaviour": {"mean": 0.02, "standard_error": 0.003},
+        "remainder": {"mean": 0.03, "standard_error": 0.004},
+    }
+    tested = study.tested[number]
+    split = replace(tested["teacher_forced_kl"], details=parts)
+    tests = {**study.tested, number: {**tested, "teacher_forced_kl": split}}
+    (table,) = report(studies, study=replace(study, tested=tests)).page().sections[0].tables
+    place = [row[0] for row in table.rows].index("KL")
+    assert table.rows[place + 1 : place + 3] == [
+        ("KL: refusing or not", "–", "0.0200 ± 0.0030"),
+        ("KL: everything else", "–", "0.0300 ± 0.0040"),
+    ]
+
+
 def test_trials_that_cannot_be_told_from_one_of_the_front_stand_with_it(studies: Path) -> None:
     study = read_study("s", studies)
     best = study.front[0]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
@@ -108,6 +109,19 @@ def test_a_saved_model_shows_both_columns_and_the_merge() -> None:
     place = lines[start + 1].index("saved")
     assert all(line[place - 1] == " " != line[place] for line in lines[start + 2 : start + 5])
     assert "1.3e-07 nats, within what rounding costs" in lines[start + 5]
+
+
+def test_a_pick_states_both_parts_of_its_kl() -> None:
+    parts = {"behaviour": {"mean": 0.02, "standard_error": 0.003}}
+    parts["remainder"] = {"mean": 0.03, "standard_error": 0.004}
+    scores = {**TRIALS[1].scores, "teacher_forced_kl": Score(0.05, "0.05 nats", details=parts)}
+    console = recorded(terminal=False)
+    ConsoleObserver(quiet=False, console=console)(
+        TrialPicked(replace(TRIALS[1], scores=scores), "knee")
+    )
+    line = "  of the KL 0.0200 ± 0.0030 refusing or not, 0.0300 ± 0.0040 everything else"
+    assert line in written(console).splitlines()
+    assert not any("of the KL" in line for line in plain_log())  # it is not told apart there
 
 
 def test_a_merge_above_the_floor_is_said_loudly() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -34,7 +34,15 @@ from heretic_kl.report.study_data import (
     refinement_rows,
     strength_rows,
 )
-from heretic_kl.report.wording import MISSING, cell, describe_edit, duration, label, scores_line
+from heretic_kl.report.wording import (
+    MISSING,
+    cell,
+    describe_edit,
+    duration,
+    label,
+    scores_line,
+    split_parts,
+)
 from heretic_kl.scoring import Score
 from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, alike_behind, foretold
 
@@ -129,7 +137,7 @@ class StudyReport:
             if tested is None:
                 notes.append(f"Trial {chosen.number} was not measured on the test prompts.")
             names = list(dict.fromkeys([*before, *after]))
-            rows = [(label(n), _cell(before.get(n)), _cell(after.get(n))) for n in names]
+            rows = [row for n in names for row in _score_rows(n, before.get(n), after.get(n))]
             headings = ("score", "original", f"trial {chosen.number}")
             tables.append(PageTable(f"Scores on the {use} prompts", headings, rows))
         rows_compared = comparison_rows(self.study, trials)
@@ -292,6 +300,16 @@ class StudyReport:
 def pictures(page: Page) -> tuple[Figure, ...]:
     """The figures that are worth a picture of their own."""
     return tuple(f for f in page.figures if f.name.partition("-")[0] in PICTURES)
+
+
+def _score_rows(
+    name: str, before: Score | None, after: Score | None
+) -> Iterator[tuple[str, str, str]]:
+    """A score, and below it the parts of a KL."""
+    yield label(name), _cell(before), _cell(after)
+    first, second = (dict(split_parts(score)) if score else {} for score in (before, after))
+    for title in dict.fromkeys([*first, *second]):
+        yield f"{label(name)}: {title}", first.get(title, MISSING), second.get(title, MISSING)
 
 
 def _cell(score: Score | None) -> str:
