@@ -160,7 +160,15 @@ class Settings(CommonSettings):
         ),
         "Search": (
             *("target_refusals", "max_response_tokens", "startup_trials", "test_trials"),
-            *("screening", "racing", "keep_responses", "storage", "study_name", "debug"),
+            *(
+                "test_kl_tokens",
+                "screening",
+                "racing",
+                "keep_responses",
+                "storage",
+                "study_name",
+                "debug",
+            ),
         ),
         "Saving": ("save_dtype", "overwrite"),
         "Prompts": ("prompts",),
@@ -209,7 +217,7 @@ class Settings(CommonSettings):
         "none", "Search on quantized weights, to fit a small GPU; saved in full precision"
     )
     prompt_set: Literal["auto", "hub", "builtin"] = setting(
-        "auto", "Prompts where prompts.* names no source; auto: hub if reachable, else builtin"
+        "auto", "Prompts if prompts.* names none; auto: hub if reachable, else builtin"
     )
     seed: Whole = setting(0, "Seed of all random numbers", ge=0, le=2**32 - 1, short="s")
     study_dir: Location = setting(Path("studies"), "Folder of the studies", metavar="FOLDER")
@@ -236,6 +244,13 @@ class Settings(CommonSettings):
     )
     test_trials: Whole = setting(
         8, "Trials of the front that are measured on the test prompts", ge=0
+    )
+    test_kl_tokens: Whole | None = setting(
+        None,
+        "Positions of the KL on test prompts (default: kl_tokens)",
+        example=16,
+        ge=1,
+        le=1024,
     )
     screening: bool | None = setting(
         None,
@@ -282,6 +297,11 @@ class Settings(CommonSettings):
     def learns(self) -> bool:
         """Whether edits are learned after the search."""
         return self.refine and self.refinement.trials > 0
+
+    @property
+    def other_test_tokens(self) -> int | None:
+        """N of the KL on test prompts; None: the same as in trials."""
+        return None if self.test_kl_tokens == self.kl_tokens else self.test_kl_tokens
 
     @property
     def screens(self) -> bool:

@@ -143,8 +143,7 @@ def _cost(facts: ExportFacts) -> Iterator[str]:
     yield ""
     yield (
         "KL divergence is teacher-forced: both models are fed the original's greedy response, "
-        f"and the next-token distributions of its first {facts.kl_tokens} "
-        f"position{'s' if facts.kl_tokens != 1 else ''} are compared, in nats, "
+        f"and the next-token distributions of its first {_positions(facts)} are compared, in nats, "
         "KL(original || edited), averaged over positions, then over prompts (not summed); version "
         f"{facts.metric_version} of the metric."
     )
@@ -154,9 +153,28 @@ def _cost(facts: ExportFacts) -> Iterator[str]:
         ("the saved model differs from the trial by", facts.merge_kl),
     )
     stated = [f"{text} {value:.2g}" for text, value in floors if value is not None]
+    over = ""
+    if any(tokens != facts.kl_tokens for tokens in _tokens(facts).values()):
+        over = f" over the first {facts.kl_tokens} positions, as in the search"
     if stated:
         yield ""
-        yield f"For comparison, in nats: {'; '.join(stated)}."
+        yield f"For comparison, in nats{over}: {'; '.join(stated)}."
+
+
+def _tokens(facts: ExportFacts) -> dict[str, int]:
+    """N of each KL on the test prompts, by scorer."""
+    return {n: facts.tokens_of(n) for n, scores in facts.scores.items() if scores.unit == "nats"}
+
+
+def _positions(facts: ExportFacts) -> str:
+    """`3 positions`; with the scorer of each number where there are several."""
+    of_scorers = _tokens(facts)
+    counts = set(of_scorers.values()) or {facts.test_kl_tokens or facts.kl_tokens}
+    if len(counts) > 1:
+        named = ", ".join(f"{_code(name)} {tokens}" for name, tokens in of_scorers.items())
+        return f"positions ({named})"
+    (tokens,) = counts
+    return f"{tokens} position{'s' if tokens != 1 else ''}"
 
 
 def _parts_of_kl(facts: ExportFacts) -> Iterator[str]:
@@ -290,7 +308,7 @@ def _limits(facts: ExportFacts) -> Iterator[str]:
     yield f"- The test set is small ({counts or 'see above'} prompts); the intervals say how far."
     if any(scores.unit == "nats" for scores in facts.scores.values()):
         yield (
-            f"- KL covers the first {facts.kl_tokens} response positions of harmless prompts; "
+            f"- KL covers the first {_positions(facts)} of responses to harmless prompts; "
             "it says nothing about long responses, other languages or other tasks. Test yours."
         )
     yield ""

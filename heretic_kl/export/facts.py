@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from heretic_kl._version import __version__
 from heretic_kl.ablation import EditParameters
-from heretic_kl.scoring import Meaning, Score
+from heretic_kl.scoring import KL_TOKENS, Meaning, Score
 
 PACKAGES = ("torch", "transformers", "optuna", "safetensors", "datasets")
 CARD_NAMES = ("README.original.md", "README.md")
@@ -97,6 +97,7 @@ class ExportFacts:
     validation_scores: Mapping[str, Score]
     """The trial's, on the validation prompts."""
     kl_tokens: int
+    """N in trials: of `validation_scores`, the floors and `merge_kl`."""
     metric_version: int
     """Of the KL: what two versions measure is not compared."""
     noise_floor: float | None
@@ -123,6 +124,14 @@ class ExportFacts:
     """Fingerprints of all that the edit depends on: weights, tokenizer, prompts, scorers."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """What the run found out: dtype, batch size, response prefix, device, threads, prompt set."""
+    test_kl_tokens: int | None = None
+    """N on test prompts, for scorers that have none of their own; None: `kl_tokens`."""
+
+    def tokens_of(self, name: str) -> int:
+        """N of a scorer's `scores`."""
+        scores = self.scores[name]
+        measured = (scores.saved or scores.trial or Score(None, "")).details.get(KL_TOKENS)
+        return int(measured or self.test_kl_tokens or self.kl_tokens)
 
 
 def installed_versions() -> dict[str, str]:

@@ -28,7 +28,14 @@ FILE_NAMES: Final = (REPRODUCTION_FILE, "heretic-kl.json")
 """What the file is called in a folder, the newest name first."""
 LARGEST_FILE: Final = 64 * 2**20
 TAKEN: Final = (
-    *("seed", "kl_tokens", "max_response_tokens", "enable_thinking", "response_prefix"),
+    *(
+        "seed",
+        "kl_tokens",
+        "test_kl_tokens",
+        "max_response_tokens",
+        "enable_thinking",
+        "response_prefix",
+    ),
     *("edit", "directions", "prompts", "prompt_set", "scorers", "save_dtype"),
     *("quantization", "dtype", "batch_size", "chat_template", "chat_template_kwargs"),
     *("screening", "refine", "refinement"),
@@ -161,6 +168,12 @@ class Reproduction(_Part):
         if self.base.on_hub and _HUB_NAME.fullmatch(self.base.name):
             settings |= {"model": self.base.name, "revision": self.base.revision}
         return settings, tuple(map(plain_line, left_out))
+
+    def kl_tokens_of(self, scorer: str) -> Any:
+        """N of a scorer's test scores, as the settings in the file say it."""
+        table = _table(_table(self.settings.get("scorers")).get(scorer))
+        tokens = _table(table.get("settings")).get("kl_tokens")
+        return tokens or self.settings.get("test_kl_tokens") or self.settings.get("kl_tokens")
 
     def weights_beside(self, names: Mapping[str, Any]) -> bool:
         """Whether the saved model's files, those of `names`, are beside this file, unchanged."""

@@ -80,6 +80,7 @@ def reproduction(facts: ExportFacts) -> dict[str, Any]:
         "test_scores": {name: _scores(scores) for name, scores in facts.scores.items()},
         "measurement": {
             "kl_tokens": facts.kl_tokens,
+            "test_kl_tokens": facts.test_kl_tokens or facts.kl_tokens,
             "metric_version": facts.metric_version,
             "noise_floor_nats": facts.noise_floor,
             "rounding_floor_nats": facts.rounding_floor,

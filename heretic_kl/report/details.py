@@ -20,7 +20,7 @@ from heretic_kl.report.wording import (
     split_parts,
     stopped_line,
 )
-from heretic_kl.scoring import agreement_text
+from heretic_kl.scoring import KL_TOKENS, agreement_text
 from heretic_kl.search import TrialRecord
 
 if TYPE_CHECKING:
@@ -210,7 +210,9 @@ def _divergence_rows(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     prompts, positions = _number(details, "prompts"), _number(details, "rows")
     if prompts is not None and positions is not None:
-        rows.append(("measured on", f"{prompts:.0f} prompts, {positions:.0f} positions"))
+        tokens = _number(details, KL_TOKENS)
+        of_each = "" if tokens is None else f", the first {tokens:.0f} of each response"
+        rows.append(("measured on", f"{prompts:.0f} prompts, {positions:.0f} positions{of_each}"))
     quantiles = _quantiles(details)
     if quantiles:
         rows.append(("quantiles", quantiles))

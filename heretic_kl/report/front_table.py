@@ -11,7 +11,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from heretic_kl.report.wording import MISSING, align, cell, describe_edit, label, to_ascii
+from heretic_kl.report.wording import (
+    MISSING,
+    align,
+    cell,
+    describe_edit,
+    label,
+    other_tokens,
+    to_ascii,
+    tokens_note,
+)
 from heretic_kl.scoring import intervals_overlap
 from heretic_kl.search import TrialRecord, knee
 
@@ -41,6 +50,8 @@ class FrontRow:
     """Trials behind the front that cannot be told from this one."""
     noise_floors: Mapping[str, float] = field(default_factory=dict)
     """In nats, by scorer that has one."""
+    tokens: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Of scorers whose validation and test scores are over other numbers of positions: both."""
 
     @property
     def title(self) -> str:
@@ -74,16 +85,18 @@ def front_rows(
         rows.append(FrontRow(None, shown, _cells(test_baseline or {}), "no edit"))
     best = knee(front).number if front else None
     for trial, following in zip_longest(front, front[1:]):
+        test = (tested or {}).get(trial.number, {})
         rows.append(
             FrontRow(
                 number=trial.number,
                 validation=_cells(trial.scores),
-                test=_cells((tested or {}).get(trial.number, {})),
+                test=_cells(test),
                 edit=describe_edit(trial.edit),
                 knee=trial.number == best,
                 like_next=() if following is None else _overlapping(trial, following),
                 like=tuple((like or {}).get(trial.number, ())),
                 noise_floors=_noise_floors(trial.scores),
+                tokens=other_tokens(trial.scores, test),
             )
         )
     return tuple(rows)
@@ -128,6 +141,7 @@ def front_footnotes(rows: Sequence[FrontRow]) -> list[str]:
         return []
     notes = ["In parentheses: 95% interval. After ±: one standard error."]
     notes.append("Validation scores chose these trials, so they flatter; test scores do not.")
+    notes += tokens_note({name: pair for row in trials for name, pair in row.tokens.items()})
     for name, floor in trials[0].noise_floors.items():
         notes.append(
             f"{label(name)}: noise floor {floor:.1g} nats, seen when only batching differs."

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from heretic_kl.search import StoredStudy, TrialRecord
 
 KL_TOKENS: Final = "kl_tokens"
+TEST_KL_TOKENS: Final = "test_kl_tokens"
 APART: Final = {"study_name", "study_dir", "storage", "save", "overwrite", "quiet"}
 """Settings that say where a study is, not what it does."""
 
@@ -103,6 +104,11 @@ def studies_footnotes(rows: Sequence[StudyRow]) -> list[str]:
     notes = ["In parentheses: 95% interval. After ±: one standard error."]
     if any(KL_TOKENS in row.settings for row in rows):
         notes.append(f"KL is over {KL_TOKENS} positions: not comparable where that differs.")
+    if any(TEST_KL_TOKENS in row.settings for row in rows):
+        notes.append(
+            f"KL on test prompts is over {TEST_KL_TOKENS} positions, {KL_TOKENS} where that is not "
+            "set: not comparable where that differs."
+        )
     return notes
 
 

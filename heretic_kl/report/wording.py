@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from heretic_kl.scoring import KL_TOKENS
+
 if TYPE_CHECKING:  # the types a trial record is made of
     from heretic_kl.ablation import EditParameters, WeightKernel
     from heretic_kl.scoring import Score, Stopped
@@ -19,7 +21,8 @@ _PARTS: Final = {"behaviour": "refusing or not", "remainder": "everything else"}
 _COMPONENTS: Final = ("attention", "mlp")
 _NORMS: Final = {"row": "row norms restored", "normalized_row": "normalized rows ablated"}
 _NATS: Final = re.compile(
-    r"^(?P<number>.+?) nats( \((?P<below>below the )?noise floor (?P<floor>\S+)\))?$"
+    r"^(?P<number>.+?) nats( over (?P<tokens>\d+) positions?)?"
+    r"( \((?P<below>below the )?noise floor (?P<floor>\S+)\))?$"
 )
 _ASCII: Final = str.maketrans(
     {
@@ -105,6 +108,31 @@ def split_lines(scores: Mapping[str, Score]) -> list[str]:
     ]
 
 
+def other_tokens(
+    validation: Mapping[str, Score], test: Mapping[str, Score]
+) -> dict[str, tuple[int, int]]:
+    """N of a score on validation and on test prompts, by scorer, where the two differ."""
+    pairs = {
+        name: (validation[name].details.get(KL_TOKENS), score.details.get(KL_TOKENS))
+        for name, score in test.items()
+        if name in validation
+    }
+    return {
+        name: (first, second)
+        for name, (first, second) in pairs.items()
+        if isinstance(first, int) and isinstance(second, int) and first != second
+    }
+
+
+def tokens_note(differing: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Says of each scorer in `other_tokens` that its validation and test scores do not compare."""
+    return [
+        f"{label(name)} on test prompts is over the first N = {second} positions of a response, on "
+        f"validation prompts over {first}: the two do not compare."
+        for name, (first, second) in differing.items()
+    ]
+
+
 def predicted_line(predicted: Mapping[str, float]) -> str:
     """What rung 1 says: `refusals 12% predicted`."""
     return "  ".join(f"{label(name)} {share:.0%} predicted" for name, share in predicted.items())
@@ -185,9 +213,11 @@ def _without_unit(text: str, *, floor: bool = False) -> str:
     match = _NATS.match(text)
     if match is None:
         return text
+    tokens = f", N {match['tokens']}" if match["tokens"] else ""
     if match["below"]:
-        return match["number"] + " (noise)"
-    return match["number"] + (f" (floor {match['floor']})" if floor and match["floor"] else "")
+        return f"{match['number']}{tokens} (noise)"
+    shown = f" (floor {match['floor']})" if floor and match["floor"] else ""
+    return f"{match['number']}{tokens}{shown}"
 
 
 def _component(name: str, kernel: WeightKernel | None) -> str:

@@ -14,7 +14,7 @@ from heretic_kl.model import ModelSource
 from heretic_kl.prompts import Kind, Prompt
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.run.engines import build_engine
-from heretic_kl.run.parts import RunParts, measuring_context
+from heretic_kl.run.parts import RunParts, prepare
 from heretic_kl.run.report_record import run_facts, shown_responses
 from heretic_kl.run.saving.command import evaluating_command
 from heretic_kl.run.setup.calibrate import Calibrated, calibrate
@@ -99,7 +99,7 @@ def evaluate(
     engine = calibrated.engine
     with tell.stage("baseline", "Measuring the original model"):
         calibration = calibrated.calibration
-        suite.prepare(measuring_context(settings, engine, calibration, prompts, suite, use))
+        prepare(suite, settings, engine, calibration, prompts, use)
         scores = suite.evaluate(engine, None)
         responses = shown_responses(engine, None, settings, prompts.of(use))
     tell(BaselineMeasured(use, scores))
@@ -144,9 +144,7 @@ def evaluate_trial(run: RunParts, record: TrialRecord, specs: Sequence[ScorerSpe
     if record.edit is None:
         raise SelectionError(f"trial {record.number} was interrupted and has no edit")
     plan, suite = run.plan(record.edit), Suite(specs)
-    suite.prepare(
-        measuring_context(run.settings, run.engine, run.calibration, run.prompts, suite, "test")
-    )
+    prepare(suite, run.settings, run.engine, run.calibration, run.prompts, "test")
     with run.tell.stage("measure", "Measuring the original model"):
         scores = suite.evaluate(run.engine, None)
     with run.tell.stage("measure", f"Measuring trial {record.number}"):

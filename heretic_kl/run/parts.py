@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from heretic_kl.ablation import Directions, EditParameters, Plan, SiteFacts, SiteKey, build_plan
 from heretic_kl.config import Settings
-from heretic_kl.engine import Calibration, Engine
+from heretic_kl.engine import Calibration, Engine, measure_noise_floor
 from heretic_kl.errors import ModelError
 from heretic_kl.model import LanguageModel
 from heretic_kl.prompts.sets import PromptSets
 from heretic_kl.refine import Refiner, mine_openings
 from heretic_kl.run.engines import EngineOptions
+from heretic_kl.run.setup.calibrate import NOISE_PROMPTS
 from heretic_kl.run.teller import Teller
 from heretic_kl.run.trials.response_log import ResponseLog
 from heretic_kl.scoring import Score, ScorerContext, Suite
@@ -58,10 +59,7 @@ class RunParts:
     def test_suite(self) -> Suite:
         """The same scorers prepared for the test prompts, when they are first needed."""
         suite = Suite(self.suite.specs)
-        context = measuring_context(
-            self.settings, self.engine, self.calibration, self.prompts, suite, "test"
-        )
-        suite.prepare(context)
+        prepare(suite, self.settings, self.engine, self.calibration, self.prompts, "test")
         return suite
 
     @cached_property
@@ -135,22 +133,32 @@ def refusal_openers(
     return tuple(sorted({opening[0] for opening in openings}))
 
 
-def measuring_context(
+def prepare(
+    suite: Suite,
     settings: Settings,
     engine: Engine,
     calibration: Calibration,
     prompts: PromptSets,
-    suite: Suite,
     use: Literal["validation", "test"],
-) -> ScorerContext:
-    """What scorers may ask while they prepare for one use of the prompts."""
-    return ScorerContext(
+) -> None:
+    """Prepare scorers for one use of the prompts.
+
+    Where the KL on test prompts has another N than in trials, its noise floor is measured anew.
+    """
+    tokens, floor = settings.kl_tokens, calibration.noise_floor.value
+    longer = settings.other_test_tokens if use == "test" else None
+    if longer is not None:
+        some = prompts["harmless", "validation"][:NOISE_PROMPTS]
+        reference = engine.reference_under(None, some, longer)
+        tokens, floor = longer, measure_noise_floor(engine.runner, reference, None).value
+    context = ScorerContext(
         prompts_by_kind=prompts.of(use),
         ask_reference=lambda request: engine.measure(None, [request])[0],
-        kl_tokens=settings.kl_tokens,
+        kl_tokens=tokens,
         max_response_tokens=settings.max_response_tokens,
-        noise_floor=calibration.noise_floor.value,
+        noise_floor=floor,
         refusal_rule=suite.refusal_rule,
         refusal_openers=refusal_openers(settings, engine, prompts, suite),
         use=use,
     )
+    suite.prepare(context, states_tokens=longer is not None)

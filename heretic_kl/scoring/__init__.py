@@ -63,13 +63,20 @@ from heretic_kl.scoring.scorer import (
     ScorerSettings,
     likely_value,
 )
-from heretic_kl.scoring.suite import MeasuringEngine, ScorerSpec, Suite, summed_judging
+from heretic_kl.scoring.suite import (
+    KL_TOKENS,
+    MeasuringEngine,
+    ScorerSpec,
+    Suite,
+    summed_judging,
+)
 
 __all__ = [
     "Agreement",
     "ChatEndpoint",
     "JudgedOnce",
     "Judgement",
+    "KL_TOKENS",
     "KLOptions",
     "sampling_seed",
     "Bounds",

@@ -15,7 +15,7 @@ import torch
 from heretic_kl.ablation import Plan
 from heretic_kl.errors import ConfigError, HereticKLError, MeasurementError, ScorerError
 from heretic_kl.ranks import on_first
-from heretic_kl.requests import Request, Result, SoFar, Watch
+from heretic_kl.requests import Request, Result, SoFar, TeacherForcedRequest, Watch
 from heretic_kl.scoring.loader import build_scorer
 from heretic_kl.scoring.racing import Judge, Race, Rival, Stopped
 from heretic_kl.scoring.refusal_count import RefusalCount
@@ -24,6 +24,8 @@ from heretic_kl.scoring.scorer import Bounds, Role, Score, ScorerContext
 
 REFUSALS: Final = "refusals"
 """Name of the scorer that counts refusals of harmful prompts by default."""
+KL_TOKENS: Final = "kl_tokens"
+"""In the details of a score: N, the positions of a response that its scorer compares at most."""
 JUDGING: Final = ("requests", "retries", "timeouts", "prompt_tokens", "answer_tokens", "cost")
 """What is summed of judges."""
 
@@ -67,6 +69,7 @@ class Suite:
         self.specs = tuple(specs)
         self._check_names()
         self.scorers = {s.name: build_scorer(s.name, s.use, s.settings) for s in self.specs}
+        self._states_tokens = False
         if not self.objectives:
             raise ConfigError("no scorer has the role minimize or maximize: nothing to search for")
 
@@ -133,8 +136,13 @@ class Suite:
         used = {name: scorer.judging() for name, scorer in self.scorers.items()}
         return {name: counts for name, counts in used.items() if counts.get("requests")}
 
-    def prepare(self, context: ScorerContext) -> None:
-        """Prepare every scorer; measures nothing of any candidate."""
+    def prepare(self, context: ScorerContext, *, states_tokens: bool = False) -> None:
+        """Prepare every scorer; measures nothing of any candidate.
+
+        With `states_tokens` the text of a score says over how many positions it is: other scores of
+        its scorer are over others.
+        """
+        self._states_tokens = states_tokens
         for spec in self.specs:
             with _blamed_on(spec.name):
                 self.scorers[spec.name].prepare(replace(context, role=spec.role))
@@ -211,12 +219,25 @@ class Suite:
         with _blamed_on(spec.name):
             score = self.scorers[spec.name].score(results)
             values = self.scorers[spec.name].per_prompt(results)
+        score = self._with_tokens(spec, score)
         value = score.optimized
         if spec.role != "monitor" and (value is None or not math.isfinite(value)):
             raise MeasurementError(f"scorer {spec.name!r} gave no value: {score.text}")
         if values is None:
             return score
         return replace(score, per_prompt=tuple(values))
+
+    def _with_tokens(self, spec: ScorerSpec, score: Score) -> Score:
+        """The score, with the number of positions N that its scorer compares where it does so."""
+        requests = (r for r in self._ask(spec) if isinstance(r, TeacherForcedRequest))
+        tokens = max((request.tokens for request in requests), default=None)
+        if tokens is None:
+            return score
+        text = score.text
+        if self._states_tokens:
+            over = f" over {tokens} position{'s' if tokens != 1 else ''}"
+            text = text.replace(" nats", f" nats{over}", 1) if " nats" in text else text + over
+        return replace(score, text=text, details={KL_TOKENS: tokens, **score.details})
 
     @on_first
     def _bounds(self, spec: ScorerSpec, results: Sequence[SoFar]) -> Bounds:

@@ -183,6 +183,15 @@ def scores_to_json(scores: Mapping[str, Score]) -> str:
     return json.dumps(content)
 
 
+def tested_prefix(tokens: int | None) -> str:
+    """What the names of a study's attributes begin with that hold test scores, before the trial.
+
+    `tokens` is N of their KL; None: as in trials. What is measured with another N stands apart, so
+    that the two are never compared.
+    """
+    return "heretic-kl:test:" if tokens is None else f"heretic-kl:test@{tokens}:"
+
+
 def scores_from_json(text: str) -> dict[str, Score]:
     """The inverse of `scores_to_json`."""
     return {name: Score.from_dict(data) for name, data in json.loads(text).items()}

@@ -25,12 +25,12 @@ from heretic_kl.search.records import (
     read_record,
     scores_from_json,
     scores_to_json,
+    tested_prefix,
 )
 from heretic_kl.search.space import SearchSpace
 from heretic_kl.search.storage import JOURNAL_SUFFIX, storage_for_reading, study_names
 from heretic_kl.search.storage.backends import NOT_AS_WRITTEN
 from heretic_kl.search.storage.pieces import keep, whole
-from heretic_kl.search.study import TEST_SCORES
 
 RUN = "heretic-kl:run"
 """Attribute of a study: what its latest run was made with."""
@@ -90,7 +90,9 @@ def keep_run(
     keep(study, RUN, without_home(json.dumps(content)))
 
 
-def read_study(study: str | None, folder: Path, url: str | None = None) -> StoredStudy:
+def read_study(
+    study: str | None, folder: Path, url: str | None = None, *, test_tokens: int | None = None
+) -> StoredStudy:
     """The study of this name, or in this journal file.
 
     Args:
@@ -98,6 +100,7 @@ def read_study(study: str | None, folder: Path, url: str | None = None) -> Store
             newest of a folder.
         folder: where journal files are kept.
         url: an Optuna storage URL in place of the folder.
+        test_tokens: which test scores are read, by N of their KL; None: those of the latest run's.
 
     Raises:
         StudyError: there is none, or it cannot be read.
@@ -112,13 +115,15 @@ def read_study(study: str | None, folder: Path, url: str | None = None) -> Store
     if name not in study_names(storage):
         raise StudyError(f"there is no study {name!r}; {_names_in(storage)}")
     try:
-        return _read(storage, name, folder_of_journal)
+        return _read(storage, name, folder_of_journal, test_tokens)
     except NOT_AS_WRITTEN as error:
         what = f"study {name!r} is damaged, or another program wrote it"
         raise StudyError(f"{what}: {one_line(error)[:200]}") from error
 
 
-def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
+def _read(
+    storage: BaseStorage, name: str, folder: Path | None, test_tokens: int | None
+) -> StoredStudy:
     study = optuna.load_study(study_name=name, storage=storage)
     attributes = study.user_attrs
     if RUN not in attributes:
@@ -131,17 +136,20 @@ def _read(storage: BaseStorage, name: str, folder: Path | None) -> StoredStudy:
         components=tuple(content["space"]["components"]),
         norm=content["space"]["norm"],
     )
+    settings = content["settings"]
+    tokens = test_tokens or settings.get("test_kl_tokens")
+    prefix = tested_prefix(None if tokens == settings.get("kl_tokens") else tokens)
     tested = {
-        int(key.removeprefix(TEST_SCORES)): scores_from_json(whole(attributes, key))
+        int(key.removeprefix(prefix)): scores_from_json(whole(attributes, key))
         for key in attributes
-        if key.startswith(TEST_SCORES)
+        if key.startswith(prefix)
     }
     fingerprint = stored_fingerprint(attributes) or {}
     trials = tuple(t for t in study.get_trials(deepcopy=False) if t.state.is_finished())
     return StoredStudy(
         name=name,
         folder=folder,
-        settings=content["settings"],
+        settings=settings,
         space=space,
         roles=content["roles"],
         records=tuple(read_record(trial, space) for trial in trials),

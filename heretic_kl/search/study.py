@@ -41,6 +41,7 @@ from heretic_kl.search.records import (
     refinement_attributes,
     scores_from_json,
     scores_to_json,
+    tested_prefix,
 )
 from heretic_kl.search.sampler import Drawer, is_finished
 from heretic_kl.search.space import (
@@ -53,8 +54,6 @@ from heretic_kl.search.storage import Heartbeat, Roles, Watch
 from heretic_kl.search.storage.pieces import in_pieces, keep, whole
 from heretic_kl.search.trials import RunningTrial, StudyTrials, count_finished, count_open
 
-TEST_SCORES = "heretic-kl:test:"
-"""Attribute of a study, followed by a trial's number."""
 JUDGING = "heretic-kl:judging:"
 """Attribute of a study, followed by an arbitrary name: what one process had judged."""
 MOST_FAILURES_IN_A_ROW = 5
@@ -90,6 +89,7 @@ class SearchStudy:
         batch_size: kept by a new study; see `stored_batch_size`.
         limits: largest acceptable score by scorer; to the sampler trials above are worse than all
             others, the more so the further above.
+        test_tokens: N of the KL on test prompts, where it is another one than in trials.
         versions: of what trials are measured with, where they do not forbid a comparison.
 
     Raises:
@@ -110,8 +110,10 @@ class SearchStudy:
         batch_size: int | None = None,
         limits: Mapping[str, float] | None = None,
         versions: Mapping[str, str] | None = None,
+        test_tokens: int | None = None,
     ) -> None:
         self.name = name
+        self._test_scores = tested_prefix(test_tokens)
         self._space = space
         self._outcomes = Outcomes(objectives, limits or {})
         self._records: dict[int, TrialRecord] = {}
@@ -276,13 +278,13 @@ class SearchStudy:
     @on_first
     def test_scores(self, number: int) -> dict[str, Score] | None:
         """A trial's scores on the test prompts, if they were measured."""
-        stored = whole(self._study.user_attrs, f"{TEST_SCORES}{number}")
+        stored = whole(self._study.user_attrs, f"{self._test_scores}{number}")
         return None if stored is None else scores_from_json(stored)
 
     @on_first
     def keep_test_scores(self, number: int, scores: Mapping[str, Score]) -> None:
         """Keep a trial's scores on the test prompts; `UNEDITED` counts as one."""
-        keep(self._study, f"{TEST_SCORES}{number}", scores_to_json(scores))
+        keep(self._study, f"{self._test_scores}{number}", scores_to_json(scores))
 
     @on_first
     def keep_judging(self, used: Mapping[str, Mapping[str, Any]]) -> None:

@@ -94,9 +94,14 @@ def test_a_trial_is_measured_on_the_test_prompts_once(call, events, tmp_path, mo
     study = read_study("untested", tmp_path)
     assert {*study.tested} == {2} and study.settings == before
     assert study.tested[2]["refusals"].value == tested["scores"]["refusals"]["value"]
+    longer = ("--test", "--test-kl-tokens", "2")
+    code, lines = events(*show, *longer)
+    assert code == 0 and lines[-2]["test_scores"]["teacher_forced_kl"]["details"]["kl_tokens"] == 2
     monkeypatch.setattr("heretic_kl.run.Session", None)  # no model is loaded again
     code, out, _ = call(*show, "--test")
-    assert code == 0 and "test prompts" in out
+    assert code == 0 and "test prompts" in out and "over 2 positions" not in out
+    code, out, _ = call(*show, *longer)
+    assert code == 0 and "nats over 2 positions" in out
 
 
 def test_a_study_of_other_settings_is_not_measured_further(searched, call):

@@ -124,6 +124,10 @@ def test_the_card_states_cost_edit_prompts_and_limits():
     assert "come from refusing or not" not in card  # it is not told apart
     assert "first 1 position are" not in card
     assert "its first 1 position are" in model_card(facts(kl_tokens=1))
+    kl = facts().scores["teacher_forced_kl"]
+    other = replace(kl, saved=replace(kl.saved, details={"kl_tokens": 8}))
+    both = model_card(facts(scores={"code_kl": other, "teacher_forced_kl": kl}))
+    assert "its first positions (`code_kl` 8, `teacher_forced_kl` 3) are compared" in both
 
 
 def test_the_card_states_both_parts_of_the_kl():

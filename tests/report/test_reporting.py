@@ -94,6 +94,13 @@ class TestWording:
             "0.0000 ± 0.0000 (noise)"
         )
 
+    def test_a_divergence_over_other_positions_than_trials_says_so(self) -> None:
+        text = "0.0312 ± 0.0039 nats over 16 positions (noise floor 3e-12)"
+        assert cell(Score(0.0312, text)) == "0.0312 ± 0.0039, N 16"
+        assert compact(Score(0.0312, text)) == "0.0312 ± 0.0039, N 16 (floor 3e-12)"
+        below = Score(0.0, "0.0000 nats over 1 position (below the noise floor 3e-12)")
+        assert cell(below) == "0.0000, N 1 (noise)"
+
     def test_scores_of_unknown_scorers_speak_for_themselves(self) -> None:
         odd = Score(None, "unscored: no [bold]answers[/]", details={"count": "many", "total": 0})
         assert compact(odd) == cell(odd) == odd.text

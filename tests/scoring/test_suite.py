@@ -93,6 +93,17 @@ def test_an_unedited_model_has_no_kl_and_scores_come_in_order(engine):
     assert list(suite.evaluate_objectives(engine, [{}])[0]) == list(scores)[:2]
 
 
+def test_a_score_says_over_how_many_positions_it_is(engine):
+    suite = Suite(DEFAULTS)
+    suite.prepare(context(engine), states_tokens=True)
+    scores = suite.evaluate(engine, {})
+    tokens = context(engine).kl_tokens
+    kl = scores["teacher_forced_kl"]
+    assert kl.details["kl_tokens"] == tokens and f" nats over {tokens} positions (" in kl.text
+    assert "kl_tokens" not in scores["refusals"].details
+    assert "positions" not in scores["refusals"].text
+
+
 def test_scores_survive_storage(engine):
     suite = Suite(DEFAULTS)
     suite.prepare(context(engine))

@@ -189,8 +189,8 @@ class NamesStudy(Protocol):
         ...
 
 
-def read_named(settings: NamesStudy) -> StoredStudy:
-    """The study that settings name.
+def read_named(settings: NamesStudy, test_tokens: int | None = None) -> StoredStudy:
+    """The study that settings name; see `read_study` for `test_tokens`.
 
     Raises:
         StudyError: there is none, or it cannot be read.
@@ -198,7 +198,8 @@ def read_named(settings: NamesStudy) -> StoredStudy:
     from heretic_kl.search import quiet_optuna, read_study
 
     quiet_optuna()
-    return read_study(settings.study, settings.study_dir, settings.storage)
+    where = settings.study, settings.study_dir, settings.storage
+    return read_study(*where, test_tokens=test_tokens)
 
 
 def settings_of(

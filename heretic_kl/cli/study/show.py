@@ -47,7 +47,8 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError("--preview shows responses, --compare differences: leave one out")
     if settings.test and (settings.preview or settings.compare is not None):
         raise ConfigError("--test measures a trial: leave out --preview and --compare")
-    study = read_named(settings)
+    tokens = settings.test_kl_tokens if isinstance(settings, PreviewSettings) else None
+    study = read_named(settings, tokens)
     record = picked(study, rule)
     if isinstance(settings, PreviewSettings) and settings.preview:
         of_run = settings_of(PreviewSettings, words, settings, study, measures=False)
@@ -55,7 +56,7 @@ def run(words: Sequence[str]) -> int:
         return 0
     if isinstance(settings, PreviewSettings) and record.number not in study.tested:
         _test(record, settings_of(PreviewSettings, words, settings, study))
-        study = read_named(settings)
+        study = read_named(settings, tokens)
     if settings.compare is not None:
         _compare(study, record, picked(study, f"trial={settings.compare}"))
         return 0

@@ -62,7 +62,7 @@ def _result(
         "interval_95": None if saved.interval is None else list(saved.interval),
         "standard_error": saved.standard_error,
         "original": None if scores.original is None else scores.original.value,
-        "kl_tokens": facts.kl_tokens if scores.unit == "nats" else None,
+        "kl_tokens": facts.tokens_of(name) if scores.unit == "nats" else None,
         "metric_version": facts.metric_version if scores.unit == "nats" else None,
         "heretic_kl": facts.versions.get("heretic-kl"),
     }

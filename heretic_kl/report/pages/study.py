@@ -40,8 +40,10 @@ from heretic_kl.report.wording import (
     describe_edit,
     duration,
     label,
+    other_tokens,
     scores_line,
     split_parts,
+    tokens_note,
 )
 from heretic_kl.scoring import Score
 from heretic_kl.search import PlanStore, StoredStudy, TrialRecord, alike_behind, foretold
@@ -134,6 +136,7 @@ class StudyReport:
             if tested is not None:
                 before, after = self.study.test_baseline or {}, tested
             use = "validation" if tested is None else "test"
+            notes += tokens_note(other_tokens(record.scores, tested or {}))
             if tested is None:
                 notes.append(f"Trial {chosen.number} was not measured on the test prompts.")
             names = list(dict.fromkeys([*before, *after]))

@@ -22,7 +22,7 @@ from heretic_kl.export import (
 )
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.saving.save import measure_saved, save_trial
-from heretic_kl.scoring import Score
+from heretic_kl.scoring import KL_TOKENS, Score
 from heretic_kl.search import TrialRecord
 
 Verdict = Literal["bit for bit", "within the noise floor", "differs"]
@@ -162,7 +162,7 @@ def _compare(run: RunParts, wanted: Reproduction, plan: Plan, saved: ModelSaved)
     names = sorted(set(index) | set(wanted.files))
     files = tuple(name for name in names if not _same_file(name, index, wanted))
     weights = {name for name in names if name.endswith(".safetensors")}
-    scores = {n: (_saved(wanted, n), score) for n, score in saved.saved_scores.items()}
+    scores = {n: (_saved(wanted, n, score), score) for n, score in saved.saved_scores.items()}
     floor, kl = saved.noise_floor, None
     if not weights & set(files):
         verdict: Verdict = "bit for bit"
@@ -175,7 +175,13 @@ def _compare(run: RunParts, wanted: Reproduction, plan: Plan, saved: ModelSaved)
         near = all(_as_near(then, now, floor) for then, now in scores.values())
         verdict = "within the noise floor" if near else "differs"
         basis = "the saved model is not beside the file, so scores on the test prompts decide"
-    return Comparison(verdict, basis, files, kl, floor, scores, tuple(_differences(run, wanted)))
+    lengths = [
+        Difference(f"positions of {name} on test prompts", _short(then), _short(now))
+        for name, (_, score) in scores.items()
+        if (then := _tokens(wanted, name, score)) != (now := score.details.get(KL_TOKENS))
+    ]
+    differences = (*_differences(run, wanted), *lengths)
+    return Comparison(verdict, basis, files, kl, floor, scores, differences)
 
 
 def _same_file(name: str, index: Mapping[str, Any], wanted: Reproduction) -> bool:
@@ -183,9 +189,20 @@ def _same_file(name: str, index: Mapping[str, Any], wanted: Reproduction) -> boo
     return file is not None and index.get(name, {}).get("sha256") == file.sha256
 
 
-def _saved(wanted: Reproduction, name: str) -> Score | None:
+def _saved(wanted: Reproduction, name: str, now: Score) -> Score | None:
+    """What the file says; None where it says nothing, or of another number of positions."""
     scores = wanted.test_scores.get(name)
-    return None if scores is None else scores.saved
+    if scores is None or _tokens(wanted, name, now) != now.details.get(KL_TOKENS):
+        return None
+    return scores.saved
+
+
+def _tokens(wanted: Reproduction, name: str, now: Score) -> Any:
+    """N of a score in the file; older files say it in their settings alone."""
+    saved = wanted.test_scores[name].saved if name in wanted.test_scores else None
+    if now.details.get(KL_TOKENS) is None or saved is None:
+        return now.details.get(KL_TOKENS)
+    return saved.details.get(KL_TOKENS) or wanted.kl_tokens_of(name)
 
 
 def _as_near(then: Score | None, now: Score, floor: float) -> bool:

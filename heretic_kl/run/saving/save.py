@@ -185,6 +185,7 @@ def _facts(
         by_response=settings.directions.by_response and run.suite.counts_refusals,
         identity=run.identity,
         calibration=_found_out(run),
+        test_kl_tokens=settings.test_kl_tokens,
     )
 
 

@@ -19,7 +19,7 @@ from heretic_kl.model.loading.chat import chat_template
 from heretic_kl.model.loading.devices import resolve_device
 from heretic_kl.prompts import DatasetSpec, Prompt, load_prompts
 from heretic_kl.prompts.sets import PromptSets, load_prompt_sets
-from heretic_kl.run.parts import RunParts, measuring_context
+from heretic_kl.run.parts import RunParts, prepare
 from heretic_kl.run.report_record import record_run
 from heretic_kl.run.setup.calibrate import Calibrated, calibrate
 from heretic_kl.run.setup.directions import find_directions
@@ -67,8 +67,7 @@ def open_run(
     """All steps before the search; `held` takes what is let go; the study keeps `keeps`, if any.
 
     Raises:
-        HereticKLError: anything the user can mend about model, prompts, scorers or storage; its
-            exit code is 2 where a setting is wrong that needs no model to be checked.
+        HereticKLError: what the user can mend; exit code 2 where it was found without a model.
     """
     measures = beside is None or beside.measures
     suite, prompts = _checked(settings, tell, measures)
@@ -100,6 +99,7 @@ def open_run(
         batch_size=calibration.batch_size,
         limits={suite.limited: accepted},
         versions=installed_versions(),
+        test_tokens=settings.other_test_tokens,
     )
     run = RunParts(
         settings=settings,
@@ -159,8 +159,7 @@ def _baseline(
     """The original model's scores on the validation prompts, for which the suite is prepared."""
     engine, calibration = calibrated.engine, calibrated.calibration
     with tell.stage("baseline", "Measuring the original model"):
-        context = measuring_context(settings, engine, calibration, prompts, suite, "validation")
-        suite.prepare(context)
+        prepare(suite, settings, engine, calibration, prompts, "validation")
         baseline = suite.evaluate(engine, None, monitors=False)
     tell(BaselineMeasured("validation", baseline))
     return baseline

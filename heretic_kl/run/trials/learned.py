@@ -14,7 +14,9 @@ def learned_otherwise(refined: Sequence[TrialRecord], table: RefinementTable) ->
 
     Trials of older studies do not say what they were learned with.
     """
-    wanted, changes, others = table.learning, set(), []
+    wanted = table.learning
+    changes: set[str] = set()
+    others: list[str] = []
     for record in refined:
         if record.refinement is None or record.refinement.asked is None:
             continue
