@@ -172,8 +172,8 @@ class Reproduction(_Part):
     def kl_tokens_of(self, scorer: str) -> Any:
         """N of a scorer's test scores, as the settings in the file say it."""
         table = _table(_table(self.settings.get("scorers")).get(scorer))
-        own = _table(table.get("settings")).get("kl_tokens")
-        return own or self.settings.get("test_kl_tokens") or self.settings.get("kl_tokens")
+        tokens = _table(table.get("settings")).get("kl_tokens")
+        return tokens or self.settings.get("test_kl_tokens") or self.settings.get("kl_tokens")
 
     def weights_beside(self, names: Mapping[str, Any]) -> bool:
         """Whether the saved model's files, those of `names`, are beside this file, unchanged."""
@@ -236,9 +236,7 @@ def read_reproduction(path: Path) -> Reproduction:
     """
     if path.is_dir():
         paths = [path / name for name in FILE_NAMES]
-        folder, path = path, next((file for file in paths if file.is_file()), paths[0])
-        if not path.exists():
-            raise ReproductionError(f"{folder}: no folder of a saved model: no {path.name} in it")
+        path = next((file for file in paths if file.is_file()), paths[0])
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ReproductionError(f"{path}: too large for a reproduction file")

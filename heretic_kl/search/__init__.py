@@ -1,8 +1,8 @@
 """The search: space, sampler, study, records, Pareto front. Optuna lives here and nowhere else."""
 
-from heretic_kl.search.alike import alike_behind
 from heretic_kl.search.fingerprint_check import changes, stored_batch_size
 from heretic_kl.search.pareto import (
+    alike_behind,
     by_score,
     check_rule,
     knee,

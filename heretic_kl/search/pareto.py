@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from heretic_kl.errors import NoTrialError, SelectionError
-from heretic_kl.scoring import likely_value
+from heretic_kl.scoring import alike, intervals_overlap, likely_value
 from heretic_kl.search.records import TrialRecord
 
 
@@ -27,6 +27,21 @@ def pareto_front(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
         if not any(_at_least_as_good(member.objectives, trial.objectives) for member in front):
             front.append(trial)
     return tuple(front)
+
+
+def alike_behind(
+    front: Sequence[TrialRecord], trials: Sequence[TrialRecord]
+) -> dict[int, tuple[int, ...]]:
+    """Numbers of complete trials off the front by the number of a front's trial they are like.
+
+    Every score of the two is `alike`. Trials of the front that are like none are left out.
+    """
+    members = {member.number for member in front}
+    behind = [t for t in trials if t.state == "complete" and t.number not in members]
+    like = {
+        member.number: tuple(t.number for t in behind if _are_alike(member, t)) for member in front
+    }
+    return {number: numbers for number, numbers in like.items() if numbers}
 
 
 def knee(front: Sequence[TrialRecord]) -> TrialRecord:
@@ -184,6 +199,14 @@ def _limits(rule: str) -> tuple[_Limit, ...]:
             raise SelectionError(f"pick rule {rule!r}: {value!r} is not a number")
         limits.append(_Limit(scorer, number, -1 if bound == "min" else 1, bound == "likely"))
     return tuple(limits)
+
+
+def _are_alike(member: TrialRecord, other: TrialRecord) -> bool:
+    pairs = [(s, other.scores[name]) for name, s in member.scores.items() if name in other.scores]
+    if not pairs or len(pairs) != len(member.scores):
+        return False
+    # The cheap question first: of most pairs it leaves nothing to ask.
+    return all(intervals_overlap(*pair) for pair in pairs) and all(alike(*pair) for pair in pairs)
 
 
 def _measured(trial: TrialRecord) -> tuple[float, ...]:

@@ -67,8 +67,7 @@ def open_run(
     """All steps before the search; `held` takes what is let go; the study keeps `keeps`, if any.
 
     Raises:
-        HereticKLError: anything the user can mend about model, prompts, scorers or storage; its
-            exit code is 2 where a setting is wrong that needs no model to be checked.
+        HereticKLError: what the user can mend; exit code 2 where it was found without a model.
     """
     measures = beside is None or beside.measures
     suite, prompts = _checked(settings, tell, measures)
