@@ -70,7 +70,8 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(refusing, tmp_path,
         other.refine()
         assert len(other.trials) == 5
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
-    assert "(beta_kl unset, now 9.0): 3, 4; no other is learned" in notices[-1]
+    numbers = f"{first.number}, {second.number}"
+    assert f"(beta_kl unset, now 9.0): {numbers}; no other is learned" in notices[-1]
     anew, _ = refining(refusing, tmp_path / "anew", markers, refinement=table)
     with anew:
         for how in ("merged", "lora"):

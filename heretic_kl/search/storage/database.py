@@ -70,7 +70,7 @@ class Database(RDBStorage):
         """See `steps.end_trial`."""
         trial_id = trial._trial_id
         with _create_scoped_session(self.scoped_session) as session:
-            stored = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            stored: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             self.check_trial_is_updatable(trial_id, stored.state)
             for model, attributes in _attributes(trial):
                 _keep(session, model, {"trial_id": trial_id}, attributes)
@@ -91,11 +91,11 @@ class Database(RDBStorage):
         texts = {name: distribution_to_json(d) for name, d in new.distributions.items()}
         kinds = {(study_id, *kind) for kind in texts.items()}
         if kinds - self._compatible:
-            trial = super()._get_prepared_new_trial(study_id, new, session)
+            prepared = super()._get_prepared_new_trial(study_id, new, session)
             self._compatible |= kinds
-            return trial
+            return prepared
         count = select(func.count()).where(models.TrialModel.study_id == study_id)
-        trial = models.TrialModel(
+        trial: Any = models.TrialModel(
             study_id=study_id,
             number=session.scalar(count),
             state=new.state,
@@ -155,7 +155,7 @@ class Database(RDBStorage):
                 result[trial_id] = _renewed(before, attributes[trial_id])
         if unread := states.keys() - whole.keys():
             named = _named(unread) if len(unread) <= _MOST_NAMED else wanted
-            rows = session.scalars(select(trial).where(*named)).all()
+            rows: Any = session.scalars(select(trial).where(*named)).all()
             parts = {name: _by_trial(session, model, *named) for name, model in _PARTS.items()}
             for row in rows:
                 if row.trial_id in unread:
