@@ -236,7 +236,9 @@ def read_reproduction(path: Path) -> Reproduction:
     """
     if path.is_dir():
         paths = [path / name for name in FILE_NAMES]
-        path = next((file for file in paths if file.is_file()), paths[0])
+        folder, path = path, next((file for file in paths if file.is_file()), paths[0])
+        if not path.exists():
+            raise ReproductionError(f"{folder}: no folder of a saved model: no {path.name} in it")
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ReproductionError(f"{path}: too large for a reproduction file")

@@ -385,9 +385,8 @@ class SearchStudy:
         )
 
     def _notes(self, trial: FrozenTrial) -> dict[str, Any]:
-        record = read_record(trial, self._space)
-        self._noted = trial, record
-        return trial_notes(trial._trial_id, record)
+        self._noted = trial, read_record(trial, self._space)
+        return trial_notes(trial._trial_id, self._noted[1])
 
     def _ended(self, trial: FrozenTrial) -> TrialRecord:
         """The record of a trial that is over; that of its note, unless another process ended it."""

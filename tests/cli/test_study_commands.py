@@ -213,7 +213,7 @@ def test_a_rule_that_no_trial_meets_has_a_code_of_its_own(searched, call, events
         (["save", "mine", "--trial", "1", "--public"], 2, "say where to with --upload NAME"),
         (["trials", "--trails", "1"], 2, "unknown flag --trails"),
         (["trials", "mine", "--sort", "odd"], 1, "no score 'odd'; there are refusals"),
-        (["trials", "mine", "--where", "knee"], 1, "unknown pick rule 'knee'"),
+        (["trials", "mine", "--where", "knee"], 1, "'knee' is no limit"),
         (["save", "--trial", "1", "--config", "config.toml"], 2, "the study has settings"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import sys
 import webbrowser
 from dataclasses import replace
@@ -352,18 +351,6 @@ def test_the_page_is_opened_where_somebody_sees_it(
     assert opened == [] and "stdout is no terminal" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["report"], ["trials"], ["show", "--trial", "0"]])
-def test_after_the_demo_its_study_needs_no_name(
-    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(words) == 1
-    shutil.copytree(studies, tmp_path / "heretic-kl-demo" / "studies")
-    assert main(words) == 0
-    (tmp_path / "studies").mkdir()
-    assert main(words) == 1
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -378,16 +365,6 @@ def test_wrong_requests_are_errors_of_one_line(
     assert main([*words, "--study-dir", str(studies)]) != 0
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_a_screened_trial_is_listed_with_its_prediction_and_cannot_be_picked(
-    studies: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["trials", "--all", "--study-dir", str(studies)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "  screened  " in line]
-    assert len(lines) == 1 and "refusals 34% predicted  KL " in lines[0]
-    assert main(["show", "--study-dir", str(studies), "--trial", str(SCREENED)]) == 3
-    assert f"'{SCREENED}' (its state is screened); there are 0, " in capsys.readouterr().err
 
 
 def test_a_missing_library_is_an_error_that_names_the_extra(

@@ -174,7 +174,7 @@ def test_the_list_is_filtered(keys: PipeInput, session: FakeSession, whole_again
     ("limits", "line"),
     [
         ("max-odd=1", "error: no score 'odd'; there are refusals, teacher_forced_kl"),
-        ("knee", "error: unknown pick rule 'knee'"),
+        ("knee", "error: 'knee' is no limit: use for instance max-refusals=0.05"),
         ("max-refusals=-1", "no trial of the front meets max-refusals=-1"),
     ],
 )

@@ -1,0 +1,44 @@
+"""Commands on a finished study find it, and list what was only predicted of its trials."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from study_samples import SCREENED, make_run_file, make_study
+
+from heretic_kl.cli.main import main
+
+pytest.importorskip("vl_convert")
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the study `s` and what its run recorded."""
+    folder = tmp_path_factory.mktemp("studies")
+    make_study(folder)
+    make_run_file(folder)
+    return folder
+
+
+@pytest.mark.parametrize("words", [["report"], ["trials"], ["show", "--trial", "0"]])
+def test_after_the_demo_its_study_needs_no_name(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    shutil.copytree(studies, tmp_path / "heretic-kl-demo" / "studies")
+    assert main(words) == 0
+    (tmp_path / "studies").mkdir()
+    assert main(words) == 1
+
+
+def test_a_screened_trial_is_listed_with_its_prediction_and_cannot_be_picked(
+    studies: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trials", "--all", "--study-dir", str(studies)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "  screened  " in line]
+    assert len(lines) == 1 and "refusals 34% predicted  KL " in lines[0]
+    assert main(["show", "--study-dir", str(studies), "--trial", str(SCREENED)]) == 3
+    assert f"'{SCREENED}' (its state is screened); there are 0, " in capsys.readouterr().err
