@@ -225,10 +225,7 @@ def _fronts(runs: Sequence[Run], floors: Floors) -> list[str]:
         ]
         if met:
             kl, refusals, tool = min(met)
-            lines.append(
-                f"{where}: {ours.kl / kl:.2f} of the least KL at the target on a peer's judged "
-                f"front ({tool}, {refusals} of {ours.prompts} at {kl:.4f}), which it did not pick"
-            )
+            lines.append(f"{where}: {ours.kl / kl:.2f} of {tool}'s unpicked {refusals} at {kl:.4f}")
         else:
             lines.append(f"{where}: no judged point of a peer's front meets the target")
     return lines
