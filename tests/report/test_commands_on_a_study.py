@@ -6,20 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from study_samples import SCREENED, make_run_file, make_study
+from study_samples import SCREENED
 
 from heretic_kl.cli.main import main
 
 pytest.importorskip("vl_convert")
-
-
-@pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the study `s` and what its run recorded."""
-    folder = tmp_path_factory.mktemp("studies")
-    make_study(folder)
-    make_run_file(folder)
-    return folder
 
 
 @pytest.mark.parametrize("words", [["report"], ["trials"], ["show", "--trial", "0"]])

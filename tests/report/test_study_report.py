@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from browser import Elements, loaded
-from study_samples import LAYERS, SCREENED, make_run_file, make_study, refusals
+from study_samples import LAYERS, SCREENED, make_study, refusals
 
 from heretic_kl.cli.main import main
 from heretic_kl.errors import SelectionError, StudyError
@@ -37,15 +37,6 @@ def report(folder: Path, **changes: object) -> StudyReport:
         "settings": study.settings,
     }
     return StudyReport(**{**parts, **changes})  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the study `s` and what its run recorded."""
-    folder = tmp_path_factory.mktemp("studies")
-    make_study(folder)
-    make_run_file(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
