@@ -39,8 +39,9 @@ class Check(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """What a step minimizes, at this threshold and multiplier, nats."""
-        return self.kl + self.multiplier * self.hinge
+        """What a step minimizes, at this threshold and multiplier, nats; infinite if not finite."""
+        loss = self.kl + self.multiplier * self.hinge
+        return loss if math.isfinite(loss) else math.inf
 
     def violation(self, limit: float) -> float:
         """By how much mass or responses exceed a limit; 0 where neither does.

@@ -11,7 +11,7 @@ from heretic_kl.engine import Engine, forced_sequences
 from heretic_kl.errors import MeasurementError
 from heretic_kl.model import edited
 from heretic_kl.prompts import Prompt
-from heretic_kl.refine.checks import Reread
+from heretic_kl.refine.checks import Check, Reread
 from heretic_kl.refine.objective import Example, Objective, Refusal, minibatches
 from heretic_kl.refine.openings import OpeningSet
 from heretic_kl.refine.training import (
@@ -346,3 +346,10 @@ def test_the_fewer_the_steps_the_larger_the_rates(lm, parts, steps, largest):
     assert max(rates) == pytest.approx(largest, rel=0.05)
     assert rates.index(max(rates)) == max(0, min(10, steps // 10) - 1)
     assert rates[-1] < 0.15 * largest
+
+
+def test_terms_that_are_not_finite_are_worse_than_all_others():
+    fine = Check(0, 0.5, 0.1, 0.9, 0.0, 3.0, 0.3, 0.1, 1.0)
+    bad = fine._replace(kl=math.nan, mass=math.nan, hinge=math.nan)
+    assert min([bad, fine], key=lambda check: check.loss) is fine
+    assert bad.violation(0.05) == math.inf > fine.violation(0.05)
