@@ -64,10 +64,11 @@ def save_edits(home: Path, model: Path, edits: Path, threads: int) -> None:
 
 
 def refined(home: Path) -> int:
-    """The number of the study's refined trial."""
+    """The number of the trial that the study learned."""
     lines = heretic_kl(home, "trials", "short", "--json").stdout.splitlines()
     records = [event["record"] for event in map(json.loads, lines) if "record" in event]
-    (number,) = (one["number"] for one in records if (one["edit"] or {}).get("refinement"))
+    edits = ((one["number"], (one["edit"] or {}).get("refinement")) for one in records)
+    (number,) = (number for number, learned in edits if learned and learned["of"] is None)
     return number
 
 

@@ -139,9 +139,10 @@ def _save_again(
     """Save one trial of the finished study; returns test scores by trial."""
     shutil.rmtree(task.folder / "model", ignore_errors=True)
     refined = sum(trial["refined"] for trial in trials)
+    learned = sum(trial["learned"] for trial in trials)
     # As many trials as there are: nothing is searched again.
     words = words[: words.index("--trials")] + ["--trials", str(len(trials) - refined)]
-    words += ["--refinement.trials", str(refined)] if "--no-refine" not in words else []
+    words += ["--refinement.trials", str(learned)] if "--no-refine" not in words else []
     words += _saving(f"trial={number}")
     process = run_process(words, task.folder, env, log="save.log")
     if process.returncode != 0:
@@ -210,6 +211,7 @@ def _trial(trial: Any, started: float, kl_tokens: int) -> Trial:
         "kl": scores["teacher_forced_kl"]["value"],
         "kl_tokens": kl_tokens,
         "refined": "refinement" in trial.user_attrs,
+        "learned": json.loads(trial.user_attrs.get("refinement", '{"of": -1}')).get("of") is None,
         "scores": _brief(scores),
     }
 

@@ -95,6 +95,8 @@ class Refinement:
     """By which all of it was multiplied afterwards, so that responses meet the target."""
     asked: LearningSettings | None = None
     """What it was learned with; None: an older study did not keep it."""
+    of: int | None = None
+    """Number of the trial that was learned, of which this is another strength; None: this one."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Refinement:

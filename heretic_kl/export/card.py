@@ -256,10 +256,10 @@ def _at_strength(learned: Refinement) -> str:
     """A sentence, or nothing where the edit stayed as strong as it was learned."""
     if learned.strength == 1:
         return ""
-    return (
-        f"All of it was multiplied by {learned.strength:.2f} afterwards, the strength at which "
-        "responses met the target best. "
-    )
+    scaled = f"All of it was multiplied by {learned.strength:.2f} afterwards, "
+    if learned.of is not None:
+        return f"{scaled}another strength of trial {learned.of}. "
+    return f"{scaled}the strength at which responses met the target best. "
 
 
 def _prompts(facts: ExportFacts) -> Iterator[str]:

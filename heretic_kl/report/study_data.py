@@ -110,7 +110,7 @@ def front_rows_of(
 
 
 def refinement_rows(study: StoredStudy, plane: Plane) -> list[dict[str, Any]]:
-    """Every refined trial beside the trial that it started from.
+    """Every refined trial beside the trial that it started from, without its other strengths.
 
     What a start that was screened did not count is predicted.
     """
@@ -119,7 +119,7 @@ def refinement_rows(study: StoredStudy, plane: Plane) -> list[dict[str, Any]]:
     for record in _measured(study):
         learned = record.refinement
         start = None if learned is None else by_number.get(learned.start)
-        if learned is None or start is None:
+        if learned is None or start is None or learned.of is not None:
             continue
         row: dict[str, Any] = {
             "trial": record.number,

@@ -159,6 +159,7 @@ def describe_edit(edit: EditParameters | None) -> str:
     if edit.refinement is not None:
         learned = edit.refinement
         scaled = "" if learned.strength == 1 else f", at {learned.strength:.2f} times that strength"
+        scaled += "" if learned.of is None else f" (trial {learned.of}'s edit)"
         words = (
             f"{learned.form} learned in {learned.steps} steps from trial {learned.start}{scaled}: "
             f"{words}"

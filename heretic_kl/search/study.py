@@ -177,8 +177,8 @@ class SearchStudy:
 
     @property
     def refined(self) -> tuple[TrialRecord, ...]:
-        """Trials whose edit was learned, by number."""
-        return tuple(record for record in self.records if record.refinement)
+        """Trials whose edit was learned, by number; without those of its other strengths."""
+        return tuple(r for r in self.records if r.refinement and r.refinement.of is None)
 
     @property
     def places(self) -> list[int]:

@@ -18,6 +18,7 @@ from heretic_kl.model.placement import is_offloaded
 from heretic_kl.refine import RefineOptions, objective, refiner
 from heretic_kl.run.saving.rebuild import rebuild
 from heretic_kl.run.trials import refine
+from heretic_kl.run.trials.strength import WEAKER
 from heretic_kl.scoring import Score, likely_value
 from heretic_kl.search import PlanStore
 
@@ -35,6 +36,7 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(refusing, tmp_path,
         refined = run.parts.study.refined
         assert len(refined) == 2 and run.parts.study.finished == 3
         first, second = refined
+        count = len(run.trials)
         assert first.edit.refinement.start < 3 and second.edit.refinement.start == first.number
         assert first.parameters["refine.steps"] == 6
         asked = [record.edit.refinement.asked for record in refined]
@@ -63,12 +65,12 @@ def test_refined_trials_join_the_study_are_saved_and_resumed(refusing, tmp_path,
         again.search()
         again.refine()  # nothing is left to do
         assert [r.number for r in again.parts.study.refined] == [first.number, second.number]
-        assert len(again.trials) == 5
+        assert len(again.trials) == count
     assert not [e for e in seen if isinstance(e, events.Notice) and "learned with" in e.message]
     other, seen = refining(refusing, tmp_path, markers, refinement={**table, "beta_kl": 9.0})
     with other:
         other.refine()
-        assert len(other.trials) == 5
+        assert len(other.trials) == count
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
     numbers = f"{first.number}, {second.number}"
     assert f"(beta_kl unset, now 9.0): {numbers}; no other is learned" in notices[-1]
@@ -88,7 +90,7 @@ def test_the_strength_that_is_kept_is_that_of_the_trial(refusing, tmp_path, mark
 
     def half(first, target, measure, *rest):
         learned.append(first.outcome[0])
-        return measure(0.5)
+        return [measure(0.5), first]
 
     monkeypatch.setattr(refine, "best_strength", half)
     table = {"trials": 1, "steps": 4, "kl_tokens": 4}
@@ -113,6 +115,41 @@ def test_the_strength_that_is_kept_is_that_of_the_trial(refusing, tmp_path, mark
     assert "All of it was multiplied by 0.50 afterwards" in " ".join(card.split())
     notices = [event.message for event in seen if isinstance(event, events.Notice)]
     assert any("responses at 0.50 times that strength: " in notice for notice in notices)
+
+
+def test_every_strength_that_was_measured_is_a_trial_and_weaker_ones_follow(
+    refusing, tmp_path, markers, monkeypatch
+):
+    def weakest(first, target, measure, *rest):
+        return [first, measure(1.2)]
+
+    monkeypatch.setattr(refine, "best_strength", weakest)
+    run, seen = refining(refusing, tmp_path, markers, refinement={"trials": 1, "steps": 4})
+    with run:
+        run.search()
+        run.refine()
+        (learned,) = run.parts.study.refined
+        others = [r for r in run.trials if r.refinement and r.number != learned.number]
+        strengths = [record.refinement.strength for record in others]
+        assert strengths == [1.2, *WEAKER]
+        plan = run.parts.plan(learned.edit)
+        for record, strength in zip(others, strengths, strict=True):
+            of = replace(learned.refinement, of=learned.number, strength=strength)
+            assert replace(record.refinement, sha256=of.sha256) == of
+            assert set(record.scores) == set(learned.scores)
+            assert record.seconds < learned.seconds
+            for key, operator in run.parts.plan(record.edit).items():
+                change = strength * (plan[key].left @ plan[key].right.T)
+                assert torch.allclose(operator.left @ operator.right.T, change, atol=1e-6)
+        weakest_kl = others[-1].scores["teacher_forced_kl"].value
+        assert weakest_kl < learned.scores["teacher_forced_kl"].value
+        numbers = [e.record.number for e in seen if isinstance(e, events.TrialFinished)]
+        assert numbers == [record.number for record in run.trials]
+        run.save(run.pick(f"trial={others[-1].number}"), tmp_path / "saved", "lora")
+    card = (tmp_path / "saved/README.md").read_text(encoding="utf-8")
+    assert f"multiplied by 0.35 afterwards, another strength of trial {learned.number}. " in (
+        " ".join(card.split())
+    )
 
 
 def test_a_learned_edit_that_is_missing_or_changed_is_one_line(tmp_path):
@@ -312,7 +349,8 @@ def test_no_edit_is_learned_once_weights_are_offloaded(
 
 
 @pytest.mark.parametrize(
-    ("left", "learns"), [(200.0, 160.0), (100.0, 70.0), (40.0, 30.0), (float("inf"),) * 2]
+    ("left", "learns"),
+    [(200.0, 150.0), (800.0, 730.0), (100.0, 70.0), (40.0, 30.0), (float("inf"),) * 2],
 )
 def test_a_fifth_of_the_time_at_most_is_set_aside_for_other_strengths(left, learns):
     trial = SimpleNamespace(refinement=None, seconds=10.0)

@@ -29,7 +29,9 @@ def searched(power, share):
         measured.append(at(factor, min(1.0, share * factor**-power)))
         return measured[-1]
 
-    return best_strength(measure(1.0), TARGET, measure), measured
+    best, *others = best_strength(measure(1.0), TARGET, measure)
+    assert {one.factor for one in [best, *others]} == {one.factor for one in measured}
+    return best, measured
 
 
 @pytest.mark.parametrize("power", [1.2, 2.0, 3.3])
@@ -76,7 +78,7 @@ def test_without_time_the_edit_stays_as_it_was_learned():
         raise AssertionError(factor)
 
     first = at(1.0, 0.01)
-    assert best_strength(first, TARGET, measure, lambda: False) is first
+    assert best_strength(first, TARGET, measure, lambda: False) == [first]
 
 
 def test_a_target_of_no_refusals_is_no_error():
@@ -89,7 +91,7 @@ def test_a_strength_that_cannot_be_measured_loses_nothing():
         raise MeasurementError("the KL is not finite")
 
     first, failures = at(1.0, 0.3), []
-    assert best_strength(first, TARGET, measure, failed=failures.append) is first
+    assert best_strength(first, TARGET, measure, failed=failures.append) == [first]
     assert [str(error) for error in failures] == ["the KL is not finite"]
 
 

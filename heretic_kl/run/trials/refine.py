@@ -2,7 +2,8 @@
 
 Each refined trial starts from the best edit so far; its limit on refusal mass follows what the
 responses of the one before it said. Responses decide: each is measured as any other trial, at the
-strength at which it just meets the target.
+strength at which it just meets the target. Other strengths that were measured are trials too, and
+weaker ones of the best edit are measured last, for people who accept more refusals.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from heretic_kl.ablation import LearningSettings, Plan, Refinement
-from heretic_kl.errors import MeasurementError
+from heretic_kl.errors import HereticKLError, MeasurementError
 from heretic_kl.events import TrialFinished
 from heretic_kl.model.placement import is_offloaded
 from heretic_kl.ranks import from_first
@@ -29,7 +30,7 @@ from heretic_kl.refine import (
 from heretic_kl.refine.checks import STRENGTHENINGS
 from heretic_kl.run.parts import RunParts
 from heretic_kl.run.trials.learned import learned_otherwise
-from heretic_kl.run.trials.strength import MEASUREMENTS, AtStrength, best_strength
+from heretic_kl.run.trials.strength import MEASUREMENTS, WEAKER, AtStrength, best_strength
 from heretic_kl.scoring import Score, Stopped, likely_value
 from heretic_kl.search import Screened, TrialRecord
 
@@ -43,6 +44,9 @@ SHARE_OF_STRENGTHS = 0.2
 """Of the time that is left, at most, is set aside for measuring an edit at other strengths."""
 STARTS = 2
 """Trials whose loss is compared before the first one is refined."""
+
+
+_Measured: TypeAlias = tuple[Plan, Mapping[str, Score]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def refine_front(run: RunParts) -> None:
             _refine_until(run, refiner, aim, wanted, deadline)
         except MeasurementError as error:
             run.tell.notice(f"no further edit is refined: {error}")
+        _measure_weaker(run, refiner, deadline)
 
 
 def _refine_until(
@@ -111,13 +116,39 @@ def _refine_until(
         if aim is None:
             aim = _next_aim(run, refiner, run.study.refined[-1])
             seconds -= from_first(lambda: time.perf_counter() - begun)  # noqa: B023
-        record = _refine_once(run, refiner, aim, seconds, deadline)
+        records = _refine_once(run, refiner, aim, seconds, deadline)
         longest = max(longest, from_first(lambda: time.perf_counter() - begun))  # noqa: B023
         aim = None
-        left = longest * max(0, wanted - len(run.study.refined))
-        count = run.study.finished + len(run.study.refined)
-        total = max(count, run.study.finished + wanted)
-        run.tell(TrialFinished(record, count, total, run.study.front, left))
+        for record in records:
+            _tell(run, record, wanted, longest * max(0, wanted - len(run.study.refined)))
+
+
+def _measure_weaker(run: RunParts, refiner: Refiner, deadline: float) -> None:
+    """Add weaker strengths of the best learned edit to the front, while there is time."""
+    target = run.settings.target_refusals
+    best = min(
+        run.study.refined,
+        key=lambda record: _at_strength(run, record.scores, 1.0, {}).order(target),
+        default=None,
+    )
+    for factor in WEAKER if best else ():
+        assert best is not None and best.refinement is not None
+        if not _in_time(run, deadline):
+            break
+        try:
+            weaker = _measure(run, _plan(run, best), factor)
+        except HereticKLError as error:
+            run.tell.notice(f"no weaker strength of trial {best.number} is measured: {error}")
+            break
+        strength = best.refinement.strength * factor
+        record = _add_strength(run, refiner, best, replace(weaker, factor=strength))
+        _tell(run, record, len(run.study.refined), 0.0)
+
+
+def _tell(run: RunParts, record: TrialRecord, wanted: int, left: float) -> None:
+    count = run.study.finished + sum(1 for r in run.study.records if r.refinement)
+    total = max(count, run.study.finished + wanted)
+    run.tell(TrialFinished(record, count, total, run.study.front, left))
 
 
 def _misses_in_time(run: RunParts) -> bool:
@@ -145,7 +176,8 @@ def _first_aim(run: RunParts, refiner: Refiner) -> _Aim:
 
 def _refine_once(
     run: RunParts, refiner: Refiner, aim: _Aim, seconds: float, deadline: float
-) -> TrialRecord:
+) -> list[TrialRecord]:
+    """Learn one edit; its trial, and those of its other strengths that were measured."""
     table, begun = run.settings.refinement, time.perf_counter()
     options = RefineOptions(
         steps=table.steps,
@@ -168,50 +200,83 @@ def _refine_once(
         evaluated=aim.evaluated,
         tell=lambda check: run.tell.advance("refine", _note(check)),
     )
-    best = _at_best_strength(run, refined.plan, deadline)
-    plan, scores = best.outcome
-    outcome: Mapping[str, Score] | Screened = scores
-    if predicted := aim.start.predicted.keys():  # what rung 1 says, as the study's trials have it
-        mass = float(refiner.refusal_mass(plan).mean())
-        outcome = Screened(scores, dict.fromkeys(predicted, mass), promoted=True)
+    best, *others = _at_best_strength(run, refined.plan, deadline)
     refinement = Refinement(
-        sha256=run.plans.save(plan),
+        sha256="",
         start=aim.start.number,
         steps=refined.steps,
         form=options.form,
-        rank=max(operator.rank for operator in plan.values()),
+        rank=max(operator.rank for operator in refined.plan.values()),
         mass_limit=aim.mass_limit,
-        strength=best.factor,
         asked=LearningSettings(**table.learning, seed=options.seed),
     )
-    record = run.study.add_refined(aim.start, refinement, outcome, time.perf_counter() - begun)
-    run.response_log.write(record.number, plan, "validation", run.suite)
-    run.response_log.forget()  # what it said at other strengths
+    seconds = time.perf_counter() - begun - sum(other.seconds for other in others)
+    record = _add(run, refiner, aim.start, refinement, replace(best, seconds=seconds))
+    records = [record, *(_add_strength(run, refiner, record, other) for other in others)]
+    run.response_log.forget()  # of a strength that could not be measured
     run.tell.notice(_comparison(record, record.scores.get(run.suite.limited), refined, best.factor))
+    return records
+
+
+def _add_strength(
+    run: RunParts, refiner: Refiner, learned: TrialRecord, other: AtStrength[_Measured]
+) -> TrialRecord:
+    """A trial of another strength of a learned edit; its factor is of the edit as learned."""
+    assert learned.refinement is not None
+    refinement = replace(learned.refinement, of=learned.number)
+    start = next(r for r in run.study.records if r.number == refinement.start)
+    return _add(run, refiner, start, refinement, other)
+
+
+def _add(
+    run: RunParts,
+    refiner: Refiner,
+    start: TrialRecord,
+    refinement: Refinement,
+    measured: AtStrength[_Measured],
+) -> TrialRecord:
+    """Keep the operators and add the trial, with what rung 1 says where the study's trials do."""
+    plan, scores = measured.outcome
+    outcome: Mapping[str, Score] | Screened = scores
+    if predicted := start.predicted.keys():
+        mass = float(refiner.refusal_mass(plan).mean())
+        outcome = Screened(scores, dict.fromkeys(predicted, mass), promoted=True)
+    stored = replace(refinement, sha256=run.plans.save(plan), strength=measured.factor)
+    record = run.study.add_refined(start, stored, outcome, measured.seconds)
+    run.response_log.write(record.number, plan, "validation", run.suite)
     return record
 
 
-_Measured: TypeAlias = tuple[Plan, Mapping[str, Score]]
-
-
-def _at_best_strength(run: RunParts, plan: Plan, deadline: float) -> AtStrength[_Measured]:
-    """A learned edit at the strength at which its responses just meet the target."""
-    target = run.settings.target_refusals
-
-    def measure(factor: float) -> AtStrength[_Measured]:
-        scaled = plan if factor == 1 else {k: op.strengthened(factor) for k, op in plan.items()}
-        (scores,) = run.suite.evaluate_objectives(run.response_log.engine, [scaled], rivals=())
-        assert not isinstance(scores, Stopped)  # nothing races against it
-        refusals = _likely_refusals(scores.get(run.suite.limited), target)
-        return AtStrength(factor, refusals, _damage(run, scores), (scaled, scores))
-
+def _at_best_strength(run: RunParts, plan: Plan, deadline: float) -> list[AtStrength[_Measured]]:
+    """A learned edit at the strengths that were measured, the best one first."""
     return best_strength(
-        measure(1.0),
-        target,
-        measure,
-        lambda: from_first(lambda: deadline - time.perf_counter()) > _measuring_seconds(run),
+        _measure(run, plan, 1.0),
+        run.settings.target_refusals,
+        lambda factor: _measure(run, plan, factor),
+        lambda: _in_time(run, deadline),
         lambda error: run.tell.notice(f"no other strength of the edit is measured: {error}"),
     )
+
+
+def _measure(run: RunParts, plan: Plan, factor: float) -> AtStrength[_Measured]:
+    """The objectives of an edit at a multiple of its strength."""
+    begun = time.perf_counter()
+    scaled = plan if factor == 1 else {k: op.strengthened(factor) for k, op in plan.items()}
+    (scores,) = run.suite.evaluate_objectives(run.response_log.engine, [scaled], rivals=())
+    assert not isinstance(scores, Stopped)  # nothing races against it
+    return _at_strength(run, scores, factor, scaled, time.perf_counter() - begun)
+
+
+def _at_strength(
+    run: RunParts, scores: Mapping[str, Score], factor: float, plan: Plan, seconds: float = 0.0
+) -> AtStrength[_Measured]:
+    refusals = _likely_refusals(scores.get(run.suite.limited), run.settings.target_refusals)
+    return AtStrength(factor, refusals, _damage(run, scores), (plan, scores), seconds)
+
+
+def _in_time(run: RunParts, deadline: float) -> bool:
+    """Whether there is time to measure one more edit, and all processes say so."""
+    return from_first(lambda: deadline - time.perf_counter()) > _measuring_seconds(run)
 
 
 def _likely_refusals(score: Score | None, target: float) -> float:
@@ -293,7 +358,7 @@ def _learning_seconds(run: RunParts, left: float) -> float:
     measuring = _measuring_seconds(run)
     if not math.isfinite(left) or not measuring:
         return left - measuring
-    others = min(MEASUREMENTS, int(SHARE_OF_STRENGTHS * left / measuring))
+    others = min(MEASUREMENTS + len(WEAKER), int(SHARE_OF_STRENGTHS * left / measuring))
     return left - (1 + others) * measuring
 
 

@@ -1,4 +1,4 @@
-"""Finds the strength at which a learned edit just meets the target of refusals, by responses.
+"""Strengths of a learned edit: where it just meets the target, and weaker ones for the front.
 
 Measuring an edit takes a small part of the time of learning one, and the limit on refusal mass
 that an edit was learned under foretells its refusals only roughly.
@@ -20,6 +20,8 @@ NEAREST = 0.97
 """No strength is measured that is nearer than this factor to one that meets the target."""
 WEAKEST, STRONGEST = 0.6, 1.5
 """Factors between one measurement and the next, at most."""
+WEAKER = (0.7, 0.5, 0.35)
+"""Of the strength that meets the target; measured last, for people who accept more refusals."""
 LEAST_STRONGER = 1.06
 """By less, often no response changes; its square the second time, its cube the third time."""
 
@@ -35,6 +37,8 @@ class AtStrength(Generic[Outcome]):
     """Share of refusals, in the sense of the target."""
     damage: float
     outcome: Outcome
+    seconds: float = 0.0
+    """Of measuring it."""
 
     def order(self, target: float) -> tuple[float, float]:
         """The smaller, the better: first by how far the target is missed, then by damage."""
@@ -47,8 +51,8 @@ def best_strength(
     measure: Callable[[float], AtStrength[Outcome]],
     in_time: Callable[[], bool] = lambda: True,
     failed: Callable[[HereticKLError], None] = lambda error: None,
-) -> AtStrength[Outcome]:
-    """The least damaging strength that meets the target, of a few that are measured.
+) -> list[AtStrength[Outcome]]:
+    """The least damaging strength that meets the target, and the others that were measured.
 
     Args:
         first: the edit as it was learned.
@@ -58,7 +62,8 @@ def best_strength(
         failed: told why one failed; then no other is made.
 
     Returns:
-        One of the measured ones, `first` included; if none meets the target, the nearest.
+        All that were measured, `first` included, the best one first; if none meets the target,
+        that is the nearest.
     """
     measured = [first]
     for _ in range(MEASUREMENTS):
@@ -70,7 +75,7 @@ def best_strength(
         except HereticKLError as error:  # what was measured before stays
             failed(error)
             break
-    return min(measured, key=lambda one: one.order(target))
+    return sorted(measured, key=lambda one: one.order(target))
 
 
 def next_factor(measured: list[AtStrength[Outcome]], target: float) -> float | None:
