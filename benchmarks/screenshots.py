@@ -97,8 +97,9 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=24)
     args = parser.parse_args()
     with TemporaryDirectory() as name:
-        command = [sys.executable, "-m", "heretic_kl", "--model", args.model, "--no-refine"]
+        command = [sys.executable, "-m", "heretic_kl", "--model", args.model]
         command += ["--trials", str(args.trials), "--study-dir", f"{name}/studies"]
+        command += ["--refinement.trials", "1", "--refinement.steps", "40"]
         command += [] if args.config is None else ["--config", str(args.config)]
         with Terminal(command, Path(name), args.width, args.height) as terminal:
             _tour(terminal, args)

@@ -348,3 +348,12 @@ def test_the_comparisons_in_the_guide_are_those_of_the_results_files(name):
     tables = table.markdown(content["runs"], content.get("floors", {}))
     guide = (ROOT / "docs/refinement.md").read_text(encoding="utf-8")
     assert f"<!-- {name} -->\n\n{tables}\n\n<!-- end of {name} -->" in guide
+
+
+def test_the_ways_of_refining_in_the_guide_are_those_of_the_results_file(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from refinement import rendered
+
+    tables = rendered(json.loads((ROOT / "benchmarks/results/refinement.json").read_text("utf-8")))
+    guide = (ROOT / "docs/refinement.md").read_text(encoding="utf-8")
+    assert f"<!-- refinement -->\n\n{tables}\n\n<!-- end of refinement -->" in guide

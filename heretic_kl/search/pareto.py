@@ -63,6 +63,25 @@ def knee(front: Sequence[TrialRecord]) -> TrialRecord:
     return min(front, key=lambda trial: (distance(trial), trial.number))
 
 
+def landmarks(front: Sequence[TrialRecord], target: str | None) -> dict[int, str]:
+    """The trials of a front to look at first, by number; the one to begin with comes first.
+
+    Args:
+        front: not empty.
+        target: a rule of `pick`; the trial that it names stands before the knee. None: no rule.
+
+    Returns:
+        What each of them is, for people: `at the target`, `knee` or both.
+    """
+    marks: dict[int, str] = {}
+    try:
+        marks |= {} if target is None else {pick(target, front, front).number: "at the target"}
+    except NoTrialError:  # none meets it
+        pass
+    middle = knee(front).number
+    return marks | {middle: f"{marks[middle]}, knee" if middle in marks else "knee"}
+
+
 def spread(front: Sequence[TrialRecord], count: int) -> tuple[TrialRecord, ...]:
     """At most `count` trials of a front, spread over it, its ends included."""
     if count >= len(front):

@@ -36,6 +36,11 @@ def forget_typed() -> None:
         clear_typeahead(source)  # what an earlier question read and left
 
 
+def keys_hint(leave: str) -> str:
+    """Key help of a menu; the left arrow declines where that means `back`."""
+    return f"(arrow keys, Enter; {'left or ' * (leave == 'back')}Ctrl+C: {leave})"
+
+
 def choose(
     message: str,
     entries: Sequence[tuple[str, str] | None],  # value, title; None: a gap
@@ -60,7 +65,7 @@ def choose(
         qmark=MARK,
         pointer=MARK,
         style=STYLE,
-        instruction=f"(arrow keys, Enter; {'left or ' * (leave == 'back')}Ctrl+C: {leave})",
+        instruction=keys_hint(leave),
     )
     keys = question.application.key_bindings
     if leave == "back" and isinstance(keys, KeyBindings):

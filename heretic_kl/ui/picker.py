@@ -23,7 +23,7 @@ from heretic_kl.report import (
     to_ascii,
     trial_details,
 )
-from heretic_kl.search import UNEDITED, TrialRecord, alike_behind, by_score, knee, meeting
+from heretic_kl.search import UNEDITED, TrialRecord, alike_behind, by_score, meeting
 from heretic_kl.ui.asking import (
     MARK,
     TAKES,
@@ -54,34 +54,31 @@ class PickerSession(ChatSession, PreviewSession, Protocol):
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
         """All trials."""
-        ...
 
     @property
     def front(self) -> tuple[TrialRecord, ...]:
         """The Pareto front, by the first objective."""
-        ...
+
+    @property
+    def landmarks(self) -> Mapping[int, str]:
+        """What some of its trials are, by number; the one to begin with comes first."""
 
     @property
     def roles(self) -> Mapping[str, str]:
         """Of the scorers that steer the search: minimize or maximize, by name."""
-        ...
 
     @property
     def baseline(self) -> Mapping[str, Score]:
         """The unedited model on the validation prompts."""
-        ...
 
     def test_scores(self, number: int) -> Mapping[str, Score] | None:
         """A trial's scores on the test prompts, if they were measured."""
-        ...
 
     def test_one(self, number: int) -> Mapping[str, Score]:
         """Measure a trial on the test prompts and keep the scores."""
-        ...
 
     def search(self, until: int) -> None:
         """Run trials until so many are finished."""
-        ...
 
     def save(
         self,
@@ -92,7 +89,6 @@ class PickerSession(ChatSession, PreviewSession, Protocol):
         overwrite: bool = False,
     ) -> ModelSaved:
         """Write a trial's model; the observer shows what came of it."""
-        ...
 
 
 class Picker:
@@ -142,7 +138,7 @@ class Picker:
         while True:
             listed = self._listed()
             if at is None and listed:
-                at = str(knee(self._session.front).number)
+                at = str(next(iter(self._session.landmarks)))
             choice = choose("Trial?", self._entries(listed), start_at=at, leave="exit")
             if choice is None or choice == "exit":
                 return 0
@@ -168,10 +164,10 @@ class Picker:
         return [*entries, ("exit", "exit")]
 
     def _trial_entries(self, trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
-        best = knee(self._session.front).number if trials else None
+        marks = self._session.landmarks if trials else {}
         entries = []
         for trial in trials:
-            mark = "  <- knee" if trial.number == best else ""
+            mark = f"  <- {marks[trial.number]}" if trial.number in marks else ""
             text = f"{trial.number:>4}  {scores_line(trial.scores)}{mark}"
             entries.append((str(trial.number), self._fitted(text)))
         return entries

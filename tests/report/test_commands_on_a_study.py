@@ -33,3 +33,20 @@ def test_a_screened_trial_is_listed_with_its_prediction_and_cannot_be_picked(
     assert len(lines) == 1 and "refusals 34% predicted  KL " in lines[0]
     assert main(["show", "--study-dir", str(studies), "--trial", str(SCREENED)]) == 3
     assert f"'{SCREENED}' (its state is screened); there are 0, " in capsys.readouterr().err
+
+
+def test_a_dash_writes_the_page_to_stdout_and_makes_no_file(
+    studies: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = {path.name for path in studies.iterdir()}
+    assert main(["report", str(studies), "-o", "-"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("<!DOCTYPE html>") and page.endswith("</html>\n")
+    assert not list(tmp_path.iterdir()) and {path.name for path in studies.iterdir()} == before
+    for flag in ("--json", "--open"):
+        assert main(["report", str(studies), "-o", "-", flag]) == 2
+        assert f"leave out {flag} or name a file" in str(capsys.readouterr())

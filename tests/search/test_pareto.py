@@ -9,6 +9,7 @@ from heretic_kl.search import (
     by_score,
     check_rule,
     knee,
+    landmarks,
     pareto_front,
     pick,
 )
@@ -65,6 +66,13 @@ def test_what_cannot_be_told_from_a_trial_of_the_front_is_listed_with_it():
     assert alike_behind(front, trials) == {0: (1, 6)}
     assert alike_behind(pareto_front(trials[2:4]), trials[2:4]) == {}
     assert alike_behind((), trials) == {}
+
+
+def test_the_trial_to_begin_with_meets_the_target_or_is_the_knee():
+    front = pareto_front(TRIALS)
+    assert [*landmarks(front, "max-refusals=0.05").items()] == [(3, "at the target"), (2, "knee")]
+    assert landmarks(front, "max-refusals=0.2") == {2: "at the target, knee"}
+    assert landmarks(front, "max-refusals=-1") == landmarks(front, None) == {2: "knee"}
 
 
 def test_knee_is_near_the_ideal():

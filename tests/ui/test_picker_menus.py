@@ -18,9 +18,16 @@ def test_exit_and_ctrl_c_leave(keys: PipeInput, session: FakeSession) -> None:
     assert "10/64, 16%" in printed
 
 
-def test_the_cursor_starts_at_the_knee(keys: PipeInput, session: FakeSession) -> None:
+@pytest.mark.parametrize(
+    ("target", "first"),
+    [(None, 0), ("likely-refusals=0.05", 1), ("max-refusals=0.2", 0), ("max-refusals=-1", 0)],
+)
+def test_the_cursor_starts_at_the_target_or_else_at_the_knee(
+    keys: PipeInput, session: FakeSession, target: str | None, first: int
+) -> None:
+    session.target = target
     printed = drive(keys, session, ENTER + CTRL_C)
-    assert "Trial 0: one direction at layer 17.4" in printed
+    assert f"Trial {first}: one direction at layer 17.4" in printed
 
 
 @pytest.mark.parametrize("tested", [False, True])

@@ -11,7 +11,7 @@ from heretic_kl.ablation import EditParameters, WeightKernel
 from heretic_kl.events import ModelSaved
 from heretic_kl.kl import wilson_interval
 from heretic_kl.scoring import PreviewedResponse, Score, Stopped
-from heretic_kl.search import TrialRecord, pareto_front
+from heretic_kl.search import TrialRecord, landmarks, pareto_front
 
 EDIT = EditParameters(17.4, {"attention": WeightKernel(0.92, 20.0, 0.46, 12.0)})
 
@@ -97,10 +97,15 @@ class FakeSession:
         self.response: Callable[[int | None], Iterator[str]] = lambda number: iter(["fine"])
         self.previewed: dict[tuple[int | None, str], list[tuple[Any, ...]]] = {}
         self.trouble: BaseException | None = None
+        self.target: str | None = None
 
     @property
     def front(self) -> tuple[TrialRecord, ...]:
         return pareto_front(self.trials)
+
+    @property
+    def landmarks(self) -> dict[int, str]:
+        return landmarks(self.front, self.target)
 
     def test_scores(self, number: int) -> Mapping[str, Score] | None:
         return self.tested.get(number)

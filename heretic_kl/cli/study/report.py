@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from heretic_kl.cli.command import SUMMARIES, Command
-from heretic_kl.cli.output import observing, writes_json
+from heretic_kl.cli.output import STDOUT, observing, write, writes_json
 from heretic_kl.cli.study.settings import StudySettings, read_named
 from heretic_kl.config import read_settings
 from heretic_kl.config.tables import Location, Text, setting
-from heretic_kl.errors import ExportError, StudyError
+from heretic_kl.errors import ConfigError, ExportError, StudyError
 
 
 class ReportSettings(StudySettings):
@@ -27,7 +27,10 @@ class ReportSettings(StudySettings):
     shown_first: ClassVar[tuple[str, ...]] = ("Report", "Study", "Output")
 
     output: Location | None = setting(
-        None, "File of the report (default: STUDY.html beside the study)", metavar="FILE", short="o"
+        None,
+        "File of the report, - for stdout (default: STUDY.html beside the study)",
+        metavar="FILE",
+        short="o",
     )
     open: bool = setting(False, "Open the report in the browser, if stdout is a terminal")
     png: Location | None = setting(
@@ -51,6 +54,9 @@ def run(words: Sequence[str]) -> int:
         HereticKLError: there is no such study, or a file cannot be written; one line each.
     """
     settings = _with_folder(read_settings(ReportSettings, words))
+    if settings.output == STDOUT and (writes_json() or settings.open):
+        flag = "--json" if writes_json() else "--open"
+        raise ConfigError(f"--output -: stdout holds the page; leave out {flag} or name a file")
     study = read_named(settings)
 
     from heretic_kl.events import Notice, Result
@@ -79,6 +85,8 @@ def run(words: Sequence[str]) -> int:
         raise StudyError(f"{what} ({one_line(error)[:200]})") from error
     target = settings.output or beside / f"{study.name}.html"
     contents = {target: render(page).encode("utf-8", "backslashreplace")}
+    if target == STDOUT:
+        write(contents.pop(target).decode("utf-8"))
     shown = pictures(page) if settings.png or settings.card else ()
     drawn = [CardPicture(f.name, png(f.drawing), f.summary, f.caption) for f in shown]
     if settings.png is not None:
@@ -92,7 +100,7 @@ def run(words: Sequence[str]) -> int:
         observer(Result("report", {"study": study.name, "files": [str(path) for path in files]}))
         if settings.open and (problem := _not_opened(target)):
             observer(Notice(problem))
-    if not writes_json():
+    if not writes_json() and target != STDOUT:
         for path in files:
             say(make_console(), str(path))
     return 0
