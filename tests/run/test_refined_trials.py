@@ -152,6 +152,32 @@ def test_every_strength_that_was_measured_is_a_trial_and_weaker_ones_follow(
     )
 
 
+@pytest.mark.parametrize("problem", ["no time", "a KL that is not finite"])
+def test_weaker_strengths_are_no_condition_of_a_learned_edit(
+    refusing, tmp_path, markers, monkeypatch, problem
+):
+    def measure(run, plan, factor):
+        if factor == WEAKER[0]:
+            raise MeasurementError("the KL is not finite")
+        return measured(run, plan, factor)
+
+    measured = refine._measure
+    monkeypatch.setattr(refine, "best_strength", lambda first, *others: [first])
+    if problem == "no time":
+        monkeypatch.setattr(refine, "_in_time", lambda run, deadline: False)
+    else:
+        monkeypatch.setattr(refine, "_measure", measure)
+    run, seen = refining(refusing, tmp_path, markers, refinement={"trials": 1, "steps": 4})
+    with run:
+        run.search()
+        run.refine()
+        (learned,) = (record for record in run.trials if record.refinement)
+        assert [learned] == [*run.parts.study.refined]
+    notices = [event.message for event in seen if isinstance(event, events.Notice)]
+    line = f"no weaker strength of trial {learned.number} is measured: the KL is not finite"
+    assert (line in notices) == (problem != "no time")
+
+
 def test_a_learned_edit_that_is_missing_or_changed_is_one_line(tmp_path):
     from heretic_kl.ablation import SiteKey, ablation_operator
 

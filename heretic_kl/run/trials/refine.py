@@ -135,13 +135,13 @@ def _measure_weaker(run: RunParts, refiner: Refiner, deadline: float) -> None:
         assert best is not None and best.refinement is not None
         if not _in_time(run, deadline):
             break
+        strength = best.refinement.strength * factor
         try:
-            weaker = _measure(run, _plan(run, best), factor)
+            weaker = replace(_measure(run, _plan(run, best), factor), factor=strength)
+            record = _add_strength(run, refiner, best, weaker)
         except HereticKLError as error:
             run.tell.notice(f"no weaker strength of trial {best.number} is measured: {error}")
             break
-        strength = best.refinement.strength * factor
-        record = _add_strength(run, refiner, best, replace(weaker, factor=strength))
         _tell(run, record, len(run.study.refined), 0.0)
 
 
