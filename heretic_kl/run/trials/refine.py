@@ -248,12 +248,19 @@ def _add(
 
 
 def _at_best_strength(run: RunParts, plan: Plan, deadline: float) -> list[AtStrength[_Measured]]:
-    """A learned edit at the strengths that were measured, the best one first."""
+    """A learned edit at the strengths that were measured, the best one first.
+
+    A third of the measurements that there is time for are left to weaker strengths.
+    """
+    first = _measure(run, plan, 1.0)
+    seconds, left = _measuring_seconds(run), deadline - time.perf_counter()
+    if math.isfinite(left):
+        seconds *= min(len(WEAKER), max(0, int(left / max(1e-9, 3 * seconds))))
     return best_strength(
-        _measure(run, plan, 1.0),
+        first,
         run.settings.target_refusals,
         lambda factor: _measure(run, plan, factor),
-        lambda: _in_time(run, deadline),
+        lambda: _in_time(run, deadline - seconds),
         lambda error: run.tell.notice(f"no other strength of the edit is measured: {error}"),
     )
 

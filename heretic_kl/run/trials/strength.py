@@ -20,8 +20,9 @@ NEAREST = 0.97
 """No strength is measured that is nearer than this factor to one that meets the target."""
 WEAKEST, STRONGEST = 0.6, 1.5
 """Factors between one measurement and the next, at most."""
-WEAKER = (0.7, 0.5, 0.35)
-"""Of the strength that meets the target; measured last, for people who accept more refusals."""
+WEAKER = (0.5, 0.7, 0.35)
+"""Of the strength that meets the target; measured last, for people who accept more refusals. Where
+time is short, the first ones."""
 LEAST_STRONGER = 1.06
 """By less, often no response changes; its square the second time, its cube the third time."""
 
