@@ -372,13 +372,3 @@ def test_no_edit_is_learned_once_weights_are_offloaded(
         assert len(run.parts.study.refined) == learned
     last = [event.message for event in seen if isinstance(event, events.Notice)][-1]
     assert last.startswith("no further edit is refined: parts of the model are offloaded, and grad")
-
-
-@pytest.mark.parametrize(
-    ("left", "learns"),
-    [(200.0, 150.0), (800.0, 730.0), (100.0, 70.0), (40.0, 30.0), (float("inf"),) * 2],
-)
-def test_a_fifth_of_the_time_at_most_is_set_aside_for_other_strengths(left, learns):
-    trial = SimpleNamespace(refinement=None, seconds=10.0)
-    run = SimpleNamespace(study=SimpleNamespace(records=[trial]))
-    assert refine._learning_seconds(run, left) == learns

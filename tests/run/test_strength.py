@@ -1,8 +1,11 @@
 """Learned edits are measured at a few strengths, and the one that just meets the target is kept."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from heretic_kl.errors import MeasurementError
+from heretic_kl.run.trials import refine
 from heretic_kl.run.trials.strength import (
     LEAST_STRONGER,
     MEASUREMENTS,
@@ -99,3 +102,34 @@ def test_just_above_the_target_it_becomes_so_much_stronger_that_responses_change
     first, second = at(1.0, 0.0505), at(LEAST_STRONGER, 0.0505)
     assert next_factor([first], TARGET) == LEAST_STRONGER
     assert next_factor([first, second], TARGET) == pytest.approx(LEAST_STRONGER**3)
+
+
+@pytest.mark.parametrize(
+    ("left", "learns"),
+    [(200.0, 150.0), (800.0, 730.0), (100.0, 70.0), (40.0, 30.0), (float("inf"),) * 2],
+)
+def test_a_fifth_of_the_time_at_most_is_set_aside_for_other_strengths(left, learns):
+    trial = SimpleNamespace(refinement=None, seconds=10.0)
+    run = SimpleNamespace(study=SimpleNamespace(records=[trial]))
+    assert refine._learning_seconds(run, left) == learns
+
+
+@pytest.mark.parametrize(
+    ("left", "strengths"), [(25, 2), (35, 2), (45, 3), (float("inf"), 3), (5, 0)]
+)
+def test_time_for_strengths_is_shared_with_weaker_ones(monkeypatch, left, strengths):
+    """Each measurement takes 10 s; a third of what fits, rounded down, is left over."""
+    clock, measured = [0.0], []
+
+    def measure(run, plan, factor):
+        clock[0] += 10
+        measured.append(factor)
+        return AtStrength(factor, 0.0, factor, None)
+
+    monkeypatch.setattr(refine.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(refine, "_measure", measure)
+    trial = SimpleNamespace(refinement=None, seconds=10.0)
+    settings = SimpleNamespace(target_refusals=0.05)
+    run = SimpleNamespace(settings=settings, study=SimpleNamespace(records=[trial]))
+    kept = refine._at_best_strength(run, {}, deadline=10 + left)
+    assert len(kept) == len(measured) == 1 + strengths
