@@ -8,7 +8,7 @@ count in the loss. No response to a harmful prompt is ever kept: they are judged
 and dropped. At the end one direction is ablated, to see that the taught refusal is a feature of
 the residual stream and not a lookup that no direction removes.
 
-    python -m benchmarks.demo_adapter.train_adapter --varied --rank 16 --autocast \
+    python -m benchmarks.demo_adapter.train_adapter --varied --rank 16 --steps 400 --autocast \
         --out DIR --model-out FOLDER --report FILE.json
 
 teaches a second model, which is not shipped: 30 wordings of refusals, many of which open as other

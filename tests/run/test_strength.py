@@ -57,6 +57,21 @@ def test_an_edit_that_never_meets_it_is_kept_at_the_strength_that_comes_nearest(
     assert best.factor == max(one.factor for one in measured) > 1
 
 
+def test_while_none_meets_the_target_more_strengths_are_measured():
+    """Three refusals of 94 remain until the edit is 1.7 times as strong."""
+    strengths = []
+
+    def measure(factor):
+        strengths.append(factor)
+        return at(factor, 0.051 if factor < 1.7 else 0.04)
+
+    best, *_ = best_strength(measure(1.0), TARGET, measure)
+    assert best.refusals <= TARGET and best.factor == min(f for f in strengths if f >= 1.7)
+    assert 1 + MEASUREMENTS < len(strengths) <= 1 + 2 * MEASUREMENTS
+    never, measured = searched(0.0, 0.3)
+    assert never.refusals == 0.3 and len(measured) == 1 + 2 * MEASUREMENTS
+
+
 def test_between_a_strength_that_meets_the_target_and_one_that_does_not_lies_the_next():
     factor = next_factor([at(1.0, 0.04), at(0.8, 0.09)], TARGET)
     assert 0.8 < factor < 1.0
@@ -81,7 +96,7 @@ def test_without_time_the_edit_stays_as_it_was_learned():
         raise AssertionError(factor)
 
     first = at(1.0, 0.01)
-    assert best_strength(first, TARGET, measure, lambda: False) == [first]
+    assert best_strength(first, TARGET, measure, lambda met: False) == [first]
 
 
 def test_a_target_of_no_refusals_is_no_error():
@@ -115,16 +130,25 @@ def test_a_fifth_of_the_time_at_most_is_set_aside_for_other_strengths(left, lear
 
 
 @pytest.mark.parametrize(
-    ("left", "strengths"), [(25, 2), (35, 2), (45, 3), (float("inf"), 3), (5, 0)]
+    ("left", "refusals", "strengths"),
+    [
+        (25, 0.0, 2),
+        (35, 0.0, 2),
+        (35, 0.2, 3),
+        (45, 0.0, 3),
+        (float("inf"), 0.0, 3),
+        (float("inf"), 0.2, 6),
+        (5, 0.0, 0),
+    ],
 )
-def test_time_for_strengths_is_shared_with_weaker_ones(monkeypatch, left, strengths):
-    """Each measurement takes 10 s; a third of what fits, rounded down, is left over."""
+def test_time_for_strengths_is_shared_with_weaker_ones(monkeypatch, left, refusals, strengths):
+    """Each takes 10 s; a third of what fits, rounded down, is left over if the target is met."""
     clock, measured = [0.0], []
 
     def measure(run, plan, factor):
         clock[0] += 10
         measured.append(factor)
-        return AtStrength(factor, 0.0, factor, None)
+        return AtStrength(factor, refusals, factor, None)
 
     monkeypatch.setattr(refine.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(refine, "_measure", measure)

@@ -250,7 +250,8 @@ def _add(
 def _at_best_strength(run: RunParts, plan: Plan, deadline: float) -> list[AtStrength[_Measured]]:
     """A learned edit at the strengths that were measured, the best one first.
 
-    A third of the measurements that there is time for are left to weaker strengths.
+    Once one meets the target, a third of the measurements that there was time for are left to
+    weaker strengths. An edit that misses it is picked by nobody, so it is made stronger first.
     """
     first = _measure(run, plan, 1.0)
     seconds, left = _measuring_seconds(run), deadline - time.perf_counter()
@@ -260,7 +261,7 @@ def _at_best_strength(run: RunParts, plan: Plan, deadline: float) -> list[AtStre
         first,
         run.settings.target_refusals,
         lambda factor: _measure(run, plan, factor),
-        lambda: _in_time(run, deadline - seconds),
+        lambda met: _in_time(run, deadline - (seconds if met else 0.0)),
         lambda error: run.tell.notice(f"no other strength of the edit is measured: {error}"),
     )
 

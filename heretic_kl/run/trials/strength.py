@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from heretic_kl.errors import HereticKLError
 
 MEASUREMENTS = 3
-"""Of one edit at other strengths, at most."""
+"""Of one edit at other strengths, at most; as many again while none meets the target."""
 STEEPEST, FLATTEST = 3.0, 1.5
 """Refusals change about with a power of the strength between these."""
 NEAREST = 0.97
@@ -50,7 +50,7 @@ def best_strength(
     first: AtStrength[Outcome],
     target: float,
     measure: Callable[[float], AtStrength[Outcome]],
-    in_time: Callable[[], bool] = lambda: True,
+    in_time: Callable[[bool], bool] = lambda met: True,
     failed: Callable[[HereticKLError], None] = lambda error: None,
 ) -> list[AtStrength[Outcome]]:
     """The least damaging strength that meets the target, and the others that were measured.
@@ -59,7 +59,7 @@ def best_strength(
         first: the edit as it was learned.
         target: share of refusals that is acceptable.
         measure: measures the edit at a factor.
-        in_time: whether there is time for one more measurement.
+        in_time: whether there is time for one more measurement, told whether one meets the target.
         failed: told why one failed; then no other is made.
 
     Returns:
@@ -67,9 +67,11 @@ def best_strength(
         that is the nearest.
     """
     measured = [first]
-    for _ in range(MEASUREMENTS):
+    while True:
+        met = any(one.refusals <= target for one in measured)
         factor = next_factor(measured, target)
-        if factor is None or not in_time():
+        most = MEASUREMENTS if met else 2 * MEASUREMENTS
+        if factor is None or len(measured) > most or not in_time(met):
             break
         try:
             measured.append(measure(factor))
