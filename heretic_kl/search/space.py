@@ -175,6 +175,7 @@ def refinement_parameters(refinement: Refinement) -> dict[str, Any]:
         f"{REFINE}form": refinement.form,
         f"{REFINE}rank": refinement.rank,
         f"{REFINE}mass_limit": refinement.mass_limit,
+        f"{REFINE}strength": refinement.strength,
     }
 
 
@@ -185,4 +186,5 @@ def refinement_distributions() -> dict[str, BaseDistribution]:
         f"{REFINE}form": CategoricalDistribution(("strength", "direction", "factors")),
         f"{REFINE}rank": IntDistribution(1, 1024),
         f"{REFINE}mass_limit": FloatDistribution(1e-4, 1.0, log=True),
+        f"{REFINE}strength": FloatDistribution(1e-3, 1e3, log=True),
     }

@@ -119,7 +119,7 @@ def test_a_search_goes_on_elsewhere_from_the_storage_alone(
         study = read_study("s", tmp_path, url)
         assert outcome(study) == undisturbed
         shutil.rmtree(tmp_path / "second")
-        (learned,) = (record for record in study.records if record.edit.refinement is not None)
+        learned = next(record for record in study.records if record.refinement)
         saved = ("--trial", str(learned.number), "--save", str(tmp_path / "model"))
         code, _, errors = call("save", "s", *saved, *plug_in, *place("third"))
         assert code == 0, errors

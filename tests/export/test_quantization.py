@@ -145,7 +145,7 @@ def test_an_edit_is_searched_learned_saved_and_read_back(
     words += ["--refinement.trials=1", "--refinement.steps=2", "--refinement.kl-tokens=3"]
     assert cli.main(words) == 0, capsys.readouterr().err
     study = read_study(None, tmp_path / "studies")
-    (record,) = (record for record in study.records if record.refinement)
+    record = next(record for record in study.records if record.refinement)
     assert record.refinement.steps == 2
     assert cli.main(["save", "--trial", str(record.number), "--save", "out"]) == 0
     plan = PlanStore(tmp_path / "studies", study.name).load(record.refinement.sha256)
