@@ -28,7 +28,7 @@ from heretic_kl.run.trials.refine import refine_front
 from heretic_kl.run.trials.search import search
 from heretic_kl.run.trials.test import test_baseline, test_front, test_one
 from heretic_kl.scoring import PreviewedResponse, Score, summed_judging
-from heretic_kl.search import TrialRecord, landmarks, pick
+from heretic_kl.search import TrialRecord, notable_trials, pick
 
 
 def _ignore(event: object) -> None:
@@ -194,12 +194,12 @@ class Session:
         return test_baseline(self.parts)
 
     @property
-    def landmarks(self) -> dict[int, str]:
-        """Trials of the front to look at first; see `heretic_kl.search.landmarks`."""
+    def notable_trials(self) -> dict[int, str]:
+        """Trials of the front to look at first; see `heretic_kl.search.notable_trials`."""
         target, suite = self.parts.settings.target_refusals, self.parts.suite
         lowered = [spec.name for spec in suite.objectives if spec.role == "minimize"]
         names = [name for name in suite.refusal_objectives if name in lowered]
-        return landmarks(self.front, f"likely-{names[0]}={target:g}" if names else None)
+        return notable_trials(self.front, f"likely-{names[0]}={target:g}" if names else None)
 
     def pick(self, rule: str) -> TrialRecord:
         """The trial that a rule names; see `heretic_kl.search.pick`.

@@ -63,7 +63,7 @@ def knee(front: Sequence[TrialRecord]) -> TrialRecord:
     return min(front, key=lambda trial: (distance(trial), trial.number))
 
 
-def landmarks(front: Sequence[TrialRecord], target: str | None) -> dict[int, str]:
+def notable_trials(front: Sequence[TrialRecord], target: str | None) -> dict[int, str]:
     """The trials of a front to look at first, by number; the one to begin with comes first.
 
     Args:

@@ -60,7 +60,7 @@ class PickerSession(ChatSession, PreviewSession, Protocol):
         """The Pareto front, by the first objective."""
 
     @property
-    def landmarks(self) -> Mapping[int, str]:
+    def notable_trials(self) -> Mapping[int, str]:
         """What some of its trials are, by number; the one to begin with comes first."""
 
     @property
@@ -138,7 +138,7 @@ class Picker:
         while True:
             listed = self._listed()
             if at is None and listed:
-                at = str(next(iter(self._session.landmarks)))
+                at = str(next(iter(self._session.notable_trials)))
             choice = choose("Trial?", self._entries(listed), start_at=at, leave="exit")
             if choice is None or choice == "exit":
                 return 0
@@ -164,7 +164,7 @@ class Picker:
         return [*entries, ("exit", "exit")]
 
     def _trial_entries(self, trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
-        marks = self._session.landmarks if trials else {}
+        marks = self._session.notable_trials if trials else {}
         entries = []
         for trial in trials:
             mark = f"  <- {marks[trial.number]}" if trial.number in marks else ""

@@ -9,7 +9,7 @@ from heretic_kl.search import (
     by_score,
     check_rule,
     knee,
-    landmarks,
+    notable_trials,
     pareto_front,
     pick,
 )
@@ -70,9 +70,12 @@ def test_what_cannot_be_told_from_a_trial_of_the_front_is_listed_with_it():
 
 def test_the_trial_to_begin_with_meets_the_target_or_is_the_knee():
     front = pareto_front(TRIALS)
-    assert [*landmarks(front, "max-refusals=0.05").items()] == [(3, "at the target"), (2, "knee")]
-    assert landmarks(front, "max-refusals=0.2") == {2: "at the target, knee"}
-    assert landmarks(front, "max-refusals=-1") == landmarks(front, None) == {2: "knee"}
+    assert [*notable_trials(front, "max-refusals=0.05").items()] == [
+        (3, "at the target"),
+        (2, "knee"),
+    ]
+    assert notable_trials(front, "max-refusals=0.2") == {2: "at the target, knee"}
+    assert notable_trials(front, "max-refusals=-1") == notable_trials(front, None) == {2: "knee"}
 
 
 def test_knee_is_near_the_ideal():

@@ -11,7 +11,7 @@ from heretic_kl.ablation import EditParameters, WeightKernel
 from heretic_kl.events import ModelSaved
 from heretic_kl.kl import wilson_interval
 from heretic_kl.scoring import PreviewedResponse, Score, Stopped
-from heretic_kl.search import TrialRecord, landmarks, pareto_front
+from heretic_kl.search import TrialRecord, notable_trials, pareto_front
 
 EDIT = EditParameters(17.4, {"attention": WeightKernel(0.92, 20.0, 0.46, 12.0)})
 
@@ -104,8 +104,8 @@ class FakeSession:
         return pareto_front(self.trials)
 
     @property
-    def landmarks(self) -> dict[int, str]:
-        return landmarks(self.front, self.target)
+    def notable_trials(self) -> dict[int, str]:
+        return notable_trials(self.front, self.target)
 
     def test_scores(self, number: int) -> Mapping[str, Score] | None:
         return self.tested.get(number)
