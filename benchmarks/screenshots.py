@@ -2,7 +2,7 @@
 
     python benchmarks/screenshots.py --model MODEL [--config FILE] [--output docs/figures]
 
-Those in docs/figures are of the demo model, with `--trials 14 --config benchmarks/screenshots.toml`.
+Those in docs/figures: the demo model, `--trials 14 --config benchmarks/screenshots.toml`.
 Runs the command in tmux (which has to be installed), presses the keys that a person would press,
 and writes what the terminal then shows as SVG. Nothing is kept but the pictures: the study is
 thrown away.
